@@ -1,0 +1,242 @@
+//! One mapping of a file, and the only place where its address becomes a slice.
+//!
+//! A [`Map`] is never turned into `&mut [u8]` as a whole (`memmap2::MmapMut` would do that in its
+//! `DerefMut`): such a reference aliases every view that is out, even if nothing is done with it.
+//! What leaves this module is a [`Span`], a bare address and length, and the two `unsafe` methods
+//! that make a slice of one.
+//!
+//! A map reserves address space past the end of its file, so that the file can grow inside it
+//! without anything moving. No access is made there: bounds come from the length of the file,
+//! never from the length of the map.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::range::{ByteRange, PageRange};
+use crate::sys;
+
+/// Least address space reserved for a file, in bytes.
+const LEAST_RESERVATION: u64 = 1 << 20;
+
+/// What a mapping may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    Read,
+    ReadWrite,
+}
+
+/// One shared mapping of a file.
+#[derive(Debug)]
+pub(crate) struct Map {
+    raw: MmapRaw,
+}
+
+impl Map {
+    /// Maps the first `len` bytes of `file`, and address space for it to double.
+    ///
+    /// Where the reservation cannot be had (`RLIMIT_AS`, a 32-bit address space, a platform that
+    /// does not map past the end) exactly `len` bytes are mapped; `len` is not 0 then.
+    pub(crate) fn new(file: &File, len: u64, protection: Protection) -> io::Result<Self> {
+        if sys::CAN_MAP_PAST_END {
+            let reservation = len
+                .saturating_mul(2)
+                .max(LEAST_RESERVATION)
+                .checked_next_power_of_two()
+                .unwrap_or(len);
+            if let Ok(map) = Self::exact(file, reservation, protection) {
+                return Ok(map);
+            }
+        }
+        Self::exact(file, len, protection)
+    }
+
+    fn exact(file: &File, len: u64, protection: Protection) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut options = MmapOptions::new();
+        options.len(len);
+        let raw = match protection {
+            Protection::Read => options.map_raw_read_only(file),
+            Protection::ReadWrite => options.map_raw(file),
+        }?;
+        addresses().insert(raw.as_ptr() as usize, raw.len());
+        Ok(Self { raw })
+    }
+
+    /// Bytes of address space, of which the file's length may be used.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.raw.len() as u64
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.raw.as_mut_ptr()
+    }
+
+    /// The address of a range.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not inside the map, in builds with debug assertions.
+    #[inline]
+    pub(crate) fn span(&self, range: ByteRange) -> Span {
+        debug_assert!(range.end() <= self.capacity());
+        // SAFETY: the callers' ranges are inside the file, and the file's length is never above
+        // the capacity of the map that is current (`open_file` grows the map first).
+        let addr = unsafe { self.raw.as_mut_ptr().add(range.start() as usize) };
+        Span {
+            // SAFETY: a mapping is never at address 0.
+            addr: unsafe { NonNull::new_unchecked(addr) },
+            len: range.len() as usize,
+        }
+    }
+
+    /// The pages of a range, for the calls of [`sys`].
+    ///
+    /// The last page of a file may end past its length; the map is a whole number of pages.
+    pub(crate) fn run(&self, pages: PageRange) -> sys::Run {
+        debug_assert!(pages.start() <= self.capacity());
+        sys::Run {
+            addr: self.raw.as_mut_ptr().wrapping_add(pages.start() as usize),
+            len: pages.len() as usize,
+        }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // Before the address can be given to somebody else: `raw` is unmapped after this body.
+        addresses().remove(&(self.raw.as_ptr() as usize));
+    }
+}
+
+/// The address and length of bytes in a map: no reference, and no right to look at them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    addr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address is no access; the methods that make a slice of it are `unsafe`, and their
+// contract holds whatever thread calls them.
+unsafe impl Send for Span {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// A span of no bytes, which is not in any map.
+    pub(crate) const EMPTY: Self = Self {
+        addr: NonNull::dangling(),
+        len: 0,
+    };
+
+    /// The bytes.
+    ///
+    /// # Safety
+    ///
+    /// For as long as `'a`:
+    /// - the map lives;
+    /// - a lease keeps every writer of this process off the bytes.
+    #[inline]
+    pub(crate) unsafe fn as_slice<'a>(self) -> &'a [u8] {
+        // SAFETY: the span is inside a live map, and nothing writes to it, by contract.
+        unsafe { std::slice::from_raw_parts(self.addr.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to change.
+    ///
+    /// # Safety
+    ///
+    /// For as long as `'a`:
+    /// - the map lives, and is writable;
+    /// - an exclusive lease keeps every other view of this process off the bytes, and there is no
+    ///   other slice made under the same lease.
+    #[inline]
+    pub(crate) unsafe fn as_mut_slice<'a>(self) -> &'a mut [u8] {
+        // SAFETY: the span is inside a live map, and nobody else looks at it, by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.addr.as_ptr(), self.len) }
+    }
+
+    /// Copies `data` over the bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the lengths differ.
+    ///
+    /// # Safety
+    ///
+    /// As for [`as_mut_slice`](Self::as_mut_slice), for the time of the call. `data` may lie
+    /// in the same map only if it does not overlap the span.
+    pub(crate) unsafe fn copy_from(self, data: &[u8]) {
+        assert_eq!(self.len, data.len());
+        // SAFETY: both are of that length; the span is writable and leased, by contract, and an
+        // exclusive lease excludes that `data` is a view of the same bytes.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.addr.as_ptr(), self.len) }
+    }
+}
+
+/// The pages around `data`, if they are in one of this crate's maps.
+///
+/// Bytes of a map may not be read on an executor thread, since that may fault, and a write that
+/// takes its data from them could wait for its own source.
+pub(crate) fn pages_if_mapped(data: &[u8]) -> Option<sys::Run> {
+    let start = data.as_ptr() as usize;
+    let (base, capacity) = {
+        let addresses = addresses();
+        let (base, capacity) = addresses.range(..=start).next_back()?;
+        (*base, *capacity)
+    };
+    if data.is_empty() || start - base >= capacity {
+        return None;
+    }
+    let page = sys::page_size();
+    let before = start % page;
+    Some(sys::Run {
+        addr: data.as_ptr().cast_mut().wrapping_sub(before),
+        len: (before + data.len()).next_multiple_of(page),
+    })
+}
+
+/// Base address and length of every live map of the process.
+fn addresses() -> MutexGuard<'static, BTreeMap<usize, usize>> {
+    static ADDRESSES: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+    // A map of plain numbers is whole after any panic.
+    ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_space_is_reserved_past_the_end() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(5000).unwrap();
+        let map = Map::new(&file, 5000, Protection::ReadWrite).unwrap();
+        assert!(map.capacity() >= 5000);
+        if sys::CAN_MAP_PAST_END {
+            assert_eq!(map.capacity(), LEAST_RESERVATION);
+        }
+        let span = map.span(ByteRange::between(4990, 5000));
+        // SAFETY: the map lives, and this test is its only user.
+        unsafe { span.copy_from(b"0123456789") };
+        // SAFETY: as above.
+        assert_eq!(unsafe { span.as_slice() }, b"0123456789");
+    }
+
+    #[test]
+    fn bytes_of_a_map_are_recognised_while_it_lives() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(9000).unwrap();
+        let map = Map::new(&file, 9000, Protection::Read).unwrap();
+        // SAFETY: the map lives until the end of the test, and nobody writes to it.
+        let inside = unsafe { map.span(ByteRange::between(5000, 9000)).as_slice() };
+        let run = pages_if_mapped(inside).unwrap();
+        assert_eq!(run.addr as usize % sys::page_size(), 0);
+        assert!(run.len >= 4000);
+        assert!(pages_if_mapped(b"elsewhere").is_none());
+    }
+}

@@ -1,0 +1,37 @@
+//! How a file is mapped, and what each way permits.
+
+use crate::error::{MmapIoError, Result};
+
+/// How a file is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MmapMode {
+    /// Reads only; the file must exist.
+    ReadOnly,
+    /// Reads and writes, shared with every other mapping of the file.
+    ReadWrite,
+}
+
+impl MmapMode {
+    /// Fails unless the mode permits `operation` to change the file.
+    #[inline]
+    pub(crate) fn require_write(self, operation: &'static str) -> Result<()> {
+        match self {
+            Self::ReadWrite => Ok(()),
+            Self::ReadOnly => Err(MmapIoError::InvalidMode(operation)),
+        }
+    }
+}
+
+/// Whether the pages of a file are made resident when it is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TouchHint {
+    /// Pages come in when they are asked for.
+    #[default]
+    Never,
+    /// Every page is read in, on the pool, before the open resolves.
+    Eager,
+    /// The same as [`Never`](Self::Never); kept for its name.
+    Lazy,
+}

@@ -1,0 +1,201 @@
+//! Byte ranges that cannot overflow, and their widening to pages.
+
+use crate::error::{MmapIoError, Result};
+
+/// Largest size of a file in bytes: what an offset in 32 KiB blocks can name on 64-bit, what an
+/// address space can hold on 32-bit.
+pub(crate) const MAX_LEN: u64 = if cfg!(target_pointer_width = "64") {
+    128 << 40
+} else {
+    (2 << 30) - 1
+};
+
+/// A half-open range of bytes, `start <= end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByteRange {
+    start: u64,
+    end: u64,
+}
+
+impl ByteRange {
+    /// No bytes.
+    pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
+
+    /// The range of `len` bytes at `offset`, if it lies inside `total` bytes.
+    #[inline]
+    pub(crate) fn new(offset: u64, len: u64, total: u64) -> Result<Self> {
+        match offset.checked_add(len) {
+            Some(end) if end <= total => Ok(Self { start: offset, end }),
+            _ => Err(MmapIoError::OutOfBounds { offset, len, total }),
+        }
+    }
+
+    /// The range from `start` to `end`.
+    ///
+    /// # Panics
+    ///
+    /// When `start > end`, in builds with debug assertions.
+    #[inline]
+    pub(crate) fn between(start: u64, end: u64) -> Self {
+        debug_assert!(start <= end, "{start} is past {end}");
+        Self { start, end }
+    }
+
+    #[inline]
+    pub(crate) fn start(self) -> u64 {
+        self.start
+    }
+
+    #[inline]
+    pub(crate) fn end(self) -> u64 {
+        self.end
+    }
+
+    #[inline]
+    pub(crate) fn len(self) -> u64 {
+        self.end - self.start
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether the two, neither of them empty, share a byte.
+    #[inline]
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+
+    /// The smallest range that covers both.
+    #[inline]
+    pub(crate) fn hull(self, other: Self) -> Self {
+        Self {
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+        }
+    }
+
+    /// Checks the range against a length that may have shrunk since it was made.
+    #[inline]
+    pub(crate) fn check(self, total: u64) -> Result<()> {
+        if self.end <= total {
+            Ok(())
+        } else {
+            Err(MmapIoError::OutOfBounds {
+                offset: self.start,
+                len: self.len(),
+                total,
+            })
+        }
+    }
+
+    /// The whole pages that hold the range.
+    #[inline]
+    pub(crate) fn to_pages(self, page_size: usize) -> PageRange {
+        let mask = page_size as u64 - 1;
+        PageRange(Self {
+            start: self.start & !mask,
+            end: (self.end + mask) & !mask,
+        })
+    }
+
+    pub(crate) fn busy(self) -> MmapIoError {
+        MmapIoError::Busy {
+            offset: self.start,
+            len: self.len(),
+        }
+    }
+}
+
+impl From<ByteRange> for std::ops::Range<u64> {
+    fn from(range: ByteRange) -> Self {
+        range.start..range.end
+    }
+}
+
+impl From<std::ops::Range<u64>> for ByteRange {
+    fn from(range: std::ops::Range<u64>) -> Self {
+        Self::between(range.start, range.end)
+    }
+}
+
+/// A range of whole pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageRange(ByteRange);
+
+impl PageRange {
+    #[inline]
+    pub(crate) fn start(self) -> u64 {
+        self.0.start
+    }
+
+    #[inline]
+    pub(crate) fn end(self) -> u64 {
+        self.0.end
+    }
+
+    #[inline]
+    pub(crate) fn len(self) -> u64 {
+        self.0.len()
+    }
+
+    pub(crate) fn bytes(self) -> ByteRange {
+        self.0
+    }
+
+    /// Appends the range, or widens the last one when the two touch.
+    pub(crate) fn push_onto(self, runs: &mut Vec<Self>) {
+        match runs.last_mut() {
+            Some(last) if self.start() >= last.start() && self.start() <= last.end() => {
+                last.0.end = last.0.end.max(self.0.end);
+            }
+            _ => runs.push(self),
+        }
+    }
+
+    /// Cuts the range into pieces of at most `step` bytes, itself a multiple of the page size.
+    pub(crate) fn steps(self, step: u64) -> impl Iterator<Item = Self> {
+        let end = self.end();
+        (self.start()..end)
+            .step_by(step as usize)
+            .map(move |start| Self(ByteRange::between(start, end.min(start + step))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_exact_and_never_wrap() {
+        assert!(ByteRange::new(0, 0, 0).is_ok());
+        assert!(ByteRange::new(10, 0, 10).is_ok());
+        assert!(ByteRange::new(4, 6, 10).is_ok());
+        assert!(ByteRange::new(5, 6, 10).is_err());
+        assert!(ByteRange::new(u64::MAX, 1, u64::MAX).is_err());
+        assert!(ByteRange::new(1, u64::MAX, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn overlap_needs_a_shared_byte() {
+        let range = |start, end| ByteRange::between(start, end);
+        assert!(range(0, 5).overlaps(range(4, 6)));
+        assert!(!range(0, 5).overlaps(range(5, 6)));
+        assert!(range(3, 4).overlaps(range(0, 9)));
+    }
+
+    #[test]
+    fn runs_of_pages_merge_when_they_touch() {
+        let mut runs = Vec::new();
+        for (start, end) in [(0, 1), (4096, 4097), (100_000, 100_001)] {
+            ByteRange::between(start, end)
+                .to_pages(4096)
+                .push_onto(&mut runs);
+        }
+        assert_eq!(runs.len(), 2);
+        assert_eq!(runs[0].len(), 8192);
+        let steps: Vec<_> = runs[0].steps(4096).map(PageRange::start).collect();
+        assert_eq!(steps, [0, 4096]);
+    }
+}

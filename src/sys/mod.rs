@@ -1,0 +1,104 @@
+//! The platform boundary: everything the crate asks of an operating system.
+//!
+//! This is the one file that picks a platform. Every backend exports the same items, so that the
+//! rest of the crate has no `cfg` of its own for them; a port adds one file and one arm here.
+//!
+//! | item | Linux | other Unix | Windows |
+//! |---|---|---|---|
+//! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | a read of each page | a read of each page |
+//! | [`resident`] | `mincore(2)` | unknown | unknown |
+//! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
+//! | [`start_writeback`] | `sync_file_range(2)` | nothing | nothing |
+//! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
+//! | [`allocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
+//! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
+//! | [`sync_file`], [`sync_directory`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers`, nothing |
+//! | [`clone_file`] | `FICLONE` | nothing | nothing |
+//! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
+
+use std::time::SystemTime;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod linux;
+#[cfg(not(any(unix, windows)))]
+mod stub;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) use linux::*;
+#[cfg(not(any(unix, windows)))]
+pub(crate) use stub::*;
+#[cfg(unix)]
+pub(crate) use unix::*;
+#[cfg(windows)]
+pub(crate) use windows::*;
+
+/// What tells one file from every other while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    /// Device number, or volume serial number.
+    pub(crate) volume: u64,
+    /// Inode number, or 128-bit file id.
+    pub(crate) index: u128,
+}
+
+/// What a newly opened descriptor turns out to be.
+#[derive(Clone, Debug)]
+pub(crate) struct FileInfo {
+    pub(crate) id: FileId,
+    /// Length in bytes.
+    pub(crate) len: u64,
+    /// A regular file, not a directory, pipe, socket or device.
+    pub(crate) is_regular: bool,
+    /// Birth time, where the file system keeps one.
+    pub(crate) born: Option<SystemTime>,
+}
+
+/// What a descriptor was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    /// Positioned writes would land at the end of the file (`O_APPEND`).
+    pub(crate) append: bool,
+}
+
+/// A run of mapped memory whose pages are asked for.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Run {
+    /// First byte; at a page boundary.
+    pub(crate) addr: *mut u8,
+    /// Length in bytes; whole pages.
+    pub(crate) len: usize,
+}
+
+/// How soon the cached pages of a file range will be needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheHint {
+    /// Soon: start reading them.
+    WillNeed,
+    /// Not at all: drop those that are clean.
+    #[cfg_attr(not(test), allow(dead_code))] // `evict` is its caller to be.
+    DontNeed,
+}
+
+/// Advice about a range of mapped memory, in the platform's common terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Advice {
+    Normal,
+    Random,
+    Sequential,
+    WillNeed,
+    DontNeed,
+    Cold,
+    PageOut,
+    HugePage,
+    NoHugePage,
+}
+
+#[cfg(all(test, target_os = "linux", not(mmap_io_loom)))]
+mod tests;

@@ -1,0 +1,110 @@
+//! Targets with neither of the two families of calls. The crate compiles there, and says
+//! [`Unsupported`](io::ErrorKind::Unsupported) to whoever opens a file: everything starts with
+//! [`file_info`], so that what follows it is never reached, and asks nothing of the system.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use super::{Access, Advice, CacheHint, FileInfo, Run};
+
+pub(crate) const CAN_MAP_PAST_END: bool = false;
+
+fn unsupported<T>() -> io::Result<T> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// A number to calculate with; nothing is mapped.
+pub(crate) fn page_size() -> usize {
+    4096
+}
+
+pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
+    options
+}
+
+pub(crate) fn file_info(_file: &File) -> io::Result<FileInfo> {
+    unsupported()
+}
+
+pub(crate) fn access(_file: &File) -> io::Result<Access> {
+    unsupported()
+}
+
+pub(crate) fn sync_file(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn open_directory_of(_path: &Path) -> io::Result<Option<File>> {
+    unsupported()
+}
+
+pub(crate) fn sync_directory(_directory: &File) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn is_owner(_file: &File) -> bool {
+    false
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn populate_read(_run: Run) -> io::Result<()> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn populate_write(_runs: &[Run]) -> Result<(), (usize, io::Error)> {
+    unsupported().map_err(|error| (0, error))
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+    unsupported()
+}
+
+/// The one answer that is needed: memory in the process works without a file, and its leases then
+/// fence on both sides.
+pub(crate) fn register_barrier() -> bool {
+    false
+}
+
+pub(crate) fn barrier() -> io::Result<()> {
+    unsupported()
+}
+
+#[allow(dead_code)] // As on Linux.
+pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn allocate(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn sync_range(_file: &File, _run: Run) -> io::Result<()> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn advise(_run: Run, _advice: Advice) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
+    false
+}

@@ -1,0 +1,131 @@
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::*;
+
+fn sparse(pages: usize) -> (File, MmapRaw) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len((pages * page_size()) as u64).unwrap();
+    let map = MmapOptions::new().map_raw(&file).unwrap();
+    (file, map)
+}
+
+fn run(map: &MmapRaw, page: usize, pages: usize) -> Run {
+    Run {
+        addr: map.as_mut_ptr().wrapping_add(page * page_size()),
+        len: pages * page_size(),
+    }
+}
+
+#[test]
+fn populating_for_writing_allocates_holes_and_changes_nothing() {
+    let (file, map) = sparse(64);
+    let runs = [run(&map, 0, 1), run(&map, 7, 2), run(&map, 40, 1)];
+    // SAFETY: the runs are inside the live map.
+    unsafe { populate_write(&runs) }.unwrap();
+    file.sync_all().unwrap();
+    assert!(file.metadata().unwrap().blocks() > 0);
+    // SAFETY: as above.
+    assert!(unsafe { resident(runs[1]) }.unwrap());
+    let content = std::io::read_to_string(&file).unwrap();
+    assert!(content.bytes().all(|byte| byte == 0));
+}
+
+#[test]
+fn a_run_past_the_end_is_named() {
+    let (file, map) = sparse(64);
+    file.set_len(page_size() as u64).unwrap();
+    for runs in [
+        vec![run(&map, 0, 1), run(&map, 20, 1), run(&map, 0, 1)],
+        vec![run(&map, 0, 1), run(&map, 0, 2)],
+    ] {
+        // SAFETY: the runs are inside the live map; past the end the call reports an error.
+        let (index, error) = unsafe { populate_write(&runs) }.unwrap_err();
+        assert_eq!((index, error.raw_os_error()), (1, Some(libc::EFAULT)));
+    }
+    // SAFETY: as above.
+    let error = unsafe { populate_read(run(&map, 3, 1)) }.unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
+}
+
+#[test]
+fn a_barrier_can_be_had() {
+    assert!(register_barrier());
+    barrier().unwrap();
+}
+
+#[test]
+fn pages_leave_the_cache_when_they_are_clean() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let file = File::create_new(dir.path().join("data")).unwrap();
+    let len = 4 << 20;
+    std::io::Write::write_all(&mut &file, &vec![1; len]).unwrap();
+    start_writeback(&file, 0, len as u64).unwrap();
+    sync_file(&file).unwrap();
+    let map = MmapOptions::new()
+        .len(len)
+        .map_raw_read_only(&file)
+        .unwrap();
+    let all = run(&map, 0, len / page_size());
+    // SAFETY: the run is inside the live map.
+    assert!(unsafe { resident(all) }.unwrap());
+    cache_hint(&file, 0, len as u64, CacheHint::DontNeed).unwrap();
+    // SAFETY: as above.
+    assert!(!unsafe { resident(all) }.unwrap());
+    cache_hint(&file, 0, len as u64, CacheHint::WillNeed).unwrap();
+    // SAFETY: as above.
+    unsafe { populate_read(all) }.unwrap();
+    // SAFETY: as above.
+    assert!(unsafe { resident(all) }.unwrap());
+}
+
+#[test]
+fn reserving_blocks_keeps_the_length() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(100).unwrap();
+    allocate(&file, 0, 1 << 20).unwrap();
+    let metadata = file.metadata().unwrap();
+    assert_eq!(metadata.len(), 100);
+    assert!(metadata.blocks() * 512 >= 1 << 20);
+}
+
+#[test]
+fn contents_are_copied_whatever_the_positions() {
+    let source = tempfile::tempfile().unwrap();
+    let data: Vec<u8> = (0..100_000_u32).map(|at| at as u8).collect();
+    std::io::Write::write_all(&mut &source, &data).unwrap();
+    let destination = tempfile::tempfile().unwrap();
+    copy_contents(&source, &destination, data.len() as u64).unwrap();
+    // The position of `destination` is still at its start.
+    let mut copy = Vec::new();
+    std::io::Read::read_to_end(&mut &destination, &mut copy).unwrap();
+    assert!(copy == data);
+    let error = copy_contents(&source, &destination, 1 << 20).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn descriptors_tell_what_they_are_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    std::fs::write(&path, b"x").unwrap();
+    let read = File::open(&path).unwrap();
+    let access = access(&read).unwrap();
+    assert!(access.read && !access.write && !access.append);
+    let append = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap();
+    let access = super::access(&append).unwrap();
+    assert!(!access.read && access.write && access.append);
+    let (one, other) = (file_info(&read).unwrap(), file_info(&append).unwrap());
+    assert_eq!(one.id, other.id);
+    assert!(
+        one.is_regular
+            && !file_info(&File::open(dir.path()).unwrap())
+                .unwrap()
+                .is_regular
+    );
+}

@@ -1,0 +1,282 @@
+//! What all Unix systems share, and what those without a better call of their own fall back on.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::io::AsRawFd;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use super::{Access, FileId, FileInfo};
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use self::portable::*;
+
+/// Mapping more than the file is allowed: pages past its end fault, the file stays as it is.
+pub(crate) const CAN_MAP_PAST_END: bool = cfg!(target_pointer_width = "64");
+
+/// The size of a page in bytes, a power of two ([`sysconf(3)`]).
+///
+/// [`sysconf(3)`]: https://man7.org/linux/man-pages/man3/sysconf.3.html
+pub(crate) fn page_size() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    *PAGE.get_or_init(|| {
+        // SAFETY: `sysconf` reads no memory of ours.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(size).unwrap_or(4096)
+    })
+}
+
+/// Prepares `options` so that opening a pipe or a device with them does not wait for a peer.
+pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+}
+
+/// Identity, length and kind of an open file ([`fstat(2)`]).
+///
+/// [`fstat(2)`]: https://man7.org/linux/man-pages/man2/fstat.2.html
+pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
+    let metadata = file.metadata()?;
+    Ok(FileInfo {
+        id: FileId {
+            volume: metadata.dev(),
+            index: u128::from(metadata.ino()),
+        },
+        len: metadata.len(),
+        is_regular: metadata.is_file(),
+        born: metadata.created().ok(),
+    })
+}
+
+/// What the descriptor may be used for ([`fcntl(2)`], `F_GETFL`).
+///
+/// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
+pub(crate) fn access(file: &File) -> io::Result<Access> {
+    // SAFETY: `F_GETFL` takes no pointer, and `file` keeps the descriptor open.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mode = flags & libc::O_ACCMODE;
+    Ok(Access {
+        read: mode == libc::O_RDONLY || mode == libc::O_RDWR,
+        write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
+        append: flags & libc::O_APPEND != 0,
+    })
+}
+
+/// Makes content, length and attributes of `file` durable ([`fsync(2)`]; on macOS `F_FULLFSYNC`,
+/// which is what the standard library calls there).
+///
+/// [`fsync(2)`]: https://man7.org/linux/man-pages/man2/fsync.2.html
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_all()
+}
+
+/// Opens the directory that holds `path`, for [`sync_directory`].
+pub(crate) fn open_directory_of(path: &Path) -> io::Result<Option<File>> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent).map(Some)
+}
+
+/// Makes the names in `directory` durable ([`fsync(2)`] of the directory).
+///
+/// File systems that cannot do it say `EINVAL`; their names are durable on their own terms.
+///
+/// [`fsync(2)`]: https://man7.org/linux/man-pages/man2/fsync.2.html
+pub(crate) fn sync_directory(directory: &File) -> io::Result<()> {
+    match directory.sync_all() {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether this process owns `file` (or is root): together with a writable descriptor that is when
+/// [`super::resident`] tells the truth, since the kernel hides other people's page cache by
+/// calling all of it resident.
+pub(crate) fn is_owner(file: &File) -> bool {
+    // SAFETY: `geteuid` takes nothing and cannot fail.
+    let euid = unsafe { libc::geteuid() };
+    euid == 0 || file.metadata().is_ok_and(|metadata| metadata.uid() == euid)
+}
+
+/// Copies bytes `start..end` of `source` to the same place in `destination`.
+pub(super) fn copy_through_memory(
+    source: &File,
+    destination: &File,
+    start: u64,
+    end: u64,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 18];
+    let mut at = start;
+    while at < end {
+        let step = (end - at).min(buffer.len() as u64) as usize;
+        source.read_exact_at(&mut buffer[..step], at)?;
+        destination.write_all_at(&buffer[..step], at)?;
+        at += step as u64;
+    }
+    Ok(())
+}
+
+/// Calls [`madvise(2)`], or the errno it failed with.
+///
+/// # Safety
+///
+/// `addr..addr + len` lies in one live mapping, and the advice does not discard bytes that
+/// somebody holds a reference to.
+///
+/// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+pub(super) unsafe fn madvise(addr: *mut u8, len: usize, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the caller's contract is that of the call.
+    match unsafe { libc::madvise(addr.cast(), len, advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Writes the dirty pages of a shared mapping back and waits for them ([`msync(2)`], `MS_SYNC`).
+///
+/// # Safety
+///
+/// `addr..addr + len` lies in one live mapping, and `addr` is at a page boundary.
+///
+/// [`msync(2)`]: https://man7.org/linux/man-pages/man2/msync.2.html
+pub(super) unsafe fn msync(addr: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: the caller's contract is that of the call.
+    match unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Fallbacks for systems without the Linux calls.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod portable {
+    use std::fs::File;
+    use std::io;
+    use std::os::unix::fs::FileExt;
+
+    use super::{copy_through_memory, madvise, msync};
+    use crate::sys::{Advice, CacheHint, Run};
+
+    /// Faults the pages in by a read of each.
+    ///
+    /// # Safety
+    ///
+    /// The run lies in one live, readable mapping, inside the file.
+    pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
+        for at in (0..run.len).step_by(super::page_size()) {
+            // SAFETY: `at` is below `run.len`, so it stays in the run.
+            let byte = unsafe { run.addr.add(at) };
+            // SAFETY: the caller vouches for the run; a volatile read has no other effect.
+            unsafe { byte.read_volatile() };
+        }
+        Ok(())
+    }
+
+    /// Faults the pages in by a read of each; their first store may still fault, on the pool.
+    ///
+    /// # Errors
+    ///
+    /// The index of the run that failed, and why.
+    ///
+    /// # Safety
+    ///
+    /// As for [`populate_read`], for every run.
+    pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
+        for (index, run) in runs.iter().enumerate() {
+            // SAFETY: the caller vouches for every run.
+            unsafe { populate_read(*run) }.map_err(|error| (index, error))?;
+        }
+        Ok(())
+    }
+
+    /// Unknown here: the probe always says "not all of it".
+    ///
+    /// # Safety
+    ///
+    /// None needed; the signature is shared with the platforms that look.
+    pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// There is no process-wide barrier to be had.
+    pub(crate) fn register_barrier() -> bool {
+        false
+    }
+
+    /// Never called: [`register_barrier`] said no.
+    pub(crate) fn barrier() -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Not needed for correctness, and not available.
+    #[allow(dead_code)] // As on Linux.
+    pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Not needed for correctness, and not available.
+    pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Reserves blocks for a range past the old end of the file by writing zeroes to it.
+    pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let zeroes = vec![0; 1 << 16];
+        let mut at = 0;
+        while at < len {
+            let step = (len - at).min(zeroes.len() as u64);
+            file.write_all_at(&zeroes[..step as usize], offset + at)?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// Makes the range durable: the mapped pages first, then the drive's own cache.
+    ///
+    /// # Safety
+    ///
+    /// The run lies in one live shared mapping of `file`.
+    pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
+        // SAFETY: the caller's contract is that of `msync`.
+        unsafe { msync(run.addr, run.len) }?;
+        if cfg!(any(target_os = "macos", target_os = "ios")) {
+            // `msync` stops at the drive's cache there; `sync_data` is `F_FULLFSYNC`.
+            file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Gives the advice, where the system knows it; the others are hints it may ignore.
+    ///
+    /// # Safety
+    ///
+    /// The run lies in one live shared mapping of a file.
+    pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
+        let advice = match advice {
+            Advice::Normal => libc::MADV_NORMAL,
+            Advice::Random => libc::MADV_RANDOM,
+            Advice::Sequential => libc::MADV_SEQUENTIAL,
+            Advice::WillNeed => libc::MADV_WILLNEED,
+            Advice::DontNeed => libc::MADV_DONTNEED,
+            Advice::Cold | Advice::PageOut | Advice::HugePage | Advice::NoHugePage => return Ok(()),
+        };
+        // SAFETY: the caller's contract is that of `madvise`; pages of a shared file mapping
+        // come back from the file.
+        unsafe { madvise(run.addr, run.len, advice) }
+    }
+
+    /// Copies the first `len` bytes of `source` over `destination`.
+    pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
+        copy_through_memory(source, destination, 0, len)
+    }
+
+    /// Whether `destination` now shares the blocks of `source`: never here.
+    pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
+        false
+    }
+}

@@ -1,0 +1,366 @@
+//! Windows. Only type-checked so far: every call cites the page of Microsoft's reference that it
+//! relies on, by title.
+//!
+//! What differs from Unix: a mapping cannot reach past the end of its file, a mapped file cannot
+//! be cut, a name in a directory needs no flush of its own, and a lost page is a structured
+//! exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::windows::fs::FileExt;
+use std::os::windows::io::AsRawHandle;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use windows_sys::Wdk::Storage::FileSystem::{
+    FileAccessInformation, NtQueryInformationFile, FILE_ACCESS_INFORMATION,
+};
+use windows_sys::Win32::Foundation::{
+    RtlNtStatusToDosError, ERROR_LOCK_VIOLATION, ERROR_MR_MID_NOT_FOUND, HANDLE,
+};
+use windows_sys::Win32::Storage::FileSystem::{
+    FileIdInfo, GetFileInformationByHandle, GetFileInformationByHandleEx, GetFileType,
+    BY_HANDLE_FILE_INFORMATION, FILE_APPEND_DATA, FILE_ID_INFO, FILE_READ_DATA, FILE_TYPE_DISK,
+    FILE_WRITE_DATA,
+};
+use windows_sys::Win32::System::Memory::{
+    FlushViewOfFile, PrefetchVirtualMemory, WIN32_MEMORY_RANGE_ENTRY,
+};
+use windows_sys::Win32::System::SystemInformation::{GetSystemInfo, SYSTEM_INFO};
+use windows_sys::Win32::System::Threading::{FlushProcessWriteBuffers, GetCurrentProcess};
+use windows_sys::Win32::System::IO::IO_STATUS_BLOCK;
+
+use super::{Access, Advice, CacheHint, FileId, FileInfo, Run};
+
+/// A section larger than its file extends the file (`CreateFileMappingW`), so a mapping ends where
+/// the file does.
+pub(crate) const CAN_MAP_PAST_END: bool = false;
+
+/// How often a flush that met the memory manager's own is tried again, a millisecond apart.
+const FLUSH_TRIES: u32 = 1000;
+
+fn handle(file: &File) -> HANDLE {
+    file.as_raw_handle().cast()
+}
+
+/// The error of a Win32 call that answered `result`.
+fn check(result: windows_sys::core::BOOL) -> io::Result<()> {
+    match result {
+        0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The size of a page in bytes, a power of two ("GetSystemInfo function", `dwPageSize`).
+pub(crate) fn page_size() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    *PAGE.get_or_init(|| {
+        let mut info = SYSTEM_INFO::default();
+        // SAFETY: `info` is a live `SYSTEM_INFO` to be written to.
+        unsafe { GetSystemInfo(&mut info) };
+        info.dwPageSize as usize
+    })
+}
+
+/// Nothing to prepare: no open waits for a peer.
+pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
+    options
+}
+
+/// Identity, length and kind of an open file ("GetFileInformationByHandleEx function",
+/// `FileIdInfo`).
+pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
+    // SAFETY: `file` keeps the handle open, and the call takes no pointer.
+    let on_disk = unsafe { GetFileType(handle(file)) } == FILE_TYPE_DISK;
+    if !on_disk {
+        // Pipes and consoles have no file id; nobody asks for that of one.
+        return Ok(FileInfo {
+            id: FileId {
+                volume: 0,
+                index: 0,
+            },
+            len: 0,
+            is_regular: false,
+            born: None,
+        });
+    }
+    let metadata = file.metadata()?;
+    Ok(FileInfo {
+        id: wide_id(file).or_else(|_| narrow_id(file))?,
+        len: metadata.len(),
+        is_regular: metadata.is_file(),
+        born: metadata.created().ok(),
+    })
+}
+
+/// Volume and 128-bit id ("FILE_ID_INFO structure"). The only id that is unique on ReFS.
+fn wide_id(file: &File) -> io::Result<FileId> {
+    let mut info = FILE_ID_INFO::default();
+    // SAFETY: `info` is as large as the call is told and of the type the class asks for; `file`
+    // keeps the handle open.
+    check(unsafe {
+        GetFileInformationByHandleEx(
+            handle(file),
+            FileIdInfo,
+            std::ptr::addr_of_mut!(info).cast(),
+            std::mem::size_of::<FILE_ID_INFO>() as u32,
+        )
+    })?;
+    Ok(FileId {
+        volume: info.VolumeSerialNumber,
+        index: u128::from_le_bytes(info.FileId.Identifier),
+    })
+}
+
+/// Volume and 64-bit id ("BY_HANDLE_FILE_INFORMATION structure"), for file systems without the
+/// wide one (FAT). A file system has one or the other for all of its files, so that the two kinds
+/// never meet.
+fn narrow_id(file: &File) -> io::Result<FileId> {
+    let mut info = BY_HANDLE_FILE_INFORMATION::default();
+    // SAFETY: `info` is live and of the type the call writes; `file` keeps the handle open.
+    check(unsafe { GetFileInformationByHandle(handle(file), &mut info) })?;
+    Ok(FileId {
+        volume: u64::from(info.dwVolumeSerialNumber),
+        index: u128::from(info.nFileIndexHigh) << 32 | u128::from(info.nFileIndexLow),
+    })
+}
+
+/// What the handle was opened for ("NtQueryInformationFile function", `FileAccessInformation`;
+/// no call of the Win32 API tells).
+pub(crate) fn access(file: &File) -> io::Result<Access> {
+    let mut info = FILE_ACCESS_INFORMATION::default();
+    let mut status = IO_STATUS_BLOCK::default();
+    // SAFETY: `status` and `info` are live, `info` is as large as the call is told and of the type
+    // the class asks for; `file` keeps the handle open. The class is answered without waiting.
+    let result = unsafe {
+        NtQueryInformationFile(
+            handle(file),
+            &mut status,
+            std::ptr::addr_of_mut!(info).cast(),
+            std::mem::size_of::<FILE_ACCESS_INFORMATION>() as u32,
+            FileAccessInformation,
+        )
+    };
+    if result < 0 {
+        // SAFETY: the call takes no pointer.
+        let code = unsafe { RtlNtStatusToDosError(result) };
+        return Err(match code {
+            ERROR_MR_MID_NOT_FOUND => io::ErrorKind::Other.into(),
+            code => io::Error::from_raw_os_error(code as i32),
+        });
+    }
+    let rights = info.AccessFlags;
+    let writes = rights & (FILE_WRITE_DATA | FILE_APPEND_DATA);
+    Ok(Access {
+        read: rights & FILE_READ_DATA != 0,
+        write: writes != 0,
+        append: writes == FILE_APPEND_DATA,
+    })
+}
+
+/// Makes content, length and attributes of `file` durable ("FlushFileBuffers function", which is
+/// what the standard library calls). The handle must be open for writing.
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_all()
+}
+
+/// There is no directory to flush: see [`sync_directory`].
+pub(crate) fn open_directory_of(_path: &Path) -> io::Result<Option<File>> {
+    Ok(None)
+}
+
+/// Nothing to do. NTFS and ReFS log the creation of a name before anything that happens to the
+/// file, and flushing the file ("File Buffering": data *and* metadata) takes the log with it.
+pub(crate) fn sync_directory(_directory: &File) -> io::Result<()> {
+    Ok(())
+}
+
+/// Of no consequence, since [`resident`] never says yes.
+pub(crate) fn is_owner(_file: &File) -> bool {
+    false
+}
+
+/// Asks for all runs at once, in few large reads ("PrefetchVirtualMemory function"). A hint: the
+/// call's failure is not one, and the pages are not yet in the working set.
+///
+/// # Safety
+///
+/// Every run lies in one live, readable mapping.
+unsafe fn prefetch(runs: &[Run]) {
+    if runs.is_empty() {
+        return;
+    }
+    // SAFETY: the call takes no pointer.
+    let process = unsafe { GetCurrentProcess() };
+    // SAFETY: `Run` has the layout of `WIN32_MEMORY_RANGE_ENTRY` (pointer, length; `repr(C)`), and
+    // the caller vouches for every run.
+    unsafe {
+        PrefetchVirtualMemory(
+            process,
+            runs.len(),
+            runs.as_ptr().cast::<WIN32_MEMORY_RANGE_ENTRY>(),
+            0,
+        )
+    };
+}
+
+/// Faults the pages of a run in by a read of each.
+///
+/// # Safety
+///
+/// The run lies in one live, readable mapping.
+unsafe fn touch(run: Run) {
+    for at in (0..run.len).step_by(page_size()) {
+        // SAFETY: `at` is below `run.len`, so it stays in the run.
+        let byte = unsafe { run.addr.add(at) };
+        // SAFETY: the caller vouches for the run; a volatile read has no other effect.
+        unsafe { byte.read_volatile() };
+    }
+}
+
+/// Faults the pages of a run in, for reading.
+///
+/// # Safety
+///
+/// The run lies in one live, readable mapping, inside the file.
+pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
+    // SAFETY: the caller vouches for the run.
+    unsafe { prefetch(&[run]) };
+    // SAFETY: as above.
+    unsafe { touch(run) };
+    Ok(())
+}
+
+/// Faults the pages of every run in by a read of each, so that their first store reads nothing. A
+/// file's clusters were reserved with its length, unless it was made sparse by somebody else.
+///
+/// # Errors
+///
+/// None; the signature is shared with the platforms that report.
+///
+/// # Safety
+///
+/// Every run lies in one live, readable mapping, inside the file.
+pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
+    // SAFETY: the caller vouches for every run.
+    unsafe { prefetch(runs) };
+    for run in runs {
+        // SAFETY: as above.
+        unsafe { touch(*run) };
+    }
+    Ok(())
+}
+
+/// Unknown here: the probe always says "not all of it". (`QueryWorkingSetEx` tells what this
+/// process has touched of late, not what is in the cache.)
+///
+/// # Safety
+///
+/// None needed; the signature is shared with the platforms that look.
+pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// The barrier needs no announcement.
+pub(crate) fn register_barrier() -> bool {
+    true
+}
+
+/// Runs a full memory barrier on every processor that runs a thread of this process
+/// ("FlushProcessWriteBuffers function").
+pub(crate) fn barrier() -> io::Result<()> {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { FlushProcessWriteBuffers() };
+    Ok(())
+}
+
+/// Not needed for correctness, and not available for a file range.
+#[allow(dead_code)] // As on Linux.
+pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// Not needed for correctness, and not available.
+pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
+    Ok(())
+}
+
+/// Reserves clusters for a range past the old end of the file by writing zeroes to it.
+///
+/// `FileAllocationInfo` would be one call, but it cuts the file where somebody else has made it
+/// longer in the meantime.
+pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let zeroes = vec![0; 1 << 16];
+    let mut at = 0;
+    while at < len {
+        let step = (len - at).min(zeroes.len() as u64);
+        match file.seek_write(&zeroes[..step as usize], offset + at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => at += written as u64,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Makes a range of a mapping durable: its pages to the file ("FlushViewOfFile function"), then
+/// the file and the drive's cache ("FlushFileBuffers function").
+///
+/// # Errors
+///
+/// Whatever the calls say, but for `ERROR_LOCK_VIOLATION`: the first call fails with it while the
+/// memory manager is itself writing one of the pages. Nothing is lost by that, so that it is tried
+/// again for a while.
+///
+/// # Safety
+///
+/// The run lies in one live mapping of `file`, which is open for writing.
+pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
+    let mut tries = 1;
+    loop {
+        // SAFETY: the caller vouches for the run.
+        match check(unsafe { FlushViewOfFile(run.addr.cast(), run.len) }) {
+            Ok(()) => break,
+            Err(error)
+                if error.raw_os_error() == Some(ERROR_LOCK_VIOLATION as i32)
+                    && tries < FLUSH_TRIES =>
+            {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    file.sync_data()
+}
+
+/// Gives the advice, where there is a call for it: `WillNeed`. The others are hints, which may be
+/// ignored.
+///
+/// # Safety
+///
+/// The run lies in one live shared mapping of a file.
+pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
+    match advice {
+        Advice::WillNeed => {
+            // SAFETY: the caller vouches for the run.
+            unsafe { prefetch(&[run]) };
+        }
+        Advice::Normal
+        | Advice::Random
+        | Advice::Sequential
+        | Advice::DontNeed
+        | Advice::Cold
+        | Advice::PageOut
+        | Advice::HugePage
+        | Advice::NoHugePage => {}
+    }
+    Ok(())
+}
+
+/// Whether `destination` now shares the clusters of `source`: never here.
+pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
+    false
+}
