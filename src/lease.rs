@@ -1,0 +1,291 @@
+//! Leases: the right to look at, change, or share by atomics a range of one file.
+//!
+//! This is the façade over the protocol in [`table`]. It adds what the protocol leaves out: the
+//! calling thread's block of slots, waiting, waking, and tokens that release themselves.
+
+mod fence;
+mod intervals;
+mod slots;
+mod table;
+
+#[cfg(all(test, mmap_io_loom))]
+mod loom_models;
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests;
+
+use std::cell::Cell;
+use std::io;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use event_listener::{Event, Listener};
+use futures_lite::future::yield_now;
+
+use self::fence::ProcessFences;
+use self::slots::{Block, Blocks};
+use self::table::{Table, Token, Wake};
+use crate::error::Result;
+use crate::range::ByteRange;
+
+pub(crate) use self::intervals::Intervals;
+pub(crate) use self::table::{Conflict, Kind, Want, BRIEF};
+
+/// How long a blocked write keeps new readers out, at most.
+const GATE: Duration = Duration::from_millis(1);
+/// How long it lets them pass between two such gates.
+const GATE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Tries of a reader before it parks: a small write is over in about a microsecond.
+const SPINS: u32 = 64;
+
+/// Who owns a file's leases, and hears of their end.
+pub(crate) trait LeaseHost {
+    fn leases(&self) -> &Leases;
+
+    /// Something that a queued operation waited for is gone.
+    fn restart(&self);
+}
+
+/// The leases of one file.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    table: Table<ProcessFences>,
+    /// Told when an exclusive or atomic lease ends, for the readers that wait.
+    freed: Event,
+}
+
+impl Leases {
+    pub(crate) fn new() -> Self {
+        // Ids are never used again, so that a slot that a scan reads too late names no other file.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            table: Table::new(NEXT.fetch_add(1, Ordering::Relaxed), &BLOCKS),
+            freed: Event::new(),
+        }
+    }
+
+    /// Exclusive leases for a batch of writes; see [`Table::begin_batch`].
+    pub(crate) fn begin_batch(&self, wants: &mut [Want<'_>]) -> io::Result<Batch<'_>> {
+        let batch = Batch(self);
+        self.table.begin_batch(wants)?;
+        Ok(batch)
+    }
+
+    /// Keeps new readers out of `ranges` for a moment, if the last time is long enough ago.
+    /// Returns when the gate was raised.
+    pub(crate) fn raise_gate(
+        &self,
+        ranges: &[ByteRange],
+        last: Option<Instant>,
+    ) -> Option<Instant> {
+        let now = Instant::now();
+        if last.is_some_and(|last| now < last + GATE_PAUSE) {
+            return None;
+        }
+        self.table.raise_gate(ranges, now + GATE);
+        Some(now)
+    }
+
+    /// Number of leases that are out, apart from the batch of writes being applied.
+    pub(crate) fn count(&self) -> usize {
+        self.table.count()
+    }
+
+    fn wake(&self, host: &impl LeaseHost, wake: Wake) {
+        if wake.readers {
+            self.freed.notify(usize::MAX);
+        }
+        if wake.writers {
+            host.restart();
+        }
+    }
+}
+
+/// The exclusive leases of a batch of writes; given back when dropped.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Batch<'a>(&'a Leases);
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let wake = self.0.table.end_batch();
+        if wake.readers {
+            self.0.freed.notify(usize::MAX);
+        }
+    }
+}
+
+/// A lease that is released when dropped. `H` is a reference to the host, borrowed or counted.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Lease<H>
+where
+    H: Deref,
+    H::Target: LeaseHost + Sized,
+{
+    host: H,
+    /// Present until the drop.
+    token: Option<Token>,
+}
+
+impl<H> Lease<H>
+where
+    H: Deref,
+    H::Target: LeaseHost + Sized,
+{
+    /// A shared lease, if nothing is in the way.
+    #[inline]
+    pub(crate) fn try_shared(host: H, range: ByteRange) -> Result<Self, Conflict> {
+        let leases = host.leases();
+        match leases.table.try_shared(my_block(), range) {
+            Ok(token) => Ok(Self {
+                host,
+                token: Some(token),
+            }),
+            Err((conflict, wake)) => {
+                leases.wake(&*host, wake);
+                Err(conflict)
+            }
+        }
+    }
+
+    /// A shared lease that may live long, if nothing is in the way.
+    pub(crate) fn try_owned(host: H, range: ByteRange) -> Result<Self, Conflict> {
+        let token = host.leases().table.try_owned(range)?;
+        Ok(Self {
+            host,
+            token: Some(token),
+        })
+    }
+
+    /// A lease of any kind, for one who may run a heavy fence; see [`Table::try_acquire`].
+    pub(crate) fn try_acquire(
+        host: H,
+        kind: Kind,
+        range: ByteRange,
+        watch: bool,
+    ) -> io::Result<Option<Self>> {
+        let token = host.leases().table.try_acquire(kind, range, watch)?;
+        Ok(token.map(|token| Self {
+            host,
+            token: Some(token),
+        }))
+    }
+
+    pub(crate) fn host(&self) -> &H {
+        &self.host
+    }
+}
+
+impl<H> Drop for Lease<H>
+where
+    H: Deref,
+    H::Target: LeaseHost + Sized,
+{
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(token) = self.token.take() {
+            let leases = self.host.leases();
+            let wake = leases.table.release(token);
+            if wake != Wake::default() {
+                leases.wake(&*self.host, wake);
+            }
+        }
+    }
+}
+
+/// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
+/// applied, and the gate of a write that readers kept out for long. Blocks the thread meanwhile.
+///
+/// # Errors
+///
+/// `Busy` against anything that may last.
+pub(crate) fn wait_briefly<T>(
+    leases: &Leases,
+    range: ByteRange,
+    mut attempt: impl FnMut() -> Result<T, Conflict>,
+) -> Result<T> {
+    let mut spins = 0;
+    let mut listener = None;
+    loop {
+        let conflict = match attempt() {
+            Ok(lease) => return Ok(lease),
+            Err(Conflict::Held) => return Err(range.busy()),
+            Err(conflict) => conflict,
+        };
+        if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+            continue;
+        }
+        // Listen first, then try once more: what ends in between is heard.
+        match (listener.take(), conflict) {
+            (None, _) => listener = Some(leases.freed.listen()),
+            (Some(listening), Conflict::Gate(until)) => {
+                if listening.wait_deadline(until).is_none() {
+                    leases.table.lower_gate(until);
+                }
+            }
+            (Some(listening), _) => listening.wait(),
+        }
+    }
+}
+
+/// Takes a lease by `attempt`, waiting for whatever is in the way.
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves nothing behind.
+pub(crate) async fn wait<T>(
+    leases: &Leases,
+    mut attempt: impl FnMut() -> Result<T, Conflict>,
+) -> T {
+    let mut listener = None;
+    loop {
+        match (attempt(), listener.take()) {
+            (Ok(lease), _) => return lease,
+            // Nobody's timer: the gate is down within a millisecond, whoever looks first.
+            (Err(Conflict::Gate(until)), _) if Instant::now() < until => yield_now().await,
+            (Err(Conflict::Gate(until)), _) => leases.table.lower_gate(until),
+            (Err(_), None) => listener = Some(leases.freed.listen()),
+            (Err(_), Some(listening)) => listening.await,
+        }
+    }
+}
+
+/// The blocks of slots of all threads.
+static BLOCKS: Blocks = Blocks::new();
+
+thread_local! {
+    /// This thread's block. Nothing to destroy, so that it can be read at any time.
+    static MINE: Cell<Option<&'static Block>> = const { Cell::new(None) };
+    /// Hands the block back when the thread ends.
+    static HAND_BACK: HandBack = const { HandBack };
+}
+
+struct HandBack;
+
+impl Drop for HandBack {
+    fn drop(&mut self) {
+        // Nothing takes a slot in the block after this: `claim_block` finds this value gone.
+        if let Some(block) = MINE.take() {
+            block.hand_back();
+        }
+    }
+}
+
+#[inline]
+fn my_block() -> Option<&'static Block> {
+    MINE.get().or_else(claim_block)
+}
+
+/// A block for this thread; `None` while its thread-local values are being destroyed.
+#[cold]
+fn claim_block() -> Option<&'static Block> {
+    HAND_BACK.try_with(|_| ()).ok()?;
+    ProcessFences::decide();
+    let block = BLOCKS.claim();
+    MINE.set(Some(block));
+    Some(block)
+}

@@ -1,0 +1,118 @@
+//! The fences and orderings that the lease protocol rests on.
+//!
+//! A reader publishes its range and then looks for writers; a writer announces its range and then
+//! looks for readers. Each stores to one place and loads from another, and at least one of them
+//! must see the other: the store and the load may not swap, on either side. That takes a full
+//! fence on both sides (some 20 cycles each, and it stops the CPU from overlapping cache misses),
+//! or an *asymmetric* pair: a compiler fence for the frequent reader, and for the rare writer a
+//! system call that runs a full fence on every thread of the process. folly, liburcu and seize
+//! rest on the same pair.
+//!
+//! What is relied on: [`membarrier(2)`] with `PRIVATE_EXPEDITED`, and `FlushProcessWriteBuffers`,
+//! put a full barrier into every other running thread between two of its instructions, while
+//! threads that are not running pass a full barrier when they are scheduled. So each reader's
+//! store and load stand, as one pair in program order (which the compiler fence keeps), before or
+//! after that point: before, and the writer's scan sees the store; after, and the reader's load
+//! sees the announcement.
+//!
+//! The fences only decide *which* value is seen. That data written by one side is visible to the
+//! other comes from the Release and Acquire pairs named in [`Fences`].
+//!
+//! [`membarrier(2)`]: https://man7.org/linux/man-pages/man2/membarrier.2.html
+
+use std::fmt::Debug;
+use std::io;
+use std::sync::atomic::{compiler_fence, AtomicU8};
+
+use crate::sync::{fence, Ordering};
+use crate::sys;
+
+/// The memory orderings of the protocol, and its two fences.
+///
+/// The constants have one right value each, given here. The models override them, to show that
+/// each of them is needed.
+pub(crate) trait Fences: Debug + Send + Sync + 'static {
+    /// Stores of a slot's fields by its thread. Pairs with [`FIELD_LOAD`](Self::FIELD_LOAD): a
+    /// writer that sees the new fields of a slot that was free in between has also seen the
+    /// accesses of its earlier lease end.
+    const FIELD_STORE: Ordering = Ordering::Release;
+    /// Loads of a slot's fields by a writer.
+    const FIELD_LOAD: Ordering = Ordering::Acquire;
+    /// Store of a slot's state when its lease ends. Pairs with [`SCAN`](Self::SCAN): the writer
+    /// that finds it free has seen the reader's accesses end.
+    const RELEASE: Ordering = Ordering::Release;
+    /// Load of a slot's state by a writer.
+    const SCAN: Ordering = Ordering::Acquire;
+    /// Store of the word that readers look at. Pairs with [`MEET`](Self::MEET): a reader that is
+    /// let through has seen the writes that were there before it.
+    const ANNOUNCE: Ordering = Ordering::Release;
+    /// Load of that word by a reader.
+    const MEET: Ordering = Ordering::Acquire;
+
+    /// The reader's fence: between its store and its load.
+    fn light();
+
+    /// The writer's fence: between its announcement and its scan.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses it; the writer may not go on then.
+    fn heavy() -> io::Result<()>;
+
+    /// The writer's second fence: between its mark on a lease in the way and its second look.
+    fn heavy_again() -> io::Result<()> {
+        Self::heavy()
+    }
+}
+
+/// The fences of this process: asymmetric where the system has a barrier for it.
+#[derive(Debug)]
+pub(crate) struct ProcessFences;
+
+/// Not decided yet: readers use a full fence, which is right in any company.
+const UNDECIDED: u8 = 0;
+/// A full fence on both sides.
+const SYMMETRIC: u8 = 1;
+/// A compiler fence against the system's barrier.
+const ASYMMETRIC: u8 = 2;
+
+/// Decided once. Relaxed throughout: a reader that has not heard of the decision uses the
+/// stronger fence, and [`ProcessFences::decide`] comes before every heavy fence.
+static KIND: AtomicU8 = AtomicU8::new(UNDECIDED);
+
+impl ProcessFences {
+    /// Decides which pair this process uses. Called by every thread before its first lease, so
+    /// that readers get the cheap fence from the start.
+    pub(crate) fn decide() -> bool {
+        if KIND.load(Ordering::Relaxed) == UNDECIDED {
+            let kind = if sys::register_barrier() {
+                ASYMMETRIC
+            } else {
+                SYMMETRIC
+            };
+            // Threads that race here disagree only if the system changes its mind; the first
+            // answer counts.
+            let _ = KIND.compare_exchange(UNDECIDED, kind, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        KIND.load(Ordering::Relaxed) == ASYMMETRIC
+    }
+}
+
+impl Fences for ProcessFences {
+    #[inline]
+    fn light() {
+        if KIND.load(Ordering::Relaxed) == ASYMMETRIC {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn heavy() -> io::Result<()> {
+        fence(Ordering::SeqCst);
+        if Self::decide() {
+            sys::barrier()?;
+        }
+        Ok(())
+    }
+}

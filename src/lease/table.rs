@@ -1,0 +1,559 @@
+//! The lease protocol of one file: who may look at, change or share which bytes.
+//!
+//! Readers are frequent and writers rare, so the cost is the writer's. A reader on the fast path
+//! stores its range into a slot of its own thread and loads one word of the file; no lock, no
+//! allocation, no locked instruction. The word ([`Hull`]) covers every range that a writer has,
+//! wants, or that is in atomic use; a reader whose range is not under it is done. One that is
+//! under it *meets* the writers under the mutex, where the truth is.
+//!
+//! A writer announces its range in the word, runs a heavy fence, and then, in one critical
+//! section, scans the slots and the maps and marks its lease. What the possible orders give:
+//!
+//! 1. The reader's store is before the writer's fence: the scan sees the slot, the writer is
+//!    blocked.
+//! 2. It is after the fence: the reader's load sees the announcement, and it takes the mutex.
+//!    1. The mutex before the writer's scan: nothing is marked yet, the reader keeps its slot,
+//!       and the scan sees it.
+//!    2. The mutex after the scan: the lease is marked, the reader takes its slot back.
+//!
+//! A blocked writer marks what is in its way as *watched*, and looks once more, after another
+//! heavy fence if it was a slot: whoever releases it later sees the mark ([`Wake::writers`]).
+//! Slots that appear between the first look and the second belong to readers of case 2.1, and
+//! those mark themselves. Then the writer takes its announcement back, so that readers go on
+//! undisturbed.
+//!
+//! The table does no I/O and never waits; it tells its caller whom to wake.
+//!
+//! Alternatives not taken: a lock-free interval tree (readers would write to shared cache lines);
+//! one reader-writer lock for the file (a view would hold up every write); hazard pointers with
+//! two fences (three times the cost of a read).
+
+use std::io;
+use std::marker::PhantomData;
+use std::time::Instant;
+
+use super::fence::Fences;
+use super::intervals::{Intervals, Key};
+use super::slots::{Block, Blocks, Slot};
+use crate::range::ByteRange;
+use crate::sync::{lock, AtomicU64, Mutex};
+
+/// What a lease permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// To read.
+    Shared,
+    /// To read and write.
+    Exclusive,
+    /// To use through 4-byte atomics, together with others that do.
+    #[allow(dead_code)]
+    // Atomic views are its callers to be; the oracle and the models drive it.
+    Atomic4,
+    /// To use through 8-byte atomics, together with others that do.
+    #[allow(dead_code)]
+    Atomic8,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Shared, Self::Exclusive, Self::Atomic4, Self::Atomic8];
+
+    /// Whether leases of the two kinds may not share a byte.
+    pub(crate) fn excludes(self, other: Self) -> bool {
+        self != other || self == Self::Exclusive
+    }
+}
+
+/// A lease that was granted, to be given back with [`Table::release`].
+#[derive(Debug)]
+#[must_use = "a lease that is not released blocks writers for ever"]
+pub(crate) enum Token {
+    /// A shared lease in a slot of the thread that took it.
+    Slot(&'static Slot),
+    /// A lease of any kind in the map under the mutex.
+    Entry(Kind, Key),
+}
+
+/// What stands in the way of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conflict {
+    /// Small writes that are being applied: over in a moment.
+    Applying,
+    /// A large write, a mutable or an atomic view, or a reader: over when it is.
+    Held,
+    /// A write that has waited too long keeps new readers out until then.
+    Gate(Instant),
+}
+
+/// Whom to wake after a lease has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Wake {
+    /// A writer waits for what has ended.
+    pub(crate) writers: bool,
+    /// Readers may wait for what has ended.
+    pub(crate) readers: bool,
+}
+
+/// One write of a batch: what it needs, and whether it got it.
+#[derive(Debug)]
+pub(crate) struct Want<'a> {
+    pub(crate) ranges: &'a [ByteRange],
+    pub(crate) granted: bool,
+}
+
+/// Writes of at most this many bytes in all are over in a moment: readers wait for them.
+pub(crate) const BRIEF: u64 = 1 << 20;
+
+/// The leases of one file.
+#[derive(Debug)]
+pub(crate) struct Table<F> {
+    /// Tells this file's slots from others'; never used twice.
+    file: u64,
+    blocks: &'static Blocks,
+    /// A [`Hull`] over all that readers must not overlook. Stored under the mutex.
+    announced: AtomicU64,
+    state: Mutex<State>,
+    fences: PhantomData<F>,
+}
+
+/// What is known under the mutex.
+#[derive(Debug)]
+struct State {
+    /// Leases in the map by kind, each with its `watched` mark.
+    entries: [Intervals<bool>; 4],
+    /// Ranges of the batch of writes that is being applied: sorted, disjoint.
+    applying: Vec<ByteRange>,
+    /// The batch is at most [`BRIEF`].
+    applying_is_brief: bool,
+    /// Requests between their announcement and their last look.
+    pending: Vec<Pending>,
+    /// Ranges that new readers stay out of until the given time.
+    gate: Option<Gate>,
+    /// Scratch of the scan.
+    live: Vec<(ByteRange, &'static Slot)>,
+}
+
+/// The turn of a write that was blocked by ever new readers.
+#[derive(Debug)]
+struct Gate {
+    ranges: Vec<ByteRange>,
+    until: Instant,
+}
+
+impl Gate {
+    fn overlaps(&self, range: ByteRange) -> bool {
+        self.ranges.iter().any(|other| other.overlaps(range))
+    }
+}
+
+/// A request that is not decided yet.
+#[derive(Debug)]
+struct Pending {
+    hull: ByteRange,
+    /// It has marked slots, and run its last fence or is about to.
+    has_marked: bool,
+}
+
+/// What blocks a writer, slots apart.
+#[derive(Clone, Copy)]
+enum Obstacle {
+    Entry(Kind, Key),
+    /// The batch that is being applied: only a request from outside the queue can meet it, and
+    /// those do not wait.
+    Applying,
+}
+
+impl<F: Fences> Table<F> {
+    pub(crate) fn new(file: u64, blocks: &'static Blocks) -> Self {
+        Self {
+            file,
+            blocks,
+            announced: AtomicU64::new(Hull::EMPTY),
+            state: Mutex::new(State {
+                entries: [
+                    Intervals::new(),
+                    Intervals::new(),
+                    Intervals::new(),
+                    Intervals::new(),
+                ],
+                applying: Vec::new(),
+                applying_is_brief: true,
+                pending: Vec::new(),
+                gate: None,
+                live: Vec::new(),
+            }),
+            fences: PhantomData,
+        }
+    }
+
+    /// A shared lease in a slot of `block`, which is the calling thread's; in the map without one,
+    /// or when all its slots are taken.
+    ///
+    /// # Errors
+    ///
+    /// What is in the way, and whom to wake because of the attempt.
+    #[inline]
+    pub(crate) fn try_shared(
+        &self,
+        block: Option<&'static Block>,
+        range: ByteRange,
+    ) -> Result<Token, (Conflict, Wake)> {
+        let published = block.and_then(|block| block.publish::<F>(self.file, range));
+        let Some(slot) = published else {
+            return self.try_owned(range).map_err(|met| (met, Wake::default()));
+        };
+        F::light();
+        if Hull::covers(self.announced.load(F::MEET), range) {
+            return self.meet(slot, range);
+        }
+        Ok(Token::Slot(slot))
+    }
+
+    /// A shared lease in the map: for views that may live long, or change threads.
+    pub(crate) fn try_owned(&self, range: ByteRange) -> Result<Token, Conflict> {
+        let mut state = lock(&self.state);
+        match state.in_a_readers_way(range) {
+            None => {
+                let key = state.entries[Kind::Shared as usize].insert(range, false);
+                Ok(Token::Entry(Kind::Shared, key))
+            }
+            Some(conflict) => Err(conflict),
+        }
+    }
+
+    /// A lease of any kind in the map, for one who may run a heavy fence. With `watch`, what is in
+    /// the way will tell when it goes.
+    ///
+    /// # Errors
+    ///
+    /// A fence that the system refused.
+    pub(crate) fn try_acquire(
+        &self,
+        kind: Kind,
+        range: ByteRange,
+        watch: bool,
+    ) -> io::Result<Option<Token>> {
+        let mut wants = [Want {
+            ranges: &[range],
+            granted: false,
+        }];
+        self.request(kind, &mut wants, watch, |state, _| {
+            Token::Entry(kind, state.entries[kind as usize].insert(range, false))
+        })
+    }
+
+    /// Exclusive leases for a batch of writes: each want is granted whole or not at all, and not
+    /// if an earlier one that overlaps it was not. What is in the way will tell when it goes.
+    /// Granted wants may overlap each other; the caller applies them in order. They are given
+    /// back together, by [`end_batch`](Self::end_batch).
+    ///
+    /// There is one batch of a file at a time.
+    ///
+    /// # Errors
+    ///
+    /// A fence that the system refused.
+    pub(crate) fn begin_batch(&self, wants: &mut [Want<'_>]) -> io::Result<()> {
+        self.request(Kind::Exclusive, wants, true, |state, wants| {
+            debug_assert!(state.applying.is_empty(), "one batch at a time");
+            let granted = wants.iter().filter(|want| want.granted);
+            state.applying.extend(granted.flat_map(|want| want.ranges));
+            state.applying_is_brief =
+                state.applying.iter().map(|range| range.len()).sum::<u64>() <= BRIEF;
+            state.applying.sort_unstable_by_key(|range| range.start());
+            merge(&mut state.applying);
+        })?;
+        Ok(())
+    }
+
+    /// Ends every lease of the batch.
+    pub(crate) fn end_batch(&self) -> Wake {
+        let mut state = lock(&self.state);
+        let readers = !state.applying.is_empty();
+        state.applying.clear();
+        self.announce(&state);
+        Wake {
+            writers: false,
+            readers,
+        }
+    }
+
+    /// Keeps new readers out of `ranges` until `until`, so that a write that is blocked by ever
+    /// new ones gets its turn.
+    pub(crate) fn raise_gate(&self, ranges: &[ByteRange], until: Instant) {
+        let mut state = lock(&self.state);
+        state.gate = Some(Gate {
+            ranges: ranges.to_vec(),
+            until,
+        });
+        self.announce(&state);
+    }
+
+    /// Takes the gate down if it is the one that ends at `until`.
+    pub(crate) fn lower_gate(&self, until: Instant) {
+        let mut state = lock(&self.state);
+        if state.gate.as_ref().is_some_and(|gate| gate.until == until) {
+            state.gate = None;
+            self.announce(&state);
+        }
+    }
+
+    /// Ends a lease.
+    #[inline]
+    pub(crate) fn release(&self, token: Token) -> Wake {
+        match token {
+            Token::Slot(slot) => Wake {
+                writers: slot.release::<F>(),
+                readers: false,
+            },
+            Token::Entry(kind, key) => self.release_entry(kind, key),
+        }
+    }
+
+    /// Number of leases of the file that are out, the batch apart.
+    pub(crate) fn count(&self) -> usize {
+        let slots = self.blocks.slots();
+        let live = slots.filter(|slot| slot.live::<F>(self.file).is_some());
+        let state = lock(&self.state);
+        live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
+    }
+
+    #[cold]
+    fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
+        let state = lock(&self.state);
+        match state.in_a_readers_way(range) {
+            None => {
+                // A request that is pending looks after this, and sees the slot. If that is its
+                // second look, then its mark might be missed; this one is not.
+                let is_second = |other: &Pending| other.has_marked && other.hull.overlaps(range);
+                if state.pending.iter().any(is_second) {
+                    slot.watch();
+                }
+                Ok(Token::Slot(slot))
+            }
+            Some(conflict) => {
+                drop(state);
+                let wake = Wake {
+                    writers: slot.release::<F>(),
+                    readers: false,
+                };
+                Err((conflict, wake))
+            }
+        }
+    }
+
+    fn release_entry(&self, kind: Kind, key: Key) -> Wake {
+        let mut state = lock(&self.state);
+        let writers = state.entries[kind as usize].remove(key);
+        let readers = kind != Kind::Shared;
+        if readers {
+            self.announce(&state);
+        }
+        Wake { writers, readers }
+    }
+
+    /// Announces, fences, scans, and marks what was granted, by `mark`; `None` if nothing was.
+    fn request<T>(
+        &self,
+        kind: Kind,
+        wants: &mut [Want<'_>],
+        watch: bool,
+        mark: impl FnOnce(&mut State, &[Want<'_>]) -> T,
+    ) -> io::Result<Option<T>> {
+        let all = wants.iter().flat_map(|want| want.ranges);
+        let Some(hull) = all.copied().reduce(ByteRange::hull) else {
+            return Ok(None);
+        };
+        let mut state = lock(&self.state);
+        state.pending.push(Pending {
+            hull,
+            has_marked: false,
+        });
+        self.announce(&state);
+        drop(state);
+
+        let mut fenced = F::heavy();
+        let mut state = lock(&self.state);
+        if fenced.is_ok() && self.scan(&mut state, kind, wants, watch) {
+            // Slots were marked: only a look after another fence tells whether their owners will
+            // see the marks.
+            state.pending_at(hull).has_marked = true;
+            drop(state);
+            fenced = F::heavy_again();
+            state = lock(&self.state);
+            if fenced.is_ok() {
+                self.scan(&mut state, kind, wants, watch);
+            }
+        }
+        let done = state.pending.iter().position(|other| other.hull == hull);
+        state.pending.swap_remove(done.expect("pushed above"));
+        let granted = fenced.is_ok() && wants.iter().any(|want| want.granted);
+        let marked = granted.then(|| mark(&mut state, wants));
+        let through = |gate: &Gate| {
+            let mut granted = wants.iter().filter(|want| want.granted);
+            granted.any(|want| want.ranges.iter().any(|range| gate.overlaps(*range)))
+        };
+        if state.gate.as_ref().is_some_and(through) {
+            state.gate = None;
+        }
+        self.announce(&state);
+        drop(state);
+        fenced.map(|()| marked)
+    }
+
+    /// Judges every want; says whether slots were marked as watched.
+    fn scan(&self, state: &mut State, kind: Kind, wants: &mut [Want<'_>], watch: bool) -> bool {
+        let mut live = std::mem::take(&mut state.live);
+        if kind.excludes(Kind::Shared) {
+            for slot in self.blocks.slots() {
+                live.extend(slot.live::<F>(self.file).map(|range| (range, slot)));
+            }
+        }
+        let mut marked = false;
+        let mut refused = Intervals::new();
+        for want in wants.iter_mut() {
+            want.granted = false;
+            if !want.ranges.iter().any(|range| refused.overlaps(*range)) {
+                let obstacle = want
+                    .ranges
+                    .iter()
+                    .find_map(|range| state.in_a_writers_way(kind, *range));
+                let overlaps =
+                    |other: &ByteRange| want.ranges.iter().any(|range| range.overlaps(*other));
+                let slots = live.iter().filter(|(range, _)| overlaps(range));
+                want.granted = obstacle.is_none() && slots.clone().next().is_none();
+                match obstacle {
+                    _ if !watch => {}
+                    // One mark in the map is enough, for it cannot be missed; the slots are not
+                    // asked to tell, since that would be in vain until this has gone.
+                    Some(Obstacle::Entry(kind, key)) => {
+                        *state.entries[kind as usize].value_mut(key) = true;
+                    }
+                    Some(Obstacle::Applying) => {}
+                    // All of them: the second look may find one gone that the first one found.
+                    None => slots.for_each(|(_, slot)| {
+                        slot.watch();
+                        marked = true;
+                    }),
+                }
+            }
+            if !want.granted {
+                for range in want.ranges {
+                    refused.insert(*range, ());
+                }
+            }
+        }
+        live.clear();
+        state.live = live;
+        marked
+    }
+
+    fn announce(&self, state: &State) {
+        self.announced
+            .store(Hull::of(state.all_writers()), F::ANNOUNCE);
+    }
+}
+
+impl State {
+    /// What a new shared lease on `range` would meet.
+    fn in_a_readers_way(&self, range: ByteRange) -> Option<Conflict> {
+        if self.is_applying(range) {
+            return Some(if self.applying_is_brief {
+                Conflict::Applying
+            } else {
+                Conflict::Held
+            });
+        }
+        if self.find_excluding(Kind::Shared, range).is_some() {
+            return Some(Conflict::Held);
+        }
+        match &self.gate {
+            Some(gate) if gate.overlaps(range) => Some(Conflict::Gate(gate.until)),
+            _ => None,
+        }
+    }
+
+    /// What a new lease of `kind` on `range` would meet, slots apart.
+    fn in_a_writers_way(&self, kind: Kind, range: ByteRange) -> Option<Obstacle> {
+        if let Some((kind, key)) = self.find_excluding(kind, range) {
+            return Some(Obstacle::Entry(kind, key));
+        }
+        self.is_applying(range).then_some(Obstacle::Applying)
+    }
+
+    fn pending_at(&mut self, hull: ByteRange) -> &mut Pending {
+        let mut pending = self.pending.iter_mut();
+        let found = pending.find(|other| other.hull == hull && !other.has_marked);
+        found.expect("a request is pending until it removes itself")
+    }
+
+    fn find_excluding(&self, kind: Kind, range: ByteRange) -> Option<(Kind, Key)> {
+        let others = Kind::ALL.into_iter().filter(|other| kind.excludes(*other));
+        others
+            .filter_map(|other| Some((other, self.entries[other as usize].find_overlap(range)?)))
+            .next()
+    }
+
+    fn is_applying(&self, range: ByteRange) -> bool {
+        let next = self
+            .applying
+            .partition_point(|other| other.end() <= range.start());
+        self.applying
+            .get(next)
+            .is_some_and(|other| other.overlaps(range))
+    }
+
+    /// Hulls of all that a reader must not overlook.
+    fn all_writers(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        let held = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared);
+        let held = held.filter_map(|kind| self.entries[kind as usize].hull());
+        let applying = self
+            .applying
+            .first()
+            .into_iter()
+            .chain(self.applying.last());
+        let gate = self.gate.iter().flat_map(|gate| &gate.ranges);
+        let pending = self.pending.iter().map(|request| &request.hull);
+        held.chain(applying.chain(gate).chain(pending).copied())
+    }
+}
+
+/// A range in blocks of 32 KiB, first and last in one word: what readers compare with.
+struct Hull;
+
+impl Hull {
+    const BLOCK_BITS: u32 = 15;
+    /// First block above the last: overlaps nothing.
+    const EMPTY: u64 = Self::pack(u32::MAX, 0);
+
+    const fn pack(first: u32, last: u32) -> u64 {
+        (first as u64) << 32 | last as u64
+    }
+
+    fn of(ranges: impl Iterator<Item = ByteRange>) -> u64 {
+        match ranges.reduce(ByteRange::hull) {
+            Some(range) => Self::pack(
+                (range.start() >> Self::BLOCK_BITS) as u32,
+                ((range.end() - 1) >> Self::BLOCK_BITS) as u32,
+            ),
+            None => Self::EMPTY,
+        }
+    }
+
+    /// Whether the packed range may share a byte with `range`, which is not empty.
+    #[inline]
+    fn covers(packed: u64, range: ByteRange) -> bool {
+        let (first, last) = (packed >> 32, packed & u64::from(u32::MAX));
+        range.start() >> Self::BLOCK_BITS <= last && first <= (range.end() - 1) >> Self::BLOCK_BITS
+    }
+}
+
+/// Makes sorted ranges disjoint.
+fn merge(ranges: &mut Vec<ByteRange>) {
+    ranges.dedup_by(|next, last| {
+        let touches = next.start() <= last.end();
+        if touches {
+            *last = last.hull(*next);
+        }
+        touches
+    });
+}

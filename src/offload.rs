@@ -1,0 +1,27 @@
+//! The way to the thread pool, for everything that may block.
+//!
+//! The pool is the one of the [`blocking`] crate, shared with the rest of the process and with no
+//! tie to any runtime. Its threads are a limited good (500, or what `BLOCKING_MAX_THREADS` says):
+//! no job of this crate waits in it for a view, a lease, or another job.
+//!
+//! # Cancel contract
+//!
+//! Dropping the future of [`offload`] withdraws a job that no thread has taken up yet; one that
+//! has started runs to its end, and its result is dropped on the pool. So a job owns all that it
+//! works on.
+
+use blocking::Task;
+
+/// Rounds of work after which a job that finds ever more goes back behind the jobs that wait, so
+/// that a pool of one thread serves everybody.
+pub(crate) const ROUNDS: usize = 64;
+
+/// Runs `job` on the pool; the future resolves to its result, or resumes its panic.
+pub(crate) fn offload<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+    blocking::unblock(job)
+}
+
+/// Runs `job` on the pool, whoever waits for it or not.
+pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) {
+    offload(job).detach();
+}
