@@ -1,0 +1,477 @@
+//! One file of the process: its length, its maps, its leases, its queue, its commits.
+//!
+//! However many handles are open on a file, there is one [`OpenFile`], which they share. It lives
+//! until the last handle, view, `Bytes` and queued operation is gone, and its maps with it.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+use crate::commit::{Commits, Durable, Flush, Waiter};
+use crate::completion::wake_all;
+use crate::error::{MmapIoError, Result};
+use crate::flush::Pending;
+use crate::lease::{Kind, Lease, LeaseHost, Leases};
+use crate::map::{Map, Protection, Span};
+use crate::offload::spawn;
+use crate::queue::{apply_writes, Action, Drain, Op, Outcome, Queue, Site};
+use crate::range::{ByteRange, MAX_LEN};
+use crate::registry::{Claim, FileKey, Registry};
+use crate::residency;
+use crate::sys;
+
+/// The open files of the process.
+pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
+
+/// Mappings of more bytes than this are unmapped on the pool: it takes 4 us a MiB that is
+/// resident.
+const UNMAP_INLINE: u64 = 4 << 20;
+
+/// A lease that owns its file.
+pub(crate) type OwnedLease = Lease<Arc<OpenFile>>;
+
+/// What the handles of one file share.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    hot: Hot,
+    queue: Queue<OwnedLease>,
+    commits: Commits,
+    pending: Pending,
+    mapped: [OnceLock<Mapped>; 2],
+    /// Held while a map is made for the current length, or the length grows: the current maps
+    /// always cover it.
+    remap: Mutex<()>,
+    last_gate: Mutex<Option<Instant>>,
+    names: Mutex<Names>,
+    /// Blocks are reserved when the file grows.
+    preallocate: AtomicBool,
+    pub(crate) counters: Counters,
+    key: FileKey,
+    /// For those who have a reference and need a count.
+    this: Weak<Self>,
+}
+
+/// What every read looks at.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Hot {
+    leases: Leases,
+    /// Length in bytes. Grows after the maps, shrinks before the file.
+    len: AtomicU64,
+    /// The current maps, by protection; null where nobody has asked for one.
+    maps: [AtomicPtr<Map>; 2],
+}
+
+/// The maps of one protection.
+#[derive(Debug)]
+struct Mapped {
+    file: Arc<File>,
+    /// The last is the current one. The others were outgrown, and are kept for those who found
+    /// them current: each is at most half the size of the next.
+    maps: Mutex<Vec<Arc<Map>>>,
+}
+
+/// What a durable operation still owes to the file's length and name.
+#[derive(Debug, Default)]
+struct Names {
+    /// The length has changed since it was last made durable.
+    length: bool,
+    /// The directory of a file that was created here, until its entry is durable.
+    directory: Option<File>,
+}
+
+/// Counts for `stats`. Relaxed throughout: nothing follows from them.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) writes: AtomicU64,
+    pub(crate) write_errors: AtomicU64,
+    pub(crate) hops: AtomicU64,
+    pub(crate) resident_hits: AtomicU64,
+    pub(crate) resident_misses: AtomicU64,
+}
+
+impl OpenFile {
+    /// Fills a claimed place with a file of `len` bytes.
+    pub(crate) fn open(
+        claim: Claim<Self>,
+        file: &Arc<File>,
+        len: u64,
+        protection: Protection,
+    ) -> io::Result<Arc<Self>> {
+        let opened = Arc::new_cyclic(|this| Self {
+            hot: Hot {
+                leases: Leases::new(),
+                len: AtomicU64::new(len),
+                maps: [AtomicPtr::default(), AtomicPtr::default()],
+            },
+            queue: Queue::new(),
+            commits: Commits::default(),
+            pending: Pending::new(),
+            mapped: [OnceLock::new(), OnceLock::new()],
+            remap: Mutex::new(()),
+            last_gate: Mutex::new(None),
+            names: Mutex::default(),
+            preallocate: AtomicBool::new(false),
+            counters: Counters::default(),
+            key: claim.key().clone(),
+            this: this.clone(),
+        });
+        opened.attach(file, protection)?;
+        claim.fill(&opened);
+        Ok(opened)
+    }
+
+    /// Maps the file with a protection that nobody has asked for yet, through `file`.
+    pub(crate) fn attach(&self, file: &Arc<File>, protection: Protection) -> io::Result<()> {
+        let _remap = ignore_poison(&self.remap);
+        let mapped = &self.mapped[protection as usize];
+        if mapped.get().is_none() {
+            let len = self.len();
+            if len == 0 && !sys::CAN_MAP_PAST_END {
+                return Ok(());
+            }
+            let map = Arc::new(Map::new(file, len, protection)?);
+            self.make_current(protection, &map);
+            let _ = mapped.set(Mapped {
+                file: file.clone(),
+                maps: Mutex::new(vec![map]),
+            });
+        }
+        Ok(())
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub(crate) fn len(&self) -> u64 {
+        // Acquire: pairs with the store in `grow`, which comes after that of the maps.
+        self.hot.len.load(Ordering::Acquire)
+    }
+
+    /// The address of a range in the current map, if it is inside the file.
+    ///
+    /// Under a lease on the range the answer stays true: what is inside the file then cannot be
+    /// cut off.
+    #[inline]
+    pub(crate) fn span(&self, protection: Protection, range: ByteRange) -> Result<Span> {
+        range.check(self.len())?;
+        Ok(self
+            .map(protection)
+            .map_or(Span::EMPTY, |map| map.span(range)))
+    }
+
+    /// The current map; `None` only where an empty file cannot be mapped.
+    ///
+    /// It covers the length that was read before the call.
+    #[inline]
+    pub(crate) fn map(&self, protection: Protection) -> Option<&Map> {
+        // Acquire: pairs with `make_current`, for the contents of the map.
+        let map = self.hot.maps[protection as usize].load(Ordering::Acquire);
+        // SAFETY: the pointer is null or that of a map in `mapped`, which keeps it until `self`
+        // is dropped.
+        unsafe { map.as_ref() }
+    }
+
+    pub(crate) fn queue(&self) -> &Queue<OwnedLease> {
+        &self.queue
+    }
+
+    pub(crate) fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    pub(crate) fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    /// Bytes of the address space that are mapped, reservations left out.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        let live = self.mapped.iter().filter(|mapped| mapped.get().is_some());
+        live.count() as u64 * self.len()
+    }
+
+    pub(crate) fn reserve_on_growth(&self) {
+        self.preallocate.store(true, Ordering::Relaxed);
+    }
+
+    /// The file was created here: its length and its name in `directory` are not durable yet.
+    pub(crate) fn owes_its_name(&self, directory: Option<File>) {
+        *ignore_poison(&self.names) = Names {
+            length: true,
+            directory,
+        };
+    }
+
+    /// Has waiters told when the bytes they wait for are durable.
+    fn commit(self: &Arc<Self>, waiters: impl IntoIterator<Item = Arc<dyn Waiter>>) {
+        Commits::submit(self, waiters);
+    }
+
+    /// Starts a flush, whether or not somebody waits for it; its error sticks.
+    pub(crate) fn flush_range(self: &Arc<Self>, range: ByteRange) -> Arc<Flush> {
+        let flush = Arc::new(Flush::new(range));
+        self.commit([flush.clone() as Arc<dyn Waiter>]);
+        flush
+    }
+
+    /// The descriptor that changes go through.
+    fn writable(&self) -> Result<&Mapped> {
+        self.mapped[Protection::ReadWrite as usize]
+            .get()
+            .ok_or(MmapIoError::InvalidMode("no handle may write the file"))
+    }
+
+    fn make_current(&self, protection: Protection, map: &Arc<Map>) {
+        let current = Arc::as_ptr(map).cast_mut();
+        // Release: pairs with the load in `map`.
+        self.hot.maps[protection as usize].store(current, Ordering::Release);
+    }
+
+    /// Applies writes, or defers them.
+    fn write(self: &Arc<Self>, batch: &[Arc<Op<OwnedLease>>]) -> Vec<Arc<Op<OwnedLease>>> {
+        let (mapped, map) = match (self.writable(), self.map(Protection::ReadWrite)) {
+            (Ok(mapped), Some(map)) => (mapped, map),
+            _ => unreachable!("a write comes from a handle that may write a file with bytes"),
+        };
+        let site = Site {
+            file: &mapped.file,
+            map,
+            len: self.len(),
+            leases: &self.hot.leases,
+            pending: &self.pending,
+            last_gate: &self.last_gate,
+        };
+        let applied = apply_writes(&site, &self.queue, batch);
+        let counters = &self.counters;
+        counters.writes.fetch_add(applied.writes, Ordering::Relaxed);
+        counters
+            .write_errors
+            .fetch_add(applied.errors, Ordering::Relaxed);
+        if !applied.durable.is_empty() {
+            let waiters = applied.durable.into_iter();
+            self.commit(waiters.map(|op| op as Arc<dyn Waiter>));
+        }
+        applied.deferred
+    }
+
+    /// Grants a view or a snapshot; `None` while something is in the way.
+    fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
+        range.check(self.len())?;
+        if kind == Kind::Exclusive {
+            let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
+            let pages = range.to_pages(sys::page_size());
+            let populated = map.map_or(Ok(()), |map| {
+                residency::populate_write(map, &mapped.file, &[pages])
+            });
+            populated.map_err(|(_, error)| error)?;
+        }
+        Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
+    }
+
+    /// Gives the file a new length; `false` while views of the tail are in the way.
+    fn resize(self: &Arc<Self>, new_len: u64) -> Result<bool> {
+        let len = self.len();
+        let file = &self.writable()?.file;
+        self.check_not_truncated(file)?;
+        if new_len >= len {
+            self.grow(len, new_len, file)
+                .map_err(MmapIoError::ResizeFailed)?;
+        } else {
+            let tail = ByteRange::between(new_len, len);
+            let Some(tail) = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, true)? else {
+                return Ok(false);
+            };
+            // The length first: nobody may look past it when the pages go.
+            self.hot.len.store(new_len, Ordering::Release);
+            if let Err(error) = file.set_len(new_len) {
+                self.hot.len.store(len, Ordering::Release);
+                return Err(MmapIoError::ResizeFailed(error));
+            }
+            self.pending.truncate(new_len);
+            drop(tail);
+        }
+        ignore_poison(&self.names).length = true;
+        Ok(true)
+    }
+
+    fn grow(&self, len: u64, new_len: u64, file: &File) -> io::Result<()> {
+        file.set_len(new_len)?;
+        let reserve = || match self.preallocate.load(Ordering::Relaxed) {
+            true if new_len > len => sys::allocate(file, len, new_len - len),
+            _ => Ok(()),
+        };
+        reserve()
+            .and_then(|()| self.extend(new_len))
+            .map_err(|error| {
+                // What cannot be had is not left half done; the file was that long before.
+                let _ = file.set_len(len);
+                error
+            })
+    }
+
+    /// Moves the end of the file, which is that long already.
+    fn extend(&self, len: u64) -> io::Result<()> {
+        let _remap = ignore_poison(&self.remap);
+        for protection in [Protection::Read, Protection::ReadWrite] {
+            let Some(mapped) = self.mapped[protection as usize].get() else {
+                continue;
+            };
+            if self
+                .map(protection)
+                .is_some_and(|map| map.capacity() >= len)
+            {
+                continue;
+            }
+            let map = Arc::new(Map::new(&mapped.file, len, protection)?);
+            self.make_current(protection, &map);
+            ignore_poison(&mapped.maps).push(map);
+        }
+        // Release: pairs with the load in `len`. Whoever sees the length sees maps that cover it.
+        self.hot.len.store(len, Ordering::Release);
+        Ok(())
+    }
+
+    /// Adopts what somebody else appended.
+    fn adopt_length(&self) -> Result<()> {
+        let mapped = self.mapped.iter().find_map(OnceLock::get);
+        let Some(mapped) = mapped else {
+            return Ok(());
+        };
+        self.check_not_truncated(&mapped.file)?;
+        let len = mapped.file.metadata()?.len();
+        if len > MAX_LEN {
+            return Err(MmapIoError::ResizeFailed(
+                io::ErrorKind::InvalidInput.into(),
+            ));
+        }
+        if len > self.len() {
+            self.extend(len).map_err(MmapIoError::ResizeFailed)?;
+        }
+        Ok(())
+    }
+
+    fn check_not_truncated(&self, file: &File) -> Result<()> {
+        let (len, file_len) = (self.len(), file.metadata()?.len());
+        if file_len < len {
+            return Err(MmapIoError::Truncated {
+                offset: 0,
+                len,
+                file_len,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl LeaseHost for OpenFile {
+    #[inline]
+    fn leases(&self) -> &Leases {
+        &self.hot.leases
+    }
+
+    fn restart(&self) {
+        // Whoever holds a lease holds the file, so that this fails only when nothing is queued.
+        if let Some(this) = self.this.upgrade() {
+            Queue::restart(&this);
+        }
+    }
+}
+
+impl Drain for OpenFile {
+    type Lease = OwnedLease;
+
+    fn queue(&self) -> &Queue<OwnedLease> {
+        &self.queue
+    }
+
+    fn apply(self: &Arc<Self>, batch: &[Arc<Op<OwnedLease>>]) -> Vec<Arc<Op<OwnedLease>>> {
+        let op = match batch {
+            [op] => op,
+            writes => return self.write(writes),
+        };
+        let range = op.ranges[0];
+        let outcome = match op.action {
+            Action::Write { .. } | Action::TryWrite { .. } => return self.write(batch),
+            Action::Lease(kind) => self
+                .lease(kind, range)
+                .map(|lease| lease.map(Outcome::Leased)),
+            Action::Resize => self
+                .resize(range.start())
+                .map(|resized| resized.then_some(Outcome::Done)),
+            Action::FirstLength if self.len() > 0 => Ok(Some(Outcome::Done)),
+            Action::FirstLength => self
+                .resize(range.start())
+                .map(|resized| resized.then_some(Outcome::Done)),
+            Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
+        };
+        match outcome.transpose() {
+            Some(outcome) => {
+                wake_all(&mut self.queue.finish(op, outcome).into_iter().collect());
+                Vec::new()
+            }
+            None => batch.to_vec(),
+        }
+    }
+}
+
+impl Durable for OpenFile {
+    fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    fn flush(&self, ranges: &[ByteRange]) -> io::Result<()> {
+        let Some(mapped) = self.mapped[Protection::ReadWrite as usize].get() else {
+            return Ok(());
+        };
+        let owed = std::mem::take(&mut *ignore_poison(&self.names));
+        if owed.length || owed.directory.is_some() {
+            let taken = self.pending.take(ByteRange::between(0, u64::MAX));
+            let synced = sys::sync_file(&mapped.file).and_then(|()| {
+                let directory = owed.directory.as_ref();
+                directory.map_or(Ok(()), sys::sync_directory)
+            });
+            return taken.flushed(synced);
+        }
+        let len = self.len();
+        let hull = ranges.iter().copied().reduce(ByteRange::hull);
+        let hull = hull.map(|hull| ByteRange::between(hull.start().min(len), hull.end().min(len)));
+        match (hull, self.map(Protection::ReadWrite)) {
+            (Some(hull), Some(map)) if !hull.is_empty() => {
+                let taken = self.pending.take(hull);
+                let run = map.run(hull.to_pages(sys::page_size()));
+                // SAFETY: the range is inside the file, so its pages are inside the live map.
+                taken.flushed(unsafe { sys::sync_range(&mapped.file, run) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        OPEN_FILES.remove(&self.key, self);
+        if self.mapped_bytes() > UNMAP_INLINE {
+            let mapped = std::mem::take(&mut self.mapped);
+            spawn(move || drop(mapped));
+        }
+    }
+}
+
+/// Opens the directory of a file that is to be created, for its name to become durable.
+pub(crate) fn directory_of(path: &Path) -> Option<File> {
+    // Where the directory cannot be opened, it cannot be synced either.
+    sys::open_directory_of(path).ok().flatten()
+}
+
+fn ignore_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asserted here because the raw pointers in [`Hot`] are to maps, which are both.
+const _: () = {
+    const fn assert<T: Send + Sync + Deref>() {}
+    assert::<Arc<OpenFile>>();
+};

@@ -1,0 +1,482 @@
+//! The order of everything exclusive on one file: writes, mutable views, resizes, snapshots.
+//!
+//! Many tasks submit, one pool job at a time applies (flat combining). The job takes what is
+//! there as a batch, so that a fence, a scan and a system call serve many writes; it never waits.
+//! An operation whose range is in use is *deferred*, and so is every later one that overlaps it,
+//! transitively: the order on each byte is that of submission. Deferred operations are tried
+//! again when something they met has gone, or one of them is withdrawn.
+//!
+//! What each step does to an operation:
+//!
+//! | state | submit | drain, range free | drain, range in use | future dropped |
+//! |---|---|---|---|---|
+//! | new | queued | | | |
+//! | queued | | started | deferred | withdrawn |
+//! | deferred | | started (at a retry) | deferred | withdrawn, and a retry |
+//! | started | | | | goes on, nobody is told |
+//!
+//! The payload tells which it is: it is there until somebody takes it, to start or to withdraw.
+//!
+//! The job ends when it finds nothing to do, and says so under the same lock under which it looked;
+//! whoever adds something afterwards starts the next one.
+
+mod apply;
+mod budget;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::commit::Waiter;
+use crate::completion::{contain, wake_all, Completion};
+use crate::error::{MmapIoError, Result};
+use crate::lease::{Intervals, Kind, BRIEF};
+use crate::offload::{spawn, ROUNDS};
+use crate::range::ByteRange;
+use crate::sync::{lock, AtomicU64, Mutex, Ordering};
+
+pub(crate) use self::apply::{apply_writes, Site};
+pub(crate) use self::budget::{Budget, Permit};
+
+/// A file whose exclusive operations are queued.
+pub(crate) trait Drain: Send + Sync + Sized + 'static {
+    /// What a granted view or snapshot holds.
+    type Lease: Send + 'static;
+
+    fn queue(&self) -> &Queue<Self::Lease>;
+
+    /// Applies a batch: any number of writes, or one operation of another kind. Those that are
+    /// not completed are returned, in order. Blocks, but not for a lease.
+    fn apply(self: &Arc<Self>, batch: &[Arc<Op<Self::Lease>>]) -> Vec<Arc<Op<Self::Lease>>>;
+}
+
+/// One operation, shared by the queue and the future that waits for it.
+#[derive(Debug)]
+pub(crate) struct Op<L> {
+    pub(crate) ranges: Ranges,
+    pub(crate) action: Action,
+    /// Bytes of the budget that the payload holds.
+    budgeted: usize,
+    payload: Mutex<Option<Payload>>,
+    /// When it was first found in use.
+    deferred_since: OnceLock<Instant>,
+    done: Completion<Result<Outcome<L>>>,
+}
+
+/// What an operation does to its ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Copies its payload there; once that is durable, it is done.
+    Write { durable: bool },
+    /// The same, but gives up instead of being deferred.
+    TryWrite { durable: bool },
+    /// Leases its one range to the caller.
+    Lease(Kind),
+    /// Changes the length of the file to the start of its one range, which is unbounded.
+    Resize,
+    /// The same, unless the file has bytes already.
+    FirstLength,
+    /// Takes note of what somebody else appended to the file. Its range is all that follows.
+    AdoptLength,
+}
+
+impl Action {
+    fn is_write(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::TryWrite { .. })
+    }
+}
+
+/// The ranges of an operation, in the order in which they are written.
+#[derive(Debug)]
+pub(crate) enum Ranges {
+    One([ByteRange; 1]),
+    Many(Box<[ByteRange]>),
+}
+
+impl std::ops::Deref for Ranges {
+    type Target = [ByteRange];
+
+    fn deref(&self) -> &[ByteRange] {
+        match self {
+            Self::One(range) => range,
+            Self::Many(ranges) => ranges,
+        }
+    }
+}
+
+/// What an operation owns until it starts: the bytes to write, one range after the other.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    Owned(Box<[u8]>),
+    Shared(Bytes),
+    /// For operations that write nothing.
+    Nothing,
+}
+
+impl Payload {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+            Self::Nothing => &[],
+        }
+    }
+}
+
+/// How an operation ended well.
+#[derive(Debug)]
+pub(crate) enum Outcome<L> {
+    Done,
+    /// Something was in the way of a [`Action::TryWrite`].
+    InUse,
+    Leased(L),
+}
+
+impl<L> Op<L> {
+    /// An operation of nothing but an action.
+    pub(crate) fn new(range: ByteRange, action: Action) -> Arc<Self> {
+        Self::with_payload(Ranges::One([range]), action, Payload::Nothing, 0)
+    }
+
+    /// A write; the permit covers its payload.
+    pub(crate) fn write(
+        ranges: Ranges,
+        action: Action,
+        payload: Payload,
+        permit: Permit<'_>,
+    ) -> Arc<Self> {
+        debug_assert_eq!(
+            ranges.iter().map(|range| range.len()).sum::<u64>(),
+            payload.bytes().len() as u64
+        );
+        Self::with_payload(ranges, action, payload, permit.keep())
+    }
+
+    fn with_payload(
+        ranges: Ranges,
+        action: Action,
+        payload: Payload,
+        budgeted: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            ranges,
+            action,
+            budgeted,
+            payload: Mutex::new(Some(payload)),
+            deferred_since: OnceLock::new(),
+            done: Completion::new(),
+        })
+    }
+
+    fn is_queued(&self) -> bool {
+        lock(&self.payload).is_some()
+    }
+
+    #[must_use]
+    pub(crate) fn complete(&self, outcome: Result<Outcome<L>>) -> Option<Waker> {
+        self.done.complete(outcome)
+    }
+
+    /// It was found in use before.
+    pub(crate) fn was_deferred(&self) -> bool {
+        self.deferred_since.get().is_some()
+    }
+
+    fn len(&self) -> u64 {
+        self.ranges.iter().map(|range| range.len()).sum()
+    }
+
+    fn hull(&self) -> Option<ByteRange> {
+        self.ranges.iter().copied().reduce(ByteRange::hull)
+    }
+}
+
+impl<L: Send> Waiter for Op<L> {
+    fn ranges(&self) -> &[ByteRange] {
+        &self.ranges
+    }
+
+    fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
+        self.complete(result.map(|()| Outcome::Done))
+    }
+}
+
+/// The queue of one file.
+#[derive(Debug)]
+pub(crate) struct Queue<L> {
+    state: Mutex<State<L>>,
+    pub(crate) budget: Budget,
+    /// Drain jobs started.
+    pub(crate) drains: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State<L> {
+    /// Not looked at yet, in order of submission. Withdrawn ones are passed over.
+    fresh: VecDeque<Arc<Op<L>>>,
+    /// Looked at, and found in use; in order of submission, all before `fresh`.
+    deferred: Vec<Arc<Op<L>>>,
+    /// The ranges of `deferred`.
+    deferred_ranges: Intervals<()>,
+    /// Something that a deferred operation met has gone.
+    retry: bool,
+    /// A job exists that will look again.
+    running: bool,
+    /// Hull of the batch that is being applied.
+    applying: Option<ByteRange>,
+}
+
+/// How much stands in a queue.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Backlog {
+    pub(crate) operations: usize,
+    /// How long the operation that was deferred first has been.
+    pub(crate) oldest: Option<Duration>,
+}
+
+impl<L: Send + 'static> Queue<L> {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                fresh: VecDeque::new(),
+                deferred: Vec::new(),
+                deferred_ranges: Intervals::new(),
+                retry: false,
+                running: false,
+                applying: None,
+            }),
+            budget: Budget::new(),
+            drains: AtomicU64::new(0),
+        }
+    }
+
+    /// Puts an operation at the end of the queue. The future resolves when it is done.
+    pub(crate) fn submit<T: Drain<Lease = L>>(target: &Arc<T>, op: Arc<Op<L>>) -> Submitted<T> {
+        let queue = target.queue();
+        let start = {
+            let mut state = lock(&queue.state);
+            state.fresh.push_back(op.clone());
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            queue.start(target);
+        }
+        Submitted {
+            target: target.clone(),
+            op: Some(op),
+        }
+    }
+
+    /// Has the deferred operations tried again.
+    pub(crate) fn restart<T: Drain<Lease = L>>(target: &Arc<T>) {
+        let queue = target.queue();
+        let start = {
+            let mut state = lock(&queue.state);
+            state.retry = !state.deferred.is_empty() || state.applying.is_some();
+            state.retry && !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            queue.start(target);
+        }
+    }
+
+    /// Whether an operation that was submitted and is not finished overlaps `range`, or may: a
+    /// batch that is being applied is judged by its hull.
+    pub(crate) fn overlaps(&self, range: ByteRange) -> bool {
+        let state = lock(&self.state);
+        let overlaps = |op: &Arc<Op<L>>| op.ranges.iter().any(|other| other.overlaps(range));
+        state.applying.is_some_and(|hull| hull.overlaps(range))
+            || state.deferred_ranges.overlaps(range)
+            || state.fresh.iter().any(|op| op.is_queued() && overlaps(op))
+    }
+
+    pub(crate) fn backlog(&self) -> Backlog {
+        let state = lock(&self.state);
+        let fresh = state.fresh.iter().filter(|op| op.is_queued()).count();
+        let deferred = state.deferred.iter().filter(|op| op.is_queued());
+        let since = deferred.clone().filter_map(|op| op.deferred_since.get());
+        Backlog {
+            operations: fresh + deferred.count(),
+            oldest: since.min().map(Instant::elapsed),
+        }
+    }
+
+    fn start<T: Drain<Lease = L>>(&self, target: &Arc<T>) {
+        self.drains.fetch_add(1, Ordering::Relaxed);
+        let target = target.clone();
+        spawn(move || Self::drain(&target));
+    }
+
+    fn drain<T: Drain<Lease = L>>(target: &Arc<T>) {
+        let queue = target.queue();
+        for _ in 0..ROUNDS {
+            let batch = queue.next_batch();
+            if batch.is_empty() {
+                return;
+            }
+            let deferred = contain(|| target.apply(&batch)).unwrap_or_else(|| {
+                // The leases went back as the panic passed; nobody may be left waiting.
+                queue.fail(&batch);
+                Vec::new()
+            });
+            queue.finish_batch(deferred);
+        }
+        queue.start(target);
+    }
+
+    /// The next operations to apply; empty when there is nothing to do, and then the job is over.
+    fn next_batch(&self) -> Vec<Arc<Op<L>>> {
+        let mut state = lock(&self.state);
+        if std::mem::take(&mut state.retry) {
+            state.undefer();
+        }
+        let mut wakers = Vec::new();
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(op) = state.fresh.pop_front() {
+            if !op.is_queued() {
+                continue;
+            }
+            if op
+                .ranges
+                .iter()
+                .any(|range| state.deferred_ranges.overlaps(*range))
+            {
+                match op.action {
+                    Action::TryWrite { .. } => wakers.extend(self.finish(&op, Ok(Outcome::InUse))),
+                    _ => state.defer(op),
+                }
+                continue;
+            }
+            bytes += op.len();
+            let is_write = op.action.is_write();
+            let ends_batch = !batch.is_empty() && (!is_write || bytes > BRIEF);
+            if ends_batch {
+                state.fresh.push_front(op);
+                break;
+            }
+            batch.push(op);
+            if !is_write {
+                break;
+            }
+        }
+        state.applying = batch
+            .iter()
+            .filter_map(|op| op.hull())
+            .reduce(ByteRange::hull);
+        state.running = !batch.is_empty();
+        drop(state);
+        wake_all(&mut wakers);
+        batch
+    }
+
+    fn finish_batch(&self, deferred: Vec<Arc<Op<L>>>) {
+        let mut state = lock(&self.state);
+        state.applying = None;
+        if deferred.is_empty() {
+            return;
+        }
+        for op in deferred {
+            if op.is_queued() {
+                state.defer(op);
+            } else {
+                // Withdrawn meanwhile, and others may have been deferred for its sake.
+                state.retry = true;
+            }
+        }
+    }
+
+    /// Starts an operation, or withdraws it: whoever gets the payload decides what becomes of it.
+    /// Its bytes leave the budget.
+    pub(crate) fn begin(&self, op: &Op<L>) -> Option<Payload> {
+        let payload = lock(&op.payload).take();
+        if payload.is_some() {
+            self.budget.release(op.budgeted);
+        }
+        payload
+    }
+
+    /// Ends an operation that is not durable, started or not, with its outcome. Returns whom to
+    /// wake.
+    #[must_use]
+    pub(crate) fn finish(&self, op: &Op<L>, outcome: Result<Outcome<L>>) -> Option<Waker> {
+        let payload = self.begin(op);
+        let waker = op.complete(outcome);
+        contain(|| drop(payload));
+        waker
+    }
+
+    /// Takes a queued operation out, if it has not started.
+    fn withdraw<T: Drain<Lease = L>>(target: &Arc<T>, op: &Op<L>) {
+        if let Some(payload) = target.queue().begin(op) {
+            Self::restart(target);
+            contain(|| drop(payload));
+        }
+    }
+
+    /// Completes what a panic left over.
+    fn fail(&self, batch: &[Arc<Op<L>>]) {
+        let mut wakers = Vec::new();
+        for op in batch {
+            let panicked = io::Error::other("the operation panicked");
+            wakers.extend(self.finish(op, Err(MmapIoError::Io(panicked))));
+        }
+        wake_all(&mut wakers);
+    }
+}
+
+impl<L> State<L> {
+    fn defer(&mut self, op: Arc<Op<L>>) {
+        op.deferred_since.get_or_init(Instant::now);
+        for range in op.ranges.iter() {
+            self.deferred_ranges.insert(*range, ());
+        }
+        self.deferred.push(op);
+    }
+
+    /// Puts the deferred operations back in front of the others.
+    fn undefer(&mut self) {
+        self.deferred_ranges = Intervals::new();
+        for op in self.deferred.drain(..).rev() {
+            self.fresh.push_front(op);
+        }
+    }
+}
+
+/// An operation in the queue; resolves when it is done.
+///
+/// # Cancel safety
+///
+/// Dropping it withdraws the operation if it has not started; one that has runs to its end.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Submitted<T: Drain> {
+    target: Arc<T>,
+    /// Present until it is done.
+    op: Option<Arc<Op<T::Lease>>>,
+}
+
+impl<T: Drain> Future for Submitted<T> {
+    type Output = Result<Outcome<T::Lease>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let op = self.op.as_ref().expect("not polled after it has resolved");
+        let outcome = std::task::ready!(op.done.poll(context));
+        self.op = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T: Drain> Drop for Submitted<T> {
+    fn drop(&mut self) {
+        if let Some(op) = &self.op {
+            Queue::withdraw(&self.target, op);
+        }
+    }
+}

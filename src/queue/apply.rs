@@ -1,0 +1,203 @@
+//! Applying a batch of writes: pages first, then leases, then the bytes.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::{Action, Op, Outcome, Queue};
+use crate::completion::{contain, wake_all};
+use crate::error::{MmapIoError, Result};
+use crate::flush::Pending;
+use crate::lease::{Leases, Want};
+use crate::map::Map;
+use crate::range::{ByteRange, PageRange};
+use crate::residency;
+use crate::sys;
+
+/// What writes are applied to.
+#[derive(Debug)]
+pub(crate) struct Site<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) map: &'a Map,
+    /// Length of the file in bytes; nothing changes it while a batch is applied.
+    pub(crate) len: u64,
+    pub(crate) leases: &'a Leases,
+    pub(crate) pending: &'a Pending,
+    /// When a gate was last raised for a write of this file.
+    pub(crate) last_gate: &'a Mutex<Option<Instant>>,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub(crate) struct Applied<L> {
+    /// Writes that something was in the way of, in order.
+    pub(crate) deferred: Vec<Arc<Op<L>>>,
+    /// Writes that are in place and still have to be made durable.
+    pub(crate) durable: Vec<Arc<Op<L>>>,
+    /// Writes that are in place, durable or not.
+    pub(crate) writes: u64,
+    /// Writes that failed.
+    pub(crate) errors: u64,
+}
+
+/// Applies what can be applied, and completes it.
+///
+/// The pages are made writable *before* any lease is taken: that may wait for the disk, and
+/// readers of the range go on meanwhile. It also finds a full disk before the first byte changes.
+pub(crate) fn apply_writes<L: Send + 'static>(
+    site: &Site<'_>,
+    queue: &Queue<L>,
+    batch: &[Arc<Op<L>>],
+) -> Applied<L> {
+    let mut applied = Applied {
+        deferred: Vec::new(),
+        durable: Vec::new(),
+        writes: 0,
+        errors: 0,
+    };
+    let mut wakers = Vec::new();
+    let mut fail = |op: &Op<L>, error: MmapIoError| {
+        applied.errors += 1;
+        wakers.extend(queue.finish(op, Err(error)));
+    };
+    let mut ready = check_length(site, batch, &mut fail);
+    make_writable(site, &mut ready, &mut fail);
+
+    let mut wants: Vec<Want<'_>> = ready
+        .iter()
+        .map(|op| Want {
+            ranges: &op.ranges,
+            granted: false,
+        })
+        .collect();
+    let leased = match site.leases.begin_batch(&mut wants) {
+        Ok(leased) => leased,
+        Err(error) => {
+            for op in &ready {
+                let error = error
+                    .raw_os_error()
+                    .map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error);
+                fail(op, MmapIoError::Io(error));
+            }
+            wake_all(&mut wakers);
+            return applied;
+        }
+    };
+
+    let mut payloads = Vec::new();
+    let mut written = Vec::with_capacity(ready.len());
+    for (op, want) in ready.iter().zip(&wants) {
+        if !want.granted {
+            if matches!(op.action, Action::TryWrite { .. }) {
+                wakers.extend(queue.finish(op, Ok(Outcome::InUse)));
+            } else {
+                if op.was_deferred() {
+                    raise_gate(site, &op.ranges);
+                }
+                applied.deferred.push(Arc::clone(op));
+            }
+            continue;
+        }
+        let Some(payload) = queue.begin(op) else {
+            continue;
+        };
+        let mut rest = payload.bytes();
+        for range in op.ranges.iter() {
+            let (now, later) = rest.split_at(range.len() as usize);
+            // SAFETY: the map lives and is writable, the range is inside the file, and the
+            // batch holds an exclusive lease on it; a payload is never in a map of ours.
+            unsafe { site.map.span(*range).copy_from(now) };
+            rest = later;
+        }
+        payloads.push(payload);
+        written.push(*op);
+    }
+    let ranges = written.iter().flat_map(|op| op.ranges.iter().copied());
+    site.pending.add(ranges);
+    drop(leased);
+
+    applied.writes = written.len() as u64;
+    for op in written {
+        match op.action {
+            Action::Write { durable: true } | Action::TryWrite { durable: true } => {
+                applied.durable.push(Arc::clone(op))
+            }
+            _ => wakers.extend(op.complete(Ok(Outcome::Done))),
+        }
+    }
+    wake_all(&mut wakers);
+    // The owner of a `Bytes` is the user's code.
+    contain(|| drop(payloads));
+    applied
+}
+
+/// The writes that lie inside the file: as it should be, and as it is.
+fn check_length<'a, L: Send + 'static>(
+    site: &Site<'_>,
+    batch: &'a [Arc<Op<L>>],
+    fail: &mut impl FnMut(&Op<L>, MmapIoError),
+) -> Vec<&'a Arc<Op<L>>> {
+    let file_len = site.file.metadata().map(|metadata| metadata.len());
+    let check = |range: &ByteRange| -> Result<()> {
+        range.check(site.len)?;
+        match &file_len {
+            Ok(file_len) if range.end() > *file_len => Err(MmapIoError::Truncated {
+                offset: range.start(),
+                len: range.len(),
+                file_len: *file_len,
+            }),
+            Ok(_) => Ok(()),
+            Err(error) => Err(MmapIoError::Io(error.kind().into())),
+        }
+    };
+    let mut ready = Vec::with_capacity(batch.len());
+    for op in batch {
+        match op.ranges.iter().try_for_each(check) {
+            Ok(()) => ready.push(op),
+            Err(error) => fail(op, error),
+        }
+    }
+    ready
+}
+
+/// Makes the pages of all writes writable, and removes those for which that fails.
+fn make_writable<L: Send + 'static>(
+    site: &Site<'_>,
+    ready: &mut Vec<&Arc<Op<L>>>,
+    fail: &mut impl FnMut(&Op<L>, MmapIoError),
+) {
+    let ranges = ready.iter().flat_map(|op| op.ranges.iter().copied());
+    if populate(site, ranges).is_ok() {
+        return;
+    }
+    // Some of them are in trouble: each is asked on its own.
+    ready.retain(|op| match populate(site, op.ranges.iter().copied()) {
+        Ok(()) => true,
+        Err(error) => {
+            fail(op, error);
+            false
+        }
+    });
+}
+
+fn populate(site: &Site<'_>, ranges: impl Iterator<Item = ByteRange>) -> Result<()> {
+    let page_size = sys::page_size();
+    let mut pages: Vec<PageRange> = ranges.map(|range| range.to_pages(page_size)).collect();
+    pages.sort_unstable_by_key(|range| range.start());
+    let mut runs = Vec::with_capacity(pages.len());
+    for range in pages {
+        range.push_onto(&mut runs);
+    }
+    residency::populate_write(site.map, site.file, &runs).map_err(|(_, error)| error)
+}
+
+/// Keeps new readers out for a moment, for a write that was in their way before.
+fn raise_gate(site: &Site<'_>, ranges: &[ByteRange]) {
+    let mut last = site
+        .last_gate
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if let Some(raised) = site.leases.raise_gate(ranges, *last) {
+        *last = Some(raised);
+    }
+}

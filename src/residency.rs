@@ -1,0 +1,116 @@
+//! Whether pages are in memory, and bringing them there with an error instead of a signal.
+
+use std::fs::File;
+use std::io;
+
+use crate::error::{MmapIoError, Result};
+use crate::map::{pages_if_mapped, Map};
+use crate::range::{ByteRange, PageRange};
+use crate::sys;
+
+/// Most bytes that one populate call asks for: it holds the address space's lock meanwhile.
+const STEP: u64 = 8 << 20;
+
+/// Most bytes that are probed on the thread that polls: 1,024 pages, some 10 us.
+const PROBE: u64 = 4 << 20;
+
+/// Whether every page of the range is in the page cache. No I/O; "no" when in doubt.
+pub(crate) fn is_resident(map: &Map, range: ByteRange) -> bool {
+    let run = map.run(range.to_pages(sys::page_size()));
+    // SAFETY: the range is inside the file, so its pages are inside the live map.
+    range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false)
+}
+
+/// Reads the pages of the range in. Blocks.
+///
+/// # Errors
+///
+/// `Truncated` if the file has become shorter, or the error that reading met.
+pub(crate) fn populate_read(map: &Map, file: &File, range: ByteRange) -> Result<()> {
+    for step in range.to_pages(sys::page_size()).steps(STEP) {
+        // SAFETY: the range is inside the file, so its pages are inside the live map.
+        if let Err(error) = unsafe { sys::populate_read(map.run(step)) } {
+            let read = || read_one_byte_a_page(file, step);
+            return Err(explain(file, range, step, error, read));
+        }
+    }
+    Ok(())
+}
+
+/// Makes the pages of each range writable, allocating holes, without changing a byte. The ranges
+/// are sorted and disjoint. Blocks.
+///
+/// # Errors
+///
+/// The index of the range that failed, and why: `Truncated` if the file has become shorter, or
+/// the error that reading or allocating met.
+pub(crate) fn populate_write(
+    map: &Map,
+    file: &File,
+    ranges: &[PageRange],
+) -> Result<(), (usize, MmapIoError)> {
+    let runs: Vec<_> = ranges.iter().map(|range| map.run(*range)).collect();
+    // SAFETY: the ranges are inside the file, so their pages are inside the live, writable map.
+    unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {
+        let pages = ranges[index];
+        let allocate = || {
+            read_one_byte_a_page(file, pages)?;
+            sys::allocate(file, pages.start(), pages.len())
+        };
+        let error = explain(file, pages.bytes(), pages, error, allocate);
+        (index, error)
+    })
+}
+
+/// Whether bytes lie in a map of ours.
+pub(crate) fn is_mapped(data: &[u8]) -> bool {
+    pages_if_mapped(data).is_some()
+}
+
+/// An owned copy of bytes that lie in a map of ours. Blocks.
+///
+/// # Errors
+///
+/// What reading the pages in met.
+pub(crate) fn copy_mapped(data: &[u8]) -> io::Result<Box<[u8]>> {
+    if let Some(run) = pages_if_mapped(data) {
+        // SAFETY: the pages hold `data`, which lives, and with it its map.
+        unsafe { sys::populate_read(run) }?;
+    }
+    Ok(data.into())
+}
+
+/// Finds the reason of a failed populate, which itself says only `EFAULT`: by the file's length,
+/// or by `retry`, which asks for the same thing in a way that reports errors.
+fn explain(
+    file: &File,
+    range: ByteRange,
+    pages: PageRange,
+    error: io::Error,
+    retry: impl FnOnce() -> io::Result<()>,
+) -> MmapIoError {
+    match file.metadata() {
+        Ok(metadata) if metadata.len() < range.end().min(pages.end()) => MmapIoError::Truncated {
+            offset: range.start(),
+            len: range.len(),
+            file_len: metadata.len(),
+        },
+        Ok(_) => MmapIoError::Io(retry().err().unwrap_or(error)),
+        Err(error) => MmapIoError::Io(error),
+    }
+}
+
+#[cfg(unix)]
+fn read_one_byte_a_page(file: &File, pages: PageRange) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut byte = [0];
+    for page in pages.steps(sys::page_size() as u64) {
+        file.read_at(&mut byte, page.start())?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn read_one_byte_a_page(_file: &File, _pages: PageRange) -> io::Result<()> {
+    Ok(())
+}
