@@ -1,0 +1,288 @@
+//! The ways to open a file.
+
+use std::fs::File;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[cfg(doc)]
+use crate::error::MmapIoError;
+use crate::error::Result;
+use crate::file::MemoryMappedFile;
+use crate::flush::FlushPolicy;
+use crate::mode::{MmapMode, TouchHint};
+use crate::offload::offload;
+use crate::opening::{Attempt, How, Opening};
+
+/// Opens or creates a file with options.
+///
+/// Made by [`MemoryMappedFile::builder`]; ended by [`create`](Self::create),
+/// [`create_new`](Self::create_new), [`open`](Self::open) or
+/// [`open_or_create`](Self::open_or_create). Every option counts in each of them.
+///
+/// # Examples
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// use mmap_io::{FlushPolicy, MemoryMappedFile};
+///
+/// let file = MemoryMappedFile::builder(dir.path().join("log"))
+///     .size(1 << 20)
+///     .preallocate(true)
+///     .flush_policy(FlushPolicy::Always)
+///     .open_or_create()
+///     .await?;
+/// assert_eq!(file.len(), 1 << 20);
+/// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it opens"]
+pub struct MemoryMappedFileBuilder {
+    path: PathBuf,
+    size: u64,
+    mode: Option<MmapMode>,
+    policy: FlushPolicy,
+    touch: TouchHint,
+    preallocate: bool,
+    write_buffer: Option<usize>,
+}
+
+impl MemoryMappedFileBuilder {
+    /// The size of a file that is created, in bytes: 1 to 128 TiB (2 GiB on 32-bit platforms).
+    pub fn size(self, bytes: u64) -> Self {
+        Self {
+            size: bytes,
+            ..self
+        }
+    }
+
+    /// How the file is mapped. What it is by default depends on the way it is opened.
+    pub fn mode(self, mode: MmapMode) -> Self {
+        Self {
+            mode: Some(mode),
+            ..self
+        }
+    }
+
+    /// When writes are flushed; [`FlushPolicy::Never`] by default.
+    pub fn flush_policy(self, policy: FlushPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Whether the pages are read in before the open resolves; [`TouchHint::Never`] by default.
+    pub fn touch_hint(self, touch: TouchHint) -> Self {
+        Self { touch, ..self }
+    }
+
+    /// Whether blocks are reserved for the whole file, now and when it grows, so that a full disk
+    /// fails there and not in a later write. Off by default: files are sparse.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// `fallocate` on Linux, whose errors are reported; elsewhere zeroes are written.
+    pub fn preallocate(self, preallocate: bool) -> Self {
+        Self {
+            preallocate,
+            ..self
+        }
+    }
+
+    /// How many bytes of writes may be queued for the file, through all its handles; 64 MiB by
+    /// default. Writes beyond that wait for their turn, first come, first served, before their
+    /// data is copied. A larger write is admitted when nothing else is queued.
+    pub fn write_buffer(self, bytes: usize) -> Self {
+        Self {
+            write_buffer: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Creates the file, or truncates it; read-write by default. In a mode that does not write,
+    /// the file is opened as it is.
+    ///
+    /// # Errors
+    ///
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): no [`size`](Self::size), or too large a one
+    ///   (then the file system is not touched), or a disk that cannot hold it.
+    /// - [`Busy`](MmapIoError::Busy): the file is mapped in this process.
+    /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
+    ///
+    /// A failure leaves no file that was not there before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws the operation if it has not started; one that has runs to
+    /// its end, and may leave the file created.
+    pub fn create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        let how = match self.mode {
+            None | Some(MmapMode::ReadWrite) => How::Create(self.path.clone(), self.size),
+            Some(MmapMode::ReadOnly) => How::Existing(self.path.clone()),
+        };
+        self.finish(how, MmapMode::ReadWrite)
+    }
+
+    /// Creates a file that is not there; read-write only.
+    ///
+    /// # Errors
+    ///
+    /// - [`InvalidMode`](MmapIoError::InvalidMode) in any other mode.
+    /// - [`Io`](MmapIoError::Io) with the kind `AlreadyExists`.
+    /// - Those of [`create`](Self::create).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create`](Self::create).
+    pub async fn create_new(self) -> Result<MemoryMappedFile> {
+        let mode = self.mode.unwrap_or(MmapMode::ReadWrite);
+        mode.require_write("create_new")?;
+        let how = How::CreateNew(self.path.clone(), self.size);
+        self.finish(how, mode).await
+    }
+
+    /// Opens a file that is there; read-only by default.
+    ///
+    /// # Errors
+    ///
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes.
+    /// - [`Truncated`](MmapIoError::Truncated): it is mapped in this process already, and somebody
+    ///   else has shortened it since.
+    /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub fn open(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        let how = How::Existing(self.path.clone());
+        self.finish(how, MmapMode::ReadOnly)
+    }
+
+    /// Opens the file, or creates it; read-write by default. Never truncates; a file without
+    /// bytes gets [`size`](Self::size) of them. In a mode that does not write, the file must be
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create), but for `Busy`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create`](Self::create).
+    pub fn open_or_create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        let how = match self.mode {
+            None | Some(MmapMode::ReadWrite) => How::OpenOrCreate(self.path.clone(), self.size),
+            Some(MmapMode::ReadOnly) => How::Existing(self.path.clone()),
+        };
+        self.finish(how, MmapMode::ReadWrite)
+    }
+
+    async fn finish(self, how: How, default: MmapMode) -> Result<MemoryMappedFile> {
+        let mode = self.mode.unwrap_or(default);
+        let opening = Opening {
+            how,
+            mode,
+            preallocate: self.preallocate,
+        };
+        opening.check()?;
+        let opened = loop {
+            let opening = opening.clone();
+            match offload(move || opening.attempt()).await? {
+                Attempt::Opened(opened) => break opened,
+                Attempt::Later(listener) => listener.await,
+            }
+        };
+        opened.finish().await?;
+        if let Some(bytes) = self.write_buffer {
+            opened.open.queue().budget.set_limit(bytes);
+        }
+        let file = MemoryMappedFile::new(opened.open, opened.file, mode, self.policy, self.path);
+        if self.touch == TouchHint::Eager {
+            file.touch_pages().await?;
+        }
+        Ok(file)
+    }
+}
+
+impl MemoryMappedFile {
+    /// Options for opening `path`.
+    pub fn builder(path: impl AsRef<Path>) -> MemoryMappedFileBuilder {
+        MemoryMappedFileBuilder {
+            path: path.as_ref().to_path_buf(),
+            size: 0,
+            mode: None,
+            policy: FlushPolicy::default(),
+            touch: TouchHint::default(),
+            preallocate: false,
+            write_buffer: None,
+        }
+    }
+
+    /// Creates a file of `size` bytes, or truncates it, for reading and writing. The file is
+    /// sparse: its blocks are allocated when they are written.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](MemoryMappedFileBuilder::create).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create`](MemoryMappedFileBuilder::create).
+    pub fn create_rw(
+        path: impl AsRef<Path>,
+        size: u64,
+    ) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).size(size).create()
+    }
+
+    /// Opens a file for reading. It may be empty.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](MemoryMappedFileBuilder::open).
+    pub fn open_ro(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).open()
+    }
+
+    /// Opens a file for reading and writing. It may not be empty.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](MemoryMappedFileBuilder::open).
+    pub fn open_rw(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).mode(MmapMode::ReadWrite).open()
+    }
+
+    /// Opens a file for reading and writing, or creates it with `default_size` bytes. It is never
+    /// truncated; if it is empty, it gets that many bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open_or_create`](MemoryMappedFileBuilder::open_or_create).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create`](MemoryMappedFileBuilder::create).
+    pub fn open_or_create(
+        path: impl AsRef<Path>,
+        default_size: u64,
+    ) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).size(default_size).open_or_create()
+    }
+
+    /// Maps a file that is open already. The path is only for [`path`](Self::path).
+    ///
+    /// # Errors
+    ///
+    /// - [`InvalidMode`](MmapIoError::InvalidMode): the descriptor does not permit the mode, or
+    ///   appends.
+    /// - Those of [`open`](MemoryMappedFileBuilder::open).
+    pub fn from_file(
+        file: File,
+        mode: MmapMode,
+        path: impl AsRef<Path>,
+    ) -> impl Future<Output = Result<Self>> + Send + 'static {
+        let builder = Self::builder(path).mode(mode);
+        let how = How::Descriptor(Arc::new(file));
+        builder.finish(how, mode)
+    }
+}

@@ -1,0 +1,111 @@
+//! `Bytes` that lie in the mapping: the way to hyper and axum without a copy.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::file::{Handle, MemoryMappedFile};
+use crate::lease::{wait_briefly, Lease, LeaseHost};
+use crate::map::Span;
+use crate::range::ByteRange;
+
+impl MemoryMappedFile {
+    /// Bytes of the file, zero-copy, with a life of their own.
+    ///
+    /// They hold the range's lease and keep the file mapped, until the last clone is dropped. A
+    /// write that overlaps them waits for that; readers do not. Costs one allocation and a short
+    /// lock; clones and sub-slices cost neither. As `Bytes` go: `try_into_mut` fails, and
+    /// `Vec::from` copies.
+    ///
+    /// They may not be resident; [`read_bytes`](Self::read_bytes) makes sure.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`as_slice`](Self::as_slice).
+    ///
+    /// # Blocking
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let bytes = file.bytes(5, 5)?;
+    /// drop(file);
+    /// assert_eq!(bytes, "bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn bytes(&self, offset: u64, len: u64) -> Result<Bytes> {
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let range = ByteRange::new(offset, len, self.len())?;
+        let attempt = || Lease::try_owned(self.handle.clone(), range);
+        let lease = wait_briefly(self.handle.leases(), range, attempt)
+            .map_err(|busy| self.bounds_first(range, busy))?;
+        self.leased_bytes(range, lease)
+    }
+
+    /// Bytes of the file as [`bytes`](Self::bytes) gives them, resident; waits for whatever is in
+    /// the way.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`slice`](Self::slice).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind but pages that are resident.
+    pub fn read_bytes(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<Bytes>> + Send + 'static {
+        let file = self.clone();
+        async move {
+            if len == 0 {
+                return Ok(Bytes::new());
+            }
+            let range = ByteRange::new(offset, len, file.len())?;
+            let lease = file
+                .resident_lease(range, || Lease::try_owned(file.handle.clone(), range))
+                .await?;
+            file.leased_bytes(range, lease)
+        }
+    }
+
+    fn leased_bytes(&self, range: ByteRange, lease: Lease<Arc<Handle>>) -> Result<Bytes> {
+        let span = self.handle.open.span(self.protection(), range)?;
+        Ok(Bytes::from_owner(Leased {
+            span,
+            _lease: lease,
+        }))
+    }
+}
+
+/// What a `Bytes` owns: a lease, and through it the handle, which keeps the map.
+struct Leased {
+    span: Span,
+    _lease: Lease<Arc<Handle>>,
+}
+
+impl AsRef<[u8]> for Leased {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the shared lease is held for as long as `self` lives, and its host keeps the
+        // map; the address stays the same wherever `self` is moved.
+        unsafe { self.span.as_slice() }
+    }
+}
+
+impl fmt::Debug for Leased {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leased").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,623 @@
+//! The handle, and reading through it.
+
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rangemap::RangeSet;
+
+use crate::error::{MmapIoError, Result};
+use crate::flush::FlushPolicy;
+use crate::lease::{wait, wait_briefly, Lease, LeaseHost, Leases};
+use crate::map::Protection;
+use crate::mode::MmapMode;
+use crate::offload::offload;
+use crate::open_file::{OpenFile, OwnedLease};
+use crate::range::ByteRange;
+use crate::residency;
+use crate::view::MappedSlice;
+
+/// A memory-mapped file.
+///
+/// A handle is a reference: clones share the file, its mode and its policy. Handles that are
+/// opened on the same file, by whatever path, know of each other, so that no view of one is
+/// changed by a write of another.
+///
+/// Methods that may block are `async` and run on the [`blocking`](https://docs.rs/blocking) pool,
+/// under any runtime or none. The others never wait, except where they say so.
+///
+/// # Examples
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("data");
+/// use mmap_io::MemoryMappedFile;
+///
+/// let file = MemoryMappedFile::create_rw(&path, 1 << 20).await?;
+/// file.update_region_async(4096, b"durable when this returns").await?;
+/// assert_eq!(file.as_slice(4096, 7)?, b"durable");
+/// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct MemoryMappedFile {
+    pub(crate) handle: Arc<Handle>,
+}
+
+/// What the clones of a handle share.
+pub(crate) struct Handle {
+    pub(crate) open: Arc<OpenFile>,
+    pub(crate) file: Arc<File>,
+    pub(crate) mode: MmapMode,
+    pub(crate) policy: FlushPolicy,
+    path: PathBuf,
+    /// The residency probe tells the truth about this file.
+    may_probe: bool,
+    /// What [`MemoryMappedFile::as_slice_bytes`] has given out.
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    ranges: RangeSet<u64>,
+    leases: Vec<OwnedLease>,
+}
+
+/// What a file is doing; see [`MemoryMappedFile::stats`].
+///
+/// Everything but `views` and `pending_bytes` counts from the time the file was opened by its
+/// first handle, for all handles together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Bytes of the file that are mapped, once for each protection in use.
+    pub mapped_bytes: u64,
+    /// Distinct bytes written and not flushed.
+    pub pending_bytes: u64,
+    /// Writes and other exclusive operations that wait in the queue.
+    pub queued_writes: usize,
+    /// Bytes that those writes hold.
+    pub queued_bytes: usize,
+    /// How long the oldest write that is held up by a view has been waiting.
+    pub oldest_blocked: Option<Duration>,
+    /// Views that are out: slices, mutable slices, `Bytes`.
+    pub views: usize,
+    /// Writes applied.
+    pub updates: u64,
+    /// Flushes run.
+    pub flushes: u64,
+    /// Durable operations served by those flushes.
+    pub flushed_waiters: u64,
+    /// Jobs given to the thread pool.
+    pub pool_hops: u64,
+    /// Times a range asked for was resident already.
+    pub resident_hits: u64,
+    /// Times it had to be read in.
+    pub resident_misses: u64,
+    /// Writes that failed.
+    pub write_errors: u64,
+    /// Flushes that failed: 0, or 1, since the error sticks.
+    pub flush_errors: u64,
+}
+
+impl MemoryMappedFile {
+    /// How the file is mapped.
+    pub fn mode(&self) -> MmapMode {
+        self.handle.mode
+    }
+
+    /// Length of the file in bytes.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.handle.open.len()
+    }
+
+    /// Whether the file has no bytes. Only a read-only file can.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same as [`len`](Self::len), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// None.
+    pub fn current_len(&self) -> Result<u64> {
+        Ok(self.len())
+    }
+
+    /// The path that the file was opened by.
+    pub fn path(&self) -> &Path {
+        &self.handle.path
+    }
+
+    /// When writes through this handle are flushed.
+    pub fn flush_policy(&self) -> FlushPolicy {
+        self.handle.policy
+    }
+
+    /// Number of distinct bytes that were written and not flushed, through any handle on the
+    /// file. 0 for a read-only one.
+    pub fn pending_bytes(&self) -> u64 {
+        match self.handle.mode {
+            MmapMode::ReadWrite => self.handle.open.pending().bytes(),
+            MmapMode::ReadOnly => 0,
+        }
+    }
+
+    /// The flush error that sticks to the file, if there is one: every durable operation fails
+    /// with it until the last handle and `Bytes` of the file are gone.
+    pub fn last_flush_error(&self) -> Option<MmapIoError> {
+        self.handle.open.commits().failure()
+    }
+
+    /// What the file is doing. Takes short locks; meant for metrics, not for hot paths.
+    pub fn stats(&self) -> Stats {
+        let open = &self.handle.open;
+        let backlog = open.queue().backlog();
+        let commits = open.commits();
+        // Relaxed: nothing follows from a counter.
+        let drains = open.queue().drains.load(Ordering::Relaxed);
+        Stats {
+            mapped_bytes: open.mapped_bytes(),
+            pending_bytes: open.pending().bytes(),
+            queued_writes: backlog.operations,
+            queued_bytes: open.queue().budget.used(),
+            oldest_blocked: backlog.oldest,
+            views: open.leases().count(),
+            updates: open.counters.writes.load(Ordering::Relaxed),
+            flushes: commits.flushes.load(Ordering::Relaxed),
+            flushed_waiters: commits.served.load(Ordering::Relaxed),
+            pool_hops: drains + open.counters.hops.load(Ordering::Relaxed),
+            resident_hits: open.counters.resident_hits.load(Ordering::Relaxed),
+            resident_misses: open.counters.resident_misses.load(Ordering::Relaxed),
+            write_errors: open.counters.write_errors.load(Ordering::Relaxed),
+            flush_errors: u64::from(commits.failure().is_some()),
+        }
+    }
+
+    /// Bytes of the file, to read in place.
+    ///
+    /// Costs no allocation, no lock and no system call. The bytes may not be resident: then the
+    /// first touch of each page blocks the thread; [`slice`](Self::slice) makes sure before.
+    ///
+    /// # Errors
+    ///
+    /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
+    /// - [`Busy`](MmapIoError::Busy): a [`MappedSliceMut`](crate::MappedSliceMut) overlaps the
+    ///   range, or a write of more than 1 MiB is being applied to it.
+    ///
+    /// # Blocking
+    ///
+    /// Waits for a write of at most 1 MiB that is being applied to these bytes right now: a
+    /// matter of microseconds. A write that ever new readers have kept out may keep them waiting
+    /// for up to 1 ms, at most every 100 ms. [`try_as_slice`](Self::try_as_slice) waits for
+    /// neither.
+    #[inline]
+    pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        self.slice_by(offset, len, |open, range| {
+            Lease::try_shared(open, range)
+                .or_else(|_| wait_briefly(open.leases(), range, || Lease::try_shared(open, range)))
+        })
+    }
+
+    /// Bytes of the file, to read in place, unless something is in the way.
+    ///
+    /// As [`as_slice`](Self::as_slice), but never waits: `None` where that would wait, or say
+    /// `Busy`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds)
+    #[inline]
+    pub fn try_as_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSlice<'_>>> {
+        let slice = self.slice_by(offset, len, |open, range| {
+            Lease::try_shared(open, range).map_err(|_| range.busy())
+        });
+        match slice {
+            Err(MmapIoError::Busy { .. }) => Ok(None),
+            slice => slice.map(Some),
+        }
+    }
+
+    /// Bytes of the file, borrowed from the handle.
+    ///
+    /// The range stays leased until the last clone of the handle is dropped, so that a write of
+    /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
+    /// more.
+    ///
+    /// # Errors
+    ///
+    /// - [`InvalidMode`](MmapIoError::InvalidMode): the handle may write, and its writes would
+    ///   wait for its own view.
+    /// - Those of [`as_slice`](Self::as_slice).
+    ///
+    /// # Blocking
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    pub fn as_slice_bytes(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        if len == 0 {
+            return Ok(&[]);
+        }
+        if self.handle.mode != MmapMode::ReadOnly {
+            return Err(MmapIoError::InvalidMode("as_slice_bytes"));
+        }
+        let open = &self.handle.open;
+        let range = ByteRange::new(offset, len, open.len())?;
+        let mut kept = self
+            .handle
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let gaps: Vec<_> = kept.ranges.gaps(&range.into()).collect();
+        for gap in gaps {
+            let part = ByteRange::from(gap.clone());
+            let lease = wait_briefly(open.leases(), part, || Lease::try_owned(open.clone(), part));
+            kept.leases
+                .push(lease.map_err(|busy| self.bounds_first(range, busy))?);
+            kept.ranges.insert(gap);
+        }
+        let span = open.span(self.protection(), range)?;
+        // SAFETY: every byte of the range is under a lease that lives as long as the handle,
+        // which `self` borrows, and the handle keeps the map.
+        Ok(unsafe { span.as_slice() })
+    }
+
+    /// Bytes of the file, to read in place, resident.
+    ///
+    /// The pages are read in on the pool if they are not in memory; if they are, there is no hop
+    /// to the pool (about 1 us for 64 KiB). Waits for whatever is in the way: a write, a
+    /// [`MappedSliceMut`](crate::MappedSliceMut).
+    ///
+    /// # Errors
+    ///
+    /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
+    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    /// - [`Io`](MmapIoError::Io): the pages cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind but pages that are resident.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let slice = file.slice(5, 5).await?;
+    /// assert_eq!(slice, b"bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        if len == 0 {
+            return Ok(MappedSlice::EMPTY);
+        }
+        let open = &*self.handle.open;
+        let range = ByteRange::new(offset, len, open.len())?;
+        let lease = self
+            .resident_lease(range, || Lease::try_shared(open, range))
+            .await?;
+        Ok(MappedSlice::new(
+            open.span(self.protection(), range)?,
+            lease,
+        ))
+    }
+
+    /// Copies bytes of the file into `buffer`.
+    ///
+    /// The pages are made resident as by [`slice`](Self::slice), and then copied by the thread
+    /// that polls.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`slice`](Self::slice); then nothing was copied.
+    ///
+    /// # Cancel safety
+    ///
+    /// The bytes are copied in the last poll, all of them.
+    pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let slice = self.slice(offset, buffer.len() as u64).await?;
+        buffer.copy_from_slice(&slice);
+        Ok(())
+    }
+
+    /// Makes every page of the file resident.
+    ///
+    /// # Errors
+    ///
+    /// [`Truncated`](MmapIoError::Truncated) or [`Io`](MmapIoError::Io), as for
+    /// [`slice`](Self::slice).
+    pub fn touch_pages(&self) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+        self.touch_pages_range(0, self.len())
+    }
+
+    /// Makes the pages of a range resident.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), [`Truncated`](MmapIoError::Truncated) or
+    /// [`Io`](MmapIoError::Io).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops nothing that has started, and harms nothing.
+    pub fn touch_pages_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+        let file = self.clone();
+        async move {
+            if len == 0 {
+                return Ok(());
+            }
+            let range = ByteRange::new(offset, len, file.len())?;
+            file.make_resident(range).await
+        }
+    }
+
+    /// Starts reading the pages of a range in, and does not wait for them.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or [`AdviceFailed`](MmapIoError::AdviceFailed).
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// `posix_fadvise(POSIX_FADV_WILLNEED)` on Linux; elsewhere a hint that may do nothing.
+    pub fn prefetch_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            if len == 0 {
+                return Ok(());
+            }
+            ByteRange::new(offset, len, handle.open.len())?;
+            let file = handle.file.clone();
+            handle
+                .hop(move |_| {
+                    crate::sys::cache_hint(&file, offset, len, crate::sys::CacheHint::WillNeed)
+                })
+                .await
+                .map_err(MmapIoError::AdviceFailed)
+        }
+    }
+
+    /// The address of the first byte of the file.
+    ///
+    /// # Safety
+    ///
+    /// What is read through the pointer is not protected by a lease. The caller makes sure that
+    /// nothing in this process writes to the bytes meanwhile, that they are below
+    /// [`len`](Self::len), and that the handle, or a clone, lives. Growing the file may map it
+    /// again elsewhere; the old address stays good for the bytes it covered.
+    pub unsafe fn as_ptr(&self) -> *const u8 {
+        let map = self.handle.open.map(self.protection());
+        map.map_or(std::ptr::null(), |map| map.as_ptr().cast_const())
+    }
+
+    /// The address of the first byte of the file, to write through. Counts every byte of the file
+    /// as written.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
+    ///
+    /// # Safety
+    ///
+    /// As for [`as_ptr`](Self::as_ptr), and nobody may look at the bytes while they change,
+    /// through this crate or otherwise. A store may raise a signal where
+    /// [`update_region`](Self::update_region) reports a full disk.
+    pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
+        self.handle.mode.require_write("as_mut_ptr")?;
+        let open = &self.handle.open;
+        open.pending().add([ByteRange::between(0, open.len())]);
+        Ok(open
+            .map(Protection::ReadWrite)
+            .map_or(std::ptr::null_mut(), |map| map.as_ptr()))
+    }
+
+    #[inline]
+    pub(crate) fn protection(&self) -> Protection {
+        self.handle.protection()
+    }
+
+    /// A shared slice under a lease that `take` gets.
+    #[inline]
+    fn slice_by<'a>(
+        &'a self,
+        offset: u64,
+        len: u64,
+        take: impl FnOnce(&'a OpenFile, ByteRange) -> Result<Lease<&'a OpenFile>>,
+    ) -> Result<MappedSlice<'a>> {
+        if len == 0 {
+            return Ok(MappedSlice::EMPTY);
+        }
+        let open = &*self.handle.open;
+        let range = ByteRange::new(offset, len, open.len())?;
+        match take(open, range) {
+            Ok(lease) => Ok(MappedSlice::new(
+                open.span(self.protection(), range)?,
+                lease,
+            )),
+            Err(busy) => Err(self.bounds_first(range, busy)),
+        }
+    }
+
+    /// What stood in the way may have been a shrink.
+    #[cold]
+    pub(crate) fn bounds_first(&self, range: ByteRange, busy: MmapIoError) -> MmapIoError {
+        range.check(self.len()).err().unwrap_or(busy)
+    }
+
+    /// A lease that `attempt` gets, over pages that are resident when it is there.
+    pub(crate) async fn resident_lease<T>(
+        &self,
+        range: ByteRange,
+        attempt: impl Fn() -> Result<T, crate::lease::Conflict>,
+    ) -> Result<T> {
+        loop {
+            self.make_resident(range).await?;
+            if let Ok(lease) = attempt() {
+                return Ok(lease);
+            }
+            let lease = wait(self.handle.open.leases(), &attempt).await;
+            // That may have taken long enough for the pages to go again.
+            range.check(self.len())?;
+            if self.is_resident(range) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    pub(crate) async fn make_resident(&self, range: ByteRange) -> Result<()> {
+        let counters = &self.handle.open.counters;
+        if self.is_resident(range) {
+            counters.resident_hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        counters.resident_misses.fetch_add(1, Ordering::Relaxed);
+        let handle = &self.handle;
+        let (protection, file) = (self.protection(), handle.file.clone());
+        let populated = handle
+            .hop(move |open| match open.map(protection) {
+                Some(map) => residency::populate_read(map, &file, range),
+                None => Ok(()),
+            })
+            .await;
+        // What was cut off by a shrink of our own is not somebody else's truncation.
+        populated.map_err(|error| self.bounds_first(range, error))
+    }
+
+    fn is_resident(&self, range: ByteRange) -> bool {
+        let map = self.handle.open.map(self.protection());
+        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, range))
+    }
+}
+
+impl MemoryMappedFile {
+    pub(crate) fn new(
+        open: Arc<OpenFile>,
+        file: Arc<File>,
+        mode: MmapMode,
+        policy: FlushPolicy,
+        path: PathBuf,
+    ) -> Self {
+        let may_probe = mode == MmapMode::ReadWrite || crate::sys::is_owner(&file);
+        Self {
+            handle: Arc::new(Handle {
+                open,
+                file,
+                mode,
+                policy,
+                path,
+                may_probe,
+                kept: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Gives the file back, unmapped, if this is the last clone of the handle and no `Bytes` of
+    /// it lives.
+    ///
+    /// Writes are not flushed; [`close`](Self::close) does that. Other handles that were opened
+    /// on the file keep it mapped for themselves.
+    ///
+    /// # Errors
+    ///
+    /// The handle itself, while clones or `Bytes` live, or if the process has no descriptor left.
+    pub fn unmap(self) -> Result<File, Self> {
+        let handle = Arc::try_unwrap(self.handle).map_err(|handle| Self { handle })?;
+        // The file's own jobs may still hold the descriptor for a moment.
+        match handle.file.try_clone() {
+            Ok(file) => Ok(file),
+            Err(_) => Err(Self {
+                handle: Arc::new(handle),
+            }),
+        }
+    }
+}
+
+impl Handle {
+    #[inline]
+    pub(crate) fn protection(&self) -> Protection {
+        match self.mode {
+            MmapMode::ReadOnly => Protection::Read,
+            MmapMode::ReadWrite => Protection::ReadWrite,
+        }
+    }
+
+    /// Runs a job on the pool with the file, which it keeps open.
+    pub(crate) fn hop<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&OpenFile) -> T + Send + 'static,
+    ) -> impl std::future::Future<Output = T> + Send + 'static {
+        let open = self.open.clone();
+        open.counters.hops.fetch_add(1, Ordering::Relaxed);
+        offload(move || job(&open))
+    }
+}
+
+impl LeaseHost for Handle {
+    fn leases(&self) -> &Leases {
+        self.open.leases()
+    }
+
+    fn restart(&self) {
+        self.open.restart();
+    }
+}
+
+impl fmt::Debug for MemoryMappedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryMappedFile")
+            .field("path", &self.handle.path)
+            .field("mode", &self.handle.mode)
+            .field("len", &self.len())
+            .finish()
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(unix)]
+impl std::os::unix::io::AsFd for MemoryMappedFile {
+    fn as_fd(&self) -> std::os::unix::io::BorrowedFd<'_> {
+        self.handle.file.as_fd()
+    }
+}
+
+#[cfg(unix)]
+impl std::os::unix::io::AsRawFd for MemoryMappedFile {
+    fn as_raw_fd(&self) -> std::os::unix::io::RawFd {
+        self.handle.file.as_raw_fd()
+    }
+}
+
+#[cfg(windows)]
+impl std::os::windows::io::AsHandle for MemoryMappedFile {
+    fn as_handle(&self) -> std::os::windows::io::BorrowedHandle<'_> {
+        self.handle.file.as_handle()
+    }
+}
+
+#[cfg(windows)]
+impl std::os::windows::io::AsRawHandle for MemoryMappedFile {
+    fn as_raw_handle(&self) -> std::os::windows::io::RawHandle {
+        self.handle.file.as_raw_handle()
+    }
+}

@@ -1,0 +1,133 @@
+//! Functions over paths, for programs that do not keep a handle.
+
+use std::future::Future;
+use std::path::Path;
+
+use crate::error::Result;
+use crate::file::MemoryMappedFile;
+use crate::mode::MmapMode;
+use crate::offload::offload;
+
+/// Creates a file of `size` bytes, or truncates it; see [`MemoryMappedFile::create_rw`].
+///
+/// # Errors
+///
+/// Those of [`MemoryMappedFile::create_rw`].
+pub fn create_mmap(
+    path: impl AsRef<Path>,
+    size: u64,
+) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+    MemoryMappedFile::create_rw(path, size)
+}
+
+/// Opens a file that is there.
+///
+/// # Errors
+///
+/// Those of [`open`](crate::MemoryMappedFileBuilder::open).
+pub fn load_mmap(
+    path: impl AsRef<Path>,
+    mode: MmapMode,
+) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+    MemoryMappedFile::builder(path).mode(mode).open()
+}
+
+/// Opens a file for writing, and writes `data` at `offset`. Not durable.
+///
+/// # Errors
+///
+/// Those of [`MemoryMappedFile::open_rw`] and [`MemoryMappedFile::update_region`].
+pub async fn write_mmap(path: impl AsRef<Path>, offset: u64, data: &[u8]) -> Result<()> {
+    let path = path.as_ref().to_path_buf();
+    let file = MemoryMappedFile::open_rw(path).await?;
+    file.update_region(offset, data).await
+}
+
+/// Writes `data` at `offset`; see [`MemoryMappedFile::update_region`].
+///
+/// # Errors
+///
+/// Those of [`MemoryMappedFile::update_region`].
+pub async fn update_region(file: &MemoryMappedFile, offset: u64, data: &[u8]) -> Result<()> {
+    file.update_region(offset, data).await
+}
+
+/// Makes a file durable; see [`MemoryMappedFile::flush`].
+///
+/// # Errors
+///
+/// Those of [`MemoryMappedFile::flush`].
+pub fn flush(file: &MemoryMappedFile) -> impl Future<Output = Result<()>> + Send + 'static {
+    file.flush()
+}
+
+/// Copies a file, and resolves to the number of bytes; see [`MemoryMappedFile::copy_to`].
+///
+/// # Errors
+///
+/// Those of [`MemoryMappedFile::open_ro`] and [`MemoryMappedFile::copy_to`].
+pub fn copy_mmap(
+    source: impl AsRef<Path>,
+    destination: impl AsRef<Path>,
+) -> impl Future<Output = Result<u64>> + Send + 'static {
+    let source = source.as_ref().to_path_buf();
+    let destination = destination.as_ref().to_path_buf();
+    async move {
+        let source = MemoryMappedFile::open_ro(source).await?;
+        source.copy_to(destination).await
+    }
+}
+
+/// Removes a file. Handles that are open on it live on, on Unix.
+///
+/// # Errors
+///
+/// [`Io`](crate::MmapIoError::Io), as of [`std::fs::remove_file`].
+pub fn delete_mmap(path: impl AsRef<Path>) -> impl Future<Output = Result<()>> + Send + 'static {
+    let path = path.as_ref().to_path_buf();
+    async move { Ok(offload(move || std::fs::remove_file(path)).await?) }
+}
+
+/// The same functions under the names they had when the others were synchronous.
+pub mod r#async {
+    use std::future::Future;
+    use std::path::Path;
+
+    use crate::error::Result;
+    use crate::file::MemoryMappedFile;
+
+    /// The same as [`create_mmap`](super::create_mmap).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create_mmap`](super::create_mmap).
+    pub fn create_mmap_async(
+        path: impl AsRef<Path>,
+        size: u64,
+    ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        super::create_mmap(path, size)
+    }
+
+    /// The same as [`copy_mmap`](super::copy_mmap).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`copy_mmap`](super::copy_mmap).
+    pub fn copy_mmap_async(
+        source: impl AsRef<Path>,
+        destination: impl AsRef<Path>,
+    ) -> impl Future<Output = Result<u64>> + Send + 'static {
+        super::copy_mmap(source, destination)
+    }
+
+    /// The same as [`delete_mmap`](super::delete_mmap).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`delete_mmap`](super::delete_mmap).
+    pub fn delete_mmap_async(
+        path: impl AsRef<Path>,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        super::delete_mmap(path)
+    }
+}

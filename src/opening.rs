@@ -1,0 +1,315 @@
+//! Opening and creating: from a path to a descriptor, and from a descriptor to an [`OpenFile`].
+//!
+//! Nothing is truncated before the file is known to be nobody else's: a file is opened as it is,
+//! identified, looked up, and only then changed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use event_listener::EventListener;
+
+use crate::error::{MmapIoError, Result};
+use crate::map::Protection;
+use crate::mode::MmapMode;
+use crate::open_file::{directory_of, OpenFile, OPEN_FILES};
+use crate::queue::{Action, Op, Queue};
+use crate::range::{ByteRange, MAX_LEN};
+use crate::registry::{Claim, Found};
+use crate::sys::{self, FileInfo};
+use crate::write::check_size;
+
+/// How a file is to be opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening {
+    pub(crate) how: How,
+    pub(crate) mode: MmapMode,
+    pub(crate) preallocate: bool,
+}
+
+/// What to do about a file that is there, and one that is not.
+#[derive(Clone, Debug)]
+pub(crate) enum How {
+    /// It must be there.
+    Existing(PathBuf),
+    /// It is emptied, or created; then it has that many bytes.
+    Create(PathBuf, u64),
+    /// It must not be there.
+    CreateNew(PathBuf, u64),
+    /// It is created if it is not there; one without bytes gets that many.
+    OpenOrCreate(PathBuf, u64),
+    /// It is open already.
+    Descriptor(Arc<File>),
+}
+
+/// One try at an opening.
+pub(crate) enum Attempt {
+    Opened(Opened),
+    /// Somebody is opening the same file; try again then.
+    Later(EventListener),
+}
+
+/// An opened file, and its descriptor.
+pub(crate) struct Opened {
+    pub(crate) open: Arc<OpenFile>,
+    pub(crate) file: Arc<File>,
+    /// What is still to be done, in the file's queue.
+    rest: Option<Action>,
+    len: u64,
+}
+
+impl Opening {
+    /// Fails unless the size is one that a file can have. Before the file system is touched.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.how {
+            How::Create(_, size) | How::CreateNew(_, size) => check_size(size),
+            How::OpenOrCreate(..) | How::Existing(_) | How::Descriptor(_) => Ok(()),
+        }
+    }
+
+    /// Tries to open the file. Blocks.
+    pub(crate) fn attempt(&self) -> Result<Attempt> {
+        let (target, info) = self.open_descriptor()?;
+        if info.len > MAX_LEN {
+            check_size(info.len)?;
+        }
+        match OPEN_FILES.find((&info).into()) {
+            Found::Claimed(opening) => Ok(Attempt::Later(opening)),
+            Found::Open(open) => self.join(open, target, &info).map(Attempt::Opened),
+            Found::Vacant(claim) => self.fill(claim, target, &info).map(Attempt::Opened),
+        }
+    }
+
+    fn open_descriptor(&self) -> Result<(Target, FileInfo)> {
+        let target = match &self.how {
+            How::Existing(path) => Target::existing(path, self.mode)?,
+            How::Create(path, _) => return open_target(path),
+            How::CreateNew(path, _) => Target::new(path)?,
+            How::OpenOrCreate(path, size) => {
+                let (target, info) = match Target::existing(path, self.mode) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        check_size(*size)?;
+                        open_target(path)?
+                    }
+                    target => identified(target?)?,
+                };
+                if info.len == 0 {
+                    check_size(*size)?;
+                }
+                return Ok((target, info));
+            }
+            How::Descriptor(file) => {
+                self.check_access(file)?;
+                Target {
+                    file: file.clone(),
+                    created: None,
+                }
+            }
+        };
+        identified(target)
+    }
+
+    fn check_access(&self, file: &File) -> Result<()> {
+        let access = sys::access(file)?;
+        let problem = match self.mode {
+            _ if !access.read => "the descriptor is not open for reading",
+            MmapMode::ReadWrite if !access.write => "the descriptor is not open for writing",
+            MmapMode::ReadWrite if access.append => "the descriptor is open for appending",
+            MmapMode::ReadOnly | MmapMode::ReadWrite => return Ok(()),
+        };
+        Err(MmapIoError::InvalidMode(problem))
+    }
+
+    /// Shares what is open already.
+    fn join(&self, open: Arc<OpenFile>, target: Target, info: &FileInfo) -> Result<Opened> {
+        let len = open.len();
+        let mut rest = (info.len != len).then_some(Action::AdoptLength);
+        match &self.how {
+            How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
+            How::OpenOrCreate(_, _) if info.len == 0 && self.mode == MmapMode::ReadWrite => {
+                rest = Some(Action::FirstLength);
+            }
+            _ => self.check_not_empty(info)?,
+        }
+        open.attach(&target.file, self.protection())?;
+        if self.preallocate {
+            open.reserve_on_growth();
+            sys::allocate(&target.file, 0, info.len)?;
+        }
+        Ok(Opened {
+            file: target.keep(),
+            open,
+            rest,
+            len: self.size(),
+        })
+    }
+
+    /// Opens what nobody else in this process has open.
+    fn fill(&self, claim: Claim<OpenFile>, target: Target, info: &FileInfo) -> Result<Opened> {
+        let writes = self.mode == MmapMode::ReadWrite;
+        let size = match &self.how {
+            How::Create(_, size) | How::CreateNew(_, size) => Some(*size),
+            How::OpenOrCreate(_, size) if info.len == 0 && writes => Some(*size),
+            _ => {
+                self.check_not_empty(info)?;
+                None
+            }
+        };
+        let len = size.unwrap_or(info.len);
+        if size.is_some() {
+            if info.len > 0 {
+                target.file.set_len(0)?;
+            }
+            target
+                .file
+                .set_len(len)
+                .map_err(MmapIoError::ResizeFailed)?;
+        }
+        let opened = self.reserve(&target, len).and_then(|()| {
+            let open = OpenFile::open(claim, &target.file, len, self.protection())?;
+            Ok(open)
+        });
+        let open = opened.map_err(|error| {
+            if size.is_some() {
+                // It was empty, or is by now; a file that was not there goes with `target`.
+                let _ = target.file.set_len(0);
+            }
+            error
+        })?;
+        if self.preallocate {
+            open.reserve_on_growth();
+        }
+        if size.is_some() {
+            open.owes_its_name(target.created.as_deref().and_then(directory_of));
+        }
+        Ok(Opened {
+            open,
+            file: target.keep(),
+            rest: None,
+            len,
+        })
+    }
+
+    fn reserve(&self, target: &Target, len: u64) -> Result<()> {
+        if self.preallocate && self.mode == MmapMode::ReadWrite {
+            sys::allocate(&target.file, 0, len).map_err(MmapIoError::ResizeFailed)?;
+        }
+        Ok(())
+    }
+
+    fn check_not_empty(&self, info: &FileInfo) -> Result<()> {
+        match self.mode {
+            MmapMode::ReadWrite => check_size(info.len),
+            MmapMode::ReadOnly => Ok(()),
+        }
+    }
+
+    fn protection(&self) -> Protection {
+        match self.mode {
+            MmapMode::ReadOnly => Protection::Read,
+            MmapMode::ReadWrite => Protection::ReadWrite,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self.how {
+            How::Create(_, size) | How::CreateNew(_, size) | How::OpenOrCreate(_, size) => size,
+            How::Existing(_) | How::Descriptor(_) => 0,
+        }
+    }
+}
+
+impl Opened {
+    /// Brings the length up to date, in its turn among the file's operations.
+    pub(crate) async fn finish(&self) -> Result<()> {
+        if let Some(action) = self.rest {
+            let op = Op::new(ByteRange::between(self.len, u64::MAX), action);
+            Queue::submit(&self.open, op).await?;
+        }
+        Ok(())
+    }
+}
+
+/// An opened descriptor. If the file was created with it, it is removed again unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Target {
+    file: Arc<File>,
+    /// Where the file was created.
+    created: Option<PathBuf>,
+}
+
+impl Target {
+    fn existing(path: &Path, mode: MmapMode) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(mode == MmapMode::ReadWrite);
+        Ok(Self {
+            file: Arc::new(sys::never_wait(&mut options).open(path)?),
+            created: None,
+        })
+    }
+
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
+        Ok(Self {
+            file: Arc::new(file),
+            created: Some(path.to_path_buf()),
+        })
+    }
+
+    /// Creates what a link points to that points nowhere.
+    fn through_link(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true);
+        Ok(Self {
+            file: Arc::new(sys::never_wait(&mut options).open(path)?),
+            created: Some(fs::canonicalize(path)?),
+        })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file stays.
+    pub(crate) fn keep(mut self) -> Arc<File> {
+        self.created = None;
+        self.file.clone()
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(path) = self.created.take() {
+            // There is nobody to tell, and the error that led here is the one that counts.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Opens a file to be written from scratch: as it is, or created. Blocks.
+pub(crate) fn open_target(path: &Path) -> Result<(Target, FileInfo)> {
+    let target = match Target::new(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match Target::existing(path, MmapMode::ReadWrite) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Target::through_link(path),
+                target => target,
+            }
+        }
+        target => target,
+    };
+    identified(target?)
+}
+
+fn identified(target: Target) -> Result<(Target, FileInfo)> {
+    let info = sys::file_info(&target.file)?;
+    if !info.is_regular {
+        let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(MmapIoError::Io(problem));
+    }
+    Ok((target, info))
+}

@@ -1,0 +1,255 @@
+//! The views: bytes of a file together with the lease that keeps them as they are.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::lease::Lease;
+use crate::map::Span;
+use crate::open_file::{OpenFile, OwnedLease};
+use crate::range::ByteRange;
+
+/// Bytes of a mapped file, to read in place.
+///
+/// While it lives, no write of this process changes the bytes and no shrink takes them away; a
+/// write that overlaps them waits. It costs no allocation and no lock (beyond 16 at a time in one
+/// thread: a short lock).
+///
+/// A task that awaits a write overlapping a view that it holds itself waits for ever; see
+/// [Deadlocks](crate#deadlocks).
+///
+/// # Examples
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// let file = mmap_io::create_mmap(dir.path().join("data"), 64).await?;
+/// file.update_region(8, b"bytes").await?;
+/// let slice = file.as_slice(8, 5)?;
+/// assert_eq!(slice, b"bytes");
+/// assert!(slice.starts_with(b"by"));
+/// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+pub struct MappedSlice<'a> {
+    span: Span,
+    /// None for no bytes. A reference is not kept beside it: it would outlive its lease for a
+    /// moment, in the drop.
+    _lease: Option<Lease<&'a OpenFile>>,
+    bytes: PhantomData<&'a [u8]>,
+}
+
+impl<'a> MappedSlice<'a> {
+    pub(crate) const EMPTY: Self = Self {
+        span: Span::EMPTY,
+        _lease: None,
+        bytes: PhantomData,
+    };
+
+    /// The bytes of `span`, which lie in the current map of the lease's host, and under the lease.
+    pub(crate) fn new(span: Span, lease: Lease<&'a OpenFile>) -> Self {
+        Self {
+            span,
+            _lease: Some(lease),
+            bytes: PhantomData,
+        }
+    }
+}
+
+impl Deref for MappedSlice<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the shared lease is held for as long as `self` is borrowed, and its host keeps
+        // the map.
+        unsafe { self.span.as_slice() }
+    }
+}
+
+impl AsRef<[u8]> for MappedSlice<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for MappedSlice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MappedSlice")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Eq for MappedSlice<'_> {}
+
+impl PartialEq for MappedSlice<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl PartialEq<[u8]> for MappedSlice<'_> {
+    fn eq(&self, other: &[u8]) -> bool {
+        **self == *other
+    }
+}
+
+impl PartialEq<&[u8]> for MappedSlice<'_> {
+    fn eq(&self, other: &&[u8]) -> bool {
+        **self == **other
+    }
+}
+
+impl<const N: usize> PartialEq<[u8; N]> for MappedSlice<'_> {
+    fn eq(&self, other: &[u8; N]) -> bool {
+        **self == *other
+    }
+}
+
+impl<const N: usize> PartialEq<&[u8; N]> for MappedSlice<'_> {
+    fn eq(&self, other: &&[u8; N]) -> bool {
+        **self == **other
+    }
+}
+
+/// Copies the bytes; [`MemoryMappedFile::bytes`](crate::MemoryMappedFile::bytes) does not.
+impl From<MappedSlice<'_>> for Bytes {
+    fn from(slice: MappedSlice<'_>) -> Self {
+        Self::copy_from_slice(&slice)
+    }
+}
+
+/// Bytes of a mapped file, to change in place.
+///
+/// While it lives, nobody else in this process sees the bytes. Dropping it counts all of them as
+/// written; under [`FlushPolicy::Always`](crate::FlushPolicy::Always) that starts a flush which
+/// nobody waits for. [`commit`](Self::commit) makes them durable.
+///
+/// # Examples
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// let file = mmap_io::create_mmap(dir.path().join("data"), 64).await?;
+/// let mut slice = file.as_slice_mut(0, 5).await?;
+/// slice.copy_from_slice(b"bytes");
+/// slice.commit().await?;
+/// assert_eq!(file.as_slice(0, 5)?, b"bytes");
+/// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+pub struct MappedSliceMut<'a> {
+    span: Span,
+    range: ByteRange,
+    /// None for no bytes.
+    lease: Option<OwnedLease>,
+    flush_on_drop: bool,
+    bytes: PhantomData<&'a mut [u8]>,
+}
+
+impl MappedSliceMut<'_> {
+    pub(crate) const EMPTY: Self = Self {
+        span: Span::EMPTY,
+        range: ByteRange::EMPTY,
+        lease: None,
+        flush_on_drop: false,
+        bytes: PhantomData,
+    };
+
+    /// The bytes of `range`, which is under the exclusive lease, at `span` in the current writable
+    /// map of its host.
+    pub(crate) fn new(
+        span: Span,
+        range: ByteRange,
+        lease: OwnedLease,
+        flush_on_drop: bool,
+    ) -> Self {
+        Self {
+            span,
+            range,
+            lease: Some(lease),
+            flush_on_drop,
+            bytes: PhantomData,
+        }
+    }
+
+    /// Ends the view, and makes the bytes it covers durable.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushFailed`](crate::MmapIoError::FlushFailed), now or of an earlier flush.
+    ///
+    /// # Cancel safety
+    ///
+    /// The view ends when this is called. Dropping the future leaves the bytes written; whether
+    /// they are durable is unknown.
+    pub fn commit(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.flush_on_drop = false;
+        let lease = self.lease.as_ref();
+        let target = lease.map(|lease| (lease.host().clone(), self.range));
+        drop(self);
+        async move {
+            let Some((open, range)) = target else {
+                return Ok(());
+            };
+            open.flush_range(range).done().await
+        }
+    }
+}
+
+impl Deref for MappedSliceMut<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the exclusive lease is held for as long as `self` is borrowed, and its host
+        // keeps the map.
+        unsafe { self.span.as_slice() }
+    }
+}
+
+impl DerefMut for MappedSliceMut<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; `self` is borrowed mutably, so this is the only slice under the
+        // lease.
+        unsafe { self.span.as_mut_slice() }
+    }
+}
+
+impl AsRef<[u8]> for MappedSliceMut<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for MappedSliceMut<'_> {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl fmt::Debug for MappedSliceMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MappedSliceMut")
+            .field("offset", &self.range.start())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for MappedSliceMut<'_> {
+    fn drop(&mut self) {
+        // Counted before the lease ends: a flush that comes later covers them.
+        if let Some(lease) = &self.lease {
+            lease.host().pending().add([self.range]);
+            if self.flush_on_drop {
+                // Nobody waits for it; its error sticks.
+                drop(lease.host().flush_range(self.range));
+            }
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Writing, flushing and resizing through a handle.
+
+use std::future::Future;
+use std::io;
+
+use bytes::Bytes;
+
+use crate::error::{MmapIoError, Result};
+use crate::file::{Handle, MemoryMappedFile};
+use crate::flush::FlushPolicy;
+use crate::lease::{Kind, Lease};
+use crate::map::Protection;
+use crate::mode::MmapMode;
+use crate::offload::offload;
+use crate::open_file::OwnedLease;
+use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges};
+use crate::range::{ByteRange, MAX_LEN};
+use crate::residency;
+use crate::view::MappedSliceMut;
+
+/// Whether a write is durable when it returns.
+#[derive(Clone, Copy, Debug)]
+enum Durability {
+    /// As the handle's policy says.
+    Policy,
+    Durable,
+}
+
+/// # Writing
+///
+/// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not
+/// at all, whatever becomes of its future. Writes that overlap take effect in the order in which
+/// they were first polled. A write waits for the views that overlap it, and for nothing else but
+/// its turn: see [`write_buffer`](crate::MemoryMappedFileBuilder::write_buffer).
+///
+/// All of them fail with
+/// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
+/// - [`OutOfBounds`](MmapIoError::OutOfBounds); a shrink that was submitted earlier counts;
+/// - [`Truncated`](MmapIoError::Truncated) if somebody else has shortened the file;
+/// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), or when a page
+///   cannot be read;
+/// - [`FlushFailed`](MmapIoError::FlushFailed), if they are to be durable: the bytes are in place,
+///   and may be lost.
+///
+/// After any other error the content of the range is unspecified.
+///
+/// # Cancel safety
+///
+/// Dropping the future of a write withdraws it if it has not started: it is not applied later. One
+/// that has started runs to its end.
+impl MemoryMappedFile {
+    /// Writes `data` at `offset`. Durable only if the policy is
+    /// [`Always`](FlushPolicy::Always).
+    ///
+    /// The data is copied by the thread that polls; from about 256 KiB on,
+    /// [`write_bytes`](Self::write_bytes) is better.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// file.update_region(10, b"hello").await?;
+    /// assert!(file.update_region(98, b"hello").await.is_err());
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn update_region(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.update(offset, data, Durability::Policy).await
+    }
+
+    /// Writes `data` at `offset`, durably: when it returns, the bytes survive a power cut, and so
+    /// do the length and the name of a file that was created or resized here.
+    ///
+    /// Writes that wait at the same time share one flush.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    pub async fn update_region_async(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.update(offset, data, Durability::Durable).await
+    }
+
+    /// Writes many ranges as one operation: all or none. Where they overlap, later ones win.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// file.update_regions(&[(0, b"key"), (50, b"value")]).await?;
+    /// assert_eq!(file.as_slice(50, 5)?, b"value");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn update_regions(&self, regions: &[(u64, &[u8])]) -> Result<()> {
+        self.update_all(regions, Durability::Policy).await
+    }
+
+    /// Writes many ranges as one operation, durably, with one flush.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    pub async fn update_regions_async(&self, regions: &[(u64, &[u8])]) -> Result<()> {
+        self.update_all(regions, Durability::Durable).await
+    }
+
+    /// Writes `data` at `offset`, without copying it first.
+    ///
+    /// Bytes that lie in a mapping of this crate are copied, on the pool.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    pub fn write_bytes(
+        &self,
+        offset: u64,
+        data: Bytes,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.clone().write_owned(offset, data, Durability::Policy)
+    }
+
+    /// Writes `data` at `offset` as [`write_bytes`](Self::write_bytes) does, durably.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    pub fn write_bytes_async(
+        &self,
+        offset: u64,
+        data: Bytes,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.clone().write_owned(offset, data, Durability::Durable)
+    }
+
+    /// Writes `data` at `offset` unless a view or an earlier operation is in the way: then it
+    /// resolves to `false`, and nothing was written.
+    ///
+    /// # Errors
+    ///
+    /// See [Writing](#writing).
+    pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        if data.is_empty() {
+            return Ok(true);
+        }
+        let range = self.writable_range(offset, data.len() as u64, "try_update_region")?;
+        let action = Action::TryWrite {
+            durable: self.is_durable(Durability::Policy),
+        };
+        let permit = self.handle.open.queue().budget.admit(data.len()).await;
+        let op = Op::write(
+            Ranges::One([range]),
+            action,
+            Payload::Owned(data.into()),
+            permit,
+        );
+        let outcome = Queue::submit(&self.handle.open, op).await?;
+        Ok(!matches!(outcome, Outcome::InUse))
+    }
+
+    /// Bytes of the file, to change in place: resident, and nobody else's until the view is
+    /// dropped. Waits for views that overlap it, and takes its turn among the writes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [Writing](#writing), but for the flush.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
+        if len == 0 {
+            return Ok(MappedSliceMut::EMPTY);
+        }
+        let range = self.writable_range(offset, len, "as_slice_mut")?;
+        let op = Op::new(range, Action::Lease(Kind::Exclusive));
+        match Queue::submit(&self.handle.open, op).await? {
+            Outcome::Leased(lease) => self.slice_mut(range, lease),
+            Outcome::Done | Outcome::InUse => unreachable!("a view ends in a lease or an error"),
+        }
+    }
+
+    /// Bytes of the file, to change in place, if no view and no earlier operation is in the way.
+    /// They may not be resident.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidMode`](MmapIoError::InvalidMode), [`OutOfBounds`](MmapIoError::OutOfBounds), or
+    /// [`Io`](MmapIoError::Io) if the system refuses a memory barrier.
+    ///
+    /// # Blocking
+    ///
+    /// Does not wait for anybody, but runs a memory barrier on all threads of the process: 0.3 to
+    /// 20 us, milliseconds at worst. [`as_slice_mut`](Self::as_slice_mut) does that on the pool.
+    pub fn try_as_slice_mut(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
+        if len == 0 {
+            return Ok(Some(MappedSliceMut::EMPTY));
+        }
+        let range = self.writable_range(offset, len, "try_as_slice_mut")?;
+        let open = &self.handle.open;
+        if open.queue().overlaps(range) {
+            return Ok(None);
+        }
+        let lease = Lease::try_acquire(open.clone(), Kind::Exclusive, range, false)?;
+        lease.map(|lease| self.slice_mut(range, lease)).transpose()
+    }
+
+    /// Makes everything durable that was written before the call, through whatever handle or view
+    /// of the file: the bytes, the length, and the name of a file that was created here.
+    ///
+    /// Writes that are still queued are not covered. Read-only handles have nothing to flush.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush: what a failed flush
+    /// has lost, no later one can bring back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not stop a flush that has started.
+    pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            let range = ByteRange::between(0, handle.open.len());
+            handle.flush(range).await
+        }
+    }
+
+    /// Makes a range durable; see [`flush`](Self::flush).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
+    /// [`FlushFailed`](MmapIoError::FlushFailed).
+    pub fn flush_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            if len == 0 {
+                return Ok(());
+            }
+            let range = ByteRange::new(offset, len, handle.open.len())?;
+            handle.flush(range).await
+        }
+    }
+
+    /// The same as [`flush`](Self::flush), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush`](Self::flush).
+    pub fn flush_async(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.flush()
+    }
+
+    /// The same as [`flush_range`](Self::flush_range), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush_range`](Self::flush_range).
+    pub fn flush_range_async(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.flush_range(offset, len)
+    }
+
+    /// Flushes, unmaps (if this is the last handle), and reports errors. Dropping a handle reports
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush.
+    pub async fn close(self) -> Result<()> {
+        self.flush().await
+    }
+
+    /// Gives the file a new length in bytes. Growing fills with zeroes, and waits for no view;
+    /// shrinking waits for the views of the part that is cut off.
+    ///
+    /// It takes its turn among the writes: those submitted before it see the old length.
+    ///
+    /// # Errors
+    ///
+    /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB on 32-bit
+    ///   platforms), or the system's refusal; then the length is what it was.
+    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for a write.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// let before = file.as_slice(0, 100)?;
+    /// file.resize(1 << 20).await?;
+    /// assert_eq!(file.len(), 1 << 20);
+    /// assert_eq!(before, [0; 100]);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn resize(&self, new_size: u64) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            handle.mode.require_write("resize")?;
+            check_size(new_size)?;
+            let op = Op::new(ByteRange::between(new_size, u64::MAX), Action::Resize);
+            Queue::submit(&handle.open, op).await?;
+            Ok(())
+        }
+    }
+
+    async fn update(&self, offset: u64, data: &[u8], durability: Durability) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let range = self.writable_range(offset, data.len() as u64, "update_region")?;
+        let action = Action::Write {
+            durable: self.is_durable(durability),
+        };
+        let permit = self.handle.open.queue().budget.admit(data.len()).await;
+        let op = Op::write(
+            Ranges::One([range]),
+            action,
+            Payload::Owned(data.into()),
+            permit,
+        );
+        Queue::submit(&self.handle.open, op).await?;
+        Ok(())
+    }
+
+    async fn update_all(&self, regions: &[(u64, &[u8])], durability: Durability) -> Result<()> {
+        let regions = || regions.iter().filter(|(_, data)| !data.is_empty());
+        let ranges: Result<Box<[ByteRange]>> = regions()
+            .map(|(offset, data)| self.writable_range(*offset, data.len() as u64, "update_regions"))
+            .collect();
+        let ranges = ranges?;
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let action = Action::Write {
+            durable: self.is_durable(durability),
+        };
+        let len = regions().map(|(_, data)| data.len()).sum();
+        let permit = self.handle.open.queue().budget.admit(len).await;
+        let mut data = Vec::with_capacity(len);
+        regions().for_each(|(_, part)| data.extend_from_slice(part));
+        let op = Op::write(
+            Ranges::Many(ranges),
+            action,
+            Payload::Owned(data.into()),
+            permit,
+        );
+        Queue::submit(&self.handle.open, op).await?;
+        Ok(())
+    }
+
+    async fn write_owned(self, offset: u64, data: Bytes, durability: Durability) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let range = self.writable_range(offset, data.len() as u64, "write_bytes")?;
+        let action = Action::Write {
+            durable: self.is_durable(durability),
+        };
+        let open = &self.handle.open;
+        let permit = open.queue().budget.admit(data.len()).await;
+        let payload = if residency::is_mapped(&data) {
+            // It holds a lease, which this write or another one may have to wait for.
+            Payload::Owned(offload(move || residency::copy_mapped(&data)).await?)
+        } else {
+            Payload::Shared(data)
+        };
+        let op = Op::write(Ranges::One([range]), action, payload, permit);
+        Queue::submit(open, op).await?;
+        Ok(())
+    }
+
+    fn writable_range(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
+        self.handle.mode.require_write(operation)?;
+        ByteRange::new(offset, len, self.len())
+    }
+
+    fn slice_mut(&self, range: ByteRange, lease: OwnedLease) -> Result<MappedSliceMut<'_>> {
+        // A shrink may have gone first.
+        let span = self.handle.open.span(Protection::ReadWrite, range)?;
+        let flush_on_drop = self.is_durable(Durability::Policy);
+        Ok(MappedSliceMut::new(span, range, lease, flush_on_drop))
+    }
+
+    fn is_durable(&self, durability: Durability) -> bool {
+        match durability {
+            Durability::Durable => true,
+            Durability::Policy => self.handle.policy == FlushPolicy::Always,
+        }
+    }
+}
+
+impl Handle {
+    async fn flush(&self, range: ByteRange) -> Result<()> {
+        match self.mode {
+            MmapMode::ReadOnly => Ok(()),
+            MmapMode::ReadWrite => self.open.flush_range(range).done().await,
+        }
+    }
+}
+
+/// Fails unless a file may be given that size.
+pub(crate) fn check_size(size: u64) -> Result<()> {
+    let problem = match size {
+        0 => "a mapped file needs at least one byte",
+        size if size > MAX_LEN => "larger than a file can be mapped",
+        _ => return Ok(()),
+    };
+    let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
+    Err(MmapIoError::ResizeFailed(problem))
+}
