@@ -1,0 +1,266 @@
+//! What else goes on in a file must not matter: views held elsewhere, more tasks, and writes
+//! beside the reads.
+
+use std::hint::black_box;
+use std::ops::Range;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_lite::future;
+use hdrhistogram::Histogram;
+use mmap_io::MemoryMappedFile;
+use tokio::task::JoinHandle;
+
+use crate::fixture::{
+    file, map_read_range, offset_list, offsets, ours_written_once, same_bytes, stream, AFTER,
+    BEFORE, FILE_LEN, MIB,
+};
+use crate::harness::{task, tasks, Bench, Result, Sample};
+use crate::report::{Goal, Line};
+use crate::writes::{small_writes, update, LEN};
+
+/// F19: small writes while more and more views are held elsewhere, and from more and more tasks.
+pub(crate) fn growth(bench: &Bench) -> Result<Vec<Line>> {
+    let paths = [
+        file(bench, "a", FILE_LEN)?,
+        file(bench, "b", FILE_LEN)?,
+        file(bench, "c", FILE_LEN)?,
+    ];
+    let [a, b, c] = [
+        ours_written_once(bench, &paths[0])?,
+        ours_written_once(bench, &paths[1])?,
+        ours_written_once(bench, &paths[2])?,
+    ];
+
+    let [one, hundred, ten_thousand] = bench.interleave([
+        &mut |round| update_beside_views(bench, &a, 1, round),
+        &mut |round| update_beside_views(bench, &b, 100, round),
+        &mut |round| update_beside_views(bench, &c, 10_000, round),
+    ])?;
+    same_bytes([&paths[0], &paths[1], &paths[2]])?;
+
+    // The same streams of offsets for both, four times as many to a task where there are fewer.
+    let each = bench.amount(16, 4);
+    let writes = 4_096 * each;
+    let [few, many] = bench.interleave([
+        &mut |round| {
+            let few = |task| {
+                let four = task * 4..task * 4 + 4;
+                update(
+                    a.clone(),
+                    four.flat_map(move |task| small_writes(round, task, each)),
+                )
+            };
+            tasks(&bench.multi, writes, 1_024, few)
+        },
+        &mut |round| {
+            let many = |task| update(b.clone(), small_writes(round, task, each));
+            tasks(&bench.multi, writes, 4_096, many)
+        },
+    ])?;
+    same_bytes([&paths[0], &paths[1]])?;
+
+    let goal = Goal::AtMost(2.0);
+    Ok(vec![
+        Line::times("update_beside_100_views", hundred, one, "1 view", goal),
+        Line::times(
+            "update_beside_10000_views",
+            ten_thousand,
+            one,
+            "1 view",
+            goal,
+        ),
+        Line::times(
+            "update_4096_tasks",
+            many,
+            few,
+            "1,024 tasks",
+            Goal::AtMost(1.5),
+        ),
+    ])
+}
+
+/// One task writes to the upper half of the file while `views` views of the lower one are held.
+fn update_beside_views(
+    bench: &Bench,
+    map: &MemoryMappedFile,
+    views: u64,
+    round: u64,
+) -> Result<Sample> {
+    let half = FILE_LEN / 2;
+    let count = bench.amount(2_000, 500);
+    let held = (0..views)
+        .map(|view| Ok(map.as_slice(view * (half / views), LEN)?))
+        .collect::<Result<Vec<_>>>()?;
+    let writes = offsets(stream(round, 0), half..FILE_LEN, LEN).take(count as usize);
+    let sample = task(&bench.multi, count, update(map.clone(), writes))?;
+    for (view, slice) in held.iter().enumerate() {
+        let offset = view as u64 * (half / views);
+        if **slice != *BEFORE.at(offset, LEN) {
+            return Err(format!("the view at {offset} changed").into());
+        }
+    }
+    Ok(sample)
+}
+
+/// Where F20 reads. Small writes go to both sides of it, large ones above them.
+const READS: Range<u64> = 16 * MIB..32 * MIB;
+const SMALL_WRITES: [Range<u64>; 2] = [0..16 * MIB, 32 * MIB..48 * MIB];
+const LARGE_WRITE: Range<u64> = 48 * MIB..64 * MIB;
+
+/// F20: the slowest thousandth of small reads, in quiet, beside writes elsewhere in the file, and
+/// under a write of the very range that a `Bytes` keeps from being applied.
+pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
+    let path = file(bench, "file", FILE_LEN)?;
+    let map = ours_written_once(bench, &path)?;
+    let mapped = map_read_range(&path, READS)?;
+    let offsets = offset_list(bench.amount(4 << 20, 1 << 19), READS, LEN);
+
+    let ours = || slowest_thousandth(&offsets, |offset| Ok(map.as_slice(offset, LEN)?[0]));
+    let raw = || {
+        slowest_thousandth(&offsets, |offset| {
+            let start = (offset - READS.start) as usize;
+            Ok(mapped[start..start + LEN as usize][0])
+        })
+    };
+    let [quiet, beside, raw_quiet, raw_beside, under] = bench.interleave([
+        &mut |_| ours(),
+        &mut |_| beside_writes(bench, &map, ours),
+        &mut |_| raw(),
+        &mut |_| beside_writes(bench, &map, raw),
+        &mut |_| under_blocked_write(&map, ours),
+    ])?;
+    let (offset, len) = (LARGE_WRITE.start, LARGE_WRITE.end - LARGE_WRITE.start);
+    if *map.as_slice(offset, len)? != *AFTER.at(offset, len) {
+        return Err("a large write was not applied in full".into());
+    }
+
+    // `memmap2`, which does nothing to keep reads and writes apart, shows what of it is the
+    // machine: two cores shared by three busy threads, and memory by all of them.
+    let goal = Goal::AtMost(3.0);
+    Ok(vec![
+        Line::times("read_p999_beside_writes", beside, quiet, "no writes", goal),
+        Line::times(
+            "read_p999_under_blocked_write",
+            under,
+            quiet,
+            "no writes",
+            goal,
+        ),
+        Line::times(
+            "read_p999_quiet_vs_raw",
+            quiet,
+            raw_quiet,
+            "memmap2",
+            Goal::Slowdown,
+        ),
+        Line::times(
+            "read_p999_beside_writes_vs_raw",
+            beside,
+            raw_beside,
+            "memmap2",
+            Goal::Slowdown,
+        ),
+    ])
+}
+
+/// Reads one byte at each offset and gives the latency that one in a thousand reads passes.
+fn slowest_thousandth(offsets: &[u64], first_byte: impl Fn(u64) -> Result<u8>) -> Result<Sample> {
+    let mut latencies = Histogram::<u64>::new_with_max(1_000_000_000, 3)?;
+    let mut sum = 0;
+    for &offset in offsets {
+        let start = Instant::now();
+        let byte = black_box(first_byte(offset)?);
+        let elapsed = start.elapsed();
+        sum += u64::from(byte);
+        latencies.saturating_record(elapsed.as_nanos() as u64);
+    }
+    Ok(Sample {
+        value: latencies.value_at_quantile(0.999) as f64,
+        work: sum,
+    })
+}
+
+/// Measures while one task makes small writes and another one large writes, without a pause.
+fn beside_writes(
+    bench: &Bench,
+    map: &MemoryMappedFile,
+    measure: impl FnOnce() -> Result<Sample>,
+) -> Result<Sample> {
+    let [below, above] = SMALL_WRITES.map(|span| offsets(0, span, LEN));
+    let small = below.zip(above).flat_map(|(below, above)| [below, above]);
+    let small = Writer::spawn(bench, map, small.map(|offset| (offset, LEN)));
+    let large = (LARGE_WRITE.start, LARGE_WRITE.end - LARGE_WRITE.start);
+    let large = Writer::spawn(bench, map, std::iter::repeat(large));
+    let sample = measure();
+    // Both are waited for, whatever the reads gave.
+    let written = [small.stop(bench), large.stop(bench)];
+    for count in written {
+        if count? == 0 {
+            return Err("nothing was written beside the reads".into());
+        }
+    }
+    sample
+}
+
+/// A task that writes again and again until it is told to stop.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<Result<u64>>,
+}
+
+impl Writer {
+    /// Takes the offset and the length of each write.
+    fn spawn(
+        bench: &Bench,
+        map: &MemoryMappedFile,
+        writes: impl Iterator<Item = (u64, u64)> + Send + 'static,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (map, stopped) = (map.clone(), Arc::clone(&stop));
+        let task = bench.multi.spawn(async move {
+            let mut written = 0;
+            for (offset, len) in writes.take_while(|_| !stopped.load(Ordering::Relaxed)) {
+                map.write_bytes(offset, AFTER.bytes_at(offset, len)).await?;
+                written += 1;
+            }
+            Ok(written)
+        });
+        Self { stop, task }
+    }
+
+    /// Waits for the write under way and gives the number of writes.
+    fn stop(self, bench: &Bench) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        bench.multi.block_on(self.task)?
+    }
+}
+
+/// Measures while a write of all that is read waits for a `Bytes` of its first byte. The write
+/// changes nothing, so that all sides read the same.
+fn under_blocked_write(
+    map: &MemoryMappedFile,
+    measure: impl FnOnce() -> Result<Sample>,
+) -> Result<Sample> {
+    let held = map.bytes(READS.start, 1)?;
+    let data = BEFORE.bytes_at(READS.start, READS.end - READS.start);
+    let mut write = pin!(map.write_bytes(READS.start, data));
+
+    let blocked = future::block_on(async {
+        let early = future::poll_once(write.as_mut()).await;
+        // Applied after it, in the order of submission: by now the first write has been tried.
+        map.update_region(LARGE_WRITE.start, AFTER.at(LARGE_WRITE.start, LEN))
+            .await?;
+        Result::Ok(early.is_none())
+    })?;
+    let sample = measure()?;
+    let still_blocked = future::block_on(future::poll_once(write.as_mut())).is_none();
+    drop(held);
+    if !blocked || !still_blocked {
+        return Err("the write went through a view".into());
+    }
+    future::block_on(write)?;
+    Ok(sample)
+}

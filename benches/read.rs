@@ -1,0 +1,70 @@
+//! What reads cost, to catch regressions: small and large, borrowed, resident, shared and copied.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use futures_lite::future::block_on;
+use mmap_io::MemoryMappedFile;
+
+const FILE_LEN: u64 = 16 << 20;
+const LENGTHS: [u64; 2] = [64, 64 << 10];
+/// A step between offsets that visits the whole file in no order a prefetcher knows.
+const STEP: u64 = 10_007 * 64;
+
+fn main() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let map = block_on(MemoryMappedFile::create_rw(
+        dir.path().join("file"),
+        FILE_LEN,
+    ))
+    .expect("a new file can be mapped");
+    block_on(map.update_region(0, &vec![1; FILE_LEN as usize])).expect("it can be written");
+
+    let mut criterion = Criterion::default().configure_from_args();
+    views(&mut criterion, &map);
+    copies(&mut criterion, &map);
+    criterion.final_summary();
+}
+
+/// Views of the file: borrowed, borrowed and resident, owned.
+fn views(criterion: &mut Criterion, map: &MemoryMappedFile) {
+    let mut group = criterion.benchmark_group("view");
+    for len in LENGTHS {
+        let mut next = offsets(len);
+        group.bench_function(BenchmarkId::new("as_slice", len), |bencher| {
+            bencher.iter(|| map.as_slice(next(), len).expect("in bounds")[0]);
+        });
+        group.bench_function(BenchmarkId::new("slice", len), |bencher| {
+            bencher.iter(|| block_on(map.slice(next(), len)).expect("in bounds")[0]);
+        });
+        group.bench_function(BenchmarkId::new("bytes", len), |bencher| {
+            bencher.iter(|| map.bytes(next(), len).expect("in bounds")[0]);
+        });
+    }
+    group.finish();
+}
+
+/// Copies into a buffer of the caller's.
+fn copies(criterion: &mut Criterion, map: &MemoryMappedFile) {
+    let mut group = criterion.benchmark_group("copy");
+    for len in LENGTHS {
+        let mut next = offsets(len);
+        let mut buffer = vec![0; len as usize];
+        group.throughput(Throughput::Bytes(len));
+        group.bench_function(BenchmarkId::new("read_into", len), |bencher| {
+            bencher.iter(|| {
+                block_on(map.read_into(next(), &mut buffer)).expect("in bounds");
+                black_box(&buffer);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn offsets(len: u64) -> impl FnMut() -> u64 {
+    let mut offset = 0;
+    move || {
+        offset = (offset + STEP) % (FILE_LEN - len);
+        offset
+    }
+}
