@@ -11,7 +11,7 @@ use rangemap::RangeSet;
 
 use crate::error::{MmapIoError, Result};
 use crate::flush::FlushPolicy;
-use crate::lease::{wait, wait_briefly, Lease, LeaseHost, Leases};
+use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
 use crate::map::Protection;
 use crate::mode::MmapMode;
 use crate::offload::offload;
@@ -45,6 +45,9 @@ use crate::view::MappedSlice;
 #[derive(Clone)]
 pub struct MemoryMappedFile {
     pub(crate) handle: Arc<Handle>,
+    /// What a read needs of the handle, here so that a loop of reads keeps it in registers.
+    open: Arc<OpenFile>,
+    protection: Protection,
 }
 
 /// What the clones of a handle share.
@@ -196,12 +199,17 @@ impl MemoryMappedFile {
     /// matter of microseconds. A write that ever new readers have kept out may keep them waiting
     /// for up to 1 ms, at most every 100 ms. [`try_as_slice`](Self::try_as_slice) waits for
     /// neither.
-    #[inline]
+    #[inline(always)]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        self.slice_by(offset, len, |open, range| {
-            Lease::try_shared(open, range)
-                .or_else(|_| wait_briefly(open.leases(), range, || Lease::try_shared(open, range)))
-        })
+        let slice = self.slice_or(offset, len, |open, range| {
+            #[cold]
+            fn wait(open: &OpenFile, range: ByteRange) -> Option<Token> {
+                range.check(open.len()).ok()?;
+                wait_briefly(open.leases(), range, || try_shared(open, range)).ok()
+            }
+            wait(open, range)
+        });
+        slice.ok_or_else(|| *self.refusal(offset, len))
     }
 
     /// Bytes of the file, to read in place, unless something is in the way.
@@ -212,14 +220,22 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// [`OutOfBounds`](MmapIoError::OutOfBounds)
-    #[inline]
+    #[inline(always)]
     pub fn try_as_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSlice<'_>>> {
-        let slice = self.slice_by(offset, len, |open, range| {
-            Lease::try_shared(open, range).map_err(|_| range.busy())
+        let slice = self.slice_or(offset, len, |open, range| {
+            #[cold]
+            fn look_again(open: &OpenFile, range: ByteRange) -> Option<Token> {
+                range.check(open.len()).ok()?;
+                try_shared(open, range).ok()
+            }
+            look_again(open, range)
         });
         match slice {
-            Err(MmapIoError::Busy { .. }) => Ok(None),
-            slice => slice.map(Some),
+            Some(slice) => Ok(Some(slice)),
+            None => match *self.refusal(offset, len) {
+                MmapIoError::Busy { .. } => Ok(None),
+                error => Err(error),
+            },
         }
     }
 
@@ -425,31 +441,34 @@ impl MemoryMappedFile {
             .map_or(std::ptr::null_mut(), |map| map.as_ptr()))
     }
 
-    #[inline]
     pub(crate) fn protection(&self) -> Protection {
-        self.handle.protection()
+        self.protection
     }
 
-    /// A shared slice under a lease that `take` gets.
-    #[inline]
-    fn slice_by<'a>(
-        &'a self,
+    /// A shared slice: on the fast path, or under a lease that `slowly` gets. `None` has a reason
+    /// that [`refusal`](Self::refusal) finds.
+    #[inline(always)]
+    fn slice_or(
+        &self,
         offset: u64,
         len: u64,
-        take: impl FnOnce(&'a OpenFile, ByteRange) -> Result<Lease<&'a OpenFile>>,
-    ) -> Result<MappedSlice<'a>> {
+        slowly: impl FnOnce(&OpenFile, ByteRange) -> Option<Token>,
+    ) -> Option<MappedSlice<'_>> {
         if len == 0 {
-            return Ok(MappedSlice::EMPTY);
+            return Some(MappedSlice::EMPTY);
         }
-        let open = &*self.handle.open;
-        let range = ByteRange::new(offset, len, open.len())?;
-        match take(open, range) {
-            Ok(lease) => Ok(MappedSlice::new(
-                open.span(self.protection(), range)?,
-                lease,
-            )),
-            Err(busy) => Err(self.bounds_first(range, busy)),
-        }
+        let range = ByteRange::between(offset, offset.checked_add(len)?);
+        let lease = Lease::shared_or(&*self.open, range, slowly)?;
+        // Only now: before, a shrink could have slipped in between.
+        let span = self.open.span_within(self.protection, range)?;
+        Some(MappedSlice::new(span, lease))
+    }
+
+    /// Why there was no lease for a range, in a box, so that it comes in a register.
+    #[cold]
+    fn refusal(&self, offset: u64, len: u64) -> Box<MmapIoError> {
+        let range = ByteRange::new(offset, len, self.len());
+        Box::new(range.map_or_else(|error| error, ByteRange::busy))
     }
 
     /// What stood in the way may have been a shrink.
@@ -512,17 +531,15 @@ impl MemoryMappedFile {
         path: PathBuf,
     ) -> Self {
         let may_probe = mode == MmapMode::ReadWrite || crate::sys::is_owner(&file);
-        Self {
-            handle: Arc::new(Handle {
-                open,
-                file,
-                mode,
-                policy,
-                path,
-                may_probe,
-                kept: Mutex::default(),
-            }),
-        }
+        Self::from(Arc::new(Handle {
+            open,
+            file,
+            mode,
+            policy,
+            path,
+            may_probe,
+            kept: Mutex::default(),
+        }))
     }
 
     /// Gives the file back, unmapped, if this is the last clone of the handle and no `Bytes` of
@@ -535,19 +552,26 @@ impl MemoryMappedFile {
     ///
     /// The handle itself, while clones or `Bytes` live, or if the process has no descriptor left.
     pub fn unmap(self) -> Result<File, Self> {
-        let handle = Arc::try_unwrap(self.handle).map_err(|handle| Self { handle })?;
+        let handle = Arc::try_unwrap(self.handle).map_err(Self::from)?;
         // The file's own jobs may still hold the descriptor for a moment.
         match handle.file.try_clone() {
             Ok(file) => Ok(file),
-            Err(_) => Err(Self {
-                handle: Arc::new(handle),
-            }),
+            Err(_) => Err(Self::from(Arc::new(handle))),
+        }
+    }
+}
+
+impl From<Arc<Handle>> for MemoryMappedFile {
+    fn from(handle: Arc<Handle>) -> Self {
+        Self {
+            open: handle.open.clone(),
+            protection: handle.protection(),
+            handle,
         }
     }
 }
 
 impl Handle {
-    #[inline]
     pub(crate) fn protection(&self) -> Protection {
         match self.mode {
             MmapMode::ReadOnly => Protection::Read,

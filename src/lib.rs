@@ -1,4 +1,92 @@
 //! Memory-mapped files for async Rust.
+//!
+//! Reads are slices of the mapping: no copy, no allocation, no lock. Everything that may block (a
+//! page fault, a flush, an allocation of disk blocks) runs on a pool of threads, behind an
+//! `async fn`. It works the same under tokio, smol, async-std and a bare `block_on`: there is no
+//! runtime to choose.
+//!
+//! ```
+//! # futures_lite::future::block_on(async {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("data");
+//! use mmap_io::MemoryMappedFile;
+//!
+//! let file = MemoryMappedFile::create_rw(&path, 1 << 20).await?;
+//!
+//! // Visible to every reader when it returns; this one is durable as well.
+//! file.update_region(0, b"hello").await?;
+//! file.update_region_async(4096, b"survives a power cut").await?;
+//!
+//! // Zero-copy; `slice` makes sure that the pages are in memory first.
+//! assert_eq!(file.as_slice(0, 5)?, b"hello");
+//! assert_eq!(file.slice(4096, 8).await?, b"survives");
+//!
+//! // For hyper and axum: the mapping itself, counted.
+//! let body: bytes::Bytes = file.read_bytes(4096, 20).await?;
+//! assert_eq!(body, "survives a power cut");
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+//! ```
+//!
+//! # What it promises
+//!
+//! - **No executor thread is blocked.** No `async fn` does file I/O, waits for a view, or faults a
+//!   page in on the thread that polls it. The one exception is memory work: copying the `&[u8]` of
+//!   a write, and the last copy of [`read_into`](MemoryMappedFile::read_into). The synchronous
+//!   reads may fault when their bytes are touched; [`slice`](MemoryMappedFile::slice) reads them in
+//!   before.
+//! - **No view changes under its holder**, whatever this process does through this crate: through
+//!   one handle, its clones, or other handles on the same file, by whatever path.
+//! - **A write waits for the views that overlap it**, and for no others. Readers never wait for a
+//!   writer that waits; but one that ever new readers keep out may keep them out for about 1 ms in
+//!   any 100 ms. Reads that overlap each other without end, and last longer than that, can starve a
+//!   write: [`stats`](MemoryMappedFile::stats) shows it.
+//! - **A write is whole or not there**, also if its future is dropped: one that has not started is
+//!   withdrawn, one that has runs to its end. Overlapping writes keep their order.
+//! - **Durable means durable**: a write whose name ends in `_async`, or a
+//!   [`flush`](MemoryMappedFile::flush), survives a power cut when it returns, with the length and
+//!   the name of the file. A flush that failed is never forgotten.
+//! - **Errors, not signals**: on Linux a full disk, a file truncated by somebody else or a failing
+//!   disk is an `Err` of the operation that meets it.
+//!
+//! # Deadlocks
+//!
+//! A task that awaits a write, a mutable view or a shrink over bytes of which it holds a view
+//! itself waits for ever:
+//!
+//! ```no_run
+//! # async fn example(file: mmap_io::MemoryMappedFile) -> mmap_io::Result<()> {
+//! let slice = file.as_slice(0, 10)?;
+//! // file.update_region(5, b"x").await?;   // waits for `slice`
+//! drop(slice);
+//! file.update_region(5, b"x").await?;
+//! # Ok(()) }
+//! ```
+//!
+//! The same goes for two tasks that wait for each other's views. `try_*` methods never wait.
+//!
+//! # Safety and other processes
+//!
+//! The mapping shows the file. Views are protected from everything that goes through this crate in
+//! this process; they are not from other handles on the file: `std::fs`, a duplicated descriptor,
+//! another process. The caller makes sure that none of those changes or truncates a file while
+//! views of it are out. On Linux the `async` operations report a truncated file as
+//! [`Truncated`](MmapIoError::Truncated); a synchronous read of a page that is gone raises
+//! `SIGBUS`.
+//!
+//! Not supported: a fork without exec while files are open, use in a signal handler, and network
+//! file systems with more than one writer.
+//!
+//! # When not to use it
+//!
+//! For files that are read or written once, from front to back, plain reads and writes are as fast
+//! and simpler. For a bounded amount of memory use a buffer pool: the page cache is the kernel's.
+//!
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `advise` | yes | [`MemoryMappedFile::advise`] |
+//! | `async`, `bytes` | no | nothing: what they named in mmap-io 0.9 is always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 

@@ -61,7 +61,7 @@ pub fn flush(file: &MemoryMappedFile) -> impl Future<Output = Result<()>> + Send
     file.flush()
 }
 
-/// Copies a file, and resolves to the number of bytes; see [`MemoryMappedFile::copy_to`].
+/// Copies a file; see [`MemoryMappedFile::copy_to`].
 ///
 /// # Errors
 ///
@@ -69,12 +69,12 @@ pub fn flush(file: &MemoryMappedFile) -> impl Future<Output = Result<()>> + Send
 pub fn copy_mmap(
     source: impl AsRef<Path>,
     destination: impl AsRef<Path>,
-) -> impl Future<Output = Result<u64>> + Send + 'static {
+) -> impl Future<Output = Result<()>> + Send + 'static {
     let source = source.as_ref().to_path_buf();
     let destination = destination.as_ref().to_path_buf();
     async move {
         let source = MemoryMappedFile::open_ro(source).await?;
-        source.copy_to(destination).await
+        source.copy_to(destination).await.map(|_| ())
     }
 }
 
@@ -116,7 +116,7 @@ pub mod r#async {
     pub fn copy_mmap_async(
         source: impl AsRef<Path>,
         destination: impl AsRef<Path>,
-    ) -> impl Future<Output = Result<u64>> + Send + 'static {
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         super::copy_mmap(source, destination)
     }
 

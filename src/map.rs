@@ -80,18 +80,13 @@ impl Map {
     ///
     /// # Panics
     ///
-    /// When the range is not inside the map, in builds with debug assertions.
-    #[inline]
+    /// When the range is not inside the map.
     pub(crate) fn span(&self, range: ByteRange) -> Span {
-        debug_assert!(range.end() <= self.capacity());
-        // SAFETY: the callers' ranges are inside the file, and the file's length is never above
-        // the capacity of the map that is current (`open_file` grows the map first).
-        let addr = unsafe { self.raw.as_mut_ptr().add(range.start() as usize) };
-        Span {
-            // SAFETY: a mapping is never at address 0.
-            addr: unsafe { NonNull::new_unchecked(addr) },
-            len: range.len() as usize,
-        }
+        assert!(range.end() <= self.capacity());
+        // SAFETY: a mapping is never at address 0.
+        let base = unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr()) };
+        // SAFETY: the range is inside this map.
+        unsafe { Span::in_map(base, range) }
     }
 
     /// The pages of a range, for the calls of [`sys`].
@@ -132,6 +127,22 @@ impl Span {
         addr: NonNull::dangling(),
         len: 0,
     };
+
+    /// The address of a range of the map that begins at `base`.
+    ///
+    /// # Safety
+    ///
+    /// The range is inside the map, which lives.
+    #[inline]
+    pub(crate) unsafe fn in_map(base: NonNull<u8>, range: ByteRange) -> Self {
+        // SAFETY: the range is inside the map, by contract.
+        let addr = unsafe { base.as_ptr().add(range.start() as usize) };
+        Self {
+            // SAFETY: an address inside a map is not 0.
+            addr: unsafe { NonNull::new_unchecked(addr) },
+            len: range.len() as usize,
+        }
+    }
 
     /// The bytes.
     ///

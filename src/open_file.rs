@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
@@ -62,7 +63,9 @@ struct Hot {
     leases: Leases,
     /// Length in bytes. Grows after the maps, shrinks before the file.
     len: AtomicU64,
-    /// The current maps, by protection; null where nobody has asked for one.
+    /// Where the current maps begin, by protection; null where there is none.
+    bases: [AtomicPtr<u8>; 2],
+    /// The current maps, likewise.
     maps: [AtomicPtr<Map>; 2],
 }
 
@@ -106,6 +109,7 @@ impl OpenFile {
             hot: Hot {
                 leases: Leases::new(),
                 len: AtomicU64::new(len),
+                bases: [AtomicPtr::default(), AtomicPtr::default()],
                 maps: [AtomicPtr::default(), AtomicPtr::default()],
             },
             queue: Queue::new(),
@@ -156,11 +160,21 @@ impl OpenFile {
     /// Under a lease on the range the answer stays true: what is inside the file then cannot be
     /// cut off.
     #[inline]
+    pub(crate) fn span_within(&self, protection: Protection, range: ByteRange) -> Option<Span> {
+        if range.end() > self.len() {
+            return None;
+        }
+        // Acquire: pairs with `make_current`.
+        let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
+        // SAFETY: the base is that of a map which `mapped` keeps until `self` is dropped, and
+        // which covers the length that was read before: maps grow before the length does.
+        Some(unsafe { Span::in_map(base, range) })
+    }
+
+    /// The same, or the error.
     pub(crate) fn span(&self, protection: Protection, range: ByteRange) -> Result<Span> {
-        range.check(self.len())?;
-        Ok(self
-            .map(protection)
-            .map_or(Span::EMPTY, |map| map.span(range)))
+        self.span_within(protection, range)
+            .ok_or_else(|| range.out_of_bounds(self.len()))
     }
 
     /// The current map; `None` only where an empty file cannot be mapped.
@@ -226,8 +240,9 @@ impl OpenFile {
 
     fn make_current(&self, protection: Protection, map: &Arc<Map>) {
         let current = Arc::as_ptr(map).cast_mut();
-        // Release: pairs with the load in `map`.
+        // Release: pairs with the loads in `map` and `span_within`.
         self.hot.maps[protection as usize].store(current, Ordering::Release);
+        self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::Release);
     }
 
     /// Applies writes, or defers them.

@@ -79,14 +79,17 @@ impl ByteRange {
     /// Checks the range against a length that may have shrunk since it was made.
     #[inline]
     pub(crate) fn check(self, total: u64) -> Result<()> {
-        if self.end <= total {
-            Ok(())
-        } else {
-            Err(MmapIoError::OutOfBounds {
-                offset: self.start,
-                len: self.len(),
-                total,
-            })
+        match self.end <= total {
+            true => Ok(()),
+            false => Err(self.out_of_bounds(total)),
+        }
+    }
+
+    pub(crate) fn out_of_bounds(self, total: u64) -> MmapIoError {
+        MmapIoError::OutOfBounds {
+            offset: self.start,
+            len: self.len(),
+            total,
         }
     }
 

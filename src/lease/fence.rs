@@ -22,7 +22,8 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::sync::atomic::{compiler_fence, AtomicU8};
+use std::sync::atomic::compiler_fence;
+use std::sync::OnceLock;
 
 use crate::sync::{fence, Ordering};
 use crate::sys;
@@ -65,43 +66,27 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     }
 }
 
-/// The fences of this process: asymmetric where the system has a barrier for it.
+/// The fences of this process: asymmetric where the system has a barrier for it, and else full
+/// ones on both sides. Which it is is fixed at build time, so that no reader has to look.
 #[derive(Debug)]
 pub(crate) struct ProcessFences;
 
-/// Not decided yet: readers use a full fence, which is right in any company.
-const UNDECIDED: u8 = 0;
-/// A full fence on both sides.
-const SYMMETRIC: u8 = 1;
-/// A compiler fence against the system's barrier.
-const ASYMMETRIC: u8 = 2;
-
-/// Decided once. Relaxed throughout: a reader that has not heard of the decision uses the
-/// stronger fence, and [`ProcessFences::decide`] comes before every heavy fence.
-static KIND: AtomicU8 = AtomicU8::new(UNDECIDED);
-
 impl ProcessFences {
-    /// Decides which pair this process uses. Called by every thread before its first lease, so
-    /// that readers get the cheap fence from the start.
-    pub(crate) fn decide() -> bool {
-        if KIND.load(Ordering::Relaxed) == UNDECIDED {
-            let kind = if sys::register_barrier() {
-                ASYMMETRIC
-            } else {
-                SYMMETRIC
-            };
-            // Threads that race here disagree only if the system changes its mind; the first
-            // answer counts.
-            let _ = KIND.compare_exchange(UNDECIDED, kind, Ordering::Relaxed, Ordering::Relaxed);
-        }
-        KIND.load(Ordering::Relaxed) == ASYMMETRIC
+    /// Whether readers may use the light fence: the system has a barrier, or needs none. Where a
+    /// kernel or a filter refuses the barrier that the build counts on, they may not, and no slots
+    /// are handed out; leases are all in the map then, and the heavy fence is not needed.
+    ///
+    /// Decided once, before the first slot is handed out.
+    pub(crate) fn can_be_light() -> bool {
+        static DECIDED: OnceLock<bool> = OnceLock::new();
+        *DECIDED.get_or_init(|| !sys::HAS_BARRIER || sys::register_barrier())
     }
 }
 
 impl Fences for ProcessFences {
-    #[inline]
+    #[inline(always)]
     fn light() {
-        if KIND.load(Ordering::Relaxed) == ASYMMETRIC {
+        if sys::HAS_BARRIER {
             compiler_fence(Ordering::SeqCst);
         } else {
             fence(Ordering::SeqCst);
@@ -110,7 +95,7 @@ impl Fences for ProcessFences {
 
     fn heavy() -> io::Result<()> {
         fence(Ordering::SeqCst);
-        if Self::decide() {
+        if sys::HAS_BARRIER && Self::can_be_light() {
             sys::barrier()?;
         }
         Ok(())

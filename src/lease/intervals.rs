@@ -16,7 +16,7 @@ const KEPT: usize = 1024;
 
 /// Names a range in the set it was inserted into, until it is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key(u32);
+pub(crate) struct Key(pub(super) u32);
 
 /// A set of ranges, each with a value.
 #[derive(Debug)]

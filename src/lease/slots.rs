@@ -63,6 +63,12 @@ impl Slot {
         }
     }
 
+    #[inline]
+    fn is_free(&self) -> bool {
+        // Acquire: pairs with the Release in `release`.
+        self.state.load(Ordering::Acquire) == FREE
+    }
+
     /// Ends the lease, and tells whether a writer waits for that.
     #[inline]
     #[must_use]
@@ -117,17 +123,24 @@ impl Block {
         file: u64,
         range: ByteRange,
     ) -> Option<&'static Slot> {
-        // Acquire: pairs with the Release in `Slot::release`.
-        let slot = self
-            .slots
-            .iter()
-            .find(|slot| slot.state.load(Ordering::Acquire) == FREE)?;
+        let first = &self.slots[0];
+        let slot = match first.is_free() {
+            true => first,
+            false => self.find_free()?,
+        };
         slot.file.store(file, F::FIELD_STORE);
         slot.start.store(range.start(), F::FIELD_STORE);
         slot.end.store(range.end(), F::FIELD_STORE);
         // Release: whoever sees the state sees the fields.
         slot.state.store(LIVE, Ordering::Release);
         Some(slot)
+    }
+
+    /// For a thread that holds a view already; out of line, to keep the path of one that does not
+    /// small.
+    #[cold]
+    fn find_free(&'static self) -> Option<&'static Slot> {
+        self.slots.iter().find(|slot| slot.is_free())
     }
 
     /// Hands the block to whoever claims one next, live leases included.

@@ -70,7 +70,26 @@ pub(crate) enum Token {
     /// A shared lease in a slot of the thread that took it.
     Slot(&'static Slot),
     /// A lease of any kind in the map under the mutex.
-    Entry(Kind, Key),
+    Entry(Entry),
+}
+
+/// Where a lease in the map stands: its kind and key, in one word, so that a token is two and is
+/// returned in registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry(u64);
+
+impl Entry {
+    fn new(kind: Kind, key: Key) -> Self {
+        Self((kind as u64) << 32 | u64::from(key.0))
+    }
+
+    fn kind(self) -> Kind {
+        Kind::ALL[(self.0 >> 32) as usize]
+    }
+
+    fn key(self) -> Key {
+        Key(self.0 as u32)
+    }
 }
 
 /// What stands in the way of a lease.
@@ -192,21 +211,34 @@ impl<F: Fences> Table<F> {
     /// # Errors
     ///
     /// What is in the way, and whom to wake because of the attempt.
-    #[inline]
     pub(crate) fn try_shared(
         &self,
         block: Option<&'static Block>,
         range: ByteRange,
     ) -> Result<Token, (Conflict, Wake)> {
-        let published = block.and_then(|block| block.publish::<F>(self.file, range));
-        let Some(slot) = published else {
-            return self.try_owned(range).map_err(|met| (met, Wake::default()));
-        };
-        F::light();
-        if Hull::covers(self.announced.load(F::MEET), range) {
-            return self.meet(slot, range);
+        match block.and_then(|block| self.publish(block, range)) {
+            None => self.try_owned(range).map_err(|met| (met, Wake::default())),
+            Some(Ok(slot)) => Ok(Token::Slot(slot)),
+            Some(Err(slot)) => self.meet(slot, range),
         }
-        Ok(Token::Slot(slot))
+    }
+
+    /// The fast path: a slot of `block`, if one is free; an error if there are writers to meet.
+    #[inline(always)]
+    pub(crate) fn publish(
+        &self,
+        block: &'static Block,
+        range: ByteRange,
+    ) -> Option<Result<&'static Slot, &'static Slot>> {
+        let slot = block.publish::<F>(self.file, range)?;
+        F::light();
+        let announced = self.announced.load(F::MEET);
+        Some(
+            match announced == Hull::EMPTY || !Hull::covers(announced, range) {
+                true => Ok(slot),
+                false => Err(slot),
+            },
+        )
     }
 
     /// A shared lease in the map: for views that may live long, or change threads.
@@ -215,7 +247,7 @@ impl<F: Fences> Table<F> {
         match state.in_a_readers_way(range) {
             None => {
                 let key = state.entries[Kind::Shared as usize].insert(range, false);
-                Ok(Token::Entry(Kind::Shared, key))
+                Ok(Token::Entry(Entry::new(Kind::Shared, key)))
             }
             Some(conflict) => Err(conflict),
         }
@@ -238,7 +270,8 @@ impl<F: Fences> Table<F> {
             granted: false,
         }];
         self.request(kind, &mut wants, watch, |state, _| {
-            Token::Entry(kind, state.entries[kind as usize].insert(range, false))
+            let key = state.entries[kind as usize].insert(range, false);
+            Token::Entry(Entry::new(kind, key))
         })
     }
 
@@ -305,7 +338,7 @@ impl<F: Fences> Table<F> {
                 writers: slot.release::<F>(),
                 readers: false,
             },
-            Token::Entry(kind, key) => self.release_entry(kind, key),
+            Token::Entry(entry) => self.release_entry(entry),
         }
     }
 
@@ -341,7 +374,8 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    fn release_entry(&self, kind: Kind, key: Key) -> Wake {
+    fn release_entry(&self, entry: Entry) -> Wake {
+        let (kind, key) = (entry.kind(), entry.key());
         let mut state = lock(&self.state);
         let writers = state.entries[kind as usize].remove(key);
         let readers = kind != Kind::Shared;
@@ -522,27 +556,28 @@ struct Hull;
 
 impl Hull {
     const BLOCK_BITS: u32 = 15;
-    /// First block above the last: overlaps nothing.
-    const EMPTY: u64 = Self::pack(u32::MAX, 0);
-
-    const fn pack(first: u32, last: u32) -> u64 {
-        (first as u64) << 32 | last as u64
-    }
+    /// No block: 0, for the sake of the comparison that every read makes.
+    const EMPTY: u64 = 0;
+    /// A first block behind the last stands for no block; it is packed as 0.
+    const MASK: u64 = 1 << 32;
 
     fn of(ranges: impl Iterator<Item = ByteRange>) -> u64 {
         match ranges.reduce(ByteRange::hull) {
-            Some(range) => Self::pack(
-                (range.start() >> Self::BLOCK_BITS) as u32,
-                ((range.end() - 1) >> Self::BLOCK_BITS) as u32,
-            ),
+            Some(range) => {
+                let first = range.start() >> Self::BLOCK_BITS;
+                let last = (range.end() - 1) >> Self::BLOCK_BITS;
+                debug_assert!(last <= u64::from(u32::MAX), "{range:?} is too far");
+                (first << 32 | last) ^ Self::MASK
+            }
             None => Self::EMPTY,
         }
     }
 
     /// Whether the packed range may share a byte with `range`, which is not empty.
-    #[inline]
+    #[cold]
     fn covers(packed: u64, range: ByteRange) -> bool {
-        let (first, last) = (packed >> 32, packed & u64::from(u32::MAX));
+        let unpacked = packed ^ Self::MASK;
+        let (first, last) = (unpacked >> 32, unpacked & u64::from(u32::MAX));
         range.start() >> Self::BLOCK_BITS <= last && first <= (range.end() - 1) >> Self::BLOCK_BITS
     }
 }

@@ -170,6 +170,9 @@ pub(crate) unsafe fn resident(run: Run) -> io::Result<bool> {
     Ok(true)
 }
 
+/// There is a barrier for the whole process, unless the kernel or a filter refuses it.
+pub(crate) const HAS_BARRIER: bool = true;
+
 /// Announces that [`barrier`] will be used; `false` where the kernel or a filter refuses.
 pub(crate) fn register_barrier() -> bool {
     membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED).is_ok() && barrier().is_ok()

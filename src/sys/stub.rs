@@ -68,6 +68,9 @@ pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
     unsupported()
 }
 
+/// There is no barrier for the whole process.
+pub(crate) const HAS_BARRIER: bool = false;
+
 /// The one answer that is needed: memory in the process works without a file, and its leases then
 /// fence on both sides.
 pub(crate) fn register_barrier() -> bool {

@@ -203,12 +203,15 @@ mod portable {
         Ok(false)
     }
 
-    /// There is no process-wide barrier to be had.
+    /// There is no barrier for the whole process.
+    pub(crate) const HAS_BARRIER: bool = false;
+
+    /// Never called; the signature is shared with the platforms that have one.
     pub(crate) fn register_barrier() -> bool {
         false
     }
 
-    /// Never called: [`register_barrier`] said no.
+    /// Never called either.
     pub(crate) fn barrier() -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

@@ -262,6 +262,9 @@ pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
     Ok(false)
 }
 
+/// There is a barrier for the whole process.
+pub(crate) const HAS_BARRIER: bool = true;
+
 /// The barrier needs no announcement.
 pub(crate) fn register_barrier() -> bool {
     true
