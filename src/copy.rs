@@ -107,13 +107,15 @@ fn claim_target(path: &Path) -> Result<Claimed> {
 }
 
 fn copy_all(source: &Arc<File>, destination: &File, len: u64) -> std::io::Result<()> {
-    let permissions = source.metadata()?.permissions();
-    destination.set_len(0)?;
-    let is_whole = source.metadata()?.len() == len;
-    if !(is_whole && sys::clone_file(source, destination)) {
+    let metadata = source.metadata()?;
+    // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
+    if destination.metadata()?.len() > 0 {
+        destination.set_len(0)?;
+    }
+    if !(metadata.len() == len && sys::clone_file(source, destination)) {
         sys::copy_contents(source, destination, len)?;
     }
-    set_permissions(destination, permissions)
+    set_permissions(destination, metadata.permissions())
 }
 
 /// Best effort, as some file systems have none.

@@ -67,6 +67,12 @@ impl ByteRange {
         self.start < other.end && other.start < self.end
     }
 
+    /// Whether all of `other` lies inside.
+    #[inline]
+    pub(crate) fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     /// The smallest range that covers both.
     #[inline]
     pub(crate) fn hull(self, other: Self) -> Self {

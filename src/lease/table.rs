@@ -22,6 +22,12 @@
 //! those mark themselves. Then the writer takes its announcement back, so that readers go on
 //! undisturbed.
 //!
+//! The heavy fence interrupts every running thread, so it is not paid twice for the same bytes: what
+//! a writer has announced and fenced stays announced (*closed*) after its lease has ended, and a
+//! writer inside that range needs no fence, since every reader there comes to the mutex. Readers
+//! open the range again when they have met nobody there for [`OPEN_AFTER`] times. A writer alone
+//! never fences; readers alone are on the fast path; both together share the cost.
+//!
 //! The table does no I/O and never waits; it tells its caller whom to wake.
 //!
 //! Alternatives not taken: a lock-free interval tree (readers would write to shared cache lines);
@@ -120,6 +126,10 @@ pub(crate) struct Want<'a> {
     pub(crate) granted: bool,
 }
 
+/// Meetings with nobody after which a closed range is opened: as many as cost a few microseconds,
+/// which is less than the next writer's fence will.
+const OPEN_AFTER: u32 = 64;
+
 /// Writes of at most this many bytes in all are over in a moment: readers wait for them.
 pub(crate) const BRIEF: u64 = 1 << 20;
 
@@ -146,6 +156,11 @@ struct State {
     applying_is_brief: bool,
     /// Requests between their announcement and their last look.
     pending: Vec<Pending>,
+    /// A range that has stayed announced since before a heavy fence that has ended: a slot on it
+    /// is visible, or its reader comes here first.
+    closed: Option<ByteRange>,
+    /// Readers that have met nobody since the last request.
+    meetings: u32,
     /// Ranges that new readers stay out of until the given time.
     gate: Option<Gate>,
     /// Scratch of the scan.
@@ -198,6 +213,8 @@ impl<F: Fences> Table<F> {
                 applying: Vec::new(),
                 applying_is_brief: true,
                 pending: Vec::new(),
+                closed: None,
+                meetings: 0,
                 gate: None,
                 live: Vec::new(),
             }),
@@ -352,9 +369,15 @@ impl<F: Fences> Table<F> {
 
     #[cold]
     fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         match state.in_a_readers_way(range) {
             None => {
+                state.meetings += 1;
+                // A request that is pending will close what is announced now.
+                if state.meetings >= OPEN_AFTER && state.pending.is_empty() {
+                    state.closed = None;
+                    self.announce(&state);
+                }
                 // A request that is pending looks after this, and sees the slot. If that is its
                 // second look, then its mark might be missed; this one is not.
                 let is_second = |other: &Pending| other.has_marked && other.hull.overlaps(range);
@@ -402,11 +425,19 @@ impl<F: Fences> Table<F> {
             hull,
             has_marked: false,
         });
-        self.announce(&state);
-        drop(state);
-
-        let mut fenced = F::heavy();
-        let mut state = lock(&self.state);
+        state.meetings = 0;
+        let mut fenced = Ok(());
+        if !state.closed.is_some_and(|closed| closed.contains(hull)) {
+            self.announce(&state);
+            drop(state);
+            fenced = F::heavy();
+            state = lock(&self.state);
+            if fenced.is_ok() {
+                // What lies between the two was announced as well, by whichever came later, and
+                // that one has fenced since: nothing is opened while a request is pending.
+                state.closed = Some(state.closed.map_or(hull, |closed| closed.hull(hull)));
+            }
+        }
         if fenced.is_ok() && self.scan(&mut state, kind, wants, watch) {
             // Slots were marked: only a look after another fence tells whether their owners will
             // see the marks.
@@ -546,6 +577,7 @@ impl State {
             .into_iter()
             .chain(self.applying.last());
         let gate = self.gate.iter().flat_map(|gate| &gate.ranges);
+        let gate = gate.chain(&self.closed);
         let pending = self.pending.iter().map(|request| &request.hull);
         held.chain(applying.chain(gate).chain(pending).copied())
     }
