@@ -30,8 +30,8 @@ use crate::sys;
 
 /// The memory orderings of the protocol, and its two fences.
 ///
-/// The constants have one right value each, given here. The models override them, to show that
-/// each of them is needed.
+/// The constants and the second fences have one right value each, given here. The models override
+/// them, to show that each of them is needed.
 pub(crate) trait Fences: Debug + Send + Sync + 'static {
     /// Stores of a slot's fields by its thread. Pairs with [`FIELD_LOAD`](Self::FIELD_LOAD): a
     /// writer that sees the new fields of a slot that was free in between has also seen the
@@ -50,8 +50,17 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     /// Load of that word by a reader.
     const MEET: Ordering = Ordering::Acquire;
 
+    /// A reader that takes its lease between the two looks of a blocked writer marks it itself.
+    const MARKS_ITSELF: bool = true;
+
     /// The reader's fence: between its store and its load.
     fn light();
+
+    /// The reader's second fence: between the end of its lease and its look for a mark.
+    #[inline(always)]
+    fn light_again() {
+        Self::light();
+    }
 
     /// The writer's fence: between its announcement and its scan.
     ///

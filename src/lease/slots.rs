@@ -75,7 +75,7 @@ impl Slot {
     pub(crate) fn release<F: Fences>(&self) -> bool {
         self.state.store(RELEASED, F::RELEASE);
         // Against `watch`: either this thread sees the mark, or the writer sees the end.
-        F::light();
+        F::light_again();
         let watched = self.watched.load(Ordering::Relaxed) != 0;
         if watched {
             self.watched.store(0, Ordering::Relaxed);

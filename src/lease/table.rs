@@ -128,7 +128,7 @@ pub(crate) struct Want<'a> {
 
 /// Meetings with nobody after which a closed range is opened: as many as cost a few microseconds,
 /// which is less than the next writer's fence will.
-const OPEN_AFTER: u32 = 64;
+const OPEN_AFTER: u32 = if cfg!(mmap_io_loom) { 1 } else { 64 };
 
 /// Writes of at most this many bytes in all are over in a moment: readers wait for them.
 pub(crate) const BRIEF: u64 = 1 << 20;
@@ -381,7 +381,7 @@ impl<F: Fences> Table<F> {
                 // A request that is pending looks after this, and sees the slot. If that is its
                 // second look, then its mark might be missed; this one is not.
                 let is_second = |other: &Pending| other.has_marked && other.hull.overlaps(range);
-                if state.pending.iter().any(is_second) {
+                if F::MARKS_ITSELF && state.pending.iter().any(is_second) {
                     slot.watch();
                 }
                 Ok(Token::Slot(slot))
