@@ -23,7 +23,14 @@ pub(crate) fn copy(bench: &Bench) -> Result<Vec<Line>> {
         Ok(Sample::per_operation(elapsed, 1, len))
     };
     let [ours, other] = bench.interleave([
-        &mut |_| turn(&|| Ok(bench.multi.block_on(mmap_io::copy_mmap(&source, &target))?)),
+        &mut |_| {
+            turn(&|| {
+                Ok(bench
+                    .multi
+                    .block_on(mmap_io::copy_mmap(&source, &target))
+                    .map(drop)?)
+            })
+        },
         &mut |_| turn(&|| Ok(fs::copy(&source, &target).map(drop)?)),
     ])?;
     let name = format!("copy_{}M", len / MIB);
