@@ -518,7 +518,8 @@ impl MemoryMappedFile {
 
     fn is_resident(&self, range: ByteRange) -> bool {
         let map = self.handle.open.map(self.protection());
-        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, range))
+        let file = &self.handle.file;
+        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, file, range))
     }
 }
 

@@ -206,11 +206,8 @@ where
     fn drop(&mut self) {
         match self.token.take() {
             None => {}
-            Some(Token::Slot(slot)) => {
-                if slot.release::<ProcessFences>() {
-                    restart(&*self.host);
-                }
-            }
+            Some(Token::Slot(slot)) if !slot.release::<ProcessFences>() => {}
+            Some(Token::Slot(_)) => restart(&*self.host),
             Some(token) => release_slowly(&*self.host, token),
         }
     }

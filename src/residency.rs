@@ -14,11 +14,18 @@ const STEP: u64 = 8 << 20;
 /// Most bytes that are probed on the thread that polls: 1,024 pages, some 10 us.
 const PROBE: u64 = 4 << 20;
 
-/// Whether every page of the range is in the page cache. No I/O; "no" when in doubt.
-pub(crate) fn is_resident(map: &Map, range: ByteRange) -> bool {
+/// Whether every page of the range is in the page cache, and can be touched. No I/O; "no" when in
+/// doubt.
+pub(crate) fn is_resident(map: &Map, file: &File, range: ByteRange) -> bool {
     let run = map.run(range.to_pages(sys::page_size()));
     // SAFETY: the range is inside the file, so its pages are inside the live map.
-    range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false)
+    let is_cached = range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false);
+    // A large folio may stay in the cache after somebody has truncated the file in its middle; its
+    // last pages look resident, and raise a signal.
+    is_cached
+        && file
+            .metadata()
+            .is_ok_and(|metadata| range.end() <= metadata.len())
 }
 
 /// Reads the pages of the range in. Blocks.

@@ -197,7 +197,7 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
 ///
 /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
 #[cfg(not(target_os = "android"))]
-#[cfg_attr(not(test), allow(dead_code))] // `schedule_flush` is its caller to be.
+#[allow(dead_code)] // `schedule_flush` is its caller to be; the tests are one.
 pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
     let result = unsafe {
@@ -291,6 +291,7 @@ pub(crate) unsafe fn sync_range(_file: &File, run: Run) -> io::Result<()> {
 /// The run lies in one live shared mapping of a file: discarded pages come back from the file.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+#[cfg_attr(not(feature = "advise"), allow(dead_code))]
 pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     let (code, is_hint) = match advice {
         Advice::Normal => (libc::MADV_NORMAL, false),

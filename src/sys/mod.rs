@@ -82,11 +82,12 @@ pub(crate) enum CacheHint {
     /// Soon: start reading them.
     WillNeed,
     /// Not at all: drop those that are clean.
-    #[cfg_attr(not(test), allow(dead_code))] // `evict` is its caller to be.
+    #[allow(dead_code)] // `evict` is its caller to be; the tests are one.
     DontNeed,
 }
 
 /// Advice about a range of mapped memory, in the platform's common terms.
+#[cfg_attr(not(feature = "advise"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Advice {
     Normal,

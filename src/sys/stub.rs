@@ -104,6 +104,7 @@ pub(crate) unsafe fn sync_range(_file: &File, _run: Run) -> io::Result<()> {
 /// # Safety
 ///
 /// None needed; the signature is shared with the other platforms.
+#[cfg_attr(not(feature = "advise"), allow(dead_code))]
 pub(crate) unsafe fn advise(_run: Run, _advice: Advice) -> io::Result<()> {
     unsupported()
 }

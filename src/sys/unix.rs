@@ -259,6 +259,7 @@ mod portable {
     /// # Safety
     ///
     /// The run lies in one live shared mapping of a file.
+    #[cfg_attr(not(feature = "advise"), allow(dead_code))]
     pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
         let advice = match advice {
             Advice::Normal => libc::MADV_NORMAL,

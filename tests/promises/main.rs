@@ -1,0 +1,15 @@
+//! The promises of the crate, a file each.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod p10_errors;
+mod p11_readers;
+mod p1_never_blocks;
+mod p2_pool;
+mod p3_aliasing;
+mod p4_ranges;
+mod p5_durable;
+mod p7_cancel;
+mod p8_order;
+mod p9_bounded;
