@@ -333,7 +333,8 @@ pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::
         let (mut from, mut to) = (done as libc::off64_t, done as libc::off64_t);
         // SAFETY: both offsets are live for the call, and both files are open.
         let copied = unsafe {
-            libc::copy_file_range(
+            libc::syscall(
+                libc::SYS_copy_file_range,
                 source.as_raw_fd(),
                 &mut from,
                 destination.as_raw_fd(),

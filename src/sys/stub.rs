@@ -112,3 +112,7 @@ pub(crate) unsafe fn advise(_run: Run, _advice: Advice) -> io::Result<()> {
 pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
     false
 }
+
+pub(crate) fn copy_contents(_source: &File, _destination: &File, _len: u64) -> io::Result<()> {
+    unsupported()
+}

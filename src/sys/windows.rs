@@ -368,3 +368,27 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
 pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
     false
 }
+
+/// Copies the first `len` bytes of `source` over `destination`, through memory.
+///
+/// # Errors
+///
+/// `UnexpectedEof` when the source is shorter.
+pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    let mut buffer = vec![0; 1 << 18];
+    let mut at = 0;
+    while at < len {
+        let step = (len - at).min(buffer.len() as u64) as usize;
+        let read = source.seek_read(&mut buffer[..step], at)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut written = 0;
+        while written < read {
+            written += destination.seek_write(&buffer[written..read], at + written as u64)?;
+        }
+        at += read as u64;
+    }
+    Ok(())
+}
