@@ -35,8 +35,10 @@ fn two_thousand_writers_wait_for_a_view_and_another_file_goes_on() {
         });
         assert!(futures_lite::future::poll_once(&mut all).await.is_none());
         other.update_region_async(0, b"durable").await.unwrap();
-        assert_eq!(file.stats().queued_writes, 2000);
-        assert!(file.stats().oldest_blocked.is_some());
+        until(&file, |stats| {
+            stats.queued_writes == 2000 && stats.oldest_blocked.is_some()
+        })
+        .await;
         drop(view);
         all.await;
         until(&file, is_quiet).await;
