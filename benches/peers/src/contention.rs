@@ -98,7 +98,7 @@ fn update_beside_views(
     let sample = task(&bench.multi, count, update(map.clone(), writes))?;
     for (view, slice) in held.iter().enumerate() {
         let offset = view as u64 * (half / views);
-        if **slice != *BEFORE.at(offset, LEN) {
+        if !BEFORE.matches(offset, slice) {
             return Err(format!("the view at {offset} changed").into());
         }
     }
@@ -116,7 +116,7 @@ pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
     let path = file(bench, "file", FILE_LEN)?;
     let map = ours_written_once(bench, &path)?;
     let mapped = map_read_range(&path, READS)?;
-    let offsets = offset_list(bench.amount(4 << 20, 1 << 19), READS, LEN);
+    let offsets = offset_list(bench.amount(2 << 20, 1 << 19), READS, LEN);
 
     let ours = || slowest_thousandth(&offsets, |offset| Ok(map.as_slice(offset, LEN)?[0]));
     let raw = || {
@@ -133,7 +133,7 @@ pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
         &mut |_| under_blocked_write(&map, ours),
     ])?;
     let (offset, len) = (LARGE_WRITE.start, LARGE_WRITE.end - LARGE_WRITE.start);
-    if *map.as_slice(offset, len)? != *AFTER.at(offset, len) {
+    if !AFTER.matches(offset, &map.as_slice(offset, len)?) {
         return Err("a large write was not applied in full".into());
     }
 

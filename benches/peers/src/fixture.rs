@@ -84,6 +84,14 @@ impl Pattern {
         self.0.slice(Self::range(offset, len))
     }
 
+    /// Whether `bytes` are those that belong at `offset`.
+    pub(crate) fn matches(&self, offset: u64, bytes: &[u8]) -> bool {
+        let mut pieces = pieces(bytes.len() as u64, Self::LONGEST);
+        pieces.all(|(start, len)| {
+            bytes[start as usize..][..len as usize] == *self.at(offset + start, len)
+        })
+    }
+
     fn range(offset: u64, len: u64) -> Range<usize> {
         let start = (offset % Self::PERIOD) as usize;
         start..start + len as usize
@@ -175,11 +183,6 @@ impl SharedMap {
             copy_in(map, offset, data);
             map.flush_range(offset as usize, data.len())
         })
-    }
-
-    /// Makes all of it durable.
-    pub(crate) fn flush(&self) -> std::io::Result<()> {
-        self.with(|map| map.flush())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut MmapMut) -> T) -> T {
