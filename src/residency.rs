@@ -22,10 +22,7 @@ pub(crate) fn is_resident(map: &Map, file: &File, range: ByteRange) -> bool {
     let is_cached = range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false);
     // A large folio may stay in the cache after somebody has truncated the file in its middle; its
     // last pages look resident, and raise a signal.
-    is_cached
-        && file
-            .metadata()
-            .is_ok_and(|metadata| range.end() <= metadata.len())
+    is_cached && sys::file_len(file).is_ok_and(|len| range.end() <= len)
 }
 
 /// Reads the pages of the range in. Blocks.

@@ -137,7 +137,7 @@ fn check_length<'a, L: Send + 'static>(
     batch: &'a [Arc<Op<L>>],
     fail: &mut impl FnMut(&Op<L>, MmapIoError),
 ) -> Vec<&'a Arc<Op<L>>> {
-    let file_len = site.file.metadata().map(|metadata| metadata.len());
+    let file_len = sys::file_len(site.file);
     let check = |range: &ByteRange| -> Result<()> {
         range.check(site.len)?;
         match &file_len {

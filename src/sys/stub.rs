@@ -116,3 +116,8 @@ pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
 pub(crate) fn copy_contents(_source: &File, _destination: &File, _len: u64) -> io::Result<()> {
     unsupported()
 }
+
+/// Length of an open file in bytes.
+pub(crate) fn file_len(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.len())
+}

@@ -203,6 +203,11 @@ mod portable {
         Ok(false)
     }
 
+    /// Length of an open file in bytes.
+    pub(crate) fn file_len(file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.len())
+    }
+
     /// There is no barrier for the whole process.
     pub(crate) const HAS_BARRIER: bool = false;
 

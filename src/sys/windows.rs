@@ -392,3 +392,8 @@ pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::
     }
     Ok(())
 }
+
+/// Length of an open file in bytes.
+pub(crate) fn file_len(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.len())
+}
