@@ -14,6 +14,7 @@ use crate::opening::{open_target, Target};
 use crate::queue::{Action, Op, Outcome, Queue};
 use crate::range::ByteRange;
 use crate::registry::{Claim, Found};
+use crate::residency;
 use crate::sys;
 
 impl MemoryMappedFile {
@@ -75,14 +76,14 @@ impl Handle {
         self.hop(move |_| {
             let copied = copy_all(&source, target.file(), len);
             drop(snapshot);
-            match copied {
-                Ok(()) => {
-                    target.keep();
-                    drop(claim);
-                    Ok(len)
-                }
-                Err(error) => Err(MmapIoError::Io(error)),
+            // If it failed, a file that was created goes before the claim on it does.
+            if copied.is_ok() {
+                target.keep();
+            } else {
+                drop(target);
             }
+            drop(claim);
+            copied.map(|()| len)
         })
         .await
     }
@@ -98,15 +99,24 @@ fn claim_target(path: &Path) -> Result<Claimed> {
     let (target, info) = open_target(path)?;
     match OPEN_FILES.find((&info).into()) {
         Found::Vacant(claim) => Ok(Claimed::Mine(target, claim)),
-        Found::Claimed(opening) => Ok(Claimed::Later(opening)),
-        Found::Open(_) => Err(MmapIoError::Busy {
-            offset: 0,
-            len: info.len,
-        }),
+        // What was created here is somebody else's by now.
+        Found::Claimed(opening) => {
+            target.keep();
+            Ok(Claimed::Later(opening))
+        }
+        Found::Open(_) => {
+            target.keep();
+            Err(MmapIoError::Busy {
+                offset: 0,
+                len: info.len,
+            })
+        }
     }
 }
 
-fn copy_all(source: &Arc<File>, destination: &File, len: u64) -> std::io::Result<()> {
+fn copy_all(source: &Arc<File>, destination: &File, len: u64) -> Result<()> {
+    // Before anything is lost that was there.
+    residency::check_length(source, &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
     // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
     if destination.metadata()?.len() > 0 {
@@ -115,7 +125,7 @@ fn copy_all(source: &Arc<File>, destination: &File, len: u64) -> std::io::Result
     if !(metadata.len() == len && sys::clone_file(source, destination)) {
         sys::copy_contents(source, destination, len)?;
     }
-    set_permissions(destination, metadata.permissions())
+    Ok(set_permissions(destination, metadata.permissions())?)
 }
 
 /// Best effort, as some file systems have none.

@@ -98,9 +98,9 @@ pub(crate) struct Counters {
 }
 
 impl OpenFile {
-    /// Fills a claimed place with a file of `len` bytes.
+    /// A file of `len` bytes, for a claimed place.
     pub(crate) fn open(
-        claim: Claim<Self>,
+        claim: &Claim<Self>,
         file: &Arc<File>,
         len: u64,
         protection: Protection,
@@ -125,7 +125,6 @@ impl OpenFile {
             this: this.clone(),
         });
         opened.attach(file, protection)?;
-        claim.fill(&opened);
         Ok(opened)
     }
 
@@ -277,11 +276,10 @@ impl OpenFile {
         range.check(self.len())?;
         if kind == Kind::Exclusive {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
-            let pages = range.to_pages(sys::page_size());
-            let populated = map.map_or(Ok(()), |map| {
-                residency::populate_write(map, &mapped.file, &[pages])
-            });
-            populated.map_err(|(_, error)| error)?;
+            residency::check_length(&mapped.file, &[range])?;
+            if let Some(map) = map {
+                residency::populate_write(map, &mapped.file, std::iter::once(range))?;
+            }
         }
         Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
     }
@@ -290,7 +288,7 @@ impl OpenFile {
     fn resize(self: &Arc<Self>, new_len: u64) -> Result<bool> {
         let len = self.len();
         let file = &self.writable()?.file;
-        self.check_not_truncated(file)?;
+        residency::check_length(file, &[ByteRange::between(0, len)])?;
         if new_len >= len {
             self.grow(len, new_len, file)
                 .map_err(MmapIoError::ResizeFailed)?;
@@ -355,8 +353,8 @@ impl OpenFile {
         let Some(mapped) = mapped else {
             return Ok(());
         };
-        self.check_not_truncated(&mapped.file)?;
-        let len = mapped.file.metadata()?.len();
+        residency::check_length(&mapped.file, &[ByteRange::between(0, self.len())])?;
+        let len = sys::file_len(&mapped.file)?;
         if len > MAX_LEN {
             return Err(MmapIoError::ResizeFailed(
                 io::ErrorKind::InvalidInput.into(),
@@ -364,18 +362,6 @@ impl OpenFile {
         }
         if len > self.len() {
             self.extend(len).map_err(MmapIoError::ResizeFailed)?;
-        }
-        Ok(())
-    }
-
-    fn check_not_truncated(&self, file: &File) -> Result<()> {
-        let (len, file_len) = (self.len(), file.metadata()?.len());
-        if file_len < len {
-            return Err(MmapIoError::Truncated {
-                offset: 0,
-                len,
-                file_len,
-            });
         }
         Ok(())
     }
@@ -475,10 +461,13 @@ impl Drop for OpenFile {
     }
 }
 
-/// Opens the directory of a file that is to be created, for its name to become durable.
-pub(crate) fn directory_of(path: &Path) -> Option<File> {
-    // Where the directory cannot be opened, it cannot be synced either.
-    sys::open_directory_of(path).ok().flatten()
+/// Opens the directory of a file that was created, for its name to become durable. `None` where
+/// it may not be read: then the name becomes durable as the file system sees fit.
+pub(crate) fn directory_of(path: &Path) -> io::Result<Option<File>> {
+    match sys::open_directory_of(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        directory => directory,
+    }
 }
 
 fn ignore_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

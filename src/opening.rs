@@ -70,14 +70,30 @@ impl Opening {
 
     /// Tries to open the file. Blocks.
     pub(crate) fn attempt(&self) -> Result<Attempt> {
-        let (target, info) = self.open_descriptor()?;
-        if info.len > MAX_LEN {
-            check_size(info.len)?;
-        }
-        match OPEN_FILES.find((&info).into()) {
-            Found::Claimed(opening) => Ok(Attempt::Later(opening)),
-            Found::Open(open) => self.join(open, target, &info).map(Attempt::Opened),
-            Found::Vacant(claim) => self.fill(claim, target, &info).map(Attempt::Opened),
+        loop {
+            let (target, info) = self.open_descriptor()?;
+            if info.len > MAX_LEN {
+                check_size(info.len)?;
+            }
+            match OPEN_FILES.find((&info).into()) {
+                Found::Claimed(opening) => {
+                    // What was created here is somebody else's by now.
+                    target.keep();
+                    return Ok(Attempt::Later(opening));
+                }
+                Found::Open(open) => {
+                    let joined = self.join(open, target.keep(), &info);
+                    return joined.map(Attempt::Opened);
+                }
+                Found::Vacant(claim) => {
+                    // Whoever had the claim before may have changed the file, or removed it.
+                    let info = sys::file_info(&target.file)?;
+                    if info.is_linked || matches!(self.how, How::Descriptor(_)) {
+                        return self.fill(claim, target, &info).map(Attempt::Opened);
+                    }
+                    target.keep();
+                }
+            }
         }
     }
 
@@ -122,23 +138,28 @@ impl Opening {
     }
 
     /// Shares what is open already.
-    fn join(&self, open: Arc<OpenFile>, target: Target, info: &FileInfo) -> Result<Opened> {
+    fn join(&self, open: Arc<OpenFile>, file: Arc<File>, info: &FileInfo) -> Result<Opened> {
         let len = open.len();
         let mut rest = (info.len != len).then_some(Action::AdoptLength);
         match &self.how {
             How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
-            How::OpenOrCreate(_, _) if info.len == 0 && self.mode == MmapMode::ReadWrite => {
-                rest = Some(Action::FirstLength);
+            How::OpenOrCreate(..) if info.len == 0 => {
+                // It never had bytes, or somebody else has taken them: that is for its queue.
+                if len == 0 {
+                    rest = Some(Action::FirstLength);
+                }
             }
             _ => self.check_not_empty(info)?,
         }
-        open.attach(&target.file, self.protection())?;
+        open.attach(&file, self.protection())?;
+        if self.preallocate && info.len > 0 {
+            sys::allocate(&file, 0, info.len).map_err(MmapIoError::ResizeFailed)?;
+        }
         if self.preallocate {
             open.reserve_on_growth();
-            sys::allocate(&target.file, 0, info.len)?;
         }
         Ok(Opened {
-            file: target.keep(),
+            file,
             open,
             rest,
             len: self.size(),
@@ -157,6 +178,10 @@ impl Opening {
             }
         };
         let len = size.unwrap_or(info.len);
+        let directory = match &target.created {
+            Some(path) => directory_of(path)?,
+            None => None,
+        };
         if size.is_some() {
             if info.len > 0 {
                 target.file.set_len(0)?;
@@ -167,8 +192,12 @@ impl Opening {
                 .map_err(MmapIoError::ResizeFailed)?;
         }
         let opened = self.reserve(&target, len).and_then(|()| {
-            let open = OpenFile::open(claim, &target.file, len, self.protection())?;
-            Ok(open)
+            Ok(OpenFile::open(
+                &claim,
+                &target.file,
+                len,
+                self.protection(),
+            )?)
         });
         let open = opened.map_err(|error| {
             if size.is_some() {
@@ -181,8 +210,9 @@ impl Opening {
             open.reserve_on_growth();
         }
         if size.is_some() {
-            open.owes_its_name(target.created.as_deref().and_then(directory_of));
+            open.owes_its_name(directory);
         }
+        claim.fill(&open);
         Ok(Opened {
             open,
             file: target.keep(),

@@ -188,6 +188,7 @@ impl<L> Op<L> {
         self.deferred_since.get().is_some()
     }
 
+    /// Bytes that a write writes.
     fn len(&self) -> u64 {
         self.ranges.iter().map(|range| range.len()).sum()
     }
@@ -354,8 +355,10 @@ impl<L: Send + 'static> Queue<L> {
                 }
                 continue;
             }
-            bytes += op.len();
             let is_write = op.action.is_write();
+            if is_write {
+                bytes += op.len();
+            }
             let ends_batch = !batch.is_empty() && (!is_write || bytes > BRIEF);
             if ends_batch {
                 state.fresh.push_front(op);

@@ -149,10 +149,6 @@ impl PageRange {
         self.0.len()
     }
 
-    pub(crate) fn bytes(self) -> ByteRange {
-        self.0
-    }
-
     /// Appends the range, or widens the last one when the two touch.
     pub(crate) fn push_onto(self, runs: &mut Vec<Self>) {
         match runs.last_mut() {

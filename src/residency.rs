@@ -34,36 +34,65 @@ pub(crate) fn populate_read(map: &Map, file: &File, range: ByteRange) -> Result<
     for step in range.to_pages(sys::page_size()).steps(STEP) {
         // SAFETY: the range is inside the file, so its pages are inside the live map.
         if let Err(error) = unsafe { sys::populate_read(map.run(step)) } {
-            let read = || read_one_byte_a_page(file, step);
-            return Err(explain(file, range, step, error, read));
+            check_length(file, &[range])?;
+            let reason = read_one_byte_a_page(file, step).err();
+            return Err(MmapIoError::Io(reason.unwrap_or(error)));
         }
     }
-    Ok(())
+    // A page that the file now ends in can be touched, and is lost all the same.
+    check_length(file, &[range])
 }
 
-/// Makes the pages of each range writable, allocating holes, without changing a byte. The ranges
-/// are sorted and disjoint. Blocks.
+/// Makes the pages of all ranges writable, allocating holes, without changing a byte. Blocks.
 ///
 /// # Errors
 ///
-/// The index of the range that failed, and why: `Truncated` if the file has become shorter, or
-/// the error that reading or allocating met.
+/// `Truncated` if the file has become shorter, or the error that reading or allocating met.
 pub(crate) fn populate_write(
     map: &Map,
     file: &File,
-    ranges: &[PageRange],
-) -> Result<(), (usize, MmapIoError)> {
-    let runs: Vec<_> = ranges.iter().map(|range| map.run(*range)).collect();
+    ranges: impl Iterator<Item = ByteRange> + Clone,
+) -> Result<()> {
+    let page_size = sys::page_size();
+    let mut pages: Vec<PageRange> = ranges
+        .clone()
+        .map(|range| range.to_pages(page_size))
+        .collect();
+    pages.sort_unstable_by_key(|range| range.start());
+    let mut merged = Vec::with_capacity(pages.len());
+    for range in pages {
+        range.push_onto(&mut merged);
+    }
+    let runs: Vec<_> = merged.iter().map(|range| map.run(*range)).collect();
     // SAFETY: the ranges are inside the file, so their pages are inside the live, writable map.
     unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {
-        let pages = ranges[index];
-        let allocate = || {
-            read_one_byte_a_page(file, pages)?;
-            sys::allocate(file, pages.start(), pages.len())
-        };
-        let error = explain(file, pages.bytes(), pages, error, allocate);
-        (index, error)
+        let ranges: Vec<ByteRange> = ranges.collect();
+        if let Err(truncated) = check_length(file, &ranges) {
+            return truncated;
+        }
+        // Populating says only `EFAULT`; asking in other ways says why.
+        let pages = merged[index];
+        let allocated = read_one_byte_a_page(file, pages)
+            .and_then(|()| sys::allocate(file, pages.start(), pages.len()));
+        MmapIoError::Io(allocated.err().unwrap_or(error))
     })
+}
+
+/// Fails if the file is too short for one of the ranges.
+///
+/// # Errors
+///
+/// `Truncated`, or `Io` if the length cannot be had.
+pub(crate) fn check_length(file: &File, ranges: &[ByteRange]) -> Result<()> {
+    let file_len = sys::file_len(file)?;
+    match ranges.iter().find(|range| range.end() > file_len) {
+        Some(range) => Err(MmapIoError::Truncated {
+            offset: range.start(),
+            len: range.len(),
+            file_len,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Whether bytes lie in a map of ours.
@@ -82,26 +111,6 @@ pub(crate) fn copy_mapped(data: &[u8]) -> io::Result<Box<[u8]>> {
         unsafe { sys::populate_read(run) }?;
     }
     Ok(data.into())
-}
-
-/// Finds the reason of a failed populate, which itself says only `EFAULT`: by the file's length,
-/// or by `retry`, which asks for the same thing in a way that reports errors.
-fn explain(
-    file: &File,
-    range: ByteRange,
-    pages: PageRange,
-    error: io::Error,
-    retry: impl FnOnce() -> io::Result<()>,
-) -> MmapIoError {
-    match file.metadata() {
-        Ok(metadata) if metadata.len() < range.end().min(pages.end()) => MmapIoError::Truncated {
-            offset: range.start(),
-            len: range.len(),
-            file_len: metadata.len(),
-        },
-        Ok(_) => MmapIoError::Io(retry().err().unwrap_or(error)),
-        Err(error) => MmapIoError::Io(error),
-    }
 }
 
 #[cfg(unix)]

@@ -434,7 +434,8 @@ fn a_private_file_excludes_in_its_own_table_and_shares_in_the_files() {
     // keeps writers of the file off the whole page, for a store to it copies that page.
     let (file, private) = (Host::new(), Host::new());
     let write = |bytes: ByteRange| {
-        let pages = bytes.to_pages(4096).bytes();
+        let pages = bytes.to_pages(4096);
+        let pages = range(pages.start(), pages.end());
         Some((exclusive(&private, bytes)?, Way::Owned.take(&file, pages)?))
     };
     let view = |bytes| {

@@ -10,7 +10,7 @@ use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
 use crate::lease::{Leases, Want};
 use crate::map::Map;
-use crate::range::{ByteRange, PageRange};
+use crate::range::ByteRange;
 use crate::residency;
 use crate::sys;
 
@@ -138,21 +138,19 @@ fn check_length<'a, L: Send + 'static>(
     fail: &mut impl FnMut(&Op<L>, MmapIoError),
 ) -> Vec<&'a Arc<Op<L>>> {
     let file_len = sys::file_len(site.file);
-    let check = |range: &ByteRange| -> Result<()> {
-        range.check(site.len)?;
+    let check = |op: &Op<L>| -> Result<()> {
+        op.ranges
+            .iter()
+            .try_for_each(|range| range.check(site.len))?;
         match &file_len {
-            Ok(file_len) if range.end() > *file_len => Err(MmapIoError::Truncated {
-                offset: range.start(),
-                len: range.len(),
-                file_len: *file_len,
-            }),
-            Ok(_) => Ok(()),
-            Err(error) => Err(MmapIoError::Io(error.kind().into())),
+            Ok(file_len) if op.ranges.iter().all(|range| range.end() <= *file_len) => Ok(()),
+            // Again, for the error.
+            _ => residency::check_length(site.file, &op.ranges),
         }
     };
     let mut ready = Vec::with_capacity(batch.len());
     for op in batch {
-        match op.ranges.iter().try_for_each(check) {
+        match check(op) {
             Ok(()) => ready.push(op),
             Err(error) => fail(op, error),
         }
@@ -180,15 +178,8 @@ fn make_writable<L: Send + 'static>(
     });
 }
 
-fn populate(site: &Site<'_>, ranges: impl Iterator<Item = ByteRange>) -> Result<()> {
-    let page_size = sys::page_size();
-    let mut pages: Vec<PageRange> = ranges.map(|range| range.to_pages(page_size)).collect();
-    pages.sort_unstable_by_key(|range| range.start());
-    let mut runs = Vec::with_capacity(pages.len());
-    for range in pages {
-        range.push_onto(&mut runs);
-    }
-    residency::populate_write(site.map, site.file, &runs).map_err(|(_, error)| error)
+fn populate(site: &Site<'_>, ranges: impl Iterator<Item = ByteRange> + Clone) -> Result<()> {
+    residency::populate_write(site.map, site.file, ranges)
 }
 
 /// Keeps new readers out for a moment, for a write that was in their way before.

@@ -53,6 +53,8 @@ pub(crate) struct FileInfo {
     pub(crate) len: u64,
     /// A regular file, not a directory, pipe, socket or device.
     pub(crate) is_regular: bool,
+    /// It has a name in some directory.
+    pub(crate) is_linked: bool,
     /// Birth time, where the file system keeps one.
     pub(crate) born: Option<SystemTime>,
 }

@@ -44,6 +44,7 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
         },
         len: metadata.len(),
         is_regular: metadata.is_file(),
+        is_linked: metadata.nlink() > 0,
         born: metadata.created().ok(),
     })
 }

@@ -82,6 +82,7 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
             },
             len: 0,
             is_regular: false,
+            is_linked: true,
             born: None,
         });
     }
@@ -90,6 +91,7 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
         id: wide_id(file).or_else(|_| narrow_id(file))?,
         len: metadata.len(),
         is_regular: metadata.is_file(),
+        is_linked: true,
         born: metadata.created().ok(),
     })
 }
