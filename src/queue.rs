@@ -22,6 +22,8 @@
 
 mod apply;
 mod budget;
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -64,6 +66,8 @@ pub(crate) struct Op<L> {
     /// Bytes of the budget that the payload holds.
     budgeted: usize,
     payload: Mutex<Option<Payload>>,
+    /// Its place in the order of submission; written and read under the queue's lock.
+    place: AtomicU64,
     /// When it was first found in use.
     deferred_since: OnceLock<Instant>,
     done: Completion<Result<Outcome<L>>>,
@@ -169,6 +173,7 @@ impl<L> Op<L> {
             action,
             budgeted,
             payload: Mutex::new(Some(payload)),
+            place: AtomicU64::new(0),
             deferred_since: OnceLock::new(),
             done: Completion::new(),
         })
@@ -221,7 +226,7 @@ pub(crate) struct Queue<L> {
 struct State<L> {
     /// Not looked at yet, in order of submission. Withdrawn ones are passed over.
     fresh: VecDeque<Arc<Op<L>>>,
-    /// Looked at, and found in use; in order of submission, all before `fresh`.
+    /// Looked at, and found in use; submitted before all of `fresh`.
     deferred: Vec<Arc<Op<L>>>,
     /// The ranges of `deferred`.
     deferred_ranges: Intervals<()>,
@@ -231,6 +236,8 @@ struct State<L> {
     running: bool,
     /// Hull of the batch that is being applied.
     applying: Option<ByteRange>,
+    /// Operations submitted.
+    submitted: u64,
 }
 
 /// How much stands in a queue.
@@ -251,6 +258,7 @@ impl<L: Send + 'static> Queue<L> {
                 retry: false,
                 running: false,
                 applying: None,
+                submitted: 0,
             }),
             budget: Budget::new(),
             drains: AtomicU64::new(0),
@@ -262,7 +270,7 @@ impl<L: Send + 'static> Queue<L> {
         let queue = target.queue();
         let start = {
             let mut state = lock(&queue.state);
-            state.fresh.push_back(op.clone());
+            state.push(op.clone());
             !std::mem::replace(&mut state.running, true)
         };
         if start {
@@ -435,6 +443,12 @@ impl<L: Send + 'static> Queue<L> {
 }
 
 impl<L> State<L> {
+    fn push(&mut self, op: Arc<Op<L>>) {
+        op.place.store(self.submitted, Ordering::Relaxed);
+        self.submitted += 1;
+        self.fresh.push_back(op);
+    }
+
     fn defer(&mut self, op: Arc<Op<L>>) {
         op.deferred_since.get_or_init(Instant::now);
         for range in op.ranges.iter() {
@@ -443,9 +457,12 @@ impl<L> State<L> {
         self.deferred.push(op);
     }
 
-    /// Puts the deferred operations back in front of the others.
+    /// Puts the deferred operations back in front of the others, in the order of submission: one
+    /// that was deferred while its batch was made up stands before the batch's own.
     fn undefer(&mut self) {
         self.deferred_ranges = Intervals::new();
+        self.deferred
+            .sort_unstable_by_key(|op| op.place.load(Ordering::Relaxed));
         for op in self.deferred.drain(..).rev() {
             self.fresh.push_front(op);
         }

@@ -1,0 +1,102 @@
+//! The order of the queue, driven step by step.
+
+use super::*;
+
+/// A queue whose drain job is the test.
+struct Driven(Queue<()>);
+
+impl Driven {
+    fn new() -> Self {
+        let queue = Queue::new();
+        lock(&queue.state).running = true;
+        Self(queue)
+    }
+
+    fn submit(&self, start: u64, end: u64) -> Arc<Op<()>> {
+        let op = Op::new(
+            ByteRange::between(start, end),
+            Action::Write { durable: false },
+        );
+        lock(&self.0.state).push(op.clone());
+        op
+    }
+
+    /// The places of the operations in the next batch.
+    fn next_batch(&self) -> (Vec<Arc<Op<()>>>, Vec<u64>) {
+        let batch = self.0.next_batch();
+        let places = batch.iter().map(|op| op.place.load(Ordering::Relaxed));
+        let places = places.collect();
+        (batch, places)
+    }
+
+    fn retry(&self) {
+        lock(&self.0.state).retry = true;
+    }
+}
+
+#[test]
+fn one_that_is_deferred_while_its_batch_is_made_up_keeps_its_place() {
+    let queue = Driven::new();
+    queue.submit(0, 10);
+    let (batch, places) = queue.next_batch();
+    assert_eq!(places, [0]);
+    queue.0.finish_batch(batch);
+    // The last meets the first, and is deferred at once; the second is when it is applied.
+    queue.submit(300, 600);
+    queue.submit(5, 405);
+    let (batch, places) = queue.next_batch();
+    assert_eq!(places, [1]);
+    queue.0.finish_batch(batch);
+    queue.retry();
+    assert_eq!(queue.next_batch().1, [0, 1, 2]);
+}
+
+#[test]
+fn what_overlaps_a_deferred_one_is_deferred_and_the_rest_goes_on() {
+    let queue = Driven::new();
+    queue.submit(0, 10);
+    queue.0.finish_batch(queue.next_batch().0);
+    queue.submit(5, 20);
+    queue.submit(15, 30);
+    queue.submit(40, 50);
+    let (batch, places) = queue.next_batch();
+    assert_eq!(places, [3]);
+    queue.0.finish_batch(Vec::new());
+    drop(batch);
+    assert!(queue.0.overlaps(ByteRange::between(29, 30)));
+    assert!(!queue.0.overlaps(ByteRange::between(30, 100)));
+    queue.retry();
+    assert_eq!(queue.next_batch().1, [0, 1, 2, 3]);
+}
+
+#[test]
+fn one_that_is_withdrawn_is_passed_over_and_frees_those_behind_it() {
+    let queue = Driven::new();
+    let first = queue.submit(0, 10);
+    let (batch, _) = queue.next_batch();
+    queue.submit(5, 20);
+    // It is withdrawn while it is applied, and found in use.
+    drop(queue.0.begin(&first));
+    queue.0.finish_batch(batch);
+    assert_eq!(queue.next_batch().1, [1]);
+}
+
+#[test]
+fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
+    let queue = Driven::new();
+    queue.submit(0, BRIEF);
+    queue.submit(BRIEF, BRIEF + 1);
+    let resize = Op::new(ByteRange::between(10, u64::MAX), Action::Resize);
+    lock(&queue.0.state).push(resize);
+    queue.submit(0, 1);
+    for expected in [[0], [1], [2], [3]] {
+        let (batch, places) = queue.next_batch();
+        assert_eq!(places, expected);
+        for op in &batch {
+            drop(queue.0.finish(op, Ok(Outcome::Done)));
+        }
+        queue.0.finish_batch(Vec::new());
+    }
+    assert!(queue.0.next_batch().is_empty());
+    assert!(!lock(&queue.0.state).running);
+}
