@@ -66,7 +66,7 @@ fn what_overlaps_a_deferred_one_is_deferred_and_the_rest_goes_on() {
     assert!(queue.0.overlaps(ByteRange::between(29, 30)));
     assert!(!queue.0.overlaps(ByteRange::between(30, 100)));
     queue.retry();
-    assert_eq!(queue.next_batch().1, [0, 1, 2, 3]);
+    assert_eq!(queue.next_batch().1, [0, 1, 2]);
 }
 
 #[test]
