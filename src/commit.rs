@@ -104,12 +104,10 @@ impl Commits {
         }
     }
 
-    fn run<D: Durable>(target: Arc<D>) {
-        let commits = target.commits();
-        let mut wakers = Vec::new();
+    fn run<D: Durable>(mut target: Arc<D>) {
         for _ in 0..ROUNDS {
             let waiting = {
-                let mut state = lock(&commits.state);
+                let mut state = lock(&target.commits().state);
                 if state.waiting.is_empty() {
                     state.running = false;
                     return;
@@ -121,16 +119,26 @@ impl Commits {
                 .flat_map(|waiter| waiter.ranges())
                 .copied()
                 .collect();
-            commits.flush(&*target, &ranges);
-            for waiter in &waiting {
-                let result = commits.failure().map_or(Ok(()), Err);
-                wakers.extend(waiter.acknowledge(result));
-            }
+            target.commits().flush(&*target, &ranges);
             // Relaxed: these are counters.
-            commits
-                .served
-                .fetch_add(waiting.len() as u64, Ordering::Relaxed);
+            let served = waiting.len() as u64;
+            target.commits().served.fetch_add(served, Ordering::Relaxed);
+            let failed = target.commits().failed.get().cloned();
+            // As the queue does: they are told when this job holds no reference to the file.
+            let file = Arc::downgrade(&target);
+            drop(target);
+            let mut wakers: Vec<Waker> = waiting
+                .iter()
+                .filter_map(|waiter| {
+                    let failed = failed.clone().map(MmapIoError::FlushFailed);
+                    waiter.acknowledge(failed.map_or(Ok(()), Err))
+                })
+                .collect();
             wake_all(&mut wakers);
+            match file.upgrade() {
+                Some(file) => target = file,
+                None => return,
+            }
         }
         spawn(move || Self::run(target));
     }

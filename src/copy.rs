@@ -5,7 +5,9 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{MmapIoError, Result};
+#[cfg(doc)]
+use crate::error::MmapIoError;
+use crate::error::Result;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
 use crate::offload::offload;
@@ -104,12 +106,12 @@ fn claim_target(path: &Path) -> Result<Claimed> {
             target.keep();
             Ok(Claimed::Later(opening))
         }
-        Found::Open(_) => {
+        Found::Open(open) => {
             target.keep();
-            Err(MmapIoError::Busy {
-                offset: 0,
-                len: info.len,
-            })
+            match open.check_in_use() {
+                Ok(()) => Err(ByteRange::between(0, info.len).busy()),
+                Err(closed) => Ok(Claimed::Later(closed)),
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Tok
 use crate::map::Protection;
 use crate::mode::MmapMode;
 use crate::offload::offload;
-use crate::open_file::{OpenFile, OwnedLease};
+use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::view::MappedSlice;
@@ -52,7 +52,7 @@ pub struct MemoryMappedFile {
 
 /// What the clones of a handle share.
 pub(crate) struct Handle {
-    pub(crate) open: Arc<OpenFile>,
+    pub(crate) open: User,
     pub(crate) file: Arc<File>,
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
@@ -261,7 +261,7 @@ impl MemoryMappedFile {
         if self.handle.mode != MmapMode::ReadOnly {
             return Err(MmapIoError::InvalidMode("as_slice_bytes"));
         }
-        let open = &self.handle.open;
+        let open = &self.open;
         let range = ByteRange::new(offset, len, open.len())?;
         let mut kept = self
             .handle
@@ -313,7 +313,7 @@ impl MemoryMappedFile {
         if len == 0 {
             return Ok(MappedSlice::EMPTY);
         }
-        let open = &*self.handle.open;
+        let open: &OpenFile = &self.open;
         let range = ByteRange::new(offset, len, open.len())?;
         let lease = self
             .resident_lease(range, || Lease::try_shared(open, range))
@@ -533,7 +533,7 @@ impl MemoryMappedFile {
     ) -> Self {
         let may_probe = mode == MmapMode::ReadWrite || crate::sys::is_owner(&file);
         Self::from(Arc::new(Handle {
-            open,
+            open: User::new(open),
             file,
             mode,
             policy,
@@ -565,7 +565,7 @@ impl MemoryMappedFile {
 impl From<Arc<Handle>> for MemoryMappedFile {
     fn from(handle: Arc<Handle>) -> Self {
         Self {
-            open: handle.open.clone(),
+            open: Arc::clone(&handle.open),
             protection: handle.protection(),
             handle,
         }
@@ -585,7 +585,7 @@ impl Handle {
         &self,
         job: impl FnOnce(&OpenFile) -> T + Send + 'static,
     ) -> impl std::future::Future<Output = T> + Send + 'static {
-        let open = self.open.clone();
+        let open = Arc::clone(&self.open);
         open.counters.hops.fetch_add(1, Ordering::Relaxed);
         offload(move || job(&open))
     }

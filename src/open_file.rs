@@ -8,18 +8,19 @@ use std::io;
 use std::ops::Deref;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
+use event_listener::{Event, EventListener};
+
 use crate::commit::{Commits, Durable, Flush, Waiter};
-use crate::completion::wake_all;
 use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
 use crate::lease::{Kind, Lease, LeaseHost, Leases};
 use crate::map::{Map, Protection, Span};
 use crate::offload::spawn;
-use crate::queue::{apply_writes, Action, Drain, Op, Outcome, Queue, Site};
+use crate::queue::{apply_writes, Action, Drain, Ended, Op, Outcome, Queue, Site};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, FileKey, Registry};
 use crate::residency;
@@ -52,8 +53,40 @@ pub(crate) struct OpenFile {
     preallocate: AtomicBool,
     pub(crate) counters: Counters,
     key: FileKey,
+    /// Handles, and futures that need none.
+    users: AtomicUsize,
+    /// Told when the file is closed, or somebody has joined it.
+    closed: Event,
     /// For those who have a reference and need a count.
     this: Weak<Self>,
+}
+
+/// A handle's part in a file: while there is one, or a view, the file is in use. Jobs that are
+/// about to end may hold it open for a moment longer.
+#[derive(Debug)]
+pub(crate) struct User(Arc<OpenFile>);
+
+impl User {
+    pub(crate) fn new(open: Arc<OpenFile>) -> Self {
+        // SeqCst: against `check_in_use`, which listens and then looks.
+        open.users.fetch_add(1, Ordering::SeqCst);
+        open.closed.notify(usize::MAX);
+        Self(open)
+    }
+}
+
+impl Deref for User {
+    type Target = Arc<OpenFile>;
+
+    fn deref(&self) -> &Arc<OpenFile> {
+        &self.0
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What every read looks at.
@@ -122,6 +155,8 @@ impl OpenFile {
             preallocate: AtomicBool::new(false),
             counters: Counters::default(),
             key: claim.key().clone(),
+            users: AtomicUsize::new(0),
+            closed: Event::new(),
             this: this.clone(),
         });
         opened.attach(file, protection)?;
@@ -145,6 +180,16 @@ impl OpenFile {
             });
         }
         Ok(())
+    }
+
+    /// Whether somebody uses the file; if not, an event for when that has changed, or the file is
+    /// closed.
+    pub(crate) fn check_in_use(&self) -> Result<(), EventListener> {
+        let closed = self.closed.listen();
+        match self.users.load(Ordering::SeqCst) > 0 || self.hot.leases.count() > 0 {
+            true => Ok(()),
+            false => Err(closed),
+        }
     }
 
     /// Length in bytes.
@@ -245,7 +290,11 @@ impl OpenFile {
     }
 
     /// Applies writes, or defers them.
-    fn write(self: &Arc<Self>, batch: &[Arc<Op<OwnedLease>>]) -> Vec<Arc<Op<OwnedLease>>> {
+    fn write(
+        self: &Arc<Self>,
+        batch: &[Arc<Op<OwnedLease>>],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Arc<Op<OwnedLease>>> {
         let (mapped, map) = match (self.writable(), self.map(Protection::ReadWrite)) {
             (Ok(mapped), Some(map)) => (mapped, map),
             _ => unreachable!("a write comes from a handle that may write a file with bytes"),
@@ -258,7 +307,7 @@ impl OpenFile {
             pending: &self.pending,
             last_gate: &self.last_gate,
         };
-        let applied = apply_writes(&site, &self.queue, batch);
+        let applied = apply_writes(&site, &self.queue, batch, ended);
         let counters = &self.counters;
         counters.writes.fetch_add(applied.writes, Ordering::Relaxed);
         counters
@@ -284,12 +333,16 @@ impl OpenFile {
         Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
     }
 
-    /// Gives the file a new length; `false` while views of the tail are in the way.
-    fn resize(self: &Arc<Self>, new_len: u64) -> Result<bool> {
+    /// Gives the file a new length; `false` while views of the tail are in the way. Nothing is
+    /// done any more if `starts` says that the operation was withdrawn.
+    fn resize(self: &Arc<Self>, new_len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
         let len = self.len();
         let file = &self.writable()?.file;
         residency::check_length(file, &[ByteRange::between(0, len)])?;
         if new_len >= len {
+            if !starts() {
+                return Ok(true);
+            }
             self.grow(len, new_len, file)
                 .map_err(MmapIoError::ResizeFailed)?;
         } else {
@@ -297,6 +350,9 @@ impl OpenFile {
             let Some(tail) = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, true)? else {
                 return Ok(false);
             };
+            if !starts() {
+                return Ok(true);
+            }
             // The length first: nobody may look past it when the pages go.
             self.hot.len.store(new_len, Ordering::Release);
             if let Err(error) = file.set_len(new_len) {
@@ -388,29 +444,30 @@ impl Drain for OpenFile {
         &self.queue
     }
 
-    fn apply(self: &Arc<Self>, batch: &[Arc<Op<OwnedLease>>]) -> Vec<Arc<Op<OwnedLease>>> {
+    fn apply(
+        self: &Arc<Self>,
+        batch: &[Arc<Op<OwnedLease>>],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Arc<Op<OwnedLease>>> {
         let op = match batch {
             [op] => op,
-            writes => return self.write(writes),
+            writes => return self.write(writes, ended),
         };
         let range = op.ranges[0];
         let outcome = match op.action {
-            Action::Write { .. } | Action::TryWrite { .. } => return self.write(batch),
+            Action::Write { .. } | Action::TryWrite { .. } => return self.write(batch, ended),
             Action::Lease(kind) => self
                 .lease(kind, range)
                 .map(|lease| lease.map(Outcome::Leased)),
-            Action::Resize => self
-                .resize(range.start())
-                .map(|resized| resized.then_some(Outcome::Done)),
             Action::FirstLength if self.len() > 0 => Ok(Some(Outcome::Done)),
-            Action::FirstLength => self
-                .resize(range.start())
+            Action::Resize | Action::FirstLength => self
+                .resize(range.start(), || self.queue.begin(op).is_some())
                 .map(|resized| resized.then_some(Outcome::Done)),
             Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
         };
         match outcome.transpose() {
             Some(outcome) => {
-                wake_all(&mut self.queue.finish(op, outcome).into_iter().collect());
+                self.queue.finish(op, outcome, ended);
                 Vec::new()
             }
             None => batch.to_vec(),
@@ -454,6 +511,7 @@ impl Durable for OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         OPEN_FILES.remove(&self.key, self);
+        self.closed.notify(usize::MAX);
         if self.mapped_bytes() > UNMAP_INLINE {
             let mapped = std::mem::take(&mut self.mapped);
             spawn(move || drop(mapped));

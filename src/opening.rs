@@ -46,7 +46,7 @@ pub(crate) enum How {
 /// One try at an opening.
 pub(crate) enum Attempt {
     Opened(Opened),
-    /// Somebody is opening the same file; try again then.
+    /// Somebody is opening or closing the same file; try again then.
     Later(EventListener),
 }
 
@@ -82,6 +82,12 @@ impl Opening {
                     return Ok(Attempt::Later(opening));
                 }
                 Found::Open(open) => {
+                    if self.creates() {
+                        if let Err(closed) = open.check_in_use() {
+                            target.keep();
+                            return Ok(Attempt::Later(closed));
+                        }
+                    }
                     let joined = self.join(open, target.keep(), &info);
                     return joined.map(Attempt::Opened);
                 }
@@ -95,6 +101,11 @@ impl Opening {
                 }
             }
         }
+    }
+
+    /// Whether the file may be nobody else's.
+    fn creates(&self) -> bool {
+        matches!(self.how, How::Create(..) | How::CreateNew(..))
     }
 
     fn open_descriptor(&self) -> Result<(Target, FileInfo)> {
@@ -143,16 +154,15 @@ impl Opening {
         let mut rest = (info.len != len).then_some(Action::AdoptLength);
         match &self.how {
             How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
-            How::OpenOrCreate(..) if info.len == 0 => {
-                // It never had bytes, or somebody else has taken them: that is for its queue.
-                if len == 0 {
-                    rest = Some(Action::FirstLength);
-                }
+            How::OpenOrCreate(..) if len == 0 && self.mode == MmapMode::ReadWrite => {
+                rest = Some(Action::FirstLength);
             }
-            _ => self.check_not_empty(info)?,
+            // What counts is the length it has here: the other one was looked at before its
+            // creation was over, or somebody else has changed it, which is for its queue to find.
+            _ => self.check_not_empty(len)?,
         }
         open.attach(&file, self.protection())?;
-        if self.preallocate && info.len > 0 {
+        if self.preallocate && info.len > 0 && self.mode == MmapMode::ReadWrite {
             sys::allocate(&file, 0, info.len).map_err(MmapIoError::ResizeFailed)?;
         }
         if self.preallocate {
@@ -173,7 +183,7 @@ impl Opening {
             How::Create(_, size) | How::CreateNew(_, size) => Some(*size),
             How::OpenOrCreate(_, size) if info.len == 0 && writes => Some(*size),
             _ => {
-                self.check_not_empty(info)?;
+                self.check_not_empty(info.len)?;
                 None
             }
         };
@@ -228,9 +238,9 @@ impl Opening {
         Ok(())
     }
 
-    fn check_not_empty(&self, info: &FileInfo) -> Result<()> {
+    fn check_not_empty(&self, len: u64) -> Result<()> {
         match self.mode {
-            MmapMode::ReadWrite => check_size(info.len),
+            MmapMode::ReadWrite => check_size(len),
             MmapMode::ReadOnly => Ok(()),
         }
     }

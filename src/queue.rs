@@ -53,9 +53,38 @@ pub(crate) trait Drain: Send + Sync + Sized + 'static {
 
     fn queue(&self) -> &Queue<Self::Lease>;
 
-    /// Applies a batch: any number of writes, or one operation of another kind. Those that are
-    /// not completed are returned, in order. Blocks, but not for a lease.
-    fn apply(self: &Arc<Self>, batch: &[Arc<Op<Self::Lease>>]) -> Vec<Arc<Op<Self::Lease>>>;
+    /// Applies a batch: any number of writes, or one operation of another kind. What has ended
+    /// goes into `ended`; what was found in use is returned, in order. Blocks, but not for a
+    /// lease.
+    fn apply(
+        self: &Arc<Self>,
+        batch: &[Arc<Op<Self::Lease>>],
+        ended: &mut Ended<Self::Lease>,
+    ) -> Vec<Arc<Op<Self::Lease>>>;
+}
+
+/// Operations that have ended, and whose futures are not told yet.
+///
+/// They are told when the job holds no reference to the file any more, so that a file is closed
+/// when the last handle is, and not a moment later.
+#[derive(Debug)]
+pub(crate) struct Ended<L>(Vec<End<L>>);
+
+type End<L> = (Arc<Op<L>>, Result<Outcome<L>>);
+
+impl<L> Ended<L> {
+    pub(crate) fn push(&mut self, op: &Arc<Op<L>>, outcome: Result<Outcome<L>>) {
+        self.0.push((op.clone(), outcome));
+    }
+
+    fn tell(&mut self) {
+        let mut wakers: Vec<Waker> = self
+            .0
+            .drain(..)
+            .filter_map(|(op, outcome)| op.done.complete(outcome))
+            .collect();
+        wake_all(&mut wakers);
+    }
 }
 
 /// One operation, shared by the queue and the future that waits for it.
@@ -183,11 +212,6 @@ impl<L> Op<L> {
         lock(&self.payload).is_some()
     }
 
-    #[must_use]
-    pub(crate) fn complete(&self, outcome: Result<Outcome<L>>) -> Option<Waker> {
-        self.done.complete(outcome)
-    }
-
     /// It was found in use before.
     pub(crate) fn was_deferred(&self) -> bool {
         self.deferred_since.get().is_some()
@@ -209,7 +233,7 @@ impl<L: Send> Waiter for Op<L> {
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
-        self.complete(result.map(|()| Outcome::Done))
+        self.done.complete(result.map(|()| Outcome::Done))
     }
 }
 
@@ -319,33 +343,44 @@ impl<L: Send + 'static> Queue<L> {
     fn start<T: Drain<Lease = L>>(&self, target: &Arc<T>) {
         self.drains.fetch_add(1, Ordering::Relaxed);
         let target = target.clone();
-        spawn(move || Self::drain(&target));
+        spawn(move || Self::drain(target));
     }
 
-    fn drain<T: Drain<Lease = L>>(target: &Arc<T>) {
-        let queue = target.queue();
+    fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
+        let mut ended = Ended(Vec::new());
         for _ in 0..ROUNDS {
-            let batch = queue.next_batch();
-            if batch.is_empty() {
+            let batch = target.queue().next_batch(&mut ended);
+            if batch.is_empty() && ended.0.is_empty() {
                 return;
             }
-            let deferred = contain(|| target.apply(&batch)).unwrap_or_else(|| {
-                // The leases went back as the panic passed; nobody may be left waiting.
-                queue.fail(&batch);
-                Vec::new()
-            });
-            queue.finish_batch(deferred);
+            if !batch.is_empty() {
+                let applied = contain(|| target.apply(&batch, &mut ended));
+                let deferred = applied.unwrap_or_else(|| {
+                    // The leases went back as the panic passed; nobody may be left waiting.
+                    target.queue().fail(&batch, &mut ended);
+                    Vec::new()
+                });
+                target.queue().finish_batch(deferred);
+            }
+            drop(batch);
+            let file = Arc::downgrade(&target);
+            drop(target);
+            ended.tell();
+            // Gone, and its queue with it: then nobody is left to wait.
+            match file.upgrade() {
+                Some(file) => target = file,
+                None => return,
+            }
         }
-        queue.start(target);
+        target.queue().start(&target);
     }
 
     /// The next operations to apply; empty when there is nothing to do, and then the job is over.
-    fn next_batch(&self) -> Vec<Arc<Op<L>>> {
+    fn next_batch(&self, ended: &mut Ended<L>) -> Vec<Arc<Op<L>>> {
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.retry) {
             state.undefer();
         }
-        let mut wakers = Vec::new();
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(op) = state.fresh.pop_front() {
@@ -358,7 +393,7 @@ impl<L: Send + 'static> Queue<L> {
                 .any(|range| state.deferred_ranges.overlaps(*range))
             {
                 match op.action {
-                    Action::TryWrite { .. } => wakers.extend(self.finish(&op, Ok(Outcome::InUse))),
+                    Action::TryWrite { .. } => self.finish(&op, Ok(Outcome::InUse), ended),
                     _ => state.defer(op),
                 }
                 continue;
@@ -381,9 +416,8 @@ impl<L: Send + 'static> Queue<L> {
             .iter()
             .filter_map(|op| op.hull())
             .reduce(ByteRange::hull);
-        state.running = !batch.is_empty();
-        drop(state);
-        wake_all(&mut wakers);
+        // Whoever is still to be told may submit more before long.
+        state.running = !batch.is_empty() || !ended.0.is_empty();
         batch
     }
 
@@ -413,14 +447,16 @@ impl<L: Send + 'static> Queue<L> {
         payload
     }
 
-    /// Ends an operation that is not durable, started or not, with its outcome. Returns whom to
-    /// wake.
-    #[must_use]
-    pub(crate) fn finish(&self, op: &Op<L>, outcome: Result<Outcome<L>>) -> Option<Waker> {
+    /// Ends an operation, started or not, with its outcome.
+    pub(crate) fn finish(
+        &self,
+        op: &Arc<Op<L>>,
+        outcome: Result<Outcome<L>>,
+        ended: &mut Ended<L>,
+    ) {
         let payload = self.begin(op);
-        let waker = op.complete(outcome);
         contain(|| drop(payload));
-        waker
+        ended.push(op, outcome);
     }
 
     /// Takes a queued operation out, if it has not started.
@@ -432,13 +468,11 @@ impl<L: Send + 'static> Queue<L> {
     }
 
     /// Completes what a panic left over.
-    fn fail(&self, batch: &[Arc<Op<L>>]) {
-        let mut wakers = Vec::new();
+    fn fail(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
         for op in batch {
             let panicked = io::Error::other("the operation panicked");
-            wakers.extend(self.finish(op, Err(MmapIoError::Io(panicked))));
+            self.finish(op, Err(MmapIoError::Io(panicked)), ended);
         }
-        wake_all(&mut wakers);
     }
 }
 

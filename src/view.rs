@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::lease::Lease;
 use crate::map::Span;
-use crate::open_file::{OpenFile, OwnedLease};
+use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
 
 /// Bytes of a mapped file, to read in place.
@@ -189,7 +189,7 @@ impl MappedSliceMut<'_> {
     pub fn commit(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
         self.flush_on_drop = false;
         let lease = self.lease.as_ref();
-        let target = lease.map(|lease| (lease.host().clone(), self.range));
+        let target = lease.map(|lease| (User::new(lease.host().clone()), self.range));
         drop(self);
         async move {
             let Some((open, range)) = target else {

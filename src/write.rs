@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -210,7 +211,7 @@ impl MemoryMappedFile {
         if open.queue().overlaps(range) {
             return Ok(None);
         }
-        let lease = Lease::try_acquire(open.clone(), Kind::Exclusive, range, false)?;
+        let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, false)?;
         lease.map(|lease| self.slice_mut(range, lease)).transpose()
     }
 

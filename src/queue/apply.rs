@@ -4,8 +4,8 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::{Action, Op, Outcome, Queue};
-use crate::completion::{contain, wake_all};
+use super::{Action, Ended, Op, Outcome, Queue};
+use crate::completion::contain;
 use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
 use crate::lease::{Leases, Want};
@@ -48,6 +48,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
     site: &Site<'_>,
     queue: &Queue<L>,
     batch: &[Arc<Op<L>>],
+    ended: &mut Ended<L>,
 ) -> Applied<L> {
     let mut applied = Applied {
         deferred: Vec::new(),
@@ -55,10 +56,9 @@ pub(crate) fn apply_writes<L: Send + 'static>(
         writes: 0,
         errors: 0,
     };
-    let mut wakers = Vec::new();
-    let mut fail = |op: &Op<L>, error: MmapIoError| {
+    let mut fail = |op: &Arc<Op<L>>, error: MmapIoError| {
         applied.errors += 1;
-        wakers.extend(queue.finish(op, Err(error)));
+        queue.finish(op, Err(error), ended);
     };
     let mut ready = check_length(site, batch, &mut fail);
     make_writable(site, &mut ready, &mut fail);
@@ -79,7 +79,6 @@ pub(crate) fn apply_writes<L: Send + 'static>(
                     .map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error);
                 fail(op, MmapIoError::Io(error));
             }
-            wake_all(&mut wakers);
             return applied;
         }
     };
@@ -89,7 +88,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
     for (op, want) in ready.iter().zip(&wants) {
         if !want.granted {
             if matches!(op.action, Action::TryWrite { .. }) {
-                wakers.extend(queue.finish(op, Ok(Outcome::InUse)));
+                queue.finish(op, Ok(Outcome::InUse), ended);
             } else {
                 if op.was_deferred() {
                     raise_gate(site, &op.ranges);
@@ -122,10 +121,9 @@ pub(crate) fn apply_writes<L: Send + 'static>(
             Action::Write { durable: true } | Action::TryWrite { durable: true } => {
                 applied.durable.push(Arc::clone(op))
             }
-            _ => wakers.extend(op.complete(Ok(Outcome::Done))),
+            _ => ended.push(op, Ok(Outcome::Done)),
         }
     }
-    wake_all(&mut wakers);
     // The owner of a `Bytes` is the user's code.
     contain(|| drop(payloads));
     applied
@@ -135,7 +133,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
 fn check_length<'a, L: Send + 'static>(
     site: &Site<'_>,
     batch: &'a [Arc<Op<L>>],
-    fail: &mut impl FnMut(&Op<L>, MmapIoError),
+    fail: &mut impl FnMut(&Arc<Op<L>>, MmapIoError),
 ) -> Vec<&'a Arc<Op<L>>> {
     let file_len = sys::file_len(site.file);
     let check = |op: &Op<L>| -> Result<()> {
@@ -162,7 +160,7 @@ fn check_length<'a, L: Send + 'static>(
 fn make_writable<L: Send + 'static>(
     site: &Site<'_>,
     ready: &mut Vec<&Arc<Op<L>>>,
-    fail: &mut impl FnMut(&Op<L>, MmapIoError),
+    fail: &mut impl FnMut(&Arc<Op<L>>, MmapIoError),
 ) {
     let ranges = ready.iter().flat_map(|op| op.ranges.iter().copied());
     if populate(site, ranges).is_ok() {

@@ -23,7 +23,7 @@ impl Driven {
 
     /// The places of the operations in the next batch.
     fn next_batch(&self) -> (Vec<Arc<Op<()>>>, Vec<u64>) {
-        let batch = self.0.next_batch();
+        let batch = self.0.next_batch(&mut Ended(Vec::new()));
         let places = batch.iter().map(|op| op.place.load(Ordering::Relaxed));
         let places = places.collect();
         (batch, places)
@@ -93,10 +93,12 @@ fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
         let (batch, places) = queue.next_batch();
         assert_eq!(places, expected);
         for op in &batch {
-            drop(queue.0.finish(op, Ok(Outcome::Done)));
+            queue
+                .0
+                .finish(op, Ok(Outcome::Done), &mut Ended(Vec::new()));
         }
         queue.0.finish_batch(Vec::new());
     }
-    assert!(queue.0.next_batch().is_empty());
+    assert!(queue.next_batch().0.is_empty());
     assert!(!lock(&queue.0.state).running);
 }
