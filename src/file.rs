@@ -506,14 +506,20 @@ impl MemoryMappedFile {
         counters.resident_misses.fetch_add(1, Ordering::Relaxed);
         let handle = &self.handle;
         let (protection, file) = (self.protection(), handle.file.clone());
-        let populated = handle
-            .hop(move |open| match open.map(protection) {
-                Some(map) => residency::populate_read(map, &file, range),
-                None => Ok(()),
+        handle
+            .hop(move |open| loop {
+                let cuts = open.cuts();
+                range.check(open.len())?;
+                let Some(map) = open.map(protection) else {
+                    return Ok(());
+                };
+                match residency::populate_read(map, &file, range) {
+                    // What this process cuts off, and grows again, is nobody else's truncation.
+                    Err(_) if open.cuts() != cuts => {}
+                    populated => return populated,
+                }
             })
-            .await;
-        // What was cut off by a shrink of our own is not somebody else's truncation.
-        populated.map_err(|error| self.bounds_first(range, error))
+            .await
     }
 
     fn is_resident(&self, range: ByteRange) -> bool {

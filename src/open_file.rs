@@ -44,6 +44,8 @@ pub(crate) struct OpenFile {
     commits: Commits,
     pending: Pending,
     mapped: [OnceLock<Mapped>; 2],
+    /// Times the length was cut; counted before the file is.
+    cuts: AtomicU64,
     /// Held while a map is made for the current length, or the length grows: the current maps
     /// always cover it.
     remap: Mutex<()>,
@@ -149,6 +151,7 @@ impl OpenFile {
             commits: Commits::default(),
             pending: Pending::new(),
             mapped: [OnceLock::new(), OnceLock::new()],
+            cuts: AtomicU64::new(0),
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
             names: Mutex::default(),
@@ -197,6 +200,11 @@ impl OpenFile {
     pub(crate) fn len(&self) -> u64 {
         // Acquire: pairs with the store in `grow`, which comes after that of the maps.
         self.hot.len.load(Ordering::Acquire)
+    }
+
+    /// Changes whenever pages of the file are about to go.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::SeqCst)
     }
 
     /// The address of a range in the current map, if it is inside the file.
@@ -355,6 +363,9 @@ impl OpenFile {
             }
             // The length first: nobody may look past it when the pages go.
             self.hot.len.store(new_len, Ordering::Release);
+            // SeqCst: whoever has seen the old length before this, and asks again after a page
+            // was gone, sees the count.
+            self.cuts.fetch_add(1, Ordering::SeqCst);
             if let Err(error) = file.set_len(new_len) {
                 self.hot.len.store(len, Ordering::Release);
                 return Err(MmapIoError::ResizeFailed(error));
