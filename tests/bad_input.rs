@@ -1,15 +1,22 @@
 //! Bad input: each a clear error, and nothing changed.
 
+#![cfg(unix)]
+
 mod common;
 
-use std::fs;
-use std::io::ErrorKind;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{symlink, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use common::{alone, pattern, patterned, skip};
+use common::{alone, is_quiet, pattern, patterned, skip, until};
+use futures_lite::future::poll_once;
 use mmap_io::utils::{align_up, ensure_in_bounds, page_size, slice_range};
-use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode, Result, Stats, TouchHint};
 
 const TOO_LARGE: u64 = (128 << 40) + 1;
 
@@ -20,83 +27,244 @@ macro_rules! assert_error {
     };
 }
 
+macro_rules! assert_kind {
+    ($result:expr, $kind:ident) => {
+        let result = $result.map(drop);
+        let kind = result.as_ref().err().and_then(MmapIoError::io_kind);
+        assert_eq!(kind, Some(ErrorKind::$kind), "{result:?}");
+    };
+}
+
+/// A file as it was.
+struct Before {
+    path: PathBuf,
+    content: Vec<u8>,
+    stats: Stats,
+}
+
+impl Before {
+    fn new(path: &Path, file: &MemoryMappedFile) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            content: fs::read(path).unwrap(),
+            stats: file.stats(),
+        }
+    }
+
+    /// What is wrong with the input is found before anything is done, or even queued.
+    fn assert_unchanged(&self, file: &MemoryMappedFile) {
+        assert!(fs::read(&self.path).unwrap() == self.content);
+        assert_eq!(file.len(), self.content.len() as u64);
+        let mut stats = file.stats();
+        // Whoever opens the file in a new way maps it, and changes nothing.
+        stats.mapped_bytes = self.stats.mapped_bytes;
+        assert_eq!(stats, self.stats);
+    }
+}
+
 #[test]
 fn ranges_outside_the_file() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
         let (path, file) = patterned(dir.path(), 1000).await;
-        for (offset, len) in [(1000, 1), (999, 2), (u64::MAX, 2), (1, u64::MAX), (5000, 1)] {
-            assert_error!(file.as_slice(offset, len), MmapIoError::OutOfBounds { .. });
-            assert_error!(
-                file.try_as_slice(offset, len),
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(
-                file.slice(offset, len).await,
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(file.bytes(offset, len), MmapIoError::OutOfBounds { .. });
-            assert_error!(
-                file.read_bytes(offset, len).await,
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(
-                file.as_slice_mut(offset, len).await,
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(
-                file.try_as_slice_mut(offset, len),
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(
-                file.flush_range(offset, len).await,
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(
-                file.touch_pages_range(offset, len).await,
-                MmapIoError::OutOfBounds { .. }
-            );
-            assert_error!(
-                file.prefetch_range(offset, len).await,
-                MmapIoError::OutOfBounds { .. }
-            );
-            #[cfg(feature = "advise")]
-            assert_error!(
-                file.advise(offset, len, mmap_io::MmapAdvice::Normal).await,
-                MmapIoError::OutOfBounds { .. }
-            );
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let before = Before::new(&path, &file);
+        let outside = |(offset, len): (u64, u64), result: Result<()>| {
+            let error = result.unwrap_err();
+            let told = match error {
+                MmapIoError::OutOfBounds { offset, len, total } => (offset, len, total),
+                error => panic!("{error:?}"),
+            };
+            assert_eq!(told, (offset, len, 1000));
+            let message = error.to_string();
+            for number in [offset, len, 1000] {
+                assert!(message.contains(&number.to_string()), "{message}");
+            }
+            assert_eq!((error.io_kind(), error.raw_os_error()), (None, None));
+        };
+        for range @ (offset, len) in [
+            (1000, 1),
+            (999, 2),
+            (0, 1001),
+            (5000, 1),
+            (u64::MAX, 1),
+            (u64::MAX, 2),
+            (1, u64::MAX),
+            (u64::MAX, u64::MAX),
+            (1 << 63, 1 << 63),
+            (200 << 40, 1),
+        ] {
+            for file in [&file, &reader] {
+                outside(range, file.as_slice(offset, len).map(drop));
+                outside(range, file.try_as_slice(offset, len).map(drop));
+                outside(range, file.slice(offset, len).await.map(drop));
+                outside(range, file.bytes(offset, len).map(drop));
+                outside(range, file.read_bytes(offset, len).await.map(drop));
+                outside(range, file.flush_range(offset, len).await);
+                outside(range, file.flush_range_async(offset, len).await);
+                outside(range, file.touch_pages_range(offset, len).await);
+                outside(range, file.prefetch_range(offset, len).await);
+                #[cfg(feature = "advise")]
+                for advice in [mmap_io::MmapAdvice::Normal, mmap_io::MmapAdvice::DontNeed] {
+                    outside(range, file.advise(offset, len, advice).await);
+                }
+            }
+            outside(range, reader.as_slice_bytes(offset, len).map(drop));
+            outside(range, file.as_slice_mut(offset, len).await.map(drop));
+            outside(range, file.try_as_slice_mut(offset, len).map(drop));
         }
+        let data = [7; 3];
+        for offset in [998, 1000, 5000, u64::MAX - 2, u64::MAX, 200 << 40] {
+            let range = (offset, 3);
+            outside(range, file.update_region(offset, &data).await);
+            outside(range, file.update_region_async(offset, &data).await);
+            outside(range, file.try_update_region(offset, &data).await.map(drop));
+            let bytes = || data.to_vec().into();
+            outside(range, file.write_bytes(offset, bytes()).await);
+            outside(range, file.write_bytes_async(offset, bytes()).await);
+            outside(range, mmap_io::update_region(&file, offset, &data).await);
+            let second = [(0, &data[..]), (offset, &data[..])];
+            outside(range, file.update_regions(&second).await);
+            outside(range, file.update_regions_async(&second).await);
+            let mut buffer = *b"as";
+            let range = (offset, 2);
+            if offset > 998 {
+                outside(range, file.read_into(offset, &mut buffer).await);
+                outside(range, reader.read_into(offset, &mut buffer).await);
+            }
+            assert_eq!(&buffer, b"as");
+        }
+        before.assert_unchanged(&file);
+        outside((1000, 1), mmap_io::write_mmap(&path, 1000, b"x").await);
+        assert!(fs::read(&path).unwrap() == pattern(1000));
+    });
+}
+
+#[test]
+fn no_bytes_are_no_bytes_wherever() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 1000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let empty_path = dir.path().join("empty");
+        fs::write(&empty_path, b"").unwrap();
+        let empty = MemoryMappedFile::open_ro(&empty_path).await.unwrap();
+        // Not even a view of everything is in the way.
+        let view = file.bytes(0, 1000).unwrap();
+        for (path, file) in [(&path, &file), (&path, &reader), (&empty_path, &empty)] {
+            let before = Before::new(path, file);
+            for offset in [0, 500, 1000, 1001, u64::MAX] {
+                assert!(file.as_slice(offset, 0).unwrap().is_empty());
+                assert!(file.try_as_slice(offset, 0).unwrap().unwrap().is_empty());
+                assert!(file.as_slice_bytes(offset, 0).unwrap().is_empty());
+                assert!(file.slice(offset, 0).await.unwrap().is_empty());
+                assert!(file.bytes(offset, 0).unwrap().is_empty());
+                assert!(file.read_bytes(offset, 0).await.unwrap().is_empty());
+                file.read_into(offset, &mut []).await.unwrap();
+                file.update_region(offset, b"").await.unwrap();
+                file.update_region_async(offset, b"").await.unwrap();
+                let regions: [(u64, &[u8]); 2] = [(offset, b""), (0, b"")];
+                file.update_regions(&regions).await.unwrap();
+                file.update_regions_async(&regions).await.unwrap();
+                file.write_bytes(offset, Vec::new().into()).await.unwrap();
+                file.write_bytes_async(offset, Vec::new().into())
+                    .await
+                    .unwrap();
+                assert!(file.try_update_region(offset, b"").await.unwrap());
+                let mut view = file.as_slice_mut(offset, 0).await.unwrap();
+                assert!(view.is_empty() && view.as_mut().is_empty());
+                view.commit().await.unwrap();
+                let view = file.try_as_slice_mut(offset, 0).unwrap();
+                assert!(view.unwrap().is_empty());
+                file.flush_range(offset, 0).await.unwrap();
+                file.flush_range_async(offset, 0).await.unwrap();
+                file.touch_pages_range(offset, 0).await.unwrap();
+                file.prefetch_range(offset, 0).await.unwrap();
+                #[cfg(feature = "advise")]
+                file.advise(offset, 0, mmap_io::MmapAdvice::DontNeed)
+                    .await
+                    .unwrap();
+            }
+            file.update_regions(&[]).await.unwrap();
+            file.update_regions_async(&[]).await.unwrap();
+            before.assert_unchanged(file);
+        }
+        drop(view);
+        // Beside some bytes, those count.
+        file.update_regions(&[(u64::MAX, b""), (0, b"x")])
+            .await
+            .unwrap();
+        assert_eq!(file.as_slice(0, 1).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn a_file_without_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("empty");
+    fs::write(&path, b"").unwrap();
+    alone(async {
+        let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert!(file.is_empty());
+        assert_eq!(file.current_len().unwrap(), 0);
         assert_error!(
-            file.update_region(999, b"xx").await,
-            MmapIoError::OutOfBounds { .. }
-        );
-        assert_error!(
-            file.update_region_async(u64::MAX, b"xx").await,
-            MmapIoError::OutOfBounds { .. }
-        );
-        assert_error!(
-            file.update_regions(&[(0, b"x"), (1000, b"x")]).await,
+            file.as_slice(0, 1),
             MmapIoError::OutOfBounds {
-                offset: 1000,
+                offset: 0,
                 len: 1,
-                total: 1000
+                total: 0
             }
         );
-        assert_error!(
-            file.write_bytes(999, vec![1, 2].into()).await,
-            MmapIoError::OutOfBounds { .. }
-        );
-        assert_error!(
-            file.try_update_region(1000, b"x").await,
-            MmapIoError::OutOfBounds { .. }
-        );
-        // No bytes are no bytes, wherever.
-        file.update_region(u64::MAX, b"").await.unwrap();
-        assert!(file.slice(u64::MAX, 0).await.unwrap().is_empty());
-        assert!(file.as_slice(5000, 0).unwrap().is_empty());
-        assert!(file.as_slice_mut(5000, 0).await.unwrap().is_empty());
-        assert_eq!(fs::read(path).unwrap(), pattern(1000));
-        assert_eq!(file.stats().updates, 0);
+        assert_error!(file.slice(0, 1).await, MmapIoError::OutOfBounds { .. });
+        file.touch_pages().await.unwrap();
+        file.flush().await.unwrap();
+        let copy = dir.path().join("copy");
+        assert_eq!(file.copy_to(&copy).await.unwrap(), 0);
+        assert_eq!(fs::read(&copy).unwrap(), b"");
+        let eager = MemoryMappedFile::builder(&path).touch_hint(TouchHint::Eager);
+        assert!(eager.open().await.unwrap().is_empty());
+
+        // What writes needs a byte, whether the file is open already or not.
+        for keep_open in [true, false] {
+            let _open = keep_open.then(|| file.clone());
+            let writable = || MemoryMappedFile::builder(&path).mode(MmapMode::ReadWrite);
+            assert_error!(
+                MemoryMappedFile::open_rw(&path).await,
+                MmapIoError::ResizeFailed(_)
+            );
+            assert_error!(writable().open().await, MmapIoError::ResizeFailed(_));
+            assert_error!(
+                mmap_io::load_mmap(&path, MmapMode::ReadWrite).await,
+                MmapIoError::ResizeFailed(_)
+            );
+            assert_error!(
+                writable().open_or_create().await,
+                MmapIoError::ResizeFailed(_)
+            );
+            assert_error!(
+                MemoryMappedFile::open_or_create(&path, TOO_LARGE).await,
+                MmapIoError::ResizeFailed(_)
+            );
+            assert_error!(
+                mmap_io::write_mmap(&path, 0, b"x").await,
+                MmapIoError::ResizeFailed(_)
+            );
+            let plain = File::options().read(true).write(true).open(&path).unwrap();
+            assert_error!(
+                MemoryMappedFile::from_file(plain, MmapMode::ReadWrite, &path).await,
+                MmapIoError::ResizeFailed(_)
+            );
+        }
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        // In a mode that does not write, nothing is given to it either.
+        let read_only = MemoryMappedFile::builder(&path).size(10);
+        let read_only = read_only.mode(MmapMode::ReadOnly);
+        assert!(read_only.clone().create().await.unwrap().is_empty());
+        assert!(read_only.open_or_create().await.unwrap().is_empty());
+        // The reader sees the bytes that it gets here.
+        let grown = MemoryMappedFile::open_or_create(&path, 10).await.unwrap();
+        assert_eq!((grown.len(), file.len()), (10, 10));
+        assert_eq!(file.as_slice(0, 10).unwrap(), [0; 10]);
     });
 }
 
@@ -105,73 +273,99 @@ fn sizes_that_no_file_can_have() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new");
     alone(async {
+        let (data, file) = patterned(dir.path(), 1000).await;
+        let kept = dir.path().join("kept");
+        fs::write(&kept, b"content").unwrap();
         for size in [0, TOO_LARGE, u64::MAX] {
-            let created = MemoryMappedFile::create_rw(&path, size).await;
-            assert_eq!(
-                created.as_ref().unwrap_err().io_kind(),
-                Some(ErrorKind::InvalidInput)
-            );
-            assert_error!(created, MmapIoError::ResizeFailed(_));
-            assert_error!(
-                MemoryMappedFile::builder(&path)
-                    .size(size)
-                    .create_new()
-                    .await,
-                MmapIoError::ResizeFailed(_)
-            );
+            for path in [&path, &kept, &data] {
+                // Before the file system is touched, and before anything else about the path.
+                let builder = || MemoryMappedFile::builder(path).size(size);
+                for created in [
+                    MemoryMappedFile::create_rw(path, size).await,
+                    mmap_io::create_mmap(path, size).await,
+                    builder().create().await,
+                    builder().preallocate(true).create().await,
+                    builder().create_new().await,
+                ] {
+                    assert_error!(created, MmapIoError::ResizeFailed(_));
+                }
+            }
+            assert_kind!(MemoryMappedFile::create_rw(&path, size).await, InvalidInput);
             assert_error!(
                 MemoryMappedFile::open_or_create(&path, size).await,
                 MmapIoError::ResizeFailed(_)
             );
-            assert!(!path.exists());
-        }
-        let (data, file) = patterned(dir.path(), 1000).await;
-        for size in [0, TOO_LARGE] {
             assert_error!(file.resize(size).await, MmapIoError::ResizeFailed(_));
+            // It has one already, which counts.
+            let there = MemoryMappedFile::open_or_create(&kept, size).await;
+            assert_eq!(there.unwrap().len(), 7);
         }
-        // Too large for the file system: the length is what it was.
-        assert_error!(file.resize(100 << 40).await, MmapIoError::ResizeFailed(_));
-        assert_eq!(
-            (file.len(), fs::metadata(data).unwrap().len()),
-            (1000, 1000)
-        );
-        fs::write(&path, b"").unwrap();
         assert_error!(
-            MemoryMappedFile::open_rw(&path).await,
+            MemoryMappedFile::builder(&path).create().await,
             MmapIoError::ResizeFailed(_)
         );
-        assert!(MemoryMappedFile::open_ro(&path).await.unwrap().is_empty());
+        assert_error!(
+            MemoryMappedFile::builder(&path).open_or_create().await,
+            MmapIoError::ResizeFailed(_)
+        );
+        assert!(!path.exists());
+        assert_eq!(fs::read(&kept).unwrap(), b"content");
+        assert!(fs::read(&data).unwrap() == pattern(1000) && file.len() == 1000);
     });
 }
 
 #[test]
 fn what_is_no_regular_file() {
     let dir = tempfile::tempdir().unwrap();
-    let fifo = dir.path().join("fifo");
-    let made = std::process::Command::new("mkfifo")
-        .arg(&fifo)
-        .status()
-        .unwrap();
+    let (fifo, link) = (dir.path().join("fifo"), dir.path().join("link"));
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
     assert!(made.success());
+    symlink(&fifo, &link).unwrap();
+    let socket = dir.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
     alone(async {
+        let (data, file) = patterned(dir.path(), 1000).await;
         for path in [
             dir.path(),
             &fifo,
+            &link,
+            &socket,
             Path::new("/dev/null"),
             Path::new("/dev/zero"),
         ] {
-            assert_error!(MemoryMappedFile::open_ro(path).await, MmapIoError::Io(_));
-            assert_error!(MemoryMappedFile::open_rw(path).await, MmapIoError::Io(_));
-            assert_error!(
-                MemoryMappedFile::create_rw(path, 10).await,
-                MmapIoError::Io(_)
-            );
-            assert_error!(
-                MemoryMappedFile::open_or_create(path, 10).await,
-                MmapIoError::Io(_)
-            );
-            assert!(path.exists());
+            let builder = || MemoryMappedFile::builder(path).size(10);
+            for refused in [
+                MemoryMappedFile::open_ro(path).await.map(drop),
+                MemoryMappedFile::open_rw(path).await.map(drop),
+                MemoryMappedFile::create_rw(path, 10).await.map(drop),
+                MemoryMappedFile::open_or_create(path, 10).await.map(drop),
+                builder().create_new().await.map(drop),
+                builder().mode(MmapMode::ReadOnly).create().await.map(drop),
+                mmap_io::load_mmap(path, MmapMode::ReadOnly).await.map(drop),
+                mmap_io::write_mmap(path, 0, b"x").await,
+                mmap_io::copy_mmap(path, dir.path().join("copy")).await,
+                mmap_io::copy_mmap(&data, path).await,
+                file.copy_to(path).await.map(drop),
+            ] {
+                assert_error!(refused, MmapIoError::Io(_));
+            }
+            assert!(fs::symlink_metadata(path).is_ok());
+            assert!(!dir.path().join("copy").exists());
         }
+        for path in [dir.path(), Path::new("/dev/null"), Path::new("/dev/zero")] {
+            for mode in [MmapMode::ReadOnly, MmapMode::ReadWrite] {
+                let write = path != dir.path();
+                let open = File::options().read(true).write(write).open(path).unwrap();
+                assert!(MemoryMappedFile::from_file(open, mode, "").await.is_err());
+            }
+        }
+        let (one, _other) = UnixStream::pair().unwrap();
+        let stream = File::from(std::os::fd::OwnedFd::from(one));
+        assert_error!(
+            MemoryMappedFile::from_file(stream, MmapMode::ReadOnly, "").await,
+            MmapIoError::Io(_)
+        );
+        assert!(fs::read(&data).unwrap() == pattern(1000));
     });
 }
 
@@ -183,83 +377,260 @@ fn paths_that_lead_nowhere() {
         let error = MemoryMappedFile::open_ro(&missing).await.unwrap_err();
         assert_eq!(error.io_kind(), Some(ErrorKind::NotFound));
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
-        assert!(MemoryMappedFile::open_rw(&missing).await.is_err());
-        assert!(MemoryMappedFile::create_rw(missing.join("below"), 10)
-            .await
-            .is_err());
-        assert!(MemoryMappedFile::create_rw("nul\0here", 10).await.is_err());
-        assert!(mmap_io::delete_mmap(&missing).await.is_err());
-        assert!(!missing.exists());
-        fs::write(&missing, b"x").unwrap();
-        let taken = MemoryMappedFile::builder(&missing)
-            .size(1)
-            .create_new()
-            .await
-            .unwrap_err();
-        assert_eq!(taken.io_kind(), Some(ErrorKind::AlreadyExists));
-        assert_eq!(fs::read(&missing).unwrap(), b"x");
-        // A link that dangles is created through; one in a circle is not.
-        let (link, circle) = (dir.path().join("link"), dir.path().join("circle"));
-        std::os::unix::fs::symlink(dir.path().join("target"), &link).unwrap();
-        std::os::unix::fs::symlink(&circle, &circle).unwrap();
-        let file = MemoryMappedFile::create_rw(&link, 10).await.unwrap();
-        assert_eq!(fs::metadata(dir.path().join("target")).unwrap().len(), 10);
-        drop(file);
-        assert!(MemoryMappedFile::create_rw(&circle, 10).await.is_err());
+        assert!(error.source().is_some());
+        let builder = || MemoryMappedFile::builder(&missing).size(10);
+        let read_only = || builder().mode(MmapMode::ReadOnly);
+        for opened in [
+            MemoryMappedFile::open_rw(&missing).await.map(drop),
+            builder().open().await.map(drop),
+            read_only().create().await.map(drop),
+            read_only().open_or_create().await.map(drop),
+            mmap_io::load_mmap(&missing, MmapMode::ReadWrite)
+                .await
+                .map(drop),
+            mmap_io::write_mmap(&missing, 0, b"x").await,
+            mmap_io::copy_mmap(&missing, dir.path().join("copy")).await,
+            mmap_io::delete_mmap(&missing).await,
+        ] {
+            assert_kind!(opened, NotFound);
+        }
+        let (_, file) = patterned(dir.path(), 10).await;
+        let below = missing.join("below");
+        for created in [
+            MemoryMappedFile::create_rw(&below, 10).await.map(drop),
+            MemoryMappedFile::open_or_create(&below, 10).await.map(drop),
+            MemoryMappedFile::builder(&below)
+                .size(10)
+                .create_new()
+                .await
+                .map(drop),
+            file.copy_to(&below).await.map(drop),
+        ] {
+            assert_kind!(created, NotFound);
+        }
+        for path in ["nul\0here", "nul\0"] {
+            for opened in [
+                MemoryMappedFile::open_ro(path).await.map(drop),
+                MemoryMappedFile::create_rw(path, 10).await.map(drop),
+                MemoryMappedFile::open_or_create(path, 10).await.map(drop),
+                file.copy_to(path).await.map(drop),
+                mmap_io::delete_mmap(path).await,
+            ] {
+                assert_kind!(opened, InvalidInput);
+            }
+        }
+        assert_kind!(MemoryMappedFile::create_rw("", 10).await, NotFound);
+        let below_a_file = dir.path().join("data/below");
+        let error = MemoryMappedFile::create_rw(&below_a_file, 10).await;
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ENOTDIR));
+        let long = dir.path().join("x".repeat(300));
+        let error = MemoryMappedFile::create_rw(&long, 10).await;
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     });
 }
 
 #[test]
-fn modes_and_descriptors_that_do_not_permit_it() {
+fn paths_that_exist() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
         let (path, file) = patterned(dir.path(), 1000).await;
-        drop(file);
+        let (dangling, circle) = (dir.path().join("dangling"), dir.path().join("circle"));
+        symlink(dir.path().join("target"), &dangling).unwrap();
+        symlink(&circle, &circle).unwrap();
+        // Whether it is mapped, or not, or a link to nothing.
+        for path in [&path, &dangling, &circle] {
+            let new = MemoryMappedFile::builder(path).size(10);
+            assert_kind!(new.clone().create_new().await, AlreadyExists);
+            let new = new.preallocate(true);
+            assert_kind!(new.create_new().await, AlreadyExists);
+        }
+        assert!(!dir.path().join("target").exists());
+        for opened in [
+            MemoryMappedFile::open_ro(&circle).await.map(drop),
+            MemoryMappedFile::create_rw(&circle, 10).await.map(drop),
+            MemoryMappedFile::open_or_create(&circle, 10)
+                .await
+                .map(drop),
+            file.copy_to(&circle).await.map(drop),
+        ] {
+            let error = opened.unwrap_err().raw_os_error();
+            assert_eq!(error, Some(libc::ELOOP));
+        }
+        assert_kind!(MemoryMappedFile::open_ro(&dangling).await, NotFound);
+        // A link that dangles is created through.
+        let target = dir.path().join("target");
+        for way in 0..3 {
+            match way {
+                0 => drop(MemoryMappedFile::create_rw(&dangling, 10).await.unwrap()),
+                1 => drop(
+                    MemoryMappedFile::open_or_create(&dangling, 10)
+                        .await
+                        .unwrap(),
+                ),
+                _ => drop(file.copy_to(&dangling).await.unwrap()),
+            }
+            assert!(fs::symlink_metadata(&dangling).unwrap().is_symlink());
+            let len = fs::metadata(&target).unwrap().len();
+            assert_eq!(len, if way == 2 { 1000 } else { 10 });
+            fs::remove_file(&target).unwrap();
+        }
+        assert!(fs::read(&path).unwrap() == pattern(1000));
+    });
+}
+
+#[test]
+fn a_relative_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = std::env::current_dir().unwrap();
+    let mut relative: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let absolute = dir.path().canonicalize().unwrap();
+    relative.push(absolute.strip_prefix("/").unwrap());
+    alone(async {
+        let path = relative.join("data");
+        let file = MemoryMappedFile::create_rw(&path, 100).await.unwrap();
+        assert_eq!(file.path(), path);
+        file.update_region_async(0, b"x").await.unwrap();
+        let again = MemoryMappedFile::open_rw(absolute.join("data"))
+            .await
+            .unwrap();
+        let view = again.as_slice(0, 1).unwrap();
+        assert_eq!(view, b"x");
+        assert!(!file.try_update_region(0, b"y").await.unwrap());
+    });
+}
+
+/// Every operation that changes the file, as a result without its value.
+async fn every_write(file: &MemoryMappedFile, offset: u64) -> Vec<Result<()>> {
+    vec![
+        file.update_region(offset, b"x").await,
+        file.update_region_async(offset, b"x").await,
+        file.update_regions(&[(offset, b"x")]).await,
+        file.update_regions_async(&[(offset, b"x")]).await,
+        file.write_bytes(offset, vec![1].into()).await,
+        file.write_bytes_async(offset, vec![1].into()).await,
+        file.try_update_region(offset, b"x").await.map(drop),
+        file.as_slice_mut(offset, 1).await.map(drop),
+        file.try_as_slice_mut(offset, 1).map(drop),
+        mmap_io::update_region(file, offset, b"x").await,
+    ]
+}
+
+#[test]
+fn modes_that_do_not_permit_it() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, writer) = patterned(dir.path(), 1000).await;
         let file = MemoryMappedFile::open_ro(&path).await.unwrap();
-        assert_error!(
-            file.update_region(0, b"x").await,
-            MmapIoError::InvalidMode(_)
-        );
-        assert_error!(
-            file.update_region_async(0, b"x").await,
-            MmapIoError::InvalidMode(_)
-        );
-        assert_error!(
-            file.update_regions(&[(0, b"x")]).await,
-            MmapIoError::InvalidMode(_)
-        );
-        assert_error!(
-            file.write_bytes(0, vec![1].into()).await,
-            MmapIoError::InvalidMode(_)
-        );
-        assert_error!(
-            file.try_update_region(0, b"x").await,
-            MmapIoError::InvalidMode(_)
-        );
-        assert_error!(file.as_slice_mut(0, 1).await, MmapIoError::InvalidMode(_));
-        assert_error!(file.try_as_slice_mut(0, 1), MmapIoError::InvalidMode(_));
-        assert_error!(file.resize(10).await, MmapIoError::InvalidMode(_));
+        let before = Before::new(&path, &file);
+        // The mode is looked at first, the bounds after it.
+        for offset in [0, 5000, u64::MAX] {
+            for refused in every_write(&file, offset).await {
+                assert_error!(refused, MmapIoError::InvalidMode(_));
+            }
+        }
+        for size in [0, 10, 2000, TOO_LARGE] {
+            assert_error!(file.resize(size).await, MmapIoError::InvalidMode(_));
+        }
         // SAFETY: it is refused.
         assert_error!(unsafe { file.as_mut_ptr() }, MmapIoError::InvalidMode(_));
+        let error = file.update_region(0, b"x").await.unwrap_err();
+        assert!(error.to_string().contains("update_region"), "{error}");
+        assert_error!(
+            writer.as_slice_bytes(0, 1),
+            MmapIoError::InvalidMode("as_slice_bytes")
+        );
+        // There is nothing to flush, by whatever name.
         file.flush().await.unwrap();
-        file.update_region(0, b"").await.unwrap();
-        drop(file);
-        let open = |options: &mut fs::OpenOptions| options.open(&path).unwrap();
-        for (descriptor, mode) in [
-            (open(fs::File::options().read(true)), MmapMode::ReadWrite),
-            (open(fs::File::options().write(true)), MmapMode::ReadWrite),
-            (open(fs::File::options().write(true)), MmapMode::ReadOnly),
-            (
-                open(fs::File::options().read(true).append(true)),
-                MmapMode::ReadWrite,
-            ),
-        ] {
-            let file = MemoryMappedFile::from_file(descriptor, mode, &path).await;
-            assert_error!(file, MmapIoError::InvalidMode(_));
+        file.flush_async().await.unwrap();
+        file.flush_range(0, 1000).await.unwrap();
+        file.flush_range_async(0, 1000).await.unwrap();
+        mmap_io::flush(&file).await.unwrap();
+        assert_eq!(file.pending_bytes(), 0);
+        before.assert_unchanged(&file);
+        for name in ["new", "data"] {
+            let read_only = MemoryMappedFile::builder(dir.path().join(name)).size(10);
+            let read_only = read_only.mode(MmapMode::ReadOnly);
+            assert_error!(read_only.create_new().await, MmapIoError::InvalidMode(_));
         }
-        let read_only = MemoryMappedFile::builder(&path).mode(MmapMode::ReadOnly);
-        assert_error!(read_only.create_new().await, MmapIoError::InvalidMode(_));
-        assert_eq!(fs::read(&path).unwrap(), pattern(1000));
+        assert!(!dir.path().join("new").exists());
+    });
+}
+
+#[test]
+fn descriptors_that_do_not_permit_it() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let path = dir.path().join("data");
+        fs::write(&path, pattern(1000)).unwrap();
+        let open = |options: &mut fs::OpenOptions| options.open(&path).unwrap();
+        // Also while somebody has mapped the file who may.
+        for _open in [None, Some(MemoryMappedFile::open_rw(&path).await.unwrap())] {
+            for (descriptor, mode) in [
+                (open(File::options().read(true)), MmapMode::ReadWrite),
+                (open(File::options().write(true)), MmapMode::ReadWrite),
+                (open(File::options().write(true)), MmapMode::ReadOnly),
+                (open(File::options().append(true)), MmapMode::ReadOnly),
+                (
+                    open(File::options().read(true).append(true)),
+                    MmapMode::ReadWrite,
+                ),
+            ] {
+                let file = MemoryMappedFile::from_file(descriptor, mode, &path).await;
+                assert_error!(file, MmapIoError::InvalidMode(_));
+            }
+            for options in [
+                File::options().read(true),
+                File::options().read(true).append(true),
+            ] {
+                let file = MemoryMappedFile::from_file(open(options), MmapMode::ReadOnly, "name");
+                let file = file.await.unwrap();
+                assert_eq!(file.slice(0, 1000).await.unwrap(), &pattern(1000)[..]);
+                assert_eq!(file.path(), Path::new("name"));
+            }
+        }
+        assert!(fs::read(&path).unwrap() == pattern(1000));
+    });
+}
+
+#[test]
+fn options_in_a_mode_that_has_no_use_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let path = dir.path().join("data");
+        fs::write(&path, pattern(1000)).unwrap();
+        // Alone, and beside others.
+        for _open in [None, Some(MemoryMappedFile::open_rw(&path).await.unwrap())] {
+            let all = || {
+                MemoryMappedFile::builder(&path)
+                    .mode(MmapMode::ReadOnly)
+                    .size(1 << 20)
+                    .preallocate(true)
+                    .write_buffer(0)
+                    .touch_hint(TouchHint::Eager)
+            };
+            for opened in [
+                all().open().await,
+                all().create().await,
+                all().open_or_create().await,
+            ] {
+                let file = opened.unwrap();
+                assert_eq!((file.len(), file.mode()), (1000, MmapMode::ReadOnly));
+                assert_eq!(file.as_slice(0, 1000).unwrap(), &pattern(1000)[..]);
+            }
+        }
+        // A buffer of nothing admits one write after the other.
+        let file = MemoryMappedFile::builder(&path)
+            .mode(MmapMode::ReadWrite)
+            .write_buffer(0)
+            .open()
+            .await
+            .unwrap();
+        file.update_region(0, b"x").await.unwrap();
+        file.update_region_async(1, b"y").await.unwrap();
+        assert_eq!(fs::read(&path).unwrap()[..2], *b"xy");
+        until(&file, is_quiet).await;
     });
 }
 
@@ -270,18 +641,24 @@ fn paths_that_are_mapped_here() {
         let (path, file) = patterned(dir.path(), 1000).await;
         let hard = dir.path().join("hard");
         fs::hard_link(&path, &hard).unwrap();
+        let before = Before::new(&path, &file);
         for path in [&path, &hard] {
-            assert_error!(
-                MemoryMappedFile::create_rw(path, 10).await,
-                MmapIoError::Busy { .. }
+            let error = MemoryMappedFile::create_rw(path, 10).await.unwrap_err();
+            let told = matches!(
+                error,
+                MmapIoError::Busy {
+                    offset: 0,
+                    len: 1000
+                }
             );
+            assert!(told, "{error:?}");
+            assert!(error.to_string().contains("1000"), "{error}");
             assert_error!(
-                mmap_io::copy_mmap(&path, &hard).await,
+                mmap_io::copy_mmap(path, &hard).await,
                 MmapIoError::Busy { .. }
             );
         }
-        assert_eq!(fs::read(&path).unwrap(), pattern(1000));
-        assert_eq!(file.as_slice(0, 1000).unwrap(), &pattern(1000)[..]);
+        before.assert_unchanged(&file);
         drop(file);
         assert_eq!(
             MemoryMappedFile::create_rw(&path, 10).await.unwrap().len(),
@@ -290,39 +667,175 @@ fn paths_that_are_mapped_here() {
     });
 }
 
-/// Runs in a process of its own, as somebody who may not; see the next test.
 #[test]
-fn without_permission_child() {
-    let Some(dir) = std::env::var_os("MMAP_IO_TEST_FORBIDDEN") else {
-        return;
-    };
-    let dir = Path::new(&dir);
+fn a_handle_that_is_in_use_cannot_be_unmapped() {
+    let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let data = dir.join("data");
-        let denied = |error: MmapIoError| {
-            assert_eq!(
-                error.io_kind(),
-                Some(ErrorKind::PermissionDenied),
-                "{error:?}"
-            );
-        };
-        denied(MemoryMappedFile::open_rw(&data).await.unwrap_err());
-        denied(MemoryMappedFile::create_rw(&data, 10).await.unwrap_err());
-        denied(
-            MemoryMappedFile::create_rw(dir.join("new"), 10)
-                .await
-                .unwrap_err(),
-        );
-        denied(
-            MemoryMappedFile::open_ro(dir.join("secret"))
-                .await
-                .unwrap_err(),
-        );
-        // What may be read is read, though its page cache may not be probed.
-        let file = MemoryMappedFile::open_ro(&data).await.unwrap();
-        assert_eq!(file.slice(0, 1000).await.unwrap(), &pattern(1000)[..]);
-        assert_eq!(file.stats().resident_hits, 0);
+        let (path, file) = patterned(dir.path(), 1000).await;
+        let clone = file.clone();
+        let file = file.unmap().unwrap_err();
+        assert_eq!(file.as_slice(0, 1000).unwrap(), &pattern(1000)[..]);
+        drop(clone);
+        let bytes = file.bytes(10, 10).unwrap();
+        let part = bytes.slice(5..);
+        drop(bytes);
+        let file = file.unmap().unwrap_err();
+        file.update_region(0, b"still").await.unwrap();
+        assert_eq!(part, pattern(20)[15..]);
+        drop(part);
+        // A future that owns a handle counts as one.
+        let resize = file.resize(2000);
+        let file = file.unmap().unwrap_err();
+        drop(resize);
+        // Somebody else's handle does not.
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let view = other.as_slice(0, 5).unwrap();
+        let mut plain = file.unmap().unwrap();
+        let mut start = [0; 5];
+        plain.rewind().unwrap();
+        plain.read_exact(&mut start).unwrap();
+        assert_eq!(&start, b"still");
+        plain.rewind().unwrap();
+        assert_eq!(plain.metadata().unwrap().len(), 1000);
+        assert_eq!(view, b"still");
+        drop(view);
+        plain.write_all(b"plain").unwrap();
+        assert_eq!(other.as_slice(0, 5).unwrap(), b"plain");
+        // It can be mapped again.
+        let again = MemoryMappedFile::from_file(plain, MmapMode::ReadWrite, &path);
+        again.await.unwrap().close().await.unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert!(reader.unmap().unwrap().write_all(b"x").is_err());
     });
+}
+
+#[test]
+fn closing_one_handle_leaves_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 1000).await;
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let clone = file.clone();
+        let bytes = file.bytes(0, 10).unwrap();
+        let mut write = Box::pin(other.update_region(0, b"x"));
+        assert!(poll_once(&mut write).await.is_none());
+        file.close().await.unwrap();
+        assert_eq!(bytes, pattern(10));
+        clone.update_region(500, b"clone").await.unwrap();
+        clone.close().await.unwrap();
+        drop(bytes);
+        write.await.unwrap();
+        assert_eq!(other.as_slice(500, 5).unwrap(), b"clone");
+    });
+}
+
+#[test]
+fn messages_and_causes() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 1000).await;
+        let view = file.as_slice_mut(100, 50).await.unwrap();
+        let busy = file.as_slice(120, 7).map(drop).unwrap_err();
+        drop(view);
+        let outside = file.as_slice(990, 20).map(drop).unwrap_err();
+        let size = file.resize(0).await.unwrap_err();
+        let missing = MemoryMappedFile::open_ro(dir.path().join("missing"));
+        let missing = missing.await.unwrap_err();
+        for (error, numbers) in [
+            (&busy, &["120", "7"][..]),
+            (&outside, &["990", "20", "1000"]),
+        ] {
+            let message = error.to_string();
+            assert!(numbers.iter().all(|number| message.contains(number)));
+            assert!(error.source().is_none() && error.io_kind().is_none());
+            assert_eq!(error.raw_os_error(), None);
+        }
+        for (error, number) in [(&size, None), (&missing, Some(libc::ENOENT))] {
+            let source = error.source().unwrap();
+            let cause = source.downcast_ref::<std::io::Error>().unwrap();
+            assert_eq!(error.raw_os_error(), number);
+            assert_eq!(error.io_kind(), Some(cause.kind()));
+            // It is printed by whoever prints the source.
+            assert!(!error.to_string().contains(&cause.to_string()));
+        }
+    });
+}
+
+#[test]
+fn helpers() {
+    assert!(page_size().is_power_of_two());
+    for (value, alignment, aligned) in [
+        (0, 4096, 0),
+        (1, 4096, 4096),
+        (4096, 4096, 4096),
+        (4097, 4096, 8192),
+        (5, 0, 5),
+        (5, 1, 5),
+        (7, 3, 9),
+        (u64::MAX, 1, u64::MAX),
+        // Saturating.
+        (u64::MAX, 4096, u64::MAX),
+        (u64::MAX - 4094, 4096, u64::MAX),
+        (u64::MAX - 4095, 4096, u64::MAX - 4095),
+    ] {
+        assert_eq!(align_up(value, alignment), aligned, "{value} {alignment}");
+    }
+    for (offset, len, total, fits) in [
+        (0, 0, 0, true),
+        (5, 5, 10, true),
+        (10, 0, 10, true),
+        (5, 6, 10, false),
+        (11, 0, 10, false),
+        (1, u64::MAX, u64::MAX, false),
+        (u64::MAX, 1, u64::MAX, false),
+        (0, u64::MAX, u64::MAX, true),
+    ] {
+        assert_eq!(ensure_in_bounds(offset, len, total).is_ok(), fits);
+        let range = slice_range(offset, len, total).ok();
+        let expected = fits.then(|| offset as usize..(offset + len) as usize);
+        assert_eq!(range, expected);
+    }
+    for error in [
+        ensure_in_bounds(5, 6, 10).unwrap_err(),
+        slice_range(5, 6, 10).unwrap_err(),
+    ] {
+        assert_error!(
+            Err::<(), _>(&error),
+            MmapIoError::OutOfBounds {
+                offset: 5,
+                len: 6,
+                total: 10
+            }
+        );
+        let message = error.to_string();
+        assert!(["5", "6", "10"]
+            .iter()
+            .all(|number| message.contains(number)));
+    }
+}
+
+// Tests that need a process of their own: one half sets the scene and runs the other there.
+
+/// Runs a test of this binary in another process, on `dir`.
+fn assert_child_passes(child: &str, dir: &Path, prepare: impl FnOnce(&mut Command)) {
+    // The binary may lie where nobody else can reach it.
+    let binary = dir.join("binary");
+    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    let mut command = Command::new(&binary);
+    command
+        .args(["--exact", "--test-threads=1", child])
+        .env("MMAP_IO_TEST_CHILD", dir)
+        .current_dir(dir);
+    prepare(&mut command);
+    let output = command.output().unwrap();
+    fs::remove_file(binary).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+fn child_dir() -> Option<PathBuf> {
+    std::env::var_os("MMAP_IO_TEST_CHILD").map(PathBuf::from)
 }
 
 #[test]
@@ -331,45 +844,182 @@ fn without_permission() {
     if unsafe { libc::geteuid() } != 0 {
         return skip("without_permission", "needs root, to become somebody else");
     }
-    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(dir.path().join("data"), pattern(1000)).unwrap();
-    fs::write(dir.path().join("secret"), b"x").unwrap();
-    fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
-    // The binary may lie where nobody else can reach it.
-    let binary = dir.path().join("binary");
-    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
-    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
-    let status = std::process::Command::new(&binary)
-        .args(["--exact", "without_permission_child"])
-        .env("MMAP_IO_TEST_FORBIDDEN", dir.path())
-        .current_dir(dir.path())
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
-    assert!(
-        status.status.success(),
-        "{}",
-        String::from_utf8_lossy(&status.stdout)
-    );
+    let allow = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(dir.path(), 0o755);
+    let [data, secret, closed] = ["data", "secret", "closed"].map(|name| dir.path().join(name));
+    fs::write(&data, pattern(1000)).unwrap();
+    fs::write(&secret, b"x").unwrap();
+    allow(&secret, 0o600);
+    fs::create_dir(&closed).unwrap();
+    fs::write(closed.join("data"), b"x").unwrap();
+    allow(&closed, 0o700);
+    fs::create_dir(dir.path().join("open")).unwrap();
+    allow(&dir.path().join("open"), 0o777);
+    assert_child_passes("without_permission_child", dir.path(), |command| {
+        command.uid(65534).gid(65534);
+    });
     assert!(!dir.path().join("new").exists());
-    assert_eq!(fs::read(dir.path().join("data")).unwrap(), pattern(1000));
+    assert!(fs::read(&data).unwrap() == pattern(1000));
+    assert_eq!(fs::read(&secret).unwrap(), b"x");
+    assert_eq!(fs::read(closed.join("data")).unwrap(), b"x");
+    assert!(fs::read(dir.path().join("open/copy")).unwrap() == pattern(1000));
 }
 
 #[test]
-fn helpers() {
-    assert!(page_size().is_power_of_two());
-    assert_eq!(align_up(1, 4096), 4096);
-    assert_eq!(align_up(u64::MAX, 4096), u64::MAX);
-    assert_eq!(align_up(5, 0), 5);
-    assert!(ensure_in_bounds(5, 5, 10).is_ok() && ensure_in_bounds(5, 6, 10).is_err());
-    assert_eq!(slice_range(1, 2, 3).unwrap(), 1..3);
-    assert!(slice_range(u64::MAX, 2, 3).is_err());
-    let error = ensure_in_bounds(5, 6, 10).unwrap_err().to_string();
-    assert!(
-        error.contains('5') && error.contains('6') && error.contains("10"),
-        "{error}"
-    );
+fn without_permission_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    alone(async {
+        let [data, secret, new] = ["data", "secret", "new"].map(|name| dir.join(name));
+        let file = MemoryMappedFile::open_ro(&data).await.unwrap();
+        for denied in [
+            MemoryMappedFile::open_rw(&data).await.map(drop),
+            MemoryMappedFile::create_rw(&data, 10).await.map(drop),
+            MemoryMappedFile::open_or_create(&data, 10).await.map(drop),
+            MemoryMappedFile::create_rw(&new, 10).await.map(drop),
+            MemoryMappedFile::open_or_create(&new, 10).await.map(drop),
+            MemoryMappedFile::builder(&new)
+                .size(10)
+                .create_new()
+                .await
+                .map(drop),
+            MemoryMappedFile::open_ro(&secret).await.map(drop),
+            MemoryMappedFile::open_ro(dir.join("closed/data"))
+                .await
+                .map(drop),
+            MemoryMappedFile::create_rw(dir.join("closed/new"), 10)
+                .await
+                .map(drop),
+            mmap_io::write_mmap(&data, 0, b"x").await,
+            mmap_io::delete_mmap(&data).await,
+            mmap_io::copy_mmap(&secret, &new).await,
+            file.copy_to(&new).await.map(drop),
+            file.copy_to(&secret).await.map(drop),
+        ] {
+            assert_kind!(denied, PermissionDenied);
+        }
+        let error = MemoryMappedFile::open_ro(&secret).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        // What may be read is read, though its page cache may not be probed.
+        assert_eq!(file.slice(0, 1000).await.unwrap(), &pattern(1000)[..]);
+        assert_eq!(file.stats().resident_hits, 0);
+        file.copy_to(dir.join("open/copy")).await.unwrap();
+    });
+}
+
+#[test]
+fn without_room() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("data"), pattern(1000)).unwrap();
+    fs::write(dir.path().join("empty"), b"").unwrap();
+    symlink("nothing", dir.path().join("dangling")).unwrap();
+    assert_child_passes("without_room_child", dir.path(), |_| ());
+}
+
+#[test]
+fn without_room_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let limit = |resource, most| {
+        let limit = libc::rlimit {
+            rlim_cur: most,
+            rlim_max: most,
+        };
+        // SAFETY: the structure is live for the call.
+        assert_eq!(unsafe { libc::setrlimit(resource, &limit) }, 0);
+    };
+    let names = || {
+        let entries = fs::read_dir(&dir).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    alone(async {
+        let before = names();
+        let file = MemoryMappedFile::open_rw("data").await.unwrap();
+        // A view of what could be mapped before.
+        let view = file.as_slice(0, 1000).unwrap();
+
+        // More than the address space.
+        let assert_unmapped = |result: Result<MemoryMappedFile>| {
+            let error = result.unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOMEM), "{error:?}");
+        };
+        let most: libc::rlim_t = 8 << 30;
+        limit(libc::RLIMIT_AS, most);
+        let huge = 2 * most;
+        assert_unmapped(MemoryMappedFile::create_rw("new", huge).await);
+        assert_unmapped(MemoryMappedFile::create_rw("dangling", huge).await);
+        assert_unmapped(MemoryMappedFile::open_or_create("new", huge).await);
+        assert_unmapped(MemoryMappedFile::open_or_create("empty", huge).await);
+        let new = MemoryMappedFile::builder("new").size(huge);
+        assert_unmapped(new.create_new().await);
+        let error = file.resize(huge).await.unwrap_err();
+        assert!(matches!(error, MmapIoError::ResizeFailed(_)), "{error:?}");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        assert_eq!(
+            (file.len(), fs::metadata("data").unwrap().len()),
+            (1000, 1000)
+        );
+        assert_eq!(fs::metadata("empty").unwrap().len(), 0);
+        assert_eq!(names(), before);
+
+        // More than a file may have.
+        // SAFETY: the signal is ignored, no handler runs.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        limit(libc::RLIMIT_FSIZE, 1 << 20);
+        let assert_too_large = |result: Result<()>| {
+            let error = result.unwrap_err();
+            assert!(matches!(error, MmapIoError::ResizeFailed(_)), "{error:?}");
+            assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
+        };
+        let large = 2 << 20;
+        for name in ["new", "dangling"] {
+            let builder = || MemoryMappedFile::builder(name).size(large);
+            assert_too_large(builder().create().await.map(drop));
+            assert_too_large(builder().preallocate(true).create().await.map(drop));
+            assert_too_large(builder().open_or_create().await.map(drop));
+        }
+        let new = MemoryMappedFile::builder("new").size(large);
+        assert_too_large(new.create_new().await.map(drop));
+        let empty = MemoryMappedFile::open_or_create("empty", large).await;
+        assert_too_large(empty.map(drop));
+        assert_too_large(file.resize(large).await);
+        assert_eq!(
+            (file.len(), fs::metadata("data").unwrap().len()),
+            (1000, 1000)
+        );
+        assert_eq!(fs::metadata("empty").unwrap().len(), 0);
+        assert_eq!(names(), before);
+
+        // More descriptors than there may be.
+        limit(libc::RLIMIT_NOFILE, 32);
+        let mut taken = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            taken.push(file);
+        }
+        let assert_too_many = |result: Result<()>| {
+            let error = result.unwrap_err().raw_os_error();
+            assert_eq!(error, Some(libc::EMFILE));
+        };
+        assert_too_many(MemoryMappedFile::open_ro("data").await.map(drop));
+        assert_too_many(MemoryMappedFile::create_rw("new", 10).await.map(drop));
+        assert_too_many(file.copy_to("new").await.map(drop));
+        drop(taken);
+        assert_eq!(names(), before);
+
+        // What was there is as it was, and a path without a directory is good.
+        assert_eq!(view, &pattern(1000)[..]);
+        drop(view);
+        file.update_region_async(0, b"x").await.unwrap();
+        file.resize(2000).await.unwrap();
+        let file = MemoryMappedFile::create_rw("bare", 10).await.unwrap();
+        file.update_region_async(0, b"x").await.unwrap();
+        assert_eq!(fs::metadata(dir.join("bare")).unwrap().len(), 10);
+    });
 }

@@ -1,95 +1,232 @@
-//! Errors, not signals: a full disk, a file that somebody else has truncated, a flush that failed.
+//! Errors, not signals: a full disk, a file that somebody else has truncated, a disk that fails. And
+//! a flush that failed is never forgotten, which takes a failing disk as well.
 
 #![cfg(target_os = "linux")]
 
-use std::ffi::CString;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
-use mmap_io::{MemoryMappedFile, MmapIoError};
+use futures_lite::future::{poll_once, yield_now, zip};
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, is_quiet, pattern, patterned, skip, until};
+use crate::common::{alone, is_quiet, pattern, patterned, skip, until, SOON};
 
-/// A tmpfs of 1 MiB, unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
+const MIB: u64 = 1 << 20;
 
-impl SmallDisk {
-    fn mount(test: &str) -> Option<Self> {
-        // SAFETY: the call takes nothing and cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
-            skip(test, "needs root, to mount a small disk");
-            return None;
-        }
+/// A small file system of the test's own, unmounted when dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn tmpfs(test: &str, size: u64) -> Option<Self> {
+        Self::mount(test, &format!("size={size}"), "tmpfs", "tmpfs".as_ref())
+    }
+
+    /// An ext4 in a sparse image of that size, which is made at `image`.
+    fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
+        File::create(image).unwrap().set_len(size).unwrap();
+        let features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"];
+        let mut make = Command::new("mkfs.ext4");
+        make.args(["-q", "-m", "0", "-b", "4096"]).args(features);
+        try_run(test, make.arg(image))?;
+        Self::loop_device(test, image)
+    }
+
+    fn loop_device(test: &str, image: &Path) -> Option<Self> {
+        Self::mount(test, "loop,noatime,errors=continue", "ext4", image)
+    }
+
+    fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let path = CString::new(dir.path().as_os_str().as_bytes()).unwrap();
-        // SAFETY: all strings are live and end in a zero byte.
-        let result = unsafe {
-            libc::mount(
-                c"tmpfs".as_ptr(),
-                path.as_ptr(),
-                c"tmpfs".as_ptr(),
-                0,
-                c"size=1m".as_ptr().cast(),
-            )
-        };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        let mut mount = Command::new("mount");
+        mount.args(["-t", kind, "-o", options]);
+        try_run(test, mount.arg(source).arg(dir.path()))?;
         Some(Self(dir))
     }
 
-    fn fill(&self) {
-        let mut file = std::fs::File::create(self.0.path().join("filler")).unwrap();
-        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Leaves no block free. What it takes is given back by removing the file.
+    fn fill(&self) -> PathBuf {
+        let path = self.path("filler");
+        let mut file = File::create(&path).unwrap();
+        // Blocks that were held back for a delayed allocation may turn up free once it is made.
+        while file.write_all(&[1; 4096]).is_ok() {
+            while file.write_all(&[1; 4096]).is_ok() {}
+            let _ = file.sync_all();
+        }
+        path
     }
 }
 
-impl Drop for SmallDisk {
+impl Drop for Disk {
     fn drop(&mut self) {
-        let path = CString::new(self.0.path().as_os_str().as_bytes()).unwrap();
+        let mut path = self.0.path().as_os_str().as_bytes().to_vec();
+        path.push(0);
         // SAFETY: the string is live and ends in a zero byte.
-        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+        unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_DETACH) };
+    }
+}
+
+/// Runs what only root may, or says why the test is skipped.
+fn try_run(test: &str, command: &mut Command) -> Option<()> {
+    // SAFETY: the call takes nothing and cannot fail.
+    let problem = if unsafe { libc::geteuid() } != 0 {
+        "needs root, for a disk of its own".to_owned()
+    } else {
+        match command.output() {
+            Ok(output) if output.status.success() => return Some(()),
+            Ok(output) => String::from_utf8_lossy(&output.stderr).replace('\n', " "),
+            Err(error) => format!("{:?}: {error}", command.get_program()),
+        }
+    };
+    skip(test, &problem);
+    None
+}
+
+/// In another process.
+fn truncate(path: &Path, len: u64) {
+    let mut truncate = Command::new("truncate");
+    let truncate = truncate.args(["--size", &len.to_string()]).arg(path);
+    assert!(truncate.status().unwrap().success());
+}
+
+#[track_caller]
+fn assert_full<T>(result: mmap_io::Result<T>) {
+    let error = result.map(drop).unwrap_err();
+    let full = std::io::Error::from_raw_os_error(libc::ENOSPC).kind();
+    assert_eq!(error.io_kind(), Some(full), "{error:?}");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+}
+
+#[track_caller]
+fn assert_gone<T>(result: mmap_io::Result<T>, told: (u64, u64, u64)) {
+    match result.map(drop).unwrap_err() {
+        MmapIoError::Truncated {
+            offset,
+            len,
+            file_len,
+        } => assert_eq!((offset, len, file_len), told),
+        error => panic!("{error:?}"),
     }
 }
 
 #[test]
-fn a_full_disk_is_found_before_the_first_byte_changes() {
-    let Some(disk) = SmallDisk::mount("a_full_disk") else {
+fn a_full_tmpfs_is_found_before_the_first_byte_changes() {
+    if let Some(disk) = Disk::tmpfs("a_full_tmpfs", MIB) {
+        alone(everything_on_a_full(disk));
+    }
+}
+
+#[test]
+fn a_full_ext4_is_found_before_the_first_byte_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    if let Some(disk) = Disk::ext4("a_full_ext4", &dir.path().join("image"), 4 * MIB) {
+        alone(everything_on_a_full(disk));
+    }
+}
+
+async fn everything_on_a_full(disk: Disk) {
+    let path = disk.path("data");
+    let file = MemoryMappedFile::create_rw(&path, 10 * MIB).await.unwrap();
+    let mut content = vec![0; 10 << 20];
+    content[..4096].copy_from_slice(&pattern(4096));
+    file.update_region_async(0, &content[..4096]).await.unwrap();
+    let roomy = MemoryMappedFile::builder(disk.path("roomy")).size(5000);
+    let roomy = roomy.preallocate(true).create().await.unwrap();
+    File::create(disk.path("empty")).unwrap();
+    let filler = disk.fill();
+
+    assert_full(file.update_region(4000, &[9; 5000]).await);
+    assert_full(file.update_region_async(MIB, b"x").await);
+    let first_is_fine: [(u64, &[u8]); 2] = [(0, b"x"), (2 * MIB, b"y")];
+    assert_full(file.update_regions(&first_is_fine).await);
+    assert_full(file.update_regions_async(&first_is_fine).await);
+    let data = || vec![9; 100].into();
+    assert_full(file.write_bytes(4090, data()).await);
+    assert_full(file.write_bytes_async(4090, data()).await);
+    assert_full(file.try_update_region(5000, b"x").await);
+    until(&file, |stats| stats.write_errors == 7).await;
+    assert_full(file.as_slice_mut(4090, 10).await);
+    assert_full(mmap_io::write_mmap(&path, 5000, b"x").await);
+    assert_full(file.copy_to(disk.path("copy")).await);
+    assert!(!disk.path("copy").exists());
+
+    // Where blocks are reserved, that is what fails.
+    let reserved = |name| {
+        MemoryMappedFile::builder(disk.path(name))
+            .size(100_000)
+            .preallocate(true)
+    };
+    for refused in [
+        reserved("new").create().await,
+        reserved("new").create_new().await,
+        reserved("new").open_or_create().await,
+        reserved("empty").open_or_create().await,
+    ] {
+        assert!(
+            matches!(refused, Err(MmapIoError::ResizeFailed(_))),
+            "{refused:?}"
+        );
+        assert_full(refused);
+        assert!(!disk.path("new").exists());
+        assert_eq!(fs::metadata(disk.path("empty")).unwrap().len(), 0);
+    }
+    let grown = roomy.resize(5 * MIB).await;
+    assert!(
+        matches!(grown, Err(MmapIoError::ResizeFailed(_))),
+        "{grown:?}"
+    );
+    assert_full(grown);
+    let roomy_len = fs::metadata(disk.path("roomy")).unwrap().len();
+    assert_eq!((roomy.len(), roomy_len), (5000, 5000));
+    roomy.update_region_async(4990, b"reserved").await.unwrap();
+
+    // Nothing has changed, and what is there can be read and written.
+    assert!(fs::read(&path).unwrap() == content);
+    assert_eq!(file.slice(0, 4096).await.unwrap(), &content[..4096]);
+    // A tmpfs takes a page for a hole that is only read.
+    match file.slice(5000, 10).await {
+        Ok(hole) => assert_eq!(hole, [0; 10]),
+        Err(error) => assert!(error.raw_os_error().is_some(), "{error:?}"),
+    }
+    assert_eq!(file.pending_bytes(), 0);
+    // Also beside one that fails.
+    let (fits, too_much) = zip(
+        file.update_region(0, b"still"),
+        file.update_region(MIB, b"x"),
+    )
+    .await;
+    fits.unwrap();
+    assert_full(too_much);
+    assert_eq!(file.as_slice(0, 5).unwrap(), b"still");
+    file.flush().await.unwrap();
+    until(&file, is_quiet).await;
+    // With room again, so can the rest.
+    fs::remove_file(filler).unwrap();
+    file.update_region_async(MIB, b"room").await.unwrap();
+    assert_eq!(file.as_slice(MIB, 4).unwrap(), b"room");
+}
+
+#[test]
+fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
+    let Some(disk) = Disk::tmpfs("a_full_disk_at_the_end_of_the_file", MIB) else {
         return;
     };
-    let path = disk.0.path().join("data");
     alone(async {
-        let file = MemoryMappedFile::create_rw(&path, 10 << 20).await.unwrap();
-        file.update_region(0, &pattern(4096)).await.unwrap();
+        // The last page, a hole, is not all inside the file.
+        let file = MemoryMappedFile::create_rw(disk.path("data"), 10_000)
+            .await
+            .unwrap();
         disk.fill();
-        let is_full = |error: MmapIoError| {
-            assert_eq!(error.io_kind(), Some(ErrorKind::StorageFull), "{error:?}");
-            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        };
-        is_full(file.update_region(4000, &[9; 5000]).await.unwrap_err());
-        is_full(file.update_region_async(1 << 20, b"x").await.unwrap_err());
-        is_full(
-            file.update_regions(&[(0, b"x"), (2 << 20, b"y")])
-                .await
-                .unwrap_err(),
-        );
-        is_full(
-            file.write_bytes(4090, vec![9; 100].into())
-                .await
-                .unwrap_err(),
-        );
-        is_full(file.try_update_region(5000, b"x").await.unwrap_err());
-        is_full(file.as_slice_mut(5000, 10).await.map(drop).unwrap_err());
-        let other = MemoryMappedFile::builder(disk.0.path().join("other"));
-        let refused = other.size(100_000).preallocate(true).create().await;
-        assert!(matches!(refused, Err(MmapIoError::ResizeFailed(_))));
-        is_full(refused.unwrap_err());
-        assert!(!disk.0.path().join("other").exists());
-        // Nothing has changed, and what is there can be written.
-        assert_eq!(file.as_slice(0, 4096).unwrap(), &pattern(4096)[..]);
-        file.update_region(0, b"still").await.unwrap();
-        until(&file, is_quiet).await;
-        assert_eq!(file.stats().write_errors, 5);
+        assert_full(file.update_region(9_000, b"x").await);
+        assert_full(file.as_slice_mut(9_000, 10).await);
     });
 }
 
@@ -99,53 +236,277 @@ fn a_file_that_another_process_truncates() {
     alone(async {
         let (path, file) = patterned(dir.path(), 100_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let of_the_lost = file.bytes(50_000, 10).unwrap();
+        // One that has passed every check but the last.
+        let view = reader.as_slice(60_000, 10).unwrap();
+        let mut waiting = Box::pin(file.update_region(60_000, b"x"));
+        assert!(poll_once(&mut waiting).await.is_none());
+        until(&file, |stats| stats.oldest_blocked.is_some()).await;
         truncate(&path, 10_000);
-        let is_truncated = |error: MmapIoError| {
-            let told = matches!(
-                error,
-                MmapIoError::Truncated {
-                    file_len: 10_000,
-                    ..
-                }
-            );
-            assert!(told, "{error:?}");
-        };
-        is_truncated(file.update_region(50_000, b"x").await.unwrap_err());
-        is_truncated(file.update_region_async(9_999, b"xx").await.unwrap_err());
-        is_truncated(
-            file.update_regions(&[(0, b"x"), (20_000, b"x")])
-                .await
-                .unwrap_err(),
+        drop(view);
+        assert_gone(waiting.await, (60_000, 1, 10_000));
+
+        assert_gone(file.update_region(50_000, b"x").await, (50_000, 1, 10_000));
+        assert_gone(
+            file.update_region_async(9_999, b"xx").await,
+            (9_999, 2, 10_000),
         );
-        is_truncated(file.as_slice_mut(50_000, 10).await.map(drop).unwrap_err());
+        let first_is_there: [(u64, &[u8]); 2] = [(0, b"x"), (20_000, b"yy")];
+        assert_gone(
+            file.update_regions(&first_is_there).await,
+            (20_000, 2, 10_000),
+        );
+        assert_gone(
+            file.update_regions_async(&first_is_there).await,
+            (20_000, 2, 10_000),
+        );
+        let data = || vec![9; 100].into();
+        assert_gone(file.write_bytes(9_950, data()).await, (9_950, 100, 10_000));
+        assert_gone(
+            file.write_bytes_async(9_950, data()).await,
+            (9_950, 100, 10_000),
+        );
+        assert_gone(
+            file.try_update_region(10_000, b"x").await,
+            (10_000, 1, 10_000),
+        );
+        assert_gone(
+            mmap_io::write_mmap(&path, 10_000, b"x").await,
+            (0, 100_000, 10_000),
+        );
+        assert!(file.write_bytes(0, of_the_lost).await.is_err());
+        assert!(file.as_slice_mut(50_000, 10).await.is_err());
         for handle in [&file, &reader] {
-            is_truncated(handle.slice(50_000, 10).await.map(drop).unwrap_err());
-            is_truncated(handle.read_bytes(50_000, 10).await.map(drop).unwrap_err());
-            is_truncated(handle.read_into(50_000, &mut [0; 10]).await.unwrap_err());
-            is_truncated(handle.touch_pages().await.unwrap_err());
+            let told = (50_000, 10, 10_000);
+            assert_gone(handle.slice(50_000, 10).await, told);
+            assert_gone(handle.read_bytes(50_000, 10).await, told);
+            let mut buffer = *b"unchanged!";
+            assert_gone(handle.read_into(50_000, &mut buffer).await, told);
+            assert_eq!(&buffer, b"unchanged!");
+            assert_gone(handle.touch_pages().await, (0, 100_000, 10_000));
+            assert_gone(handle.touch_pages_range(50_000, 10).await, told);
+            // A hint about what is not there does nothing.
+            handle.prefetch_range(50_000, 10).await.unwrap();
+            assert!(handle.copy_to(dir.path().join("copy")).await.is_err());
+            assert!(!dir.path().join("copy").exists());
         }
-        is_truncated(file.resize(200_000).await.unwrap_err());
-        is_truncated(
-            MemoryMappedFile::open_rw(&path)
-                .await
-                .map(drop)
-                .unwrap_err(),
-        );
-        assert!(file.copy_to(dir.path().join("copy")).await.is_err());
-        assert!(!dir.path().join("copy").exists());
-        // What is left can be used; nothing made the file longer again.
+        for size in [5_000, 10_000, 200_000] {
+            assert_gone(file.resize(size).await, (0, 100_000, 10_000));
+        }
+        assert_gone(MemoryMappedFile::open_rw(&path).await, (0, 100_000, 10_000));
+        assert_gone(MemoryMappedFile::open_ro(&path).await, (0, 100_000, 10_000));
+
+        // Nothing of all that has been written, or made the file longer again.
+        assert!(fs::read(&path).unwrap() == pattern(10_000));
+        // What is left can be used.
+        file.update_region(0, b"here").await.unwrap();
         file.update_region_async(5_000, b"left").await.unwrap();
-        assert_eq!(file.slice(5_000, 4).await.unwrap(), b"left");
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 10_000);
+        let mut view = file.as_slice_mut(9_990, 10).await.unwrap();
+        view.fill(7);
+        view.commit().await.unwrap();
+        assert_eq!(reader.slice(5_000, 4).await.unwrap(), b"left");
+        assert_eq!(reader.read_bytes(9_990, 10).await.unwrap(), [7; 10][..]);
+        file.flush().await.unwrap();
+        file.flush_range(0, 100_000).await.unwrap();
+        assert_eq!(fs::read(&path).unwrap()[..4], *b"here");
+        assert_eq!(fs::metadata(&path).unwrap().len(), 10_000);
+        until(&file, is_quiet).await;
+
+        // And the rest, when it comes back.
+        truncate(&path, 100_000);
+        assert_eq!(reader.slice(50_000, 10).await.unwrap(), [0; 10]);
+        file.update_region_async(99_999, b"x").await.unwrap();
+        file.resize(100_001).await.unwrap();
+        assert_eq!(fs::read(&path).unwrap()[99_999..], *b"x\0");
+    });
+}
+
+#[test]
+fn a_truncation_is_found_in_the_page_it_cuts() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 12_000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        // The page is still there, but its end is not the file's.
+        truncate(&path, 10_000);
+        let told = (9_990, 20, 10_000);
+        for handle in [&file, &reader] {
+            assert_gone(handle.slice(9_990, 20).await, told);
+            assert_gone(handle.read_bytes(9_990, 20).await, told);
+            assert_gone(handle.read_into(9_990, &mut [0; 20]).await, told);
+            assert_gone(handle.touch_pages().await, (0, 12_000, 10_000));
+        }
+        assert_gone(file.as_slice_mut(9_990, 20).await, told);
+    });
+}
+
+#[test]
+fn a_truncation_is_told_in_the_callers_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 100_000).await;
+        fs::write(dir.path().join("old"), b"keep").unwrap();
+        truncate(&path, 10_000);
+        assert_gone(file.as_slice_mut(50_000, 10).await, (50_000, 10, 10_000));
+        assert_gone(
+            file.copy_to(dir.path().join("old")).await,
+            (0, 100_000, 10_000),
+        );
+        // There was nothing to replace it by.
+        assert_eq!(fs::read(dir.path().join("old")).unwrap(), b"keep");
+    });
+}
+
+#[test]
+fn a_file_that_another_process_empties() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 10_000).await;
+        truncate(&path, 0);
+        let told = (0, 10_000, 0);
+        assert_gone(file.update_region(0, b"x").await, (0, 1, 0));
+        assert_gone(file.slice(0, 1).await, (0, 1, 0));
+        assert_gone(file.touch_pages().await, told);
+        assert_gone(file.resize(1).await, told);
+        assert!(file.as_slice_mut(0, 1).await.is_err());
+        assert!(file.copy_to(dir.path().join("copy")).await.is_err());
+        assert_gone(MemoryMappedFile::open_ro(&path).await, told);
+        assert!(MemoryMappedFile::open_rw(&path).await.is_err());
+        // It is not a new file, to be given its first length.
+        assert_gone(MemoryMappedFile::open_or_create(&path, 10).await, told);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        file.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_disk_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let Some(disk) = Disk::ext4("a_disk_that_cannot_be_read", &image, 64 * MIB) else {
+        return;
+    };
+    fs::write(disk.path("data"), vec![5; 32 << 20]).unwrap();
+    File::open(disk.path("data")).unwrap().sync_all().unwrap();
+    drop(disk);
+    // Mounted again, with a cold cache; then most of its blocks are no more.
+    let Some(disk) = Disk::loop_device("a_disk_that_cannot_be_read", &image) else {
+        return;
+    };
+    let path = disk.path("data");
+    let plain = File::open(&path).unwrap();
+    plain.read_exact_at(&mut [0; 4096], 0).unwrap();
+    truncate(&image, 16 * MIB);
+    let bad = 30 * MIB;
+    let error = plain.read_exact_at(&mut [0; 4096], bad).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+
+    fn assert_unreadable<T>(result: mmap_io::Result<T>) {
+        let error = result.map(drop).unwrap_err();
+        assert!(matches!(error, MmapIoError::Io(_)), "{error:?}");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    alone(async {
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        assert_unreadable(file.slice(bad + 100, 100).await);
+        assert_unreadable(file.read_bytes(bad, 10_000).await);
+        let mut buffer = *b"unchanged";
+        assert_unreadable(file.read_into(bad, &mut buffer).await);
+        assert_eq!(&buffer, b"unchanged");
+        assert_unreadable(file.touch_pages().await);
+        assert_unreadable(file.touch_pages_range(bad, 1).await);
+        assert_unreadable(file.update_region(bad + 100, b"part of a page").await);
+        assert_unreadable(file.update_regions(&[(0, b"x"), (bad, b"y")]).await);
+        assert_unreadable(file.try_update_region(bad, b"x").await);
+        assert_unreadable(file.as_slice_mut(bad, 10).await);
+        assert_unreadable(file.copy_to(dir.path().join("copy")).await);
+        assert!(!dir.path().join("copy").exists());
+        let bytes = file.bytes(bad, 10).unwrap();
+        assert!(file.write_bytes(0, bytes).await.is_err());
+        // The readable part can be used, and nothing of the above was written there.
+        assert_eq!(file.slice(0, 4096).await.unwrap(), [5; 4096]);
+        file.update_region_async(0, b"fine").await.unwrap();
         until(&file, is_quiet).await;
     });
 }
 
-fn truncate(path: &Path, len: u64) {
-    let done = Command::new("truncate")
-        .args(["--size", &len.to_string()])
-        .arg(path)
-        .status()
-        .unwrap();
-    assert!(done.success());
+#[test]
+fn a_failed_flush_is_never_forgotten() {
+    // The image is sparse, on a disk that has no room for it.
+    let test = "a_failed_flush_is_never_forgotten";
+    let Some(small) = Disk::tmpfs(test, 8 * MIB) else {
+        return;
+    };
+    let Some(disk) = Disk::ext4(test, &small.path("image"), 64 * MIB) else {
+        return;
+    };
+    let path = disk.path("data");
+    alone(async {
+        let file = MemoryMappedFile::create_rw(&path, 32 * MIB).await.unwrap();
+        file.update_region_async(0, b"durable").await.unwrap();
+        assert!(file.last_flush_error().is_none());
+        let filler = small.fill();
+        file.update_region(MIB, &[1; 8192]).await.unwrap();
+        let lost = file.flush().await.unwrap_err();
+        let lost = lost.raw_os_error();
+        assert!(
+            matches!(lost, Some(libc::ENOSPC | libc::EIO)),
+            "{lost:?} is not what a flush of it meets"
+        );
+        let fails = |result: mmap_io::Result<()>| {
+            let error = result.unwrap_err();
+            assert!(matches!(error, MmapIoError::FlushFailed(_)), "{error:?}");
+            assert_eq!(error.raw_os_error(), lost);
+        };
+        // Also when there is room, and a flush would succeed: what was lost is lost.
+        fs::remove_file(filler).unwrap();
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let always = MemoryMappedFile::builder(&path)
+            .flush_policy(FlushPolicy::Always)
+            .open_or_create()
+            .await
+            .unwrap();
+        for file in [&file, &other, &always] {
+            fails(file.flush().await);
+            fails(file.flush_range(0, 1).await);
+            fails(file.flush_async().await);
+            fails(file.flush_range_async(2 * MIB, 1).await);
+            fails(file.update_region_async(0, b"x").await);
+            fails(file.update_regions_async(&[(0, b"x")]).await);
+            fails(file.write_bytes_async(0, vec![1].into()).await);
+            fails(file.as_slice_mut(0, 1).await.unwrap().commit().await);
+            fails(file.clone().close().await);
+            fails(Err(file.last_flush_error().unwrap()));
+            assert_eq!(file.stats().flush_errors, 1);
+        }
+        fails(always.update_region(0, b"x").await);
+        fails(always.try_update_region(0, b"x").await.map(drop));
+        assert!(file.pending_bytes() >= 8192);
+        // What is not durable goes on.
+        file.update_region(0, b"visible").await.unwrap();
+        assert_eq!(other.slice(0, 7).await.unwrap(), b"visible");
+        assert_eq!(file.slice(MIB, 8192).await.unwrap(), [1; 8192]);
+        file.resize(33 * MIB).await.unwrap();
+        fails(file.flush().await);
+
+        // A `Bytes` keeps the file, and its error; then it is another opening.
+        let bytes = file.bytes(0, 7).unwrap();
+        drop((file, other, always));
+        let again = MemoryMappedFile::open_rw(&path).await.unwrap();
+        fails(again.flush().await);
+        drop((bytes, again));
+        // The last job may not have gone yet.
+        let deadline = Instant::now() + SOON;
+        let fresh = loop {
+            let again = MemoryMappedFile::open_rw(&path).await.unwrap();
+            if again.last_flush_error().is_none() {
+                break again;
+            }
+            assert!(Instant::now() < deadline, "never forgotten");
+            drop(again);
+            yield_now().await;
+        };
+        fresh.update_region_async(MIB, b"again").await.unwrap();
+        fresh.flush().await.unwrap();
+    });
 }

@@ -1,98 +1,534 @@
 //! Durable means durable, as far as a running system shows it: when a durable call returns, no page
-//! of its range is dirty or being written back. (A power cut shows the rest.)
+//! of its range is dirty or being written back, the calls that make it so were made, and a process
+//! that maps the file then sees the bytes. (A power cut shows the rest.)
 
 #![cfg(target_os = "linux")]
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
-use crate::common::{alone, skip};
+use crate::common::{alone, pattern, skip};
 
-#[repr(C)]
-struct Range {
-    offset: u64,
-    len: u64,
+/// On a disk: a tmpfs has nothing to write back to.
+fn on_a_disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-#[repr(C)]
-#[derive(Debug, Default)]
-struct CacheStat {
-    cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
+/// Looks at a file's pages from outside.
+struct Probe {
+    path: PathBuf,
+    file: File,
 }
 
-/// Pages that are dirty or being written back, by `cachestat(2)` (Linux 6.5).
-fn unwritten(descriptor: RawFd, offset: u64, len: u64) -> Option<u64> {
-    const SYS_CACHESTAT: libc::c_long = 451;
-    let range = Range { offset, len };
-    let mut stat = CacheStat::default();
-    // SAFETY: both structures are live for the call, and laid out as it says.
-    let result = unsafe { libc::syscall(SYS_CACHESTAT, descriptor, &range, &mut stat, 0) };
-    (result == 0).then_some(stat.dirty + stat.writeback)
+impl Probe {
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            file: File::open(path).unwrap(),
+        }
+    }
+
+    /// Whether no page of the file is dirty or being written back.
+    fn is_clean(&self) -> bool {
+        match self.unwritten(0, 0) {
+            Some(pages) => pages == 0,
+            // The kernel's older way to tell, for what is mapped here.
+            None => self.dirty_and_mapped() == 0,
+        }
+    }
+
+    /// Pages that are dirty or being written back, by `cachestat(2)` (Linux 6.5). All of them if
+    /// `len` is 0.
+    fn unwritten(&self, offset: u64, len: u64) -> Option<u64> {
+        #[repr(C)]
+        struct Range {
+            offset: u64,
+            len: u64,
+        }
+        #[repr(C)]
+        #[derive(Default)]
+        struct CacheStat {
+            cached: u64,
+            dirty: u64,
+            writeback: u64,
+            evicted: u64,
+            recently_evicted: u64,
+        }
+        const SYS_CACHESTAT: libc::c_long = 451;
+        let range = Range { offset, len };
+        let mut stat = CacheStat::default();
+        let descriptor = self.file.as_raw_fd();
+        // SAFETY: both structures are live for the call, and laid out as it says.
+        let result = unsafe { libc::syscall(SYS_CACHESTAT, descriptor, &range, &mut stat, 0) };
+        (result == 0).then_some(stat.dirty + stat.writeback)
+    }
+
+    /// KiB, by `/proc/self/smaps`.
+    fn dirty_and_mapped(&self) -> u64 {
+        let name = self.path.to_str().unwrap();
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_ours = false;
+        let mut dirty = 0;
+        for line in maps.lines() {
+            if line.contains('/') || line.contains('-') {
+                is_ours = line.ends_with(name);
+            }
+            let value = ["Shared_Dirty:", "Private_Dirty:"]
+                .iter()
+                .find_map(|key| line.strip_prefix(key));
+            if let (true, Some(value)) = (is_ours, value) {
+                let value = value.trim().trim_end_matches(" kB");
+                dirty += value.parse::<u64>().unwrap();
+            }
+        }
+        dirty
+    }
+}
+
+/// Changes a range without making it durable, shows that the probe sees it, and runs what is to
+/// make it durable.
+macro_rules! assert_cleans {
+    ($probe:ident, $file:ident, $offset:expr, $len:expr, $durable:expr) => {
+        let data = vec![7; $len];
+        $file.update_region($offset, &data).await.unwrap();
+        assert!(!$probe.is_clean(), "the probe sees nothing");
+        $durable.await.unwrap();
+        assert!($probe.is_clean(), stringify!($durable));
+        assert_eq!($file.pending_bytes(), 0, stringify!($durable));
+    };
 }
 
 #[test]
 fn nothing_is_left_to_write_when_a_durable_call_returns() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = on_a_disk();
     alone(async {
-        let file = MemoryMappedFile::builder(dir.path().join("data"))
-            .size(1 << 20)
-            .create()
-            .await
-            .unwrap();
-        let left = |offset, len| unwritten(file.as_raw_fd(), offset, len);
-        if left(0, 0).is_none() {
-            return skip("p5_durable", "no cachestat(2) in this kernel");
+        let path = dir.path().join("data");
+        let file = MemoryMappedFile::create_rw(&path, 1 << 20).await.unwrap();
+        let probe = Probe::new(&path);
+        file.update_region(0, &[1; 1 << 20]).await.unwrap();
+        if probe.is_clean() {
+            return skip(
+                "p5_durable",
+                "neither cachestat(2) nor smaps sees a dirty page",
+            );
         }
-        let dirty = || async {
-            file.update_region(0, &[1; 1 << 20]).await.unwrap();
-            assert!(left(0, 0).unwrap() > 0, "the probe sees nothing");
-        };
-        dirty().await;
-        file.update_region_async(0, b"first").await.unwrap();
-        // The first one after a creation takes the whole file along.
-        assert_eq!(left(0, 0), Some(0));
-        dirty().await;
-        file.update_region_async(5000, b"x").await.unwrap();
-        assert_eq!(left(4096, 4096), Some(0));
-        file.update_regions_async(&[(0, b"x"), (500_000, b"y")])
-            .await
-            .unwrap();
-        assert_eq!((left(0, 4096), left(499_712, 4096)), (Some(0), Some(0)));
-        dirty().await;
-        file.write_bytes_async(100_000, vec![1; 9000].into())
-            .await
-            .unwrap();
-        assert_eq!(left(98_304, 12_288), Some(0));
-        dirty().await;
-        file.flush_range(40_960, 4096).await.unwrap();
-        assert_eq!(left(40_960, 4096), Some(0));
         file.flush().await.unwrap();
-        assert_eq!((left(0, 0), file.pending_bytes()), (Some(0), 0));
-        let mut view = file.as_slice_mut(8192, 4096).await.unwrap();
-        view.fill(3);
-        assert!(left(8192, 4096).unwrap() > 0);
-        view.commit().await.unwrap();
-        assert_eq!(left(8192, 4096), Some(0));
-        file.resize(2 << 20).await.unwrap();
-        dirty().await;
-        file.update_region_async(0, b"grown").await.unwrap();
-        assert_eq!(left(0, 0), Some(0));
-        dirty().await;
-        file.clone().close().await.unwrap();
-        assert_eq!(left(0, 0), Some(0));
+        assert!(probe.is_clean());
 
-        let always = MemoryMappedFile::builder(dir.path().join("always"))
-            .size(4096)
+        // Ranges that begin and end inside of pages, and in several.
+        assert_cleans!(probe, file, 0, 1, file.update_region_async(0, b"x"));
+        assert_cleans!(probe, file, 4095, 2, file.update_region_async(4095, b"xx"));
+        assert_cleans!(
+            probe,
+            file,
+            100_000,
+            9000,
+            file.update_region_async(100_000, &[1; 9000])
+        );
+        assert_cleans!(
+            probe,
+            file,
+            500_000,
+            9000,
+            file.write_bytes_async(500_000, vec![1; 9000].into())
+        );
+        let (first, last): (&[u8], &[u8]) = (b"first", b"last");
+        assert_cleans!(
+            probe,
+            file,
+            0,
+            1 << 20,
+            file.update_regions_async(&[((1 << 20) - 4, last), (0, first)])
+        );
+        assert_cleans!(probe, file, 40_960, 4096, file.flush_range(40_960, 4096));
+        assert_cleans!(probe, file, 4000, 200, file.flush_range(4000, 200));
+        assert_cleans!(probe, file, 12_287, 2, file.flush_range_async(12_287, 2));
+        assert_cleans!(probe, file, 0, 1 << 20, file.flush());
+        assert_cleans!(probe, file, (1 << 20) - 1, 1, file.flush_async());
+        assert_cleans!(probe, file, 5000, 1, mmap_io::flush(&file));
+        assert_cleans!(probe, file, 5000, 1, file.clone().close());
+        // Through another handle.
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        assert_cleans!(probe, file, 70_000, 1, other.flush());
+
+        // Stores through views and pointers.
+        let mut view = file.as_slice_mut(8000, 5000).await.unwrap();
+        view.fill(3);
+        assert!(!probe.is_clean());
+        view.commit().await.unwrap();
+        assert!(probe.is_clean());
+        file.as_slice_mut(8000, 5000).await.unwrap().fill(4);
+        assert_eq!((probe.is_clean(), file.pending_bytes()), (false, 5000));
+        file.flush().await.unwrap();
+        assert_eq!((probe.is_clean(), file.pending_bytes()), (true, 0));
+        // SAFETY: nobody looks at the byte.
+        unsafe { file.as_mut_ptr().unwrap().add(200_000).write(1) };
+        assert!(!probe.is_clean());
+        file.flush().await.unwrap();
+        assert!(probe.is_clean());
+
+        // After a change of the length.
+        file.resize(3 << 20).await.unwrap();
+        let (middle, end) = (2 << 20, (3 << 20) - 1);
+        assert_cleans!(
+            probe,
+            file,
+            middle,
+            9,
+            file.update_region_async(middle, b"x")
+        );
+        assert_cleans!(probe, file, end, 1, file.flush_range(end, 1));
+        file.resize(1 << 20).await.unwrap();
+        assert_cleans!(probe, file, 0, 1 << 20, file.flush());
+    });
+}
+
+#[test]
+fn nothing_is_left_to_write_under_the_policy_always() {
+    let dir = on_a_disk();
+    alone(async {
+        let path = dir.path().join("data");
+        let file = MemoryMappedFile::builder(&path)
+            .size(100_000)
             .flush_policy(FlushPolicy::Always)
             .create()
             .await
             .unwrap();
-        always.update_region(0, b"x").await.unwrap();
-        assert_eq!(unwritten(always.as_raw_fd(), 0, 0), Some(0));
+        let probe = Probe::new(&path);
+        let is_durable = || probe.is_clean() && file.pending_bytes() == 0;
+        file.update_region(0, &[1; 100_000]).await.unwrap();
+        assert!(is_durable());
+        file.update_region(99_999, b"x").await.unwrap();
+        assert!(is_durable());
+        let regions: [(u64, &[u8]); 2] = [(0, b"x"), (50_000, b"y")];
+        file.update_regions(&regions).await.unwrap();
+        assert!(is_durable());
+        file.write_bytes(4095, vec![1, 2].into()).await.unwrap();
+        assert!(is_durable());
+        assert!(file.try_update_region(20_000, b"x").await.unwrap());
+        assert!(is_durable());
+        // The policy is the handle's.
+        let lazy = MemoryMappedFile::open_rw(&path).await.unwrap();
+        lazy.update_region(0, b"x").await.unwrap();
+        assert!(!is_durable());
+        // Close reports it for the last handle, too.
+        drop(file);
+        lazy.close().await.unwrap();
+        assert!(probe.is_clean());
+    });
+}
+
+#[test]
+fn each_of_many_writers_finds_its_own_bytes_durable() {
+    let dir = on_a_disk();
+    let path = dir.path().join("data");
+    let file = alone(MemoryMappedFile::create_rw(&path, 4 << 12)).unwrap();
+    let probe = Probe::new(&path);
+    if probe.unwritten(0, 0).is_none() {
+        return skip("p5_durable_writers", "no cachestat(2) in this kernel");
+    }
+    // Each has a page of its own, so that it sees whether the flush it shared was the right one:
+    // one that ran when its bytes came may have passed them already.
+    std::thread::scope(|threads| {
+        for page in 0..4 {
+            let (file, probe) = (&file, &probe);
+            threads.spawn(move || {
+                for turn in 0..100_u8 {
+                    let data = [turn; 100];
+                    alone(file.update_region_async(page << 12, &data)).unwrap();
+                    assert_eq!(probe.unwritten(page << 12, 1), Some(0));
+                }
+            });
+        }
+    });
+    let stats = file.stats();
+    assert!(stats.flushes <= stats.flushed_waiters);
+}
+
+/// Runs a test in a process of its own, on a directory, and maybe under another program.
+pub(crate) fn as_child(program: &[&str], child: &str, dir: &Path) -> std::process::Output {
+    let this = std::env::current_exe().unwrap();
+    let mut words: Vec<_> = program.iter().map(|word| word.as_ref()).collect();
+    words.push(this.as_os_str());
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .args(["--exact", "--nocapture", "--test-threads=1", child])
+        .env("MMAP_IO_TEST_CHILD", dir)
+        .output();
+    output.unwrap()
+}
+
+/// The directory to work on, if the test was run by [`as_child`].
+pub(crate) fn child_dir() -> Option<PathBuf> {
+    std::env::var_os("MMAP_IO_TEST_CHILD").map(PathBuf::from)
+}
+
+#[test]
+fn a_process_that_maps_the_file_sees_what_was_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let path = dir.path().join("data");
+        let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
+        file.update_region(100, &pattern(5000)).await.unwrap();
+        file.update_region(90_000, &pattern(10_000)).await.unwrap();
+        let seen = || {
+            let output = as_child(&[], "p5_durable::reading_child", dir.path());
+            assert!(output.status.success(), "{output:?}");
+            fs::read(dir.path().join("seen")).unwrap()
+        };
+        file.flush_range(100, 5000).await.unwrap();
+        assert_eq!(seen()[100..5100], pattern(5000));
+        file.flush().await.unwrap();
+        let both = seen();
+        assert_eq!(both[100..5100], pattern(5000));
+        assert_eq!(both[90_000..], pattern(10_000));
+        file.update_region_async(50_000, b"durable").await.unwrap();
+        assert_eq!(seen()[50_000..50_007], *b"durable");
+        file.resize(200_000).await.unwrap();
+        file.update_region_async(199_993, b"durable").await.unwrap();
+        assert_eq!(seen()[199_993..], *b"durable");
+    });
+}
+
+#[test]
+fn reading_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    alone(async {
+        let file = MemoryMappedFile::open_ro(dir.join("data")).await.unwrap();
+        let content = file.as_slice(0, file.len()).unwrap();
+        fs::write(dir.join("seen"), content).unwrap();
+    });
+}
+
+/// What the child did for durability in one of its steps, as `strace` saw it.
+struct Step(Vec<String>);
+
+impl Step {
+    /// Whether `file` was synced: its content, and its length if that had changed.
+    fn synced(&self, file: &Path) -> bool {
+        let name = format!("<{}>", file.display());
+        let by_name = |line: &String| line.contains("sync(") && line.contains(&name);
+        self.0.iter().any(by_name)
+    }
+
+    fn wrote_back(&self) -> bool {
+        let waits = |line: &String| line.contains("msync(") && line.contains("MS_SYNC");
+        self.0.iter().any(waits)
+    }
+}
+
+/// An invalid descriptor ends a step.
+fn end_of_step() {
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::fsync(-1) };
+}
+
+/// Whether `strace` is there and may trace; says so if not.
+pub(crate) fn can_trace(test: &str) -> bool {
+    let mut trial = Command::new("strace");
+    let problem = match trial.args(["-o", "/dev/null", "true"]).output() {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).replace('\n', " "),
+        Err(error) => format!("strace: {error}"),
+    };
+    skip(test, &problem);
+    false
+}
+
+/// Runs a child under `strace`, and tells its steps apart; `None` where that cannot be done.
+fn traced(test: &str, child: &str, dir: &Path) -> Option<Vec<Step>> {
+    if !can_trace(test) {
+        return None;
+    }
+    let trace = dir.join("trace");
+    let program = [
+        "strace",
+        "-f",
+        "-y",
+        "-etrace=fsync,fdatasync,msync,sync_file_range",
+        "-o",
+        trace.to_str().unwrap(),
+    ];
+    let output = as_child(&program, child, dir);
+    assert!(output.status.success(), "{output:?}");
+    let trace = fs::read_to_string(trace).unwrap();
+    assert!(!trace.contains("MS_ASYNC"), "{trace}");
+    let mut steps = vec![Step(Vec::new())];
+    for line in trace.lines() {
+        if line.contains("sync(-1") {
+            steps.push(Step(Vec::new()));
+        } else if line.contains("sync") && !line.contains("resumed>") {
+            steps.last_mut().unwrap().0.push(line.to_owned());
+        }
+    }
+    Some(steps)
+}
+
+#[test]
+fn the_length_and_the_name_become_durable_once() {
+    let dir = on_a_disk();
+    let dir = dir.path().canonicalize().unwrap();
+    fs::write(dir.join("old"), pattern(10_000)).unwrap();
+    fs::write(dir.join("empty"), b"").unwrap();
+    fs::create_dir(dir.join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(dir.join("elsewhere/target"), dir.join("link")).unwrap();
+    let test = "the_length_and_the_name_become_durable_once";
+    let Some(steps) = traced(test, "p5_durable::traced_child", &dir) else {
+        return;
+    };
+    let mut steps = steps.iter();
+    let mut step = |what: &str| {
+        let step = steps.next().unwrap();
+        println!("{what}: {:#?}", step.0);
+        step
+    };
+    let (new, old) = (dir.join("new"), dir.join("old"));
+
+    assert!(step("created, and written, not durably").0.is_empty());
+    let first = step("first durable write");
+    assert!(first.synced(&new) && first.synced(&dir));
+    for what in ["second durable write", "flush of a range", "commit"] {
+        let later = step(what);
+        assert!(later.wrote_back() || later.synced(&new));
+        assert!(!later.synced(&dir));
+    }
+    for what in ["grown", "shrunk"] {
+        assert!(step(what).0.is_empty());
+        let first = step("first durable operation on it");
+        assert!(first.synced(&new));
+        let second = step("second durable operation on it");
+        assert!(second.wrote_back() || second.synced(&new));
+        assert!(!first.synced(&dir) && !second.synced(&dir));
+    }
+    let existing = step("durable write to a file that was there");
+    assert!(existing.wrote_back() || existing.synced(&old));
+    assert!(!existing.synced(&dir));
+    assert!(step("created over it").synced(&old));
+    let given_a_length = step("an empty file was given its first length");
+    assert!(given_a_length.synced(&dir.join("empty")));
+    for name in ["a", "b"] {
+        let created = step("created in another way");
+        assert!(created.synced(&dir.join(name)) && created.synced(&dir));
+    }
+    let linked = step("created through a link that dangled");
+    assert!(linked.synced(&dir.join("elsewhere/target")));
+    assert!(linked.synced(&dir.join("elsewhere")));
+    assert!(step("read-only").0.is_empty());
+}
+
+#[test]
+fn traced_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    alone(async {
+        let path = dir.join("new");
+        let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
+        file.update_region(0, b"x").await.unwrap();
+        end_of_step();
+        file.update_region_async(50_000, b"x").await.unwrap();
+        end_of_step();
+        file.update_region_async(60_000, b"x").await.unwrap();
+        end_of_step();
+        file.update_region(0, b"x").await.unwrap();
+        file.flush_range(0, 1).await.unwrap();
+        end_of_step();
+        let view = file.as_slice_mut(0, 10).await.unwrap();
+        view.commit().await.unwrap();
+        end_of_step();
+        for size in [200_000, 90_000] {
+            file.resize(size).await.unwrap();
+            end_of_step();
+            file.update_region_async(0, b"x").await.unwrap();
+            end_of_step();
+            file.update_region(0, b"x").await.unwrap();
+            file.flush().await.unwrap();
+            end_of_step();
+        }
+        let old = MemoryMappedFile::open_rw(dir.join("old")).await.unwrap();
+        old.update_region_async(0, b"x").await.unwrap();
+        drop(old);
+        end_of_step();
+        let old = loop {
+            // The last job of the handle before may not have gone yet.
+            match MemoryMappedFile::create_rw(dir.join("old"), 10).await {
+                Err(mmap_io::MmapIoError::Busy { .. }) => std::thread::yield_now(),
+                old => break old.unwrap(),
+            }
+        };
+        old.flush().await.unwrap();
+        end_of_step();
+        for (name, builder_method) in [("empty", true), ("a", true), ("b", false)] {
+            let builder = MemoryMappedFile::builder(dir.join(name)).size(10);
+            let file = match builder_method {
+                true => builder.open_or_create().await.unwrap(),
+                false => builder.create_new().await.unwrap(),
+            };
+            file.update_region_async(0, b"x").await.unwrap();
+            end_of_step();
+        }
+        let file = MemoryMappedFile::create_rw(dir.join("link"), 10)
+            .await
+            .unwrap();
+        file.flush().await.unwrap();
+        end_of_step();
+        let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+        file.flush().await.unwrap();
+        file.flush_range(0, 10).await.unwrap();
+        file.close().await.unwrap();
+        end_of_step();
+    });
+}
+
+#[test]
+fn a_name_is_not_called_durable_for_lack_of_descriptors() {
+    let dir = on_a_disk();
+    let dir = dir.path().canonicalize().unwrap();
+    let test = "a_name_is_not_called_durable_for_lack_of_descriptors";
+    let Some(steps) = traced(test, "p5_durable::poor_child", &dir) else {
+        return;
+    };
+    // Either it says that it cannot, or it does it.
+    if dir.join("claimed").exists() {
+        assert!(steps[0].synced(&dir), "{:?}", steps[0].0);
+    } else if dir.join("refused").exists() {
+        assert!(!dir.join("new").exists());
+    }
+}
+
+#[test]
+fn poor_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let limit = libc::rlimit {
+        rlim_cur: 64,
+        rlim_max: 64,
+    };
+    // SAFETY: the structure is live for the call.
+    let limited = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    assert_eq!(limited, 0);
+    let mut taken = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        taken.push(file);
+    }
+    // One is left, for the file itself.
+    taken.pop();
+    alone(async {
+        let file = MemoryMappedFile::create_rw(dir.join("new"), 10).await;
+        taken.clear();
+        let outcome = match file {
+            Ok(file) if file.update_region_async(0, b"x").await.is_ok() => "claimed",
+            Ok(_) => "failed",
+            Err(_) => "refused",
+        };
+        fs::write(dir.join(outcome), b"").unwrap();
+        end_of_step();
     });
 }
