@@ -1,8 +1,9 @@
 //! Group commit: many durable waiters, one flush at a time serves all who are there.
 //!
-//! The first waiter starts a flush job. The job takes every waiter, flushes what they cover, tells
-//! all of them the result, and looks again: who arrives during a flush shares the next one, since
-//! the running one may have passed its bytes already.
+//! Whoever adds the first waiter gets the *turn*: to flush, here or in a job of its own. The turn
+//! takes every waiter, flushes what they cover, tells all of them the result, and looks again: who
+//! arrives during a flush shares the next one, since the running one may have passed its bytes
+//! already.
 //!
 //! A flush that failed is never tried again. The kernel may have marked the pages clean, so that a
 //! second flush would succeed without their ever having reached the disk; the error sticks.
@@ -19,16 +20,24 @@ use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
 
 /// A file that can be flushed.
-pub(crate) trait Durable: Send + Sync + 'static {
+pub(crate) trait Durable: Send + Sync + Sized + 'static {
     fn commits(&self) -> &Commits;
 
-    /// Makes at least `ranges` durable. Blocks.
-    fn flush(&self, ranges: &[ByteRange]) -> io::Result<()>;
+    /// Makes at least `extent` durable. Blocks.
+    fn flush(&self, extent: Extent<'_>) -> io::Result<()>;
+}
+
+/// What a flush is to cover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent<'a> {
+    Everything,
+    Ranges(&'a [ByteRange]),
 }
 
 /// Someone who waits for bytes to be durable.
 pub(crate) trait Waiter: Send + Sync {
-    fn ranges(&self) -> &[ByteRange];
+    /// What the waiter itself has written.
+    fn extent(&self) -> Extent<'_>;
 
     /// Takes the result of the flush; returns whom to wake.
     fn acknowledge(&self, result: Result<()>) -> Option<Waker>;
@@ -37,27 +46,38 @@ pub(crate) trait Waiter: Send + Sync {
 /// A waiter that is nothing but that.
 #[derive(Debug)]
 pub(crate) struct Flush {
-    range: [ByteRange; 1],
+    /// `None` for everything.
+    range: Option<[ByteRange; 1]>,
     done: Completion<Result<()>>,
 }
 
 impl Flush {
-    pub(crate) fn new(range: ByteRange) -> Self {
+    pub(crate) fn of(range: ByteRange) -> Self {
         Self {
-            range: [range],
+            range: Some([range]),
             done: Completion::new(),
         }
     }
 
-    /// Waits until the range is durable.
+    pub(crate) fn of_everything() -> Self {
+        Self {
+            range: None,
+            done: Completion::new(),
+        }
+    }
+
+    /// Waits until it is durable.
     pub(crate) async fn done(&self) -> Result<()> {
         std::future::poll_fn(|context| self.done.poll(context)).await
     }
 }
 
 impl Waiter for Flush {
-    fn ranges(&self) -> &[ByteRange] {
-        &self.range
+    fn extent(&self) -> Extent<'_> {
+        match &self.range {
+            Some(range) => Extent::Ranges(range),
+            None => Extent::Everything,
+        }
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
@@ -78,8 +98,10 @@ pub(crate) struct Commits {
 #[derive(Default)]
 struct State {
     waiting: Vec<Arc<dyn Waiter>>,
-    /// A job exists that will look at `waiting` again.
-    running: bool,
+    /// One of them waits for more than it has written itself.
+    everything: bool,
+    /// Somebody has the turn, and will look at `waiting` again.
+    taken: bool,
 }
 
 impl Commits {
@@ -88,42 +110,78 @@ impl Commits {
         Some(MmapIoError::FlushFailed(self.failed.get()?.clone()))
     }
 
-    /// Has the waiters told when their bytes are durable.
-    pub(crate) fn submit<D: Durable>(
-        target: &Arc<D>,
-        waiters: impl IntoIterator<Item = Arc<dyn Waiter>>,
-    ) {
-        let start = {
-            let mut state = lock(&target.commits().state);
-            state.waiting.extend(waiters);
-            !state.waiting.is_empty() && !std::mem::replace(&mut state.running, true)
-        };
-        if start {
-            let target = target.clone();
-            spawn(move || Self::run(target));
-        }
+    /// Adds a waiter, to be told when its bytes are durable. With `everything`, or if that is what
+    /// it waits for, all that is pending is flushed with them. Somebody must then call
+    /// [`turn`](Self::turn).
+    pub(crate) fn add(&self, waiter: Arc<dyn Waiter>, everything: bool) {
+        let mut state = lock(&self.state);
+        state.everything |= everything || waiter.extent() == Extent::Everything;
+        state.waiting.push(waiter);
     }
 
-    fn run<D: Durable>(mut target: Arc<D>) {
-        for _ in 0..ROUNDS {
-            let waiting = {
+    /// The turn, if somebody waits and nobody has it.
+    pub(crate) fn turn<D: Durable>(target: &Arc<D>) -> Option<Turn<D>> {
+        let mut state = lock(&target.commits().state);
+        let is_free = !state.waiting.is_empty() && !std::mem::replace(&mut state.taken, true);
+        is_free.then(|| Turn(target.clone()))
+    }
+
+    /// Flushes once, unless that has failed before; the result is in `failed`.
+    fn flush(&self, target: &impl Durable, extent: Extent<'_>) {
+        if self.failed.get().is_some() {
+            return;
+        }
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        let result = contain(|| target.flush(extent))
+            .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));
+        if let Err(error) = result {
+            // Only the turn sets it, and there is one at a time.
+            let _ = self.failed.set(Arc::new(error));
+        }
+    }
+}
+
+/// The task of flushing a file until nobody waits any more; there is one at a time.
+#[must_use = "everybody waits for whoever has it"]
+pub(crate) struct Turn<D: Durable>(Arc<D>);
+
+impl<D: Durable> Turn<D> {
+    /// Flushes in a job of its own.
+    pub(crate) fn spawn(self) {
+        spawn(move || self.run(ROUNDS));
+    }
+
+    /// Flushes here; what is not done after `rounds` goes on in a job behind those that wait.
+    pub(crate) fn run(self, rounds: usize) {
+        let Self(mut target) = self;
+        for _ in 0..rounds {
+            let (waiting, everything) = {
                 let mut state = lock(&target.commits().state);
                 if state.waiting.is_empty() {
-                    state.running = false;
+                    state.taken = false;
                     return;
                 }
-                std::mem::take(&mut state.waiting)
+                let waiting = std::mem::take(&mut state.waiting);
+                (waiting, std::mem::take(&mut state.everything))
             };
-            let ranges: Vec<ByteRange> = waiting
-                .iter()
-                .flat_map(|waiter| waiter.ranges())
-                .copied()
-                .collect();
-            target.commits().flush(&*target, &ranges);
+            let commits = target.commits();
+            if everything {
+                commits.flush(&*target, Extent::Everything);
+            } else {
+                let ranges: Vec<ByteRange> = waiting
+                    .iter()
+                    .flat_map(|waiter| match waiter.extent() {
+                        Extent::Ranges(ranges) => ranges,
+                        Extent::Everything => unreachable!("then everything is flushed"),
+                    })
+                    .copied()
+                    .collect();
+                commits.flush(&*target, Extent::Ranges(&ranges));
+            }
             // Relaxed: these are counters.
             let served = waiting.len() as u64;
-            target.commits().served.fetch_add(served, Ordering::Relaxed);
-            let failed = target.commits().failed.get().cloned();
+            commits.served.fetch_add(served, Ordering::Relaxed);
+            let failed = commits.failed.get().cloned();
             // As the queue does: they are told when this job holds no reference to the file.
             let file = Arc::downgrade(&target);
             drop(target);
@@ -140,21 +198,7 @@ impl Commits {
                 None => return,
             }
         }
-        spawn(move || Self::run(target));
-    }
-
-    /// Flushes once, unless that has failed before; the result is in `failed`.
-    fn flush(&self, target: &impl Durable, ranges: &[ByteRange]) {
-        if self.failed.get().is_some() {
-            return;
-        }
-        self.flushes.fetch_add(1, Ordering::Relaxed);
-        let result = contain(|| target.flush(ranges))
-            .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));
-        if let Err(error) = result {
-            // Only this job sets it, and only one runs at a time.
-            let _ = self.failed.set(Arc::new(error));
-        }
+        Self(target).spawn();
     }
 }
 

@@ -435,7 +435,12 @@ impl MemoryMappedFile {
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
         self.handle.mode.require_write("as_mut_ptr")?;
         let open = &self.handle.open;
-        open.pending().add([ByteRange::between(0, open.len())]);
+        // Of the policies, the background alone comes after the stores.
+        let policy = match self.handle.policy {
+            policy @ FlushPolicy::EveryMillis(_) => policy,
+            _ => FlushPolicy::Never,
+        };
+        open.wrote_view(ByteRange::between(0, open.len()), policy);
         Ok(open
             .map(Protection::ReadWrite)
             .map_or(std::ptr::null_mut(), |map| map.as_ptr()))

@@ -2,10 +2,14 @@
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rangemap::RangeSet;
 
 use crate::range::ByteRange;
+
+/// Milliseconds in a year: a longer wait is as good as none, and does not overflow a clock.
+const LONGEST_WAIT: u64 = 365 * 24 * 60 * 60 * 1000;
 
 /// When a write is made durable without an explicit flush.
 ///
@@ -21,17 +25,53 @@ pub enum FlushPolicy {
     Manual,
     /// With every write, before it returns.
     Always,
+    /// As soon as that many distinct bytes of the file are written and not flushed: the write that
+    /// makes them so many returns when all of them are durable. 0 disables.
+    EveryBytes(usize),
+    /// With every n-th write since everything was last flushed: that one returns when all of them
+    /// are durable. 0 disables.
+    EveryWrites(usize),
+    /// In the background, at most that many milliseconds after the first write that is not
+    /// flushed. 0 disables.
+    ///
+    /// One job on the pool serves all files of the process, and is gone when nothing is written.
+    /// Dropping the last handle loses nothing: the file is flushed right then. An error of the
+    /// background surfaces on the next durable operation, the next write under this policy, and
+    /// from [`last_flush_error`](crate::MemoryMappedFile::last_flush_error).
+    EveryMillis(u64),
+}
+
+/// What a policy asks for after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    /// The write is flushed before it returns.
+    Write,
+    /// Everything that is pending is flushed before the write returns.
+    Everything,
+    /// Everything is flushed at that time; the alarm is to be set.
+    Alarm(Instant),
+    /// The alarm is set already.
+    Alarmed,
 }
 
 /// The bytes that were written and not flushed.
 #[derive(Debug)]
 pub(crate) struct Pending(Mutex<Ranges>);
 
+/// The same, locked for a batch of writes.
+#[derive(Debug)]
+pub(crate) struct Writing<'a>(MutexGuard<'a, Ranges>);
+
 #[derive(Debug, Default)]
 struct Ranges {
     set: RangeSet<u64>,
     /// Bytes in the set.
     bytes: u64,
+    /// Writes since the set was last empty.
+    writes: usize,
+    /// When everything is flushed in the background.
+    alarm: Option<Instant>,
 }
 
 impl Pending {
@@ -44,28 +84,43 @@ impl Pending {
         self.ranges().bytes
     }
 
-    /// Adds what was written.
-    pub(crate) fn add(&self, ranges: impl IntoIterator<Item = ByteRange>) {
-        let mut pending = self.ranges();
-        for range in ranges {
-            pending.add(range);
-        }
+    /// Whether every byte of the range was written and not flushed.
+    pub(crate) fn covers(&self, range: ByteRange) -> bool {
+        let pending = self.ranges();
+        let is_gapless = pending.set.gaps(&range.into()).next().is_none();
+        is_gapless
     }
 
-    /// Takes out what a flush of `range` is about to cover. Bytes written from now on count anew:
+    /// Counts writes, while nobody else does.
+    pub(crate) fn writing(&self) -> Writing<'_> {
+        Writing(self.ranges())
+    }
+
+    /// Counts one write, and says what `policy` asks for.
+    pub(crate) fn wrote(&self, ranges: &[ByteRange], policy: FlushPolicy) -> Due {
+        self.writing().wrote(ranges, policy)
+    }
+
+    /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
     /// the flush may miss them.
-    pub(crate) fn take(&self, range: ByteRange) -> Taken<'_> {
+    pub(crate) fn take(&self, ranges: &[ByteRange]) -> Taken<'_> {
         let mut pending = self.ranges();
-        let within = range.into();
-        let taken: Vec<ByteRange> = pending
-            .set
-            .overlapping(&within)
-            .map(|part| {
+        let mut taken = Vec::new();
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let within = (*range).into();
+            let before = taken.len();
+            let parts = pending.set.overlapping(&within);
+            taken.extend(parts.map(|part| {
                 ByteRange::between(part.start.max(range.start()), part.end.min(range.end()))
-            })
-            .collect();
-        pending.set.remove(within);
+            }));
+            if taken.len() > before {
+                pending.set.remove(within);
+            }
+        }
         pending.bytes -= taken.iter().map(|part| part.len()).sum::<u64>();
+        if pending.bytes == 0 {
+            pending.writes = 0;
+        }
         Taken {
             pending: self,
             ranges: taken,
@@ -75,12 +130,67 @@ impl Pending {
     /// Forgets what lies past the new end of the file.
     pub(crate) fn truncate(&self, len: u64) {
         if len < u64::MAX {
-            drop(self.take(ByteRange::between(len, u64::MAX)).flushed(Ok(())));
+            let gone = self.take(&[ByteRange::between(len, u64::MAX)]);
+            drop(gone.flushed(Ok(())));
         }
+    }
+
+    /// Takes the alarm that was set for `at` down; says whether there is something to flush. One
+    /// that was set for another time is none.
+    pub(crate) fn ring(&self, at: Instant) -> bool {
+        let mut pending = self.ranges();
+        let is_current = pending.alarm == Some(at);
+        if is_current {
+            pending.alarm = None;
+        }
+        is_current && pending.bytes > 0
+    }
+
+    /// Moves an alarm that is set to `now`; it is to be set again then.
+    pub(crate) fn hurry(&self, now: Instant) -> bool {
+        let mut pending = self.ranges();
+        let is_set = pending.alarm.is_some();
+        if is_set {
+            pending.alarm = Some(now);
+        }
+        is_set
     }
 
     fn ranges(&self) -> MutexGuard<'_, Ranges> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writing<'_> {
+    /// Counts one write, and says what `policy` asks for.
+    pub(crate) fn wrote(&mut self, ranges: &[ByteRange], policy: FlushPolicy) -> Due {
+        let pending = &mut *self.0;
+        for range in ranges {
+            pending.add(*range);
+        }
+        pending.writes += 1;
+        let reached = |is_reached: bool| match is_reached {
+            true => Due::Everything,
+            false => Due::Nothing,
+        };
+        match policy {
+            FlushPolicy::Never | FlushPolicy::Manual => Due::Nothing,
+            FlushPolicy::Always => Due::Write,
+            FlushPolicy::EveryBytes(0)
+            | FlushPolicy::EveryWrites(0)
+            | FlushPolicy::EveryMillis(0) => Due::Nothing,
+            FlushPolicy::EveryBytes(bytes) => reached(pending.bytes >= bytes as u64),
+            FlushPolicy::EveryWrites(writes) => reached(pending.writes >= writes),
+            FlushPolicy::EveryMillis(millis) => {
+                let wait = Duration::from_millis(millis.min(LONGEST_WAIT));
+                let at = Instant::now() + wait;
+                if pending.alarm.is_some_and(|alarm| alarm <= at) {
+                    return Due::Alarmed;
+                }
+                pending.alarm = Some(at);
+                Due::Alarm(at)
+            }
+        }
     }
 }
 
@@ -115,7 +225,10 @@ impl Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.pending.add(self.ranges.drain(..));
+        let mut pending = self.pending.ranges();
+        for range in self.ranges.drain(..) {
+            pending.add(range);
+        }
     }
 }
 
@@ -127,25 +240,100 @@ mod tests {
         ByteRange::between(start, end)
     }
 
+    /// Pending ranges to which each of `ranges` was written, one write each.
+    fn written(ranges: &[ByteRange]) -> Pending {
+        let pending = Pending::new();
+        for range in ranges {
+            let due = pending.wrote(&[*range], FlushPolicy::Manual);
+            assert_eq!(due, Due::Nothing);
+        }
+        pending
+    }
+
+    fn flush(pending: &Pending, ranges: &[ByteRange]) {
+        pending.take(ranges).flushed(Ok(())).unwrap();
+    }
+
     #[test]
     fn a_byte_counts_once_and_a_partial_flush_debits_what_it_covered() {
-        let pending = Pending::new();
-        pending.add([range(0, 100), range(50, 150), range(1000, 1010)]);
+        let pending = written(&[range(0, 100), range(50, 150), range(1000, 1010)]);
         assert_eq!(pending.bytes(), 160);
-        pending.take(range(90, 1005)).flushed(Ok(())).unwrap();
+        flush(&pending, &[range(90, 1005)]);
         assert_eq!(pending.bytes(), 95);
-        pending.take(range(0, u64::MAX)).flushed(Ok(())).unwrap();
+        flush(&pending, &[range(0, 10), range(5, 20), range(1009, 2000)]);
+        assert_eq!(pending.bytes(), 74);
+        flush(&pending, &[range(0, u64::MAX)]);
         assert_eq!(pending.bytes(), 0);
     }
 
     #[test]
     fn a_failed_flush_gives_the_bytes_back() {
-        let pending = Pending::new();
-        pending.add([range(0, 10)]);
-        let taken = pending.take(range(0, 5));
+        let pending = written(&[range(0, 10)]);
+        let taken = pending.take(&[range(0, 5)]);
         assert_eq!(pending.bytes(), 5);
-        pending.add([range(3, 4)]);
+        pending.wrote(&[range(3, 4)], FlushPolicy::Never);
         taken.flushed(Err(io::ErrorKind::Other.into())).unwrap_err();
         assert_eq!(pending.bytes(), 10);
+    }
+
+    #[test]
+    fn the_write_that_reaches_a_threshold_flushes_everything() {
+        let pending = written(&[range(0, 60)]);
+        let policy = FlushPolicy::EveryBytes(100);
+        // Written again, and so not counted twice.
+        assert_eq!(pending.wrote(&[range(10, 60)], policy), Due::Nothing);
+        assert_eq!(pending.wrote(&[range(60, 99)], policy), Due::Nothing);
+        assert_eq!(pending.wrote(&[range(99, 100)], policy), Due::Everything);
+        flush(&pending, &[range(0, 50)]);
+        assert_eq!(pending.wrote(&[range(100, 149)], policy), Due::Nothing);
+        assert_eq!(pending.wrote(&[range(0, 1)], policy), Due::Everything);
+    }
+
+    #[test]
+    fn writes_are_counted_since_nothing_was_pending() {
+        let pending = written(&[range(0, 10)]);
+        let policy = FlushPolicy::EveryWrites(3);
+        assert_eq!(pending.wrote(&[range(0, 10)], policy), Due::Nothing);
+        flush(&pending, &[range(0, 5)]);
+        assert_eq!(pending.wrote(&[range(0, 10)], policy), Due::Everything);
+        flush(&pending, &[range(0, 10)]);
+        assert_eq!(pending.wrote(&[range(0, 10)], policy), Due::Nothing);
+        assert_eq!(pending.wrote(&[range(0, 10)], policy), Due::Nothing);
+        assert_eq!(pending.wrote(&[range(0, 10)], policy), Due::Everything);
+    }
+
+    #[test]
+    fn zero_disables_a_policy() {
+        for policy in [
+            FlushPolicy::EveryBytes(0),
+            FlushPolicy::EveryWrites(0),
+            FlushPolicy::EveryMillis(0),
+        ] {
+            let pending = Pending::new();
+            assert_eq!(pending.wrote(&[range(0, 1 << 30)], policy), Due::Nothing);
+            assert!(!pending.hurry(Instant::now()));
+        }
+    }
+
+    #[test]
+    fn one_alarm_is_set_for_the_earliest_time_and_stale_ones_are_none() {
+        let pending = Pending::new();
+        let write = |millis| pending.wrote(&[range(0, 10)], FlushPolicy::EveryMillis(millis));
+        let Due::Alarm(late) = write(1_000_000) else {
+            panic!("nothing is set");
+        };
+        assert_eq!(write(2_000_000), Due::Alarmed);
+        let Due::Alarm(early) = write(1000) else {
+            panic!("it is earlier");
+        };
+        assert!(early < late);
+        assert!(!pending.ring(late));
+        assert!(pending.ring(early));
+        assert!(!pending.ring(early));
+        let Due::Alarm(next) = write(u64::MAX) else {
+            panic!("it has rung");
+        };
+        flush(&pending, &[range(0, 10)]);
+        assert!(!pending.ring(next), "there is nothing to flush");
     }
 }

@@ -112,11 +112,14 @@ mod residency;
 
 mod commit;
 pub mod flush;
+#[allow(unsafe_code)]
+mod writeback;
 
 #[allow(unsafe_code)]
 mod queue;
 
 mod registry;
+mod timer;
 
 #[allow(unsafe_code)]
 mod open_file;
@@ -128,6 +131,8 @@ mod view;
 mod file;
 
 mod write;
+
+mod persist;
 
 mod opening;
 

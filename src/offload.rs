@@ -10,6 +10,8 @@
 //! has started runs to its end, and its result is dropped on the pool. So a job owns all that it
 //! works on.
 
+use std::sync::OnceLock;
+
 use blocking::Task;
 
 /// Rounds of work after which a job that finds ever more goes back behind the jobs that wait, so
@@ -24,4 +26,16 @@ pub(crate) fn offload<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'stati
 /// Runs `job` on the pool, whoever waits for it or not.
 pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) {
     offload(job).detach();
+}
+
+/// Whether the pool has a single thread, as `BLOCKING_MAX_THREADS` may say: then a job that sleeps
+/// holds up all others.
+pub(crate) fn pool_has_one_thread() -> bool {
+    static ONE: OnceLock<bool> = OnceLock::new();
+    *ONE.get_or_init(|| {
+        // Read as the pool itself reads it: unset or not a number is its default of 500.
+        let threads = std::env::var("BLOCKING_MAX_THREADS").ok();
+        let threads = threads.and_then(|threads| threads.parse::<usize>().ok());
+        threads.is_some_and(|threads| threads <= 1)
+    })
 }

@@ -14,20 +14,25 @@ use std::time::Instant;
 
 use event_listener::{Event, EventListener};
 
-use crate::commit::{Commits, Durable, Flush, Waiter};
+use crate::commit::{Commits, Durable, Extent, Flush};
 use crate::error::{MmapIoError, Result};
-use crate::flush::Pending;
+use crate::flush::{Due, FlushPolicy, Pending};
 use crate::lease::{Kind, Lease, LeaseHost, Leases};
 use crate::map::{Map, Protection, Span};
-use crate::offload::spawn;
+use crate::offload::{spawn, ROUNDS};
 use crate::queue::{apply_writes, Action, Drain, Ended, Op, Outcome, Queue, Site};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, FileKey, Registry};
 use crate::residency;
-use crate::sys;
+use crate::sys::{self, Advice, Habits};
+use crate::timer::{Alarmed, Timer};
+use crate::writeback::Writeback;
 
 /// The open files of the process.
 pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
+
+/// Those that are flushed in the background.
+static TIMER: Timer<OpenFile> = Timer::new();
 
 /// Mappings of more bytes than this are unmapped on the pool: it takes 4 us a MiB that is
 /// resident.
@@ -87,7 +92,13 @@ impl Deref for User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        self.0.users.fetch_sub(1, Ordering::SeqCst);
+        let was_last = self.0.users.fetch_sub(1, Ordering::SeqCst) == 1;
+        // What is scheduled is done at once: nobody writes any more, and somebody may wait for the
+        // file to be closed.
+        let now = Instant::now();
+        if was_last && self.0.pending.hurry(now) {
+            TIMER.set(now, self.0.clone());
+        }
     }
 }
 
@@ -108,6 +119,7 @@ struct Hot {
 #[derive(Debug)]
 struct Mapped {
     file: Arc<File>,
+    habits: Habits,
     /// The last is the current one. The others were outgrown, and are kept for those who found
     /// them current: each is at most half the size of the next.
     maps: Mutex<Vec<Arc<Map>>>,
@@ -179,6 +191,7 @@ impl OpenFile {
             self.make_current(protection, &map);
             let _ = mapped.set(Mapped {
                 file: file.clone(),
+                habits: sys::habits(file),
                 maps: Mutex::new(vec![map]),
             });
         }
@@ -271,16 +284,44 @@ impl OpenFile {
         };
     }
 
-    /// Has waiters told when the bytes they wait for are durable.
-    fn commit(self: &Arc<Self>, waiters: impl IntoIterator<Item = Arc<dyn Waiter>>) {
-        Commits::submit(self, waiters);
+    /// Starts a flush, whether or not somebody waits for it; its error sticks.
+    pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
+        let flush = Arc::new(flush);
+        self.commits.add(flush.clone(), false);
+        if let Some(turn) = Commits::turn(self) {
+            turn.spawn();
+        }
+        flush
     }
 
-    /// Starts a flush, whether or not somebody waits for it; its error sticks.
-    pub(crate) fn flush_range(self: &Arc<Self>, range: ByteRange) -> Arc<Flush> {
-        let flush = Arc::new(Flush::new(range));
-        self.commit([flush.clone() as Arc<dyn Waiter>]);
-        flush
+    /// Counts what was written through a view, and starts what the policy asks for.
+    pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+        match self.pending.wrote(&[range], policy) {
+            Due::Nothing | Due::Alarmed => {}
+            Due::Write => drop(self.start(Flush::of(range))),
+            Due::Everything => drop(self.start(Flush::of_everything())),
+            Due::Alarm(at) => TIMER.set(at, self.clone()),
+        }
+    }
+
+    /// Takes pages out of every map. They stay in the page cache, and in the file.
+    pub(crate) fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
+        for mapped in self.mapped.iter().filter_map(OnceLock::get) {
+            let maps = ignore_poison(&mapped.maps).clone();
+            for map in maps {
+                // Outgrown maps are shorter.
+                let range = ByteRange::between(
+                    range.start().min(map.capacity()),
+                    range.end().min(map.capacity()),
+                );
+                if !range.is_empty() {
+                    let run = map.run(range.to_pages(sys::page_size()));
+                    // SAFETY: the pages are inside the live map, which is a shared one of a file.
+                    unsafe { sys::advise(run, Advice::DontNeed) }?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The descriptor that changes go through.
@@ -311,8 +352,10 @@ impl OpenFile {
             file: &mapped.file,
             map,
             len: self.len(),
+            is_coherent: mapped.habits.coherent_writes,
             leases: &self.hot.leases,
             pending: &self.pending,
+            commits: &self.commits,
             last_gate: &self.last_gate,
         };
         let applied = apply_writes(&site, &self.queue, batch, ended);
@@ -321,9 +364,8 @@ impl OpenFile {
         counters
             .write_errors
             .fetch_add(applied.errors, Ordering::Relaxed);
-        if !applied.durable.is_empty() {
-            let waiters = applied.durable.into_iter();
-            self.commit(waiters.map(|op| op as Arc<dyn Waiter>));
+        if let Some(at) = applied.alarm {
+            TIMER.set(at, self.clone());
         }
         applied.deferred
     }
@@ -351,6 +393,8 @@ impl OpenFile {
             if !starts() {
                 return Ok(true);
             }
+            // Before anybody can write, and flush, past the old end.
+            self.owes_its_length();
             self.grow(len, new_len, file)
                 .map_err(MmapIoError::ResizeFailed)?;
         } else {
@@ -371,10 +415,14 @@ impl OpenFile {
                 return Err(MmapIoError::ResizeFailed(error));
             }
             self.pending.truncate(new_len);
+            self.owes_its_length();
             drop(tail);
         }
-        ignore_poison(&self.names).length = true;
         Ok(true)
+    }
+
+    fn owes_its_length(&self) {
+        ignore_poison(&self.names).length = true;
     }
 
     fn grow(&self, len: u64, new_len: u64, file: &File) -> io::Result<()> {
@@ -466,7 +514,7 @@ impl Drain for OpenFile {
         };
         let range = op.ranges[0];
         let outcome = match op.action {
-            Action::Write { .. } | Action::TryWrite { .. } => return self.write(batch, ended),
+            Action::Write(_) | Action::TryWrite(_) => return self.write(batch, ended),
             Action::Lease(kind) => self
                 .lease(kind, range)
                 .map(|lease| lease.map(Outcome::Leased)),
@@ -484,6 +532,33 @@ impl Drain for OpenFile {
             None => batch.to_vec(),
         }
     }
+
+    fn hand_on(self: &Arc<Self>) {
+        if let Some(turn) = Commits::turn(self) {
+            turn.spawn();
+        }
+    }
+
+    fn finish(self: Arc<Self>) {
+        // The drain's own thread is awake, and saves a durable write the second hop.
+        if let Some(turn) = Commits::turn(&self) {
+            drop(self);
+            turn.run(ROUNDS);
+        }
+    }
+}
+
+impl Alarmed for OpenFile {
+    fn ring(self: &Arc<Self>, at: Instant) {
+        if !self.pending.ring(at) {
+            return;
+        }
+        self.commits.add(Arc::new(Flush::of_everything()), true);
+        if let Some(turn) = Commits::turn(self) {
+            // Once, here: a thread for each file that is due would be many.
+            turn.run(1);
+        }
+    }
 }
 
 impl Durable for OpenFile {
@@ -491,13 +566,13 @@ impl Durable for OpenFile {
         &self.commits
     }
 
-    fn flush(&self, ranges: &[ByteRange]) -> io::Result<()> {
+    fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
         let Some(mapped) = self.mapped[Protection::ReadWrite as usize].get() else {
             return Ok(());
         };
         let owed = std::mem::take(&mut *ignore_poison(&self.names));
         if owed.length || owed.directory.is_some() {
-            let taken = self.pending.take(ByteRange::between(0, u64::MAX));
+            let taken = self.pending.take(&[ByteRange::ALL]);
             let synced = sys::sync_file(&mapped.file).and_then(|()| {
                 let directory = owed.directory.as_ref();
                 directory.map_or(Ok(()), sys::sync_directory)
@@ -505,17 +580,18 @@ impl Durable for OpenFile {
             return taken.flushed(synced);
         }
         let len = self.len();
-        let hull = ranges.iter().copied().reduce(ByteRange::hull);
-        let hull = hull.map(|hull| ByteRange::between(hull.start().min(len), hull.end().min(len)));
-        match (hull, self.map(Protection::ReadWrite)) {
-            (Some(hull), Some(map)) if !hull.is_empty() => {
-                let taken = self.pending.take(hull);
-                let run = map.run(hull.to_pages(sys::page_size()));
-                // SAFETY: the range is inside the file, so its pages are inside the live map.
-                taken.flushed(unsafe { sys::sync_range(&mapped.file, run) })
-            }
-            _ => Ok(()),
-        }
+        let inside =
+            |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
+        let ranges: Vec<ByteRange> = match extent {
+            Extent::Everything => vec![ByteRange::between(0, len)],
+            Extent::Ranges(ranges) => ranges.iter().map(inside).collect(),
+        };
+        let writeback = Writeback::of(ranges, mapped.habits);
+        let (Some(writeback), Some(map)) = (writeback, self.map(Protection::ReadWrite)) else {
+            return Ok(());
+        };
+        let taken = self.pending.take(writeback.covers());
+        taken.flushed(writeback.run(map, &mapped.file))
     }
 }
 

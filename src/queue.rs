@@ -22,6 +22,7 @@
 
 mod apply;
 mod budget;
+mod strategy;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
 
@@ -35,9 +36,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::commit::Waiter;
+use crate::commit::{Extent, Waiter};
 use crate::completion::{contain, wake_all, Completion};
 use crate::error::{MmapIoError, Result};
+use crate::flush::FlushPolicy;
 use crate::lease::{Intervals, Kind, BRIEF};
 use crate::offload::{spawn, ROUNDS};
 use crate::range::ByteRange;
@@ -61,6 +63,13 @@ pub(crate) trait Drain: Send + Sync + Sized + 'static {
         batch: &[Arc<Op<Self::Lease>>],
         ended: &mut Ended<Self::Lease>,
     ) -> Vec<Arc<Op<Self::Lease>>>;
+
+    /// There is more to apply: what was left to do behind it is given to another job.
+    fn hand_on(self: &Arc<Self>);
+
+    /// There is nothing more to apply: this job may do what was left. The queue goes on
+    /// meanwhile, in another one.
+    fn finish(self: Arc<Self>);
 }
 
 /// Operations that have ended, and whose futures are not told yet.
@@ -105,10 +114,10 @@ pub(crate) struct Op<L> {
 /// What an operation does to its ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Copies its payload there; once that is durable, it is done.
-    Write { durable: bool },
+    /// Copies its payload there; done when what the policy asks for is.
+    Write(FlushPolicy),
     /// The same, but gives up instead of being deferred.
-    TryWrite { durable: bool },
+    TryWrite(FlushPolicy),
     /// Leases its one range to the caller.
     Lease(Kind),
     /// Changes the length of the file to the start of its one range, which is unbounded.
@@ -121,7 +130,17 @@ pub(crate) enum Action {
 
 impl Action {
     fn is_write(self) -> bool {
-        matches!(self, Self::Write { .. } | Self::TryWrite { .. })
+        matches!(self, Self::Write(_) | Self::TryWrite(_))
+    }
+
+    /// When what it writes is flushed.
+    fn policy(self) -> FlushPolicy {
+        match self {
+            Self::Write(policy) | Self::TryWrite(policy) => policy,
+            Self::Lease(_) | Self::Resize | Self::FirstLength | Self::AdoptLength => {
+                FlushPolicy::Never
+            }
+        }
     }
 }
 
@@ -228,8 +247,8 @@ impl<L> Op<L> {
 }
 
 impl<L: Send> Waiter for Op<L> {
-    fn ranges(&self) -> &[ByteRange] {
-        &self.ranges
+    fn extent(&self) -> Extent<'_> {
+        Extent::Ranges(&self.ranges)
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
@@ -351,9 +370,10 @@ impl<L: Send + 'static> Queue<L> {
         for _ in 0..ROUNDS {
             let batch = target.queue().next_batch(&mut ended);
             if batch.is_empty() && ended.0.is_empty() {
-                return;
+                return target.finish();
             }
             if !batch.is_empty() {
+                target.hand_on();
                 let applied = contain(|| target.apply(&batch, &mut ended));
                 let deferred = applied.unwrap_or_else(|| {
                     // The leases went back as the panic passed; nobody may be left waiting.
@@ -372,6 +392,7 @@ impl<L: Send + 'static> Queue<L> {
                 None => return,
             }
         }
+        target.hand_on();
         target.queue().start(&target);
     }
 
@@ -393,7 +414,7 @@ impl<L: Send + 'static> Queue<L> {
                 .any(|range| state.deferred_ranges.overlaps(*range))
             {
                 match op.action {
-                    Action::TryWrite { .. } => self.finish(&op, Ok(Outcome::InUse), ended),
+                    Action::TryWrite(_) => self.finish(&op, Ok(Outcome::InUse), ended),
                     _ => state.defer(op),
                 }
                 continue;

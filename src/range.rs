@@ -21,6 +21,12 @@ impl ByteRange {
     /// No bytes.
     pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
 
+    /// All bytes that a file can have.
+    pub(crate) const ALL: Self = Self {
+        start: 0,
+        end: u64::MAX,
+    };
+
     /// The range of `len` bytes at `offset`, if it lies inside `total` bytes.
     #[inline]
     pub(crate) fn new(offset: u64, len: u64, total: u64) -> Result<Self> {
@@ -109,6 +115,15 @@ impl ByteRange {
         })
     }
 
+    /// The pages that lie in the range as a whole, if there are any.
+    #[inline]
+    pub(crate) fn whole_pages(self, page_size: usize) -> Option<PageRange> {
+        let mask = page_size as u64 - 1;
+        let start = self.start.checked_add(mask)? & !mask;
+        let end = self.end & !mask;
+        (start < end).then_some(PageRange(Self { start, end }))
+    }
+
     pub(crate) fn busy(self) -> MmapIoError {
         MmapIoError::Busy {
             offset: self.start,
@@ -126,6 +141,12 @@ impl From<ByteRange> for std::ops::Range<u64> {
 impl From<std::ops::Range<u64>> for ByteRange {
     fn from(range: std::ops::Range<u64>) -> Self {
         Self::between(range.start, range.end)
+    }
+}
+
+impl From<PageRange> for ByteRange {
+    fn from(pages: PageRange) -> Self {
+        pages.0
     }
 }
 
@@ -149,14 +170,18 @@ impl PageRange {
         self.0.len()
     }
 
-    /// Appends the range, or widens the last one when the two touch.
-    pub(crate) fn push_onto(self, runs: &mut Vec<Self>) {
-        match runs.last_mut() {
-            Some(last) if self.start() >= last.start() && self.start() <= last.end() => {
-                last.0.end = last.0.end.max(self.0.end);
+    /// Sorts ranges, and joins those that touch.
+    pub(crate) fn merged(ranges: impl Iterator<Item = Self>) -> Vec<Self> {
+        let mut merged: Vec<Self> = ranges.collect();
+        merged.sort_unstable_by_key(|range| range.start());
+        merged.dedup_by(|next, last| {
+            let touches = next.start() <= last.end();
+            if touches {
+                last.0 = last.0.hull(next.0);
             }
-            _ => runs.push(self),
-        }
+            touches
+        });
+        merged
     }
 
     /// Cuts the range into pieces of at most `step` bytes, itself a multiple of the page size.
@@ -191,13 +216,24 @@ mod tests {
     }
 
     #[test]
+    fn whole_pages_leave_the_ends_out() {
+        let pages = |start, end| {
+            let pages = ByteRange::between(start, end).whole_pages(4096);
+            pages.map(|pages| (pages.start(), pages.end()))
+        };
+        assert_eq!(pages(0, 4096), Some((0, 4096)));
+        assert_eq!(pages(1, 4096), None);
+        assert_eq!(pages(1, 8192), Some((4096, 8192)));
+        assert_eq!(pages(4095, 12_289), Some((4096, 12_288)));
+        assert_eq!(pages(5000, 5000), None);
+        assert_eq!(pages(u64::MAX - 1, u64::MAX), None);
+    }
+
+    #[test]
     fn runs_of_pages_merge_when_they_touch() {
-        let mut runs = Vec::new();
-        for (start, end) in [(0, 1), (4096, 4097), (100_000, 100_001)] {
-            ByteRange::between(start, end)
-                .to_pages(4096)
-                .push_onto(&mut runs);
-        }
+        let ranges = [(100_000, 100_001), (4096, 4097), (0, 1), (5000, 5001)];
+        let ranges = ranges.map(|(start, end)| ByteRange::between(start, end).to_pages(4096));
+        let runs = PageRange::merged(ranges.into_iter());
         assert_eq!(runs.len(), 2);
         assert_eq!(runs[0].len(), 8192);
         let steps: Vec<_> = runs[0].steps(4096).map(PageRange::start).collect();

@@ -17,12 +17,16 @@ const PROBE: u64 = 4 << 20;
 /// Whether every page of the range is in the page cache, and can be touched. No I/O; "no" when in
 /// doubt.
 pub(crate) fn is_resident(map: &Map, file: &File, range: ByteRange) -> bool {
-    let run = map.run(range.to_pages(sys::page_size()));
-    // SAFETY: the range is inside the file, so its pages are inside the live map.
-    let is_cached = range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false);
     // A large folio may stay in the cache after somebody has truncated the file in its middle; its
     // last pages look resident, and raise a signal.
-    is_cached && sys::file_len(file).is_ok_and(|len| range.end() <= len)
+    is_cached(map, range) && sys::file_len(file).is_ok_and(|len| range.end() <= len)
+}
+
+/// Whether every page of the range is in the page cache. No I/O; "no" when in doubt.
+pub(crate) fn is_cached(map: &Map, range: ByteRange) -> bool {
+    let run = map.run(range.to_pages(sys::page_size()));
+    // SAFETY: the range is inside the file, so its pages are inside the live map.
+    range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false)
 }
 
 /// Reads the pages of the range in. Blocks.
@@ -54,15 +58,8 @@ pub(crate) fn populate_write(
     ranges: impl Iterator<Item = ByteRange> + Clone,
 ) -> Result<()> {
     let page_size = sys::page_size();
-    let mut pages: Vec<PageRange> = ranges
-        .clone()
-        .map(|range| range.to_pages(page_size))
-        .collect();
-    pages.sort_unstable_by_key(|range| range.start());
-    let mut merged = Vec::with_capacity(pages.len());
-    for range in pages {
-        range.push_onto(&mut merged);
-    }
+    let pages = ranges.clone().map(|range| range.to_pages(page_size));
+    let merged = PageRange::merged(pages);
     let runs: Vec<_> = merged.iter().map(|range| map.run(*range)).collect();
     // SAFETY: the ranges are inside the file, so their pages are inside the live, writable map.
     unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {

@@ -7,7 +7,9 @@ use std::ops::{Deref, DerefMut};
 
 use bytes::Bytes;
 
+use crate::commit::Flush;
 use crate::error::Result;
+use crate::flush::FlushPolicy;
 use crate::lease::Lease;
 use crate::map::Span;
 use crate::open_file::{OpenFile, OwnedLease, User};
@@ -126,8 +128,8 @@ impl From<MappedSlice<'_>> for Bytes {
 /// Bytes of a mapped file, to change in place.
 ///
 /// While it lives, nobody else in this process sees the bytes. Dropping it counts all of them as
-/// written; under [`FlushPolicy::Always`](crate::FlushPolicy::Always) that starts a flush which
-/// nobody waits for. [`commit`](Self::commit) makes them durable.
+/// written, and starts what the handle's [`FlushPolicy`](crate::FlushPolicy) asks for after a write;
+/// nobody waits for that. [`commit`](Self::commit) makes them durable.
 ///
 /// # Examples
 ///
@@ -146,7 +148,7 @@ pub struct MappedSliceMut<'a> {
     range: ByteRange,
     /// None for no bytes.
     lease: Option<OwnedLease>,
-    flush_on_drop: bool,
+    policy: FlushPolicy,
     bytes: PhantomData<&'a mut [u8]>,
 }
 
@@ -155,7 +157,7 @@ impl MappedSliceMut<'_> {
         span: Span::EMPTY,
         range: ByteRange::EMPTY,
         lease: None,
-        flush_on_drop: false,
+        policy: FlushPolicy::Never,
         bytes: PhantomData,
     };
 
@@ -165,13 +167,13 @@ impl MappedSliceMut<'_> {
         span: Span,
         range: ByteRange,
         lease: OwnedLease,
-        flush_on_drop: bool,
+        policy: FlushPolicy,
     ) -> Self {
         Self {
             span,
             range,
             lease: Some(lease),
-            flush_on_drop,
+            policy,
             bytes: PhantomData,
         }
     }
@@ -187,7 +189,8 @@ impl MappedSliceMut<'_> {
     /// The view ends when this is called. Dropping the future leaves the bytes written; whether
     /// they are durable is unknown.
     pub fn commit(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
-        self.flush_on_drop = false;
+        // What is flushed below need not be flushed twice.
+        self.policy = FlushPolicy::Never;
         let lease = self.lease.as_ref();
         let target = lease.map(|lease| (User::new(lease.host().clone()), self.range));
         drop(self);
@@ -195,7 +198,7 @@ impl MappedSliceMut<'_> {
             let Some((open, range)) = target else {
                 return Ok(());
             };
-            open.flush_range(range).done().await
+            open.start(Flush::of(range)).done().await
         }
     }
 }
@@ -245,11 +248,7 @@ impl Drop for MappedSliceMut<'_> {
     fn drop(&mut self) {
         // Counted before the lease ends: a flush that comes later covers them.
         if let Some(lease) = &self.lease {
-            lease.host().pending().add([self.range]);
-            if self.flush_on_drop {
-                // Nobody waits for it; its error sticks.
-                drop(lease.host().flush_range(self.range));
-            }
+            lease.host().wrote_view(self.range, self.policy);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Writing, flushing and resizing through a handle.
+//! Writing and resizing through a handle.
 
 use std::future::Future;
 use std::io;
@@ -7,25 +7,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::{MmapIoError, Result};
-use crate::file::{Handle, MemoryMappedFile};
+use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::lease::{Kind, Lease};
 use crate::map::Protection;
-use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::OwnedLease;
 use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::view::MappedSliceMut;
-
-/// Whether a write is durable when it returns.
-#[derive(Clone, Copy, Debug)]
-enum Durability {
-    /// As the handle's policy says.
-    Policy,
-    Durable,
-}
 
 /// # Writing
 ///
@@ -50,8 +41,8 @@ enum Durability {
 /// Dropping the future of a write withdraws it if it has not started: it is not applied later. One
 /// that has started runs to its end.
 impl MemoryMappedFile {
-    /// Writes `data` at `offset`. Durable only if the policy is
-    /// [`Always`](FlushPolicy::Always).
+    /// Writes `data` at `offset`. It is visible when this returns, and durable as the handle's
+    /// [`FlushPolicy`] says.
     ///
     /// The data is copied by the thread that polls; from about 256 KiB on,
     /// [`write_bytes`](Self::write_bytes) is better.
@@ -71,7 +62,7 @@ impl MemoryMappedFile {
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn update_region(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.update(offset, data, Durability::Policy).await
+        self.update(offset, data, self.handle.policy).await
     }
 
     /// Writes `data` at `offset`, durably: when it returns, the bytes survive a power cut, and so
@@ -83,7 +74,7 @@ impl MemoryMappedFile {
     ///
     /// See [Writing](#writing).
     pub async fn update_region_async(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.update(offset, data, Durability::Durable).await
+        self.update(offset, data, FlushPolicy::Always).await
     }
 
     /// Writes many ranges as one operation: all or none. Where they overlap, later ones win.
@@ -103,7 +94,7 @@ impl MemoryMappedFile {
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn update_regions(&self, regions: &[(u64, &[u8])]) -> Result<()> {
-        self.update_all(regions, Durability::Policy).await
+        self.update_all(regions, self.handle.policy).await
     }
 
     /// Writes many ranges as one operation, durably, with one flush.
@@ -112,7 +103,7 @@ impl MemoryMappedFile {
     ///
     /// See [Writing](#writing).
     pub async fn update_regions_async(&self, regions: &[(u64, &[u8])]) -> Result<()> {
-        self.update_all(regions, Durability::Durable).await
+        self.update_all(regions, FlushPolicy::Always).await
     }
 
     /// Writes `data` at `offset`, without copying it first.
@@ -127,7 +118,8 @@ impl MemoryMappedFile {
         offset: u64,
         data: Bytes,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
-        self.clone().write_owned(offset, data, Durability::Policy)
+        let policy = self.handle.policy;
+        self.clone().write_owned(offset, data, policy)
     }
 
     /// Writes `data` at `offset` as [`write_bytes`](Self::write_bytes) does, durably.
@@ -140,7 +132,7 @@ impl MemoryMappedFile {
         offset: u64,
         data: Bytes,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
-        self.clone().write_owned(offset, data, Durability::Durable)
+        self.clone().write_owned(offset, data, FlushPolicy::Always)
     }
 
     /// Writes `data` at `offset` unless a view or an earlier operation is in the way: then it
@@ -154,9 +146,7 @@ impl MemoryMappedFile {
             return Ok(true);
         }
         let range = self.writable_range(offset, data.len() as u64, "try_update_region")?;
-        let action = Action::TryWrite {
-            durable: self.is_durable(Durability::Policy),
-        };
+        let action = Action::TryWrite(self.handle.policy);
         let permit = self.handle.open.queue().budget.admit(data.len()).await;
         let op = Op::write(
             Ranges::One([range]),
@@ -215,80 +205,6 @@ impl MemoryMappedFile {
         lease.map(|lease| self.slice_mut(range, lease)).transpose()
     }
 
-    /// Makes everything durable that was written before the call, through whatever handle or view
-    /// of the file: the bytes, the length, and the name of a file that was created here.
-    ///
-    /// Writes that are still queued are not covered. Read-only handles have nothing to flush.
-    ///
-    /// # Errors
-    ///
-    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush: what a failed flush
-    /// has lost, no later one can bring back.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future does not stop a flush that has started.
-    pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
-        let handle = self.handle.clone();
-        async move {
-            let range = ByteRange::between(0, handle.open.len());
-            handle.flush(range).await
-        }
-    }
-
-    /// Makes a range durable; see [`flush`](Self::flush).
-    ///
-    /// # Errors
-    ///
-    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
-    /// [`FlushFailed`](MmapIoError::FlushFailed).
-    pub fn flush_range(
-        &self,
-        offset: u64,
-        len: u64,
-    ) -> impl Future<Output = Result<()>> + Send + 'static {
-        let handle = self.handle.clone();
-        async move {
-            if len == 0 {
-                return Ok(());
-            }
-            let range = ByteRange::new(offset, len, handle.open.len())?;
-            handle.flush(range).await
-        }
-    }
-
-    /// The same as [`flush`](Self::flush), under its old name.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`flush`](Self::flush).
-    pub fn flush_async(&self) -> impl Future<Output = Result<()>> + Send + 'static {
-        self.flush()
-    }
-
-    /// The same as [`flush_range`](Self::flush_range), under its old name.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`flush_range`](Self::flush_range).
-    pub fn flush_range_async(
-        &self,
-        offset: u64,
-        len: u64,
-    ) -> impl Future<Output = Result<()>> + Send + 'static {
-        self.flush_range(offset, len)
-    }
-
-    /// Flushes, unmaps (if this is the last handle), and reports errors. Dropping a handle reports
-    /// none.
-    ///
-    /// # Errors
-    ///
-    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush.
-    pub async fn close(self) -> Result<()> {
-        self.flush().await
-    }
-
     /// Gives the file a new length in bytes. Growing fills with zeroes, and waits for no view;
     /// shrinking waits for the views of the part that is cut off.
     ///
@@ -328,18 +244,15 @@ impl MemoryMappedFile {
         }
     }
 
-    async fn update(&self, offset: u64, data: &[u8], durability: Durability) -> Result<()> {
+    async fn update(&self, offset: u64, data: &[u8], policy: FlushPolicy) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
         let range = self.writable_range(offset, data.len() as u64, "update_region")?;
-        let action = Action::Write {
-            durable: self.is_durable(durability),
-        };
         let permit = self.handle.open.queue().budget.admit(data.len()).await;
         let op = Op::write(
             Ranges::One([range]),
-            action,
+            Action::Write(policy),
             Payload::Owned(data.into()),
             permit,
         );
@@ -347,7 +260,7 @@ impl MemoryMappedFile {
         Ok(())
     }
 
-    async fn update_all(&self, regions: &[(u64, &[u8])], durability: Durability) -> Result<()> {
+    async fn update_all(&self, regions: &[(u64, &[u8])], policy: FlushPolicy) -> Result<()> {
         let regions = || regions.iter().filter(|(_, data)| !data.is_empty());
         let ranges: Result<Box<[ByteRange]>> = regions()
             .map(|(offset, data)| self.writable_range(*offset, data.len() as u64, "update_regions"))
@@ -356,16 +269,13 @@ impl MemoryMappedFile {
         if ranges.is_empty() {
             return Ok(());
         }
-        let action = Action::Write {
-            durable: self.is_durable(durability),
-        };
         let len = regions().map(|(_, data)| data.len()).sum();
         let permit = self.handle.open.queue().budget.admit(len).await;
         let mut data = Vec::with_capacity(len);
         regions().for_each(|(_, part)| data.extend_from_slice(part));
         let op = Op::write(
             Ranges::Many(ranges),
-            action,
+            Action::Write(policy),
             Payload::Owned(data.into()),
             permit,
         );
@@ -373,14 +283,11 @@ impl MemoryMappedFile {
         Ok(())
     }
 
-    async fn write_owned(self, offset: u64, data: Bytes, durability: Durability) -> Result<()> {
+    async fn write_owned(self, offset: u64, data: Bytes, policy: FlushPolicy) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
         let range = self.writable_range(offset, data.len() as u64, "write_bytes")?;
-        let action = Action::Write {
-            durable: self.is_durable(durability),
-        };
         let open = &self.handle.open;
         let permit = open.queue().budget.admit(data.len()).await;
         let payload = if residency::is_mapped(&data) {
@@ -389,7 +296,7 @@ impl MemoryMappedFile {
         } else {
             Payload::Shared(data)
         };
-        let op = Op::write(Ranges::One([range]), action, payload, permit);
+        let op = Op::write(Ranges::One([range]), Action::Write(policy), payload, permit);
         Queue::submit(open, op).await?;
         Ok(())
     }
@@ -402,24 +309,7 @@ impl MemoryMappedFile {
     fn slice_mut(&self, range: ByteRange, lease: OwnedLease) -> Result<MappedSliceMut<'_>> {
         // A shrink may have gone first.
         let span = self.handle.open.span(Protection::ReadWrite, range)?;
-        let flush_on_drop = self.is_durable(Durability::Policy);
-        Ok(MappedSliceMut::new(span, range, lease, flush_on_drop))
-    }
-
-    fn is_durable(&self, durability: Durability) -> bool {
-        match durability {
-            Durability::Durable => true,
-            Durability::Policy => self.handle.policy == FlushPolicy::Always,
-        }
-    }
-}
-
-impl Handle {
-    async fn flush(&self, range: ByteRange) -> Result<()> {
-        match self.mode {
-            MmapMode::ReadOnly => Ok(()),
-            MmapMode::ReadWrite => self.open.flush_range(range).done().await,
-        }
+        Ok(MappedSliceMut::new(span, range, lease, self.handle.policy))
     }
 }
 

@@ -4,10 +4,12 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::strategy::{reserve, Plan};
 use super::{Action, Ended, Op, Outcome, Queue};
+use crate::commit::Commits;
 use crate::completion::contain;
 use crate::error::{MmapIoError, Result};
-use crate::flush::Pending;
+use crate::flush::{Due, Pending};
 use crate::lease::{Leases, Want};
 use crate::map::Map;
 use crate::range::ByteRange;
@@ -21,8 +23,11 @@ pub(crate) struct Site<'a> {
     pub(crate) map: &'a Map,
     /// Length of the file in bytes; nothing changes it while a batch is applied.
     pub(crate) len: u64,
+    /// Whether what is written through the descriptor is seen in the map, and the other way.
+    pub(crate) is_coherent: bool,
     pub(crate) leases: &'a Leases,
     pub(crate) pending: &'a Pending,
+    pub(crate) commits: &'a Commits,
     /// When a gate was last raised for a write of this file.
     pub(crate) last_gate: &'a Mutex<Option<Instant>>,
 }
@@ -32,15 +37,16 @@ pub(crate) struct Site<'a> {
 pub(crate) struct Applied<L> {
     /// Writes that something was in the way of, in order.
     pub(crate) deferred: Vec<Arc<Op<L>>>,
-    /// Writes that are in place and still have to be made durable.
-    pub(crate) durable: Vec<Arc<Op<L>>>,
     /// Writes that are in place, durable or not.
     pub(crate) writes: u64,
     /// Writes that failed.
     pub(crate) errors: u64,
+    /// When the file is to be flushed in the background.
+    pub(crate) alarm: Option<Instant>,
 }
 
-/// Applies what can be applied, and completes it.
+/// Applies what can be applied. Writes that are done have ended; those that are to be durable wait
+/// for a commit.
 ///
 /// The pages are made writable *before* any lease is taken: that may wait for the disk, and
 /// readers of the range go on meanwhile. It also finds a full disk before the first byte changes.
@@ -52,9 +58,9 @@ pub(crate) fn apply_writes<L: Send + 'static>(
 ) -> Applied<L> {
     let mut applied = Applied {
         deferred: Vec::new(),
-        durable: Vec::new(),
         writes: 0,
         errors: 0,
+        alarm: None,
     };
     let mut fail = |op: &Arc<Op<L>>, error: MmapIoError| {
         applied.errors += 1;
@@ -65,7 +71,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
 
     let mut wants: Vec<Want<'_>> = ready
         .iter()
-        .map(|op| Want {
+        .map(|(op, _)| Want {
             ranges: &op.ranges,
             granted: false,
         })
@@ -73,7 +79,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
     let leased = match site.leases.begin_batch(&mut wants) {
         Ok(leased) => leased,
         Err(error) => {
-            for op in &ready {
+            for (op, _) in &ready {
                 let error = error
                     .raw_os_error()
                     .map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error);
@@ -85,9 +91,9 @@ pub(crate) fn apply_writes<L: Send + 'static>(
 
     let mut payloads = Vec::new();
     let mut written = Vec::with_capacity(ready.len());
-    for (op, want) in ready.iter().zip(&wants) {
+    for ((op, plan), want) in ready.iter().zip(&wants) {
         if !want.granted {
-            if matches!(op.action, Action::TryWrite { .. }) {
+            if matches!(op.action, Action::TryWrite(_)) {
                 queue.finish(op, Ok(Outcome::InUse), ended);
             } else {
                 if op.was_deferred() {
@@ -100,28 +106,40 @@ pub(crate) fn apply_writes<L: Send + 'static>(
         let Some(payload) = queue.begin(op) else {
             continue;
         };
-        let mut rest = payload.bytes();
-        for range in op.ranges.iter() {
-            let (now, later) = rest.split_at(range.len() as usize);
-            // SAFETY: the map lives and is writable, the range is inside the file, and the
-            // batch holds an exclusive lease on it; a payload is never in a map of ours.
-            unsafe { site.map.span(*range).copy_from(now) };
-            rest = later;
-        }
+        // SAFETY: the map lives and is writable, the ranges are inside the file, and the batch
+        // holds an exclusive lease on each; a payload is never in a map of ours.
+        let result = unsafe { plan.carry_out(site, &op.ranges, payload.bytes()) };
         payloads.push(payload);
-        written.push(*op);
+        written.push((*op, result));
     }
-    let ranges = written.iter().flat_map(|op| op.ranges.iter().copied());
-    site.pending.add(ranges);
+    let mut due = Vec::with_capacity(written.len());
+    let mut pending = site.pending.writing();
+    for (op, _) in &written {
+        due.push(pending.wrote(&op.ranges, op.action.policy()));
+    }
+    drop(pending);
     drop(leased);
 
-    applied.writes = written.len() as u64;
-    for op in written {
-        match op.action {
-            Action::Write { durable: true } | Action::TryWrite { durable: true } => {
-                applied.durable.push(Arc::clone(op))
+    for ((op, result), due) in written.into_iter().zip(due) {
+        if let Err(error) = result {
+            applied.errors += 1;
+            ended.push(op, Err(MmapIoError::Io(error)));
+            continue;
+        }
+        applied.writes += 1;
+        match due {
+            Due::Nothing => ended.push(op, Ok(Outcome::Done)),
+            Due::Write => site.commits.add(op.clone(), false),
+            Due::Everything => site.commits.add(op.clone(), true),
+            // There is nothing to wait for, but for the news that it is in vain.
+            Due::Alarm(_) | Due::Alarmed => {
+                let failed = site.commits.failure();
+                ended.push(op, failed.map_or(Ok(Outcome::Done), Err));
             }
-            _ => ended.push(op, Ok(Outcome::Done)),
+        }
+        if let Due::Alarm(at) = due {
+            // Later ones are earlier.
+            applied.alarm = Some(at);
         }
     }
     // The owner of a `Bytes` is the user's code.
@@ -134,7 +152,7 @@ fn check_length<'a, L: Send + 'static>(
     site: &Site<'_>,
     batch: &'a [Arc<Op<L>>],
     fail: &mut impl FnMut(&Arc<Op<L>>, MmapIoError),
-) -> Vec<&'a Arc<Op<L>>> {
+) -> Vec<Ready<'a, L>> {
     let file_len = sys::file_len(site.file);
     let check = |op: &Op<L>| -> Result<()> {
         op.ranges
@@ -149,25 +167,36 @@ fn check_length<'a, L: Send + 'static>(
     let mut ready = Vec::with_capacity(batch.len());
     for op in batch {
         match check(op) {
-            Ok(()) => ready.push(op),
+            Ok(()) => ready.push((op, Plan::of(site, &op.ranges))),
             Err(error) => fail(op, error),
         }
     }
     ready
 }
 
-/// Makes the pages of all writes writable, and removes those for which that fails.
+/// A write that may be applied, and how.
+type Ready<'a, L> = (&'a Arc<Op<L>>, Plan);
+
+/// Makes room on the disk for all writes, and their pages writable; removes those for which that
+/// fails.
 fn make_writable<L: Send + 'static>(
     site: &Site<'_>,
-    ready: &mut Vec<&Arc<Op<L>>>,
+    ready: &mut Vec<Ready<'_, L>>,
     fail: &mut impl FnMut(&Arc<Op<L>>, MmapIoError),
 ) {
-    let ranges = ready.iter().flat_map(|op| op.ranges.iter().copied());
-    if populate(site, ranges).is_ok() {
+    ready.retain(|(op, plan)| match reserve(site, plan) {
+        Ok(()) => true,
+        Err(error) => {
+            fail(op, MmapIoError::Io(error));
+            false
+        }
+    });
+    let copied = ready.iter().flat_map(|(op, plan)| plan.copied(&op.ranges));
+    if populate(site, copied).is_ok() {
         return;
     }
     // Some of them are in trouble: each is asked on its own.
-    ready.retain(|op| match populate(site, op.ranges.iter().copied()) {
+    ready.retain(|(op, plan)| match populate(site, plan.copied(&op.ranges)) {
         Ok(()) => true,
         Err(error) => {
             fail(op, error);

@@ -15,7 +15,7 @@ impl Driven {
     fn submit(&self, start: u64, end: u64) -> Arc<Op<()>> {
         let op = Op::new(
             ByteRange::between(start, end),
-            Action::Write { durable: false },
+            Action::Write(FlushPolicy::Never),
         );
         lock(&self.0.state).push(op.clone());
         op

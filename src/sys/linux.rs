@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::unix::{madvise, msync, page_size};
-use super::{Advice, CacheHint, Run};
+use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
 ///
@@ -226,33 +227,178 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Starts writing the dirty pages of a file range back, without waiting ([`sync_file_range(2)`];
+/// Starts writing the dirty pages of a file range back, and does not wait for them; one that is
+/// being written back already is waited for, if it was dirtied again ([`sync_file_range(2)`];
 /// Android has no such call). Nothing is durable by it.
 ///
 /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
-#[cfg(not(target_os = "android"))]
-#[allow(dead_code)] // `schedule_flush` is its caller to be; the tests are one.
 pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
-    let result = unsafe {
-        libc::sync_file_range(
-            file.as_raw_fd(),
-            offset as libc::off64_t,
-            len as libc::off64_t,
-            libc::SYNC_FILE_RANGE_WRITE,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    sync_file_range(file, offset, len, SYNC_FILE_RANGE_WRITE)
+}
+
+/// Writes the dirty pages of a file range back and waits until none is on its way
+/// ([`sync_file_range(2)`]). Neither the file's metadata nor what the drive holds is durable by it.
+///
+/// # Errors
+///
+/// A page that could not be written.
+///
+/// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
+pub(crate) fn finish_writeback(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(file, offset, len, all)
+}
+
+const SYNC_FILE_RANGE_WAIT_BEFORE: libc::c_uint = 1;
+const SYNC_FILE_RANGE_WRITE: libc::c_uint = 2;
+const SYNC_FILE_RANGE_WAIT_AFTER: libc::c_uint = 4;
+
+#[cfg(not(target_os = "android"))]
+fn sync_file_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+    loop {
+        // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+        let result = unsafe {
+            libc::sync_file_range(
+                file.as_raw_fd(),
+                offset as libc::off64_t,
+                len as libc::off64_t,
+                flags,
+            )
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
     }
 }
 
-/// Not available, and not needed for correctness.
 #[cfg(target_os = "android")]
-#[allow(dead_code)] // As above.
-pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> {
     Ok(())
+}
+
+/// What may be relied on for a file ([`fstatfs(2)`], and its open flags).
+///
+/// - *Coherent writes*: ext2 to ext4, xfs, btrfs and tmpfs write through the page cache, which is
+///   what is mapped. Not with `O_DIRECT`, which goes around it, nor `O_APPEND`, which writes
+///   elsewhere.
+/// - *Syncs by range*: in ext4, xfs and tmpfs `fdatasync` of a range is a write-back of the range,
+///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
+///   do not depend on the range. btrfs logs the extents of the range.
+///
+/// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
+pub(crate) fn habits(file: &File) -> Habits {
+    const EXT: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    const BTRFS: u64 = 0x9123_683e;
+    const TMPFS: u64 = 0x0102_1994;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
+    // SAFETY: `F_GETFL` takes no pointer, and `file` keeps the descriptor open.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if result != 0 || flags < 0 {
+        return Habits::default();
+    }
+    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
+    let kind = unsafe { stat.assume_init() }.f_type;
+    // Signed or not, and of 32 or 64 bits, by platform; the numbers have 32.
+    let kind = u64::from(kind as u32);
+    Habits {
+        coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
+            && flags & (libc::O_APPEND | libc::O_DIRECT) == 0,
+        syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
+    }
+}
+
+/// Writes all of `data` at `offset`, with the position of nobody ([`pwrite(2)`]).
+///
+/// [`pwrite(2)`]: https://man7.org/linux/man-pages/man2/pwrite.2.html
+pub(crate) fn write_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(data, offset)
+}
+
+/// Makes sure that the blocks of a file range are there, where the file system can say or do so:
+/// asks for its extents (`FS_IOC_FIEMAP`, 1 us), and reserves them (`fallocate(2)`) if one is
+/// missing. Asking first spares the journal, which `fallocate` writes to even if there is nothing
+/// to do, and then the next sync has to wait for it.
+///
+/// # Errors
+///
+/// `ENOSPC` on a full disk.
+pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    if is_allocated(file, offset, len) {
+        return Ok(());
+    }
+    match allocate(file, offset, len) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether every byte of the range has a block, or is promised one; "no" when in doubt.
+///
+/// `lseek(2)` with `SEEK_HOLE` would say so as well, but moves the position of the descriptor, which
+/// may be the caller's.
+fn is_allocated(file: &File, offset: u64, len: u64) -> bool {
+    /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
+    #[repr(C)]
+    struct Fiemap {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped_extents: u32,
+        extent_count: u32,
+        reserved: u32,
+        extents: [Extent; EXTENTS],
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Extent {
+        logical: u64,
+        physical: u64,
+        length: u64,
+        reserved: [u64; 2],
+        flags: u32,
+        reserved_too: [u32; 3],
+    }
+    const EXTENTS: usize = 16;
+    /// `_IOWR('f', 11, struct fiemap)`, of the 32 bytes before the extents.
+    const FS_IOC_FIEMAP: u32 = 0xc020_660b;
+    let none = Extent {
+        logical: 0,
+        physical: 0,
+        length: 0,
+        reserved: [0; 2],
+        flags: 0,
+        reserved_too: [0; 3],
+    };
+    let mut map = Fiemap {
+        start: offset,
+        length: len,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: EXTENTS as u32,
+        reserved: 0,
+        extents: [none; EXTENTS],
+    };
+    // SAFETY: `map` is live for the call and has room for as many extents as it says, and `file`
+    // keeps the descriptor open.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) };
+    if result != 0 {
+        return false;
+    }
+    let mut end = offset;
+    for extent in &map.extents[..EXTENTS.min(map.mapped_extents as usize)] {
+        if extent.logical > end {
+            return false;
+        }
+        end = extent.logical + extent.length;
+    }
+    end >= offset + len
 }
 
 /// Tells the page cache about a file range ([`posix_fadvise(2)`]).

@@ -8,7 +8,9 @@
 //! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | a read of each page | a read of each page |
 //! | [`resident`] | `mincore(2)` | unknown | unknown |
 //! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
-//! | [`start_writeback`] | `sync_file_range(2)` | nothing | nothing |
+//! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
+//! | [`habits`] | `fstatfs(2)` | none | none |
+//! | [`write_at`], [`reserve`] | `pwrite(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
 //! | [`allocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
@@ -68,6 +70,16 @@ pub(crate) struct Access {
     pub(crate) append: bool,
 }
 
+/// What may be relied on for a file, by the file system it is on and the way it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Habits {
+    /// What [`write_at`] writes is seen in every map at once, and the other way.
+    pub(crate) coherent_writes: bool,
+    /// Once its pages were written back, a sync of any one range makes all of the file's metadata
+    /// durable, and what the drive holds.
+    pub(crate) syncs_by_range: bool,
+}
+
 /// A run of mapped memory whose pages are asked for.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -84,7 +96,6 @@ pub(crate) enum CacheHint {
     /// Soon: start reading them.
     WillNeed,
     /// Not at all: drop those that are clean.
-    #[allow(dead_code)] // `evict` is its caller to be; the tests are one.
     DontNeed,
 }
 

@@ -1,0 +1,181 @@
+//! Flushing through a handle, and the way out of memory.
+
+use std::future::Future;
+
+use crate::commit::Flush;
+use crate::error::{MmapIoError, Result};
+use crate::file::{Handle, MemoryMappedFile};
+use crate::mode::MmapMode;
+use crate::range::ByteRange;
+use crate::sys::{self, CacheHint};
+
+/// # Flushing
+///
+/// A read-only handle has nothing to flush: its flushes check their range and do nothing.
+impl MemoryMappedFile {
+    /// Makes everything durable that was written before the call, through whatever handle or view
+    /// of the file: the bytes, the length, and the name of a file that was created here.
+    ///
+    /// Writes that are still queued are not covered. Read-only handles have nothing to flush.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush: what a failed flush
+    /// has lost, no later one can bring back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not stop a flush that has started.
+    pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move { handle.flush(Flush::of_everything()).await }
+    }
+
+    /// Makes a range durable; see [`flush`](Self::flush).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
+    /// [`FlushFailed`](MmapIoError::FlushFailed).
+    pub fn flush_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            if len == 0 {
+                return Ok(());
+            }
+            let range = ByteRange::new(offset, len, handle.open.len())?;
+            handle.flush(Flush::of(range)).await
+        }
+    }
+
+    /// The same as [`flush`](Self::flush), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush`](Self::flush).
+    pub fn flush_async(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.flush()
+    }
+
+    /// The same as [`flush_range`](Self::flush_range), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush_range`](Self::flush_range).
+    pub fn flush_range_async(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.flush_range(offset, len)
+    }
+
+    /// Flushes, unmaps (if this is the last handle), and reports errors. Dropping a handle reports
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush.
+    pub async fn close(self) -> Result<()> {
+        self.flush().await
+    }
+
+    /// Starts writing everything back that was written before, and does not wait for it. Not
+    /// durable: that is what [`flush`](Self::flush) is for, which then has less to do.
+    ///
+    /// What is [pending](Self::pending_bytes) stays so.
+    ///
+    /// # Errors
+    ///
+    /// [`Io`](MmapIoError::Io), if the system refuses.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`sync_file_range(2)`] on Linux; nothing elsewhere.
+    ///
+    /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
+    pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.schedule_flush_range(0, self.len())
+    }
+
+    /// Starts writing a range back; see [`schedule_flush`](Self::schedule_flush).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or [`Io`](MmapIoError::Io).
+    pub fn schedule_flush_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            if len == 0 {
+                return Ok(());
+            }
+            ByteRange::new(offset, len, handle.open.len())?;
+            if handle.mode == MmapMode::ReadOnly {
+                return Ok(());
+            }
+            let file = handle.file.clone();
+            let started = handle.hop(move |_| sys::start_writeback(&file, offset, len));
+            Ok(started.await?)
+        }
+    }
+
+    /// Flushes a range, and drops its pages from the page cache: for what will not be read again
+    /// soon, so that it takes no memory from what will.
+    ///
+    /// A hint: pages that somebody else has mapped, or that are dirtied meanwhile, stay. Views keep
+    /// their bytes; touching them reads the pages in again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush_range`](Self::flush_range), or [`AdviceFailed`](MmapIoError::AdviceFailed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops nothing that has started, and harms nothing.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// `madvise(MADV_DONTNEED)` and `posix_fadvise(POSIX_FADV_DONTNEED)` on Linux; elsewhere only
+    /// the flush.
+    pub fn evict(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let flushed = self.flush_range(offset, len);
+        let handle = self.handle.clone();
+        async move {
+            flushed.await?;
+            if len == 0 {
+                return Ok(());
+            }
+            let file = handle.file.clone();
+            let evicted = handle.hop(move |open| {
+                // A shrink may have gone first.
+                let end = (offset + len).min(open.len());
+                let range = ByteRange::between(offset.min(end), end);
+                let pages = range.to_pages(sys::page_size());
+                open.unmap_pages(pages.into())?;
+                sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)
+            });
+            evicted.await.map_err(MmapIoError::AdviceFailed)
+        }
+    }
+}
+
+impl Handle {
+    async fn flush(&self, flush: Flush) -> Result<()> {
+        match self.mode {
+            MmapMode::ReadOnly => Ok(()),
+            MmapMode::ReadWrite => self.open.start(flush).done().await,
+        }
+    }
+}

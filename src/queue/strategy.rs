@@ -1,0 +1,138 @@
+//! How a write gets into the file: copied into the mapping, or given to `pwrite`.
+//!
+//! A store into the mapping is the fastest there is on a page that is in memory, mapped and dirty.
+//! On any other page it pays for a fault: the page is read, though all of it will be overwritten,
+//! and the journal is asked. `pwrite` of whole pages does neither. Measured on ext4 (medians of
+//! one write, in microseconds; copying includes `MADV_POPULATE_WRITE`):
+//!
+//! | bytes | dirty: copy | `pwrite` | clean: copy | `pwrite` | not resident: copy | `pwrite` | hole: copy | `fallocate`, `pwrite` |
+//! |---|---|---|---|---|---|---|---|---|
+//! | 4 Ki | 0.7 | 14 | 14 | 7 | 3400 | 2.4 | 1090 | 8 |
+//! | 64 Ki | 4 | 14 | 76 | 8 | 4000 | 8 | 1130 | 12 |
+//! | 256 Ki | 15 | 18 | 293 | 17 | 3990 | 24 | 1270 | 26 |
+//! | 1 Mi | 70 | 54 | 1184 | 58 | 4000 | 95 | 1810 | 100 |
+//!
+//! So whole pages go through the descriptor, unless they are few and likely to be mapped and
+//! dirty: written here, not flushed since, and resident. The parts of pages at both ends are
+//! copied.
+//!
+//! Only where the two ways are coherent: [`sys::writes_are_coherent`].
+
+use std::io;
+
+use super::apply::Site;
+use crate::range::{ByteRange, PageRange};
+use crate::residency;
+use crate::sys;
+
+/// Whole pages of at least that many bytes are never copied.
+const ALWAYS_DIRECT: u64 = 256 << 10;
+
+/// Which pages of a write's ranges go through the descriptor.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// One for each range; none at all for the many writes that are only copied.
+    direct: Box<[Option<PageRange>]>,
+}
+
+impl Plan {
+    pub(super) fn of(site: &Site<'_>, ranges: &[ByteRange]) -> Self {
+        let mut direct = Vec::new();
+        if site.is_coherent {
+            for (index, range) in ranges.iter().enumerate() {
+                if let Some(pages) = direct_pages(site, *range) {
+                    direct.resize(ranges.len(), None);
+                    direct[index] = Some(pages);
+                }
+            }
+        }
+        Self {
+            direct: direct.into(),
+        }
+    }
+
+    /// The parts that are copied into the mapping.
+    pub(super) fn copied<'a>(
+        &'a self,
+        ranges: &'a [ByteRange],
+    ) -> impl Iterator<Item = ByteRange> + Clone + 'a {
+        let parts = ranges.iter().enumerate().flat_map(|(index, range)| {
+            let (before, pages, after) = self.parts(index, *range);
+            match pages {
+                Some(_) => [before, after],
+                None => [*range, ByteRange::EMPTY],
+            }
+        });
+        parts.filter(|part| !part.is_empty())
+    }
+
+    /// Writes `data` to the ranges, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// What `pwrite` met; some of the bytes may have changed then.
+    ///
+    /// # Safety
+    ///
+    /// The map of the site lives and is writable, the ranges are inside the file, and the caller
+    /// holds an exclusive lease on each. `data` is in no map of ours.
+    pub(super) unsafe fn carry_out(
+        &self,
+        site: &Site<'_>,
+        ranges: &[ByteRange],
+        mut data: &[u8],
+    ) -> io::Result<()> {
+        let copy = |range: ByteRange, data: &[u8]| {
+            // SAFETY: the caller's contract; the range is a part of one of the ranges.
+            unsafe { site.map.span(range).copy_from(data) }
+        };
+        for (index, range) in ranges.iter().enumerate() {
+            let (now, later) = data.split_at(range.len() as usize);
+            data = later;
+            let (before, pages, after) = self.parts(index, *range);
+            let Some(pages) = pages else {
+                copy(*range, now);
+                continue;
+            };
+            let (first, rest) = now.split_at(before.len() as usize);
+            let (middle, last) = rest.split_at(pages.len() as usize);
+            copy(before, first);
+            sys::write_at(site.file, middle, pages.start())?;
+            copy(after, last);
+        }
+        Ok(())
+    }
+
+    /// What of a range goes through the descriptor, and what stands before and after that.
+    fn parts(&self, index: usize, range: ByteRange) -> (ByteRange, Option<PageRange>, ByteRange) {
+        match self.direct.get(index).copied().flatten() {
+            Some(pages) => (
+                ByteRange::between(range.start(), pages.start()),
+                Some(pages),
+                ByteRange::between(pages.end(), range.end()),
+            ),
+            None => (ByteRange::EMPTY, None, ByteRange::EMPTY),
+        }
+    }
+}
+
+/// Reserves the blocks of what goes through the descriptor, so that a full disk is found before
+/// the first byte changes. Blocks.
+pub(super) fn reserve(site: &Site<'_>, plan: &Plan) -> io::Result<()> {
+    for pages in plan.direct.iter().flatten() {
+        // What was written and not flushed has blocks, or the promise of some.
+        if !site.pending.covers((*pages).into()) {
+            sys::reserve(site.file, pages.start(), pages.len())?;
+        }
+    }
+    Ok(())
+}
+
+/// The whole pages of the range, if they are better written through the descriptor.
+fn direct_pages(site: &Site<'_>, range: ByteRange) -> Option<PageRange> {
+    let pages = range.whole_pages(sys::page_size())?;
+    let stays_mapped = pages.len() < ALWAYS_DIRECT
+        && site.pending.covers(pages.into())
+        && residency::is_cached(site.map, pages.into());
+    (!stays_mapped).then_some(pages)
+}
