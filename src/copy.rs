@@ -10,8 +10,8 @@ use crate::error::MmapIoError;
 use crate::error::Result;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
-use crate::offload::offload;
-use crate::open_file::OPEN_FILES;
+use crate::offload::{offload, spawn};
+use crate::open_file::{OpenFile, OwnedLease, OPEN_FILES};
 use crate::opening::{open_target, Target};
 use crate::queue::{Action, Op, Outcome, Queue};
 use crate::range::ByteRange;
@@ -45,37 +45,34 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         let path = path.as_ref().to_path_buf();
         async move {
-            let (target, claim) = loop {
+            let destination = loop {
                 let path = path.clone();
                 match offload(move || claim_target(&path)).await? {
-                    Claimed::Mine(target, claim) => break (target, claim),
+                    Claimed::Mine(destination) => break destination,
                     Claimed::Later(opening) => opening.await,
                 }
             };
-            handle.copy_into(target, claim).await
+            handle.copy_into(destination).await
         }
     }
 }
 
 impl Handle {
-    async fn copy_into(
-        &self,
-        target: Target,
-        claim: Claim<crate::open_file::OpenFile>,
-    ) -> Result<u64> {
+    async fn copy_into(&self, mut destination: Destination) -> Result<u64> {
         let len = self.open.len();
-        let snapshot = if len == 0 {
-            None
-        } else {
-            let all = ByteRange::between(0, len);
-            let op = Op::new(all, Action::Lease(Kind::Shared));
-            match Queue::submit(&self.open, op).await? {
-                Outcome::Leased(lease) => Some(lease),
-                Outcome::Done | Outcome::InUse => unreachable!("it ends in a lease or an error"),
+        let snapshot = match self.snapshot(len).await {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                let claimed = destination.0.take();
+                offload(move || drop(claimed)).await;
+                return Err(error);
             }
         };
         let source = self.file.clone();
         self.hop(move |_| {
+            let Some((target, claim)) = destination.0.take() else {
+                unreachable!("it is taken once");
+            };
             let copied = copy_all(&source, target.file(), len);
             drop(snapshot);
             // If it failed, a file that was created goes before the claim on it does.
@@ -89,10 +86,37 @@ impl Handle {
         })
         .await
     }
+
+    /// Keeps the first `len` bytes as they are.
+    async fn snapshot(&self, len: u64) -> Result<Option<OwnedLease>> {
+        if len == 0 {
+            return Ok(None);
+        }
+        let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
+        match Queue::submit(&self.open, op).await? {
+            Outcome::Leased(lease) => Ok(Some(lease)),
+            Outcome::Done | Outcome::InUse => unreachable!("it ends in a lease or an error"),
+        }
+    }
+}
+
+/// A file to copy to, which nobody else may map; present until it is taken.
+///
+/// A file that was created goes before the claim on it does: whoever gets the place next keeps
+/// what is found there. So the two are one value, and dropped in that order.
+struct Destination(Option<(Target, Claim<OpenFile>)>);
+
+impl Drop for Destination {
+    /// Gives the place up, on the pool: the thread that drops a future removes no file.
+    fn drop(&mut self) {
+        if let Some(claimed) = self.0.take() {
+            spawn(move || drop(claimed));
+        }
+    }
 }
 
 enum Claimed {
-    Mine(Target, Claim<crate::open_file::OpenFile>),
+    Mine(Destination),
     Later(event_listener::EventListener),
 }
 
@@ -100,7 +124,7 @@ enum Claimed {
 fn claim_target(path: &Path) -> Result<Claimed> {
     let (target, info) = open_target(path)?;
     match OPEN_FILES.find((&info).into()) {
-        Found::Vacant(claim) => Ok(Claimed::Mine(target, claim)),
+        Found::Vacant(claim) => Ok(Claimed::Mine(Destination(Some((target, claim))))),
         // What was created here is somebody else's by now.
         Found::Claimed(opening) => {
             target.keep();
