@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use mmap_io::{MemoryMappedFile, Stats};
 
+pub(crate) mod operations;
+
 /// Makes a module with one test for each runtime out of one async body, which gets a directory of
 /// its own.
 macro_rules! rt_test {

@@ -1,0 +1,326 @@
+//! Every asynchronous operation there is, for the promises that hold for each of them.
+
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use mmap_io::{manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, TouchHint};
+
+/// Bytes of the file that operations work on. Only the first pages are written; the rest is a
+/// hole, which is not resident until it is read.
+pub(crate) const LEN: u64 = 1 << 20;
+
+/// Bytes of every file that an operation creates.
+pub(crate) const CREATED: u64 = 5000;
+
+/// Where operations write, and how much.
+pub(crate) const WRITTEN: (u64, u64) = (100, 3000);
+
+/// Where operations read, so that they have to read in.
+const COLD: (u64, u64) = (LEN / 4, 1 << 16);
+
+/// What was in the written range before.
+pub(crate) const BEFORE: u8 = 0xB0;
+/// What is in it after any operation that writes.
+pub(crate) const AFTER: u8 = 0xAF;
+
+const PART: [u8; 1000] = [AFTER; 1000];
+const WHOLE: [u8; WRITTEN.1 as usize] = [AFTER; WRITTEN.1 as usize];
+
+/// Files for one operation, or several, to work on.
+pub(crate) struct Scene {
+    pub(crate) dir: PathBuf,
+    pub(crate) file: MemoryMappedFile,
+    /// Another file, whose mapping is a source of `Bytes`.
+    other: MemoryMappedFile,
+    /// A descriptor of a third one, which is not mapped.
+    plain: fs::File,
+    names: AtomicU32,
+}
+
+/// An operation that goes on.
+pub(crate) type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// Which view of the whole file an operation has to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeldBy {
+    Nothing,
+    MutableViews,
+    AnyView,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Operation {
+    pub(crate) name: &'static str,
+    pub(crate) held_by: HeldBy,
+    pub(crate) run: for<'a> fn(&'a Scene) -> Running<'a>,
+}
+
+impl Scene {
+    /// In a directory of its own, below `dir`.
+    pub(crate) async fn new(dir: &Path) -> Self {
+        let dir = tempfile::tempdir_in(dir).unwrap().keep();
+        let file = dir.join("data");
+        fs::write(&file, [BEFORE; 8192]).unwrap();
+        let plain = fs::File::options().write(true).open(&file).unwrap();
+        plain.set_len(LEN).unwrap();
+        for name in ["unmapped", "doomed"] {
+            fs::write(dir.join(name), [BEFORE; CREATED as usize]).unwrap();
+        }
+        fs::write(dir.join("other"), WHOLE).unwrap();
+        let mut both = fs::File::options();
+        Self {
+            file: MemoryMappedFile::open_rw(&file).await.unwrap(),
+            other: MemoryMappedFile::open_ro(dir.join("other")).await.unwrap(),
+            plain: both
+                .read(true)
+                .write(true)
+                .open(dir.join("unmapped"))
+                .unwrap(),
+            dir,
+            names: AtomicU32::new(0),
+        }
+    }
+
+    /// The written range, which is one value throughout.
+    pub(crate) fn written(&self) -> u8 {
+        let content = fs::read(self.file.path()).unwrap();
+        let (offset, len) = (WRITTEN.0 as usize, WRITTEN.1 as usize);
+        let (before, rest) = content.split_at(offset);
+        let (written, after) = rest.split_at(len);
+        let is_torn = written.iter().any(|byte| *byte != written[0]);
+        assert!(!is_torn, "a write is torn");
+        let around = before.iter().chain(&after[..8192 - offset - len]);
+        assert!({ around }.all(|byte| *byte == BEFORE));
+        written[0]
+    }
+
+    /// Waits until every file that was created is there as a whole, or is not there.
+    pub(crate) async fn settled(&self) {
+        super::until(&self.file, super::is_quiet).await;
+        for _ in 0..1_000_000 {
+            if self.created().all(|(_, is_whole)| is_whole) {
+                return;
+            }
+            std::thread::yield_now();
+            futures_lite::future::yield_now().await;
+        }
+        panic!("a file was left half done in {:?}", self.dir);
+    }
+
+    /// Files that operations have created, and whether they are whole.
+    pub(crate) fn created(&self) -> impl Iterator<Item = (PathBuf, bool)> + '_ {
+        let entries = fs::read_dir(&self.dir).unwrap();
+        entries.filter_map(|entry| {
+            let path = entry.unwrap().path();
+            // Gone again, as what a withdrawn operation created is.
+            let len = fs::metadata(&path).ok()?.len();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let is_whole = match name.split('-').next().unwrap() {
+                "created" => len == CREATED,
+                "copy" => len >= LEN / 2,
+                "small_copy" => len == CREATED,
+                _ => return None,
+            };
+            Some((path, is_whole))
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A path that nothing was created at.
+    fn fresh(&self, name: &str) -> PathBuf {
+        // Relaxed: a count.
+        let number = self.names.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("{name}-{number}"))
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+macro_rules! operations {
+    ($($(#[$attribute:meta])* $held_by:ident $name:literal: |$scene:ident| $body:expr;)*) => {
+        vec![$(
+            $(#[$attribute])*
+            Operation {
+                name: $name,
+                held_by: HeldBy::$held_by,
+                run: |$scene| Box::pin(async move {
+                    let _ = $body.await?;
+                    Ok(())
+                }),
+            },
+        )*]
+    };
+}
+
+/// Every operation, with parameters such that it has something to do on the pool.
+pub(crate) fn operations() -> Vec<Operation> {
+    operations! {
+        Nothing "create_rw": |scene| MemoryMappedFile::create_rw(scene.path("created"), CREATED);
+        Nothing "create": |scene| MemoryMappedFile::builder(scene.path("created-b"))
+            .size(CREATED)
+            .preallocate(true)
+            .touch_hint(TouchHint::Eager)
+            .create();
+        Nothing "create, read-only": |scene| MemoryMappedFile::builder(scene.path("unmapped"))
+            .mode(MmapMode::ReadOnly)
+            .create();
+        Nothing "create_new": |scene| MemoryMappedFile::builder(scene.fresh("created"))
+            .size(CREATED)
+            .create_new();
+        Nothing "open_or_create, new": |scene| {
+            MemoryMappedFile::open_or_create(scene.fresh("created"), CREATED)
+        };
+        Nothing "open_or_create, old": |scene| {
+            MemoryMappedFile::open_or_create(scene.path("unmapped"), CREATED)
+        };
+        Nothing "open_ro": |scene| MemoryMappedFile::open_ro(scene.path("unmapped"));
+        Nothing "open_rw": |scene| MemoryMappedFile::open_rw(scene.path("unmapped"));
+        Nothing "open_rw, mapped": |scene| MemoryMappedFile::open_rw(scene.path("data"));
+        Nothing "open": |scene| MemoryMappedFile::builder(scene.path("unmapped"))
+            .touch_hint(TouchHint::Eager)
+            .flush_policy(FlushPolicy::Always)
+            .open();
+        Nothing "from_file": |scene| {
+            let file = scene.plain.try_clone().unwrap();
+            MemoryMappedFile::from_file(file, MmapMode::ReadWrite, "name")
+        };
+        AnyView "update_region": |scene| scene.file.update_region(WRITTEN.0, &WHOLE);
+        AnyView "update_region_async": |scene| scene.file.update_region_async(WRITTEN.0, &WHOLE);
+        AnyView "update_regions": |scene| {
+            scene.file.update_regions(&[(100, &PART), (1100, &PART), (2100, &PART)])
+        };
+        AnyView "update_regions_async": |scene| {
+            scene.file.update_regions_async(&[(2100, &PART), (100, &PART), (1100, &PART)])
+        };
+        AnyView "write_bytes": |scene| {
+            scene.file.write_bytes(WRITTEN.0, Bytes::from_static(&WHOLE))
+        };
+        AnyView "write_bytes_async": |scene| {
+            scene.file.write_bytes_async(WRITTEN.0, Bytes::from_static(&WHOLE))
+        };
+        AnyView "write_bytes of a mapping": |scene| {
+            let source = scene.other.bytes(0, WRITTEN.1)?;
+            scene.file.write_bytes(WRITTEN.0, source)
+        };
+        Nothing "try_update_region": |scene| scene.file.try_update_region(WRITTEN.0, &WHOLE);
+        AnyView "as_slice_mut": |scene| async {
+            scene.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
+            Ok::<_, MmapIoError>(())
+        };
+        AnyView "commit": |scene| async {
+            let mut view = scene.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?;
+            view.fill(AFTER);
+            view.commit().await
+        };
+        Nothing "flush": |scene| scene.file.flush();
+        Nothing "flush_range": |scene| scene.file.flush_range(WRITTEN.0, WRITTEN.1);
+        Nothing "flush_async": |scene| scene.file.flush_async();
+        Nothing "flush_range_async": |scene| scene.file.flush_range_async(WRITTEN.0, WRITTEN.1);
+        Nothing "close": |scene| scene.file.clone().close();
+        Nothing "touch_pages": |scene| scene.file.touch_pages();
+        Nothing "touch_pages_range": |scene| scene.file.touch_pages_range(COLD.0, COLD.1);
+        Nothing "prefetch_range": |scene| scene.file.prefetch_range(COLD.0, COLD.1);
+        #[cfg(feature = "advise")]
+        Nothing "advise": |scene| {
+            scene.file.advise(COLD.0, COLD.1, mmap_io::MmapAdvice::WillNeed)
+        };
+        MutableViews "slice": |scene| scene.file.slice(COLD.0, COLD.1);
+        MutableViews "read_bytes": |scene| scene.file.read_bytes(COLD.0, COLD.1);
+        MutableViews "read_into": |scene| async {
+            let mut buffer = vec![1; COLD.1 as usize];
+            scene.file.read_into(COLD.0, &mut buffer).await?;
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "copy_to": |scene| scene.file.copy_to(scene.path("copy"));
+        MutableViews "copy_to, new": |scene| scene.file.copy_to(scene.fresh("copy"));
+        Nothing "resize, larger": |scene| scene.file.resize(scene.file.len() + 4 * LEN);
+        AnyView "resize, smaller": |scene| scene.file.resize(LEN / 2);
+        Nothing "create_mmap": |scene| mmap_io::create_mmap(scene.path("created-m"), CREATED);
+        Nothing "create_mmap_async": |scene| {
+            manager::r#async::create_mmap_async(scene.path("created-a"), CREATED)
+        };
+        Nothing "load_mmap": |scene| {
+            mmap_io::load_mmap(scene.path("unmapped"), MmapMode::ReadWrite)
+        };
+        AnyView "write_mmap": |scene| {
+            mmap_io::write_mmap(scene.path("data"), WRITTEN.0, &WHOLE)
+        };
+        AnyView "manager::update_region": |scene| {
+            mmap_io::update_region(&scene.file, WRITTEN.0, &WHOLE)
+        };
+        Nothing "manager::flush": |scene| mmap_io::flush(&scene.file);
+        MutableViews "copy_mmap": |scene| {
+            mmap_io::copy_mmap(scene.path("data"), scene.path("copy-m"))
+        };
+        Nothing "copy_mmap_async": |scene| {
+            let target = scene.path("small_copy");
+            manager::r#async::copy_mmap_async(scene.path("unmapped"), target)
+        };
+        Nothing "delete_mmap": |scene| deleted(mmap_io::delete_mmap(scene.path("doomed")));
+        Nothing "delete_mmap_async": |scene| {
+            deleted(manager::r#async::delete_mmap_async(scene.path("doomed")))
+        };
+    }
+}
+
+/// It may have been deleted before.
+async fn deleted(deletion: impl Future<Output = Result<()>>) -> Result<()> {
+    match deletion.await {
+        Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(()),
+        result => result,
+    }
+}
+
+/// Keeps the only thread of the pool busy until it is dropped.
+pub(crate) struct Gate(#[allow(unused)] mpsc::Sender<()>);
+
+impl Gate {
+    pub(crate) fn shut() -> Self {
+        let (let_go, gate) = mpsc::channel::<()>();
+        let (shut, is_shut) = mpsc::channel();
+        let job = move || {
+            shut.send(()).unwrap();
+            let _ = gate.recv();
+        };
+        blocking::unblock(job).detach();
+        is_shut.recv_timeout(super::SOON).unwrap();
+        Self(let_go)
+    }
+}
+
+/// Runs the body of the test `name` in a process whose pool has one thread.
+pub(crate) fn with_one_pool_thread(name: &str, body: impl FnOnce()) {
+    const CHILD: &str = "MMAP_IO_TEST_ONE_THREAD";
+    if std::env::var_os(CHILD).is_some() {
+        // A blocked executor cannot end the test.
+        std::thread::spawn(|| {
+            std::thread::sleep(2 * super::SOON);
+            eprintln!("an operation blocks the thread that polls it");
+            std::process::abort();
+        });
+        return body();
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--test-threads=1", name])
+        .env("BLOCKING_MAX_THREADS", "1")
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let did_pass = output.status.success() && said.contains("1 passed");
+    assert!(did_pass, "{said}\n{errors}");
+}
