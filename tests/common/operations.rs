@@ -86,9 +86,9 @@ impl Scene {
         }
     }
 
-    /// The written range, which is one value throughout.
+    /// What is in the written range, throughout.
     pub(crate) fn written(&self) -> u8 {
-        let content = fs::read(self.file.path()).unwrap();
+        let content = self.file.as_slice(0, 8192).unwrap();
         let (offset, len) = (WRITTEN.0 as usize, WRITTEN.1 as usize);
         let (before, rest) = content.split_at(offset);
         let (written, after) = rest.split_at(len);

@@ -1,79 +1,215 @@
 //! All or nothing: whatever future is dropped, after however many polls, nothing is torn, leaked or
 //! stuck.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::path::Path;
+use std::sync::mpsc;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 
 use futures_lite::future::{poll_once, yield_now};
 use mmap_io::MemoryMappedFile;
 
-use crate::common::{alone, is_quiet, patterned, until};
+use crate::common::operations::{
+    operations, with_one_pool_thread, Gate, HeldBy, Operation, Running, Scene, BEFORE, LEN,
+};
+use crate::common::{alone, is_quiet, patterned, until, SOON};
 
-type Made<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+/// How far a future gets before it is dropped.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    polls: usize,
+    /// It was woken after the last poll: what it waits for is there, and nobody has taken it.
+    is_woken: bool,
+}
+
+struct Woken(mpsc::Sender<()>);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        // Nobody listens when the future is dropped.
+        let _ = self.0.send(());
+    }
+}
+
+/// Polls a future whenever it is woken; whether it has come to its end.
+fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
+    let (wake, woken) = mpsc::channel();
+    let waker = Waker::from(Arc::new(Woken(wake)));
+    for poll in 1..=progress.polls {
+        let state = running.as_mut().poll(&mut Context::from_waker(&waker));
+        if let std::task::Poll::Ready(result) = state {
+            result.unwrap();
+            return true;
+        }
+        if poll < progress.polls || progress.is_woken {
+            woken.recv_timeout(SOON).expect("nobody wakes it");
+        }
+    }
+    false
+}
+
+/// Drops a future on this thread, or on another.
+fn drop_it(running: Running<'_>, elsewhere: bool) {
+    std::thread::scope(|scope| match elsewhere {
+        true => drop(scope.spawn(move || drop(running)).join().unwrap()),
+        false => drop(running),
+    });
+}
+
+/// The same operation, and another over all of the file, find nothing in their way.
+async fn goes_on(operation: &Operation, scene: &Scene) {
+    for _ in 0..2 {
+        let result = (operation.run)(scene).await;
+        assert!(result.is_ok(), "{}: {result:?}", operation.name);
+    }
+    for (path, _) in scene.created().collect::<Vec<_>>() {
+        MemoryMappedFile::open_rw(path).await.unwrap();
+    }
+    let view = scene.file.try_as_slice_mut(0, scene.file.len());
+    assert!(view.unwrap().is_some(), "{} holds a lease", operation.name);
+    scene.file.flush().await.unwrap();
+    scene.settled().await;
+    scene.written();
+}
 
 #[test]
 fn every_future_may_be_dropped_after_every_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let names: [&dyn Fn(&MemoryMappedFile) -> Made<'_>; 12] = [
-        &|file| Box::pin(async { file.update_region(10, &[1; 3000]).await.unwrap() }),
-        &|file| Box::pin(async { file.update_region_async(10, &[2; 3000]).await.unwrap() }),
-        &|file| {
-            Box::pin(async {
-                let part = [3; 1000];
-                let parts = [(10, &part[..]), (1010, &part[..]), (2010, &part[..])];
-                file.update_regions_async(&parts).await.unwrap();
-            })
-        },
-        &|file| Box::pin(async { file.write_bytes(10, vec![4; 3000].into()).await.unwrap() }),
-        &|file| Box::pin(async { assert!(file.try_update_region(10, &[5; 3000]).await.unwrap()) }),
-        &|file| Box::pin(async { file.as_slice_mut(10, 3000).await.unwrap().fill(6) }),
-        &|file| {
-            Box::pin(async {
-                file.as_slice_mut(0, 5000)
-                    .await
-                    .unwrap()
-                    .commit()
-                    .await
-                    .unwrap()
-            })
-        },
-        &|file| Box::pin(async { drop(file.slice(0, 9000).await.unwrap()) }),
-        &|file| Box::pin(async { drop(file.read_bytes(0, 9000).await.unwrap()) }),
-        &|file| Box::pin(async { file.flush().await.unwrap() }),
-        &|file| Box::pin(async { file.resize(file.len() + 1).await.unwrap() }),
-        &|file| {
-            Box::pin(async {
-                file.copy_to(file.path().with_extension("copy"))
-                    .await
-                    .unwrap();
-            })
-        },
-    ];
-    alone(async {
-        let (_, file) = patterned(dir.path(), 10_000).await;
-        file.update_region(0, &[0; 10_000]).await.unwrap();
-        for (number, make) in names.iter().enumerate() {
-            for polls in 0..40 {
-                let mut future = make(&file);
-                let mut is_done = false;
-                for _ in 0..polls {
-                    is_done = is_done || poll_once(&mut future).await.is_some();
-                    if is_done {
-                        break;
-                    }
-                    std::thread::yield_now();
-                    yield_now().await;
-                }
-                drop(future);
-                until(&file, is_quiet).await;
-                {
-                    let view = file.as_slice_mut(10, 3000).await.unwrap();
-                    let whole = view.iter().all(|byte| *byte == view[0]);
-                    assert!(whole, "operation {number} was torn after {polls} polls");
-                }
-            }
-            make(&file).await;
+    for operation in operations() {
+        let mut polls = 0;
+        while !is_done_after(polls, &operation, dir.path()) {
+            polls += 1;
+            assert!(polls < 100, "{} does not end", operation.name);
         }
+    }
+}
+
+/// Drops an operation after so many polls, in all ways; whether it was done by then.
+fn is_done_after(polls: usize, operation: &Operation, dir: &Path) -> bool {
+    let mut is_done = true;
+    for (is_woken, elsewhere) in [(false, false), (false, true), (true, false), (true, true)] {
+        let scene = alone(Scene::new(dir));
+        let mut running = (operation.run)(&scene);
+        is_done &= advance(&mut running, Progress { polls, is_woken });
+        drop_it(running, elsewhere);
+        alone(async {
+            scene.settled().await;
+            scene.written();
+            goes_on(operation, &scene).await;
+        });
+    }
+    is_done
+}
+
+/// Nothing has happened, and everything can.
+async fn is_untouched(operation: &Operation, scene: &Scene) {
+    scene.settled().await;
+    let name = operation.name;
+    assert_eq!(scene.written(), BEFORE, "{name}");
+    assert_eq!(scene.file.len(), LEN, "{name}");
+    assert_eq!(scene.file.stats().updates, 0, "{name}");
+    assert_eq!(scene.created().count(), 0, "{name}");
+    assert!(scene.dir.join("doomed").exists(), "{name}");
+    goes_on(operation, scene).await;
+}
+
+#[test]
+fn what_is_dropped_behind_a_view_never_happens() {
+    let dir = tempfile::tempdir().unwrap();
+    for operation in operations() {
+        for elsewhere in [false, true] {
+            if operation.held_by == HeldBy::AnyView {
+                let scene = alone(Scene::new(dir.path()));
+                let view = scene.file.bytes(0, LEN).unwrap();
+                alone(drop_behind_a_view(&operation, &scene, elsewhere));
+                drop(view);
+                alone(is_untouched(&operation, &scene));
+            }
+            if operation.held_by != HeldBy::Nothing {
+                let scene = alone(Scene::new(dir.path()));
+                let view = alone(scene.file.as_slice_mut(0, LEN)).unwrap();
+                alone(drop_behind_a_view(&operation, &scene, elsewhere));
+                drop(view);
+                alone(is_untouched(&operation, &scene));
+            }
+        }
+    }
+}
+
+async fn drop_behind_a_view(operation: &Operation, scene: &Scene, elsewhere: bool) {
+    let name = operation.name;
+    let is_queued = !["slice", "read_bytes", "read_into"].contains(&name);
+    let mut running = (operation.run)(scene);
+    for polls in 0.. {
+        assert!(polls < 1_000_000, "{name} is not found to be blocked");
+        assert!(poll_once(&mut running).await.is_none(), "{name}");
+        let is_stuck = !is_queued || scene.file.stats().oldest_blocked.is_some();
+        if polls > 100 && is_stuck {
+            break;
+        }
+        std::thread::yield_now();
+        yield_now().await;
+    }
+    drop_it(running, elsewhere);
+    let stats = scene.file.stats();
+    assert_eq!((stats.queued_writes, stats.queued_bytes), (0, 0), "{name}");
+    assert_eq!(stats.views, 1, "{name}");
+}
+
+#[test]
+fn what_is_dropped_before_the_pool_takes_it_up_never_happens() {
+    let name = "p7_cancel::what_is_dropped_before_the_pool_takes_it_up_never_happens";
+    with_one_pool_thread(name, || {
+        let dir = tempfile::tempdir().unwrap();
+        for operation in operations() {
+            for elsewhere in [false, true] {
+                let scene = alone(Scene::new(dir.path()));
+                let gate = Gate::shut();
+                let mut running = (operation.run)(&scene);
+                assert!(alone(poll_once(&mut running)).is_none());
+                drop_it(running, elsewhere);
+                let stats = scene.file.stats();
+                assert_eq!((stats.queued_writes, stats.queued_bytes), (0, 0));
+                drop(gate);
+                // The one thread takes its jobs in order: after these, whatever was left.
+                for _ in 0..4 {
+                    alone(blocking::unblock(|| ()));
+                }
+                alone(is_untouched(&operation, &scene));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_write_that_was_dropped_before_it_was_admitted_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let path = dir.path().join("data");
+        std::fs::write(&path, [0; 1000]).unwrap();
+        let file = MemoryMappedFile::builder(&path)
+            .write_buffer(100)
+            .open_or_create()
+            .await
+            .unwrap();
+        let view = file.bytes(0, 10).unwrap();
+        let mut first = Box::pin(file.update_region(0, &[1; 100]));
+        let mut second = Box::pin(file.update_region(200, &[2; 100]));
+        let mut third = Box::pin(file.write_bytes(400, vec![3; 100].into()));
+        assert!(poll_once(&mut first).await.is_none());
+        assert!(poll_once(&mut second).await.is_none());
+        assert!(poll_once(&mut third).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 100);
+        drop(second);
+        assert_eq!(file.stats().queued_bytes, 100);
+        assert!(poll_once(&mut third).await.is_none());
+        drop(first);
+        third.await.unwrap();
+        drop(view);
+        until(&file, is_quiet).await;
+        let mut expected = [0; 1000];
+        expected[400..500].fill(3);
+        assert_eq!(file.as_slice(0, 1000).unwrap(), expected);
     });
 }
 
