@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod auto_traits;
 mod p10_errors;
 mod p11_readers;
 mod p1_never_blocks;

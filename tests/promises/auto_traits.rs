@@ -1,0 +1,111 @@
+//! What is `Send`, `Sync` and `'static`: every public type and every future, so that all of it can
+//! be spawned. A view is bound to its handle and no more; a future is bound to what it borrows.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
+use bytes::Bytes;
+use mmap_io::{
+    manager, FlushPolicy, MappedSlice, MappedSliceMut, MemoryMappedFile, MemoryMappedFileBuilder,
+    MmapIoError, MmapMode, Stats, TouchHint,
+};
+
+const fn shared<T: Send + Sync + Unpin + Debug>() {}
+const fn owned<T: Send + Sync + Unpin + Debug + 'static>() {}
+const fn plain<T: Copy + Eq + UnwindSafe + RefUnwindSafe + 'static>() {}
+
+const _: () = {
+    owned::<MemoryMappedFile>();
+    owned::<MemoryMappedFileBuilder>();
+    owned::<MmapIoError>();
+    owned::<mmap_io::Result<MemoryMappedFile>>();
+    owned::<Stats>();
+    owned::<FlushPolicy>();
+    owned::<MmapMode>();
+    owned::<TouchHint>();
+    plain::<Stats>();
+    plain::<FlushPolicy>();
+    plain::<MmapMode>();
+    plain::<TouchHint>();
+    #[cfg(feature = "advise")]
+    owned::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "advise")]
+    plain::<mmap_io::MmapAdvice>();
+};
+
+/// For every life of the handle, not only the longest.
+#[allow(dead_code)] // To be compiled is all it is for.
+fn views<'a>(_: &'a MemoryMappedFile) {
+    shared::<MappedSlice<'a>>();
+    shared::<MappedSliceMut<'a>>();
+}
+
+fn sendable<F: Future + Send>(_: F) {}
+fn spawnable<F: Future + Send + 'static>(_: F) {}
+
+#[test]
+fn every_future_can_be_spawned() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let file = crate::common::alone(MemoryMappedFile::create_rw(&path, 100)).unwrap();
+
+    // What borrows nothing. The path is not borrowed either.
+    {
+        let path = dir.path().join("other");
+        let builder = || MemoryMappedFile::builder(&path).size(1);
+        spawnable(MemoryMappedFile::create_rw(&path, 1));
+        spawnable(MemoryMappedFile::open_ro(&path));
+        spawnable(MemoryMappedFile::open_rw(&path));
+        spawnable(MemoryMappedFile::open_or_create(&path, 1));
+        let plain = std::fs::File::open(file.path()).unwrap();
+        spawnable(MemoryMappedFile::from_file(
+            plain,
+            MmapMode::ReadOnly,
+            &path,
+        ));
+        spawnable(builder().create());
+        spawnable(builder().create_new());
+        spawnable(builder().open());
+        spawnable(builder().open_or_create());
+        spawnable(mmap_io::create_mmap(&path, 1));
+        spawnable(mmap_io::load_mmap(&path, MmapMode::ReadOnly));
+        spawnable(mmap_io::copy_mmap(&path, &path));
+        spawnable(mmap_io::delete_mmap(&path));
+        spawnable(manager::r#async::create_mmap_async(&path, 1));
+        spawnable(manager::r#async::copy_mmap_async(&path, &path));
+        spawnable(manager::r#async::delete_mmap_async(&path));
+        spawnable(file.copy_to(&path));
+    }
+    spawnable(file.write_bytes(0, Bytes::new()));
+    spawnable(file.write_bytes_async(0, Bytes::new()));
+    spawnable(file.flush());
+    spawnable(file.flush_range(0, 1));
+    spawnable(file.flush_async());
+    spawnable(file.flush_range_async(0, 1));
+    spawnable(mmap_io::flush(&file));
+    spawnable(file.resize(10));
+    spawnable(file.read_bytes(0, 1));
+    spawnable(file.touch_pages());
+    spawnable(file.touch_pages_range(0, 1));
+    spawnable(file.prefetch_range(0, 1));
+    #[cfg(feature = "advise")]
+    spawnable(file.advise(0, 1, mmap_io::MmapAdvice::Normal));
+    spawnable(file.clone().close());
+    let view = file.try_as_slice_mut(0, 1).unwrap().unwrap();
+    spawnable(view.commit());
+
+    // What borrows the handle, or the caller's data.
+    let data = [0];
+    sendable(file.slice(0, 1));
+    sendable(file.read_into(0, &mut [0]));
+    sendable(file.update_region(0, &data));
+    sendable(file.update_region_async(0, &data));
+    sendable(file.update_regions(&[(0, &data)]));
+    sendable(file.update_regions_async(&[(0, &data)]));
+    sendable(file.try_update_region(0, &data));
+    sendable(file.as_slice_mut(0, 1));
+    sendable(mmap_io::update_region(&file, 0, &data));
+    sendable(mmap_io::write_mmap(&path, 0, &data));
+    assert!(!dir.path().join("other").exists(), "nothing was polled");
+}
