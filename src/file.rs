@@ -538,11 +538,11 @@ impl MemoryMappedFile {
     pub(crate) fn new(
         open: Arc<OpenFile>,
         file: Arc<File>,
+        may_probe: bool,
         mode: MmapMode,
         policy: FlushPolicy,
         path: PathBuf,
     ) -> Self {
-        let may_probe = mode == MmapMode::ReadWrite || crate::sys::is_owner(&file);
         Self::from(Arc::new(Handle {
             open: User::new(open),
             file,

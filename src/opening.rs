@@ -54,6 +54,8 @@ pub(crate) enum Attempt {
 pub(crate) struct Opened {
     pub(crate) open: Arc<OpenFile>,
     pub(crate) file: Arc<File>,
+    /// The residency probe tells the truth about this file.
+    pub(crate) may_probe: bool,
     /// What is still to be done, in the file's queue.
     rest: Option<Action>,
     len: u64,
@@ -169,6 +171,7 @@ impl Opening {
             open.reserve_on_growth();
         }
         Ok(Opened {
+            may_probe: self.may_probe(&file),
             file,
             open,
             rest,
@@ -223,9 +226,11 @@ impl Opening {
             open.owes_its_name(directory);
         }
         claim.fill(&open);
+        let file = target.keep();
         Ok(Opened {
             open,
-            file: target.keep(),
+            may_probe: self.may_probe(&file),
+            file,
             rest: None,
             len,
         })
@@ -243,6 +248,10 @@ impl Opening {
             MmapMode::ReadWrite => check_size(len),
             MmapMode::ReadOnly => Ok(()),
         }
+    }
+
+    fn may_probe(&self, file: &File) -> bool {
+        self.mode == MmapMode::ReadWrite || sys::is_owner(file)
     }
 
     fn protection(&self) -> Protection {
