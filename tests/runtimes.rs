@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use common::operations::{operations, Scene};
 use common::{is_quiet, pattern, patterned, rt_test, until};
-use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, TouchHint};
+use mmap_io::{manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, TouchHint};
 
 rt_test!(opens, |dir| {
     let path = dir.join("new");
@@ -236,34 +237,171 @@ rt_test!(many_tasks, |dir| {
     assert_eq!(file.stats().updates, 100);
 });
 
+rt_test!(paths, |dir| {
+    let path = dir.join("data");
+    let file = mmap_io::create_mmap(&path, 5000).await.unwrap();
+    mmap_io::update_region(&file, 0, b"first").await.unwrap();
+    mmap_io::write_mmap(&path, 10, b"second").await.unwrap();
+    assert_eq!(file.as_slice(0, 16).unwrap(), b"first\0\0\0\0\0second");
+    assert_eq!(file.pending_bytes(), 11);
+    mmap_io::flush(&file).await.unwrap();
+    assert_eq!(file.pending_bytes(), 0);
+    let busy = manager::create_mmap(&path, 10).await;
+    assert!(matches!(busy, Err(MmapIoError::Busy { .. })), "{busy:?}");
+    let copy = dir.join("copy");
+    manager::copy_mmap(&path, &copy).await.unwrap();
+    assert_eq!(std::fs::read(&copy).unwrap(), std::fs::read(&path).unwrap());
+    file.close().await.unwrap();
+    let read = mmap_io::load_mmap(&path, MmapMode::ReadOnly).await.unwrap();
+    let refused = manager::update_region(&read, 0, b"x").await;
+    assert!(matches!(refused, Err(MmapIoError::InvalidMode(_))));
+    manager::flush(&read).await.unwrap();
+
+    let small = dir.join("small");
+    let made = manager::r#async::create_mmap_async(&small, 7).await;
+    assert_eq!(made.unwrap().len(), 7);
+    let other = dir.join("other");
+    let copied = manager::r#async::copy_mmap_async(&small, &other).await;
+    copied.unwrap();
+    assert_eq!(std::fs::read(&other).unwrap(), [0; 7]);
+    manager::r#async::delete_mmap_async(&small).await.unwrap();
+    manager::delete_mmap(&other).await.unwrap();
+    assert!(!small.exists() && !other.exists());
+    let gone = mmap_io::delete_mmap(&other).await.unwrap_err();
+    assert_eq!(gone.io_kind(), Some(std::io::ErrorKind::NotFound));
+    assert_eq!(gone.raw_os_error(), Some(2));
+});
+
+rt_test!(builders, |dir| {
+    let path = dir.join("data");
+    let builder = || MemoryMappedFile::builder(&path);
+    assert!(builder().open().await.is_err());
+    let file = builder()
+        .size(5000)
+        .mode(MmapMode::ReadWrite)
+        .flush_policy(FlushPolicy::Always)
+        .touch_hint(TouchHint::Lazy)
+        .write_buffer(64)
+        .create()
+        .await
+        .unwrap();
+    assert_eq!(
+        (file.mode(), file.flush_policy(), file.len()),
+        (MmapMode::ReadWrite, FlushPolicy::Always, 5000)
+    );
+    // One that is larger than the buffer goes alone.
+    file.update_region(100, &[7; 1000]).await.unwrap();
+    assert_eq!((file.pending_bytes(), file.stats().flushes), (0, 1));
+    file.write_bytes(0, Bytes::from_static(b"xy"))
+        .await
+        .unwrap();
+    assert!(file.try_update_region(2, b"z").await.unwrap());
+    file.as_slice_mut(3, 1).await.unwrap().fill(b'!');
+    file.flush().await.unwrap();
+    assert_eq!(file.pending_bytes(), 0);
+    assert!(file.last_flush_error().is_none());
+
+    let there = builder().size(1).create_new().await.unwrap_err();
+    assert_eq!(there.io_kind(), Some(std::io::ErrorKind::AlreadyExists));
+    let read_only = builder().mode(MmapMode::ReadOnly);
+    let refused = read_only.clone().create_new().await;
+    assert!(matches!(refused, Err(MmapIoError::InvalidMode(_))));
+    for read in [
+        builder().open().await.unwrap(),
+        read_only.clone().create().await.unwrap(),
+        read_only.open_or_create().await.unwrap(),
+    ] {
+        assert_eq!((read.mode(), read.len()), (MmapMode::ReadOnly, 5000));
+        assert_eq!(read.slice(0, 4).await.unwrap(), b"xyz!");
+        read.flush().await.unwrap();
+        read.flush_range(4999, 1).await.unwrap();
+        assert!(read.flush_range(4999, 2).await.is_err());
+        assert!(read.resize(1).await.is_err());
+        assert!(read.as_slice_mut(0, 1).await.is_err());
+    }
+    drop(file);
+    let truncated = builder().size(10).preallocate(true).create().await.unwrap();
+    assert_eq!(truncated.as_slice(0, 10).unwrap(), [0; 10]);
+});
+
+#[cfg(feature = "advise")]
+rt_test!(advice, |dir| {
+    use mmap_io::MmapAdvice::*;
+
+    let (_, file) = patterned(dir, 100_000).await;
+    for advice in [
+        Normal, Random, Sequential, WillNeed, DontNeed, Cold, PageOut, HugePage, NoHugePage,
+    ] {
+        file.advise(5000, 10, advice).await.unwrap();
+        file.advise(0, 100_000, advice).await.unwrap();
+        file.advise(100_001, 0, advice).await.unwrap();
+        assert!(file.advise(99_999, 2, advice).await.is_err());
+        let (seen, expected) = (file.slice(0, 100_000).await, pattern(100_000));
+        assert_eq!(seen.unwrap(), &expected[..], "{advice:?}");
+    }
+});
+
+rt_test!(stats, |dir| {
+    let (_, file) = patterned(dir, 100_000).await;
+    assert!(is_quiet(&file.stats()));
+    let (slice, bytes) = (file.as_slice(0, 10).unwrap(), file.bytes(5, 10).unwrap());
+    assert_eq!(file.stats().views, 2);
+    let mut write = Box::pin(file.update_region(0, &[1; 300]));
+    assert!(common::poll_once(&mut write).await.is_none());
+    until(&file, |stats| stats.oldest_blocked.is_some()).await;
+    let stats = file.stats();
+    assert_eq!((stats.queued_writes, stats.queued_bytes), (1, 300));
+    assert_eq!((stats.updates, stats.mapped_bytes), (0, 100_000));
+    drop((slice, bytes));
+    write.await.unwrap();
+    until(&file, is_quiet).await;
+    let stats = file.stats();
+    assert_eq!((stats.updates, stats.pending_bytes), (1, 300));
+    assert_eq!((stats.flushes, stats.flushed_waiters), (0, 0));
+    file.update_region_async(0, b"x").await.unwrap();
+    let stats = file.stats();
+    assert_eq!((stats.updates, stats.pending_bytes), (2, 299));
+    assert_eq!((stats.flushes, stats.flushed_waiters), (1, 1));
+    assert_eq!((stats.write_errors, stats.flush_errors), (0, 0));
+    // One job may serve all of them.
+    assert!(stats.pool_hops >= 1);
+});
+
+rt_test!(every_operation, |dir| {
+    for operation in operations() {
+        let scene = Scene::new(dir).await;
+        // And again, over what the first has left.
+        for _ in 0..2 {
+            let result = (operation.run)(&scene).await;
+            assert!(result.is_ok(), "{}: {result:?}", operation.name);
+        }
+        scene.settled().await;
+        scene.written();
+    }
+});
+
 #[test]
-fn futures_and_types_are_what_they_should_be() {
-    fn send<T: Send>(_: &T) {}
-    fn spawnable<T: Send + 'static>(_: T) {}
-    fn shared<T: Send + Sync>() {}
-    shared::<MemoryMappedFile>();
-    shared::<mmap_io::MappedSlice<'static>>();
-    shared::<mmap_io::MappedSliceMut<'static>>();
-    shared::<MmapIoError>();
-    shared::<mmap_io::MemoryMappedFileBuilder>();
+fn slices_compare_and_show_as_bytes_do() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("data");
     common::alone(async {
-        let file = MemoryMappedFile::create_rw(&path, 100).await.unwrap();
-        spawnable(file.flush());
-        spawnable(file.flush_range(0, 1));
-        spawnable(file.resize(10));
-        spawnable(file.write_bytes(0, Bytes::new()));
-        spawnable(file.read_bytes(0, 1));
-        spawnable(file.touch_pages());
-        spawnable(file.copy_to("x"));
-        spawnable(MemoryMappedFile::open_ro(&path));
-        spawnable(file.clone().close());
-        send(&file.slice(0, 1));
-        send(&file.update_region(0, b"x"));
-        send(&file.update_regions(&[(0, b"x")]));
-        send(&file.as_slice_mut(0, 1));
-        send(&file.read_into(0, &mut []));
-        send(&mmap_io::write_mmap(&path, 0, b"x"));
+        let (path, file) = patterned(dir.path(), 100).await;
+        let mut view = file.as_slice_mut(50, 3).await.unwrap();
+        view.as_mut().copy_from_slice(b"abc");
+        assert_eq!(view.as_ref(), b"abc");
+        assert_eq!(&view[1..], b"bc");
+        assert!(format!("{view:?}").contains("50"));
+        drop(view);
+        let slice = file.as_slice(50, 3).unwrap();
+        assert_eq!(slice, *b"abc");
+        assert_eq!(slice, b"abc");
+        assert_eq!(slice, b"abc"[..]);
+        assert_eq!(slice, &b"abc"[..]);
+        assert_eq!(slice, file.slice(50, 3).await.unwrap());
+        assert_ne!(slice, file.as_slice(51, 3).unwrap());
+        assert_eq!(slice.as_ref().len(), 3);
+        assert!(format!("{slice:?}").contains('3'));
+        let shown = format!("{file:?}");
+        let words = [path.to_str().unwrap(), "ReadWrite", "100"];
+        assert!(words.iter().all(|word| shown.contains(word)), "{shown}");
     });
 }
