@@ -51,7 +51,7 @@ fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
 /// Drops a future on this thread, or on another.
 fn drop_it(running: Running<'_>, elsewhere: bool) {
     std::thread::scope(|scope| match elsewhere {
-        true => drop(scope.spawn(move || drop(running)).join().unwrap()),
+        true => scope.spawn(move || drop(running)).join().unwrap(),
         false => drop(running),
     });
 }
