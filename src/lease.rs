@@ -228,11 +228,18 @@ fn release_slowly(host: &impl LeaseHost, token: Token) {
 /// A shared lease that the caller turns into a [`Lease`].
 pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
     let leases = host.leases();
-    let lease = leases.table.try_shared(my_block(), range);
-    lease.map_err(|(conflict, wake)| {
+    loop {
+        let (conflict, wake) = match leases.table.try_shared(my_block(), range) {
+            Ok(token) => return Ok(token),
+            Err(met) => met,
+        };
         leases.wake(host, wake);
-        conflict
-    })
+        match conflict {
+            // Those who wait for it take it down in time, but there may be none.
+            Conflict::Gate(until) if until <= Instant::now() => leases.table.lower_gate(until),
+            conflict => return Err(conflict),
+        }
+    }
 }
 
 /// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
