@@ -4,8 +4,11 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
+use bytes::Bytes;
 use mmap_io::{MemoryMappedFile, Stats};
 
 pub(crate) mod operations;
@@ -119,6 +122,95 @@ pub(crate) fn skip(test: &str, reason: &str) {
             .unwrap();
         log.write_all(line.as_bytes()).unwrap();
     }
+}
+
+/// A watchdog, for what nothing is in the way of.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let too_late = async {
+        smol::Timer::after(SOON).await;
+        panic!("still waiting, for nothing");
+    };
+    futures_lite::future::or(future, too_late).await
+}
+
+/// Waits until the queue has looked at all that was submitted before. `spare` is a byte that
+/// nothing is in the way of.
+pub(crate) async fn until_looked_at(file: &MemoryMappedFile, spare: u64) {
+    // First in, first looked at.
+    soon(file.update_region(spare, b"-")).await.unwrap();
+}
+
+/// Submits an operation, and shows that it waits: the queue has looked at it, and does not let it
+/// through. `spare` is as for [`until_looked_at`].
+pub(crate) async fn assert_waits<F: Future + Unpin>(
+    file: &MemoryMappedFile,
+    spare: u64,
+    future: &mut F,
+) {
+    assert!(poll_once(&mut *future).await.is_none());
+    until_looked_at(file, spare).await;
+    assert!(poll_once(future).await.is_none(), "it did not wait");
+}
+
+/// Keeps the queue of a file from looking at anything: what is submitted meanwhile is found at once
+/// by the next look. Takes one thread of the pool, so that nothing else of the pool may be awaited
+/// meanwhile.
+pub(crate) struct HeldQueue {
+    _until_dropped: Sender<()>,
+    write: Pin<Box<dyn Future<Output = mmap_io::Result<()>> + Send>>,
+}
+
+impl HeldQueue {
+    /// `spare` is a byte that nothing is in the way of.
+    pub(crate) fn new(file: &MemoryMappedFile, spare: u64) -> Self {
+        /// Data whose drop, which is the last thing done for a write, takes its time.
+        struct Slow(Sender<()>, Receiver<()>);
+
+        impl AsRef<[u8]> for Slow {
+            fn as_ref(&self) -> &[u8] {
+                b"-"
+            }
+        }
+
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                // The other end is gone if the test has failed.
+                let _ = self.0.send(());
+                let let_go = self.1.recv_timeout(SOON);
+                assert_eq!(let_go, Err(RecvTimeoutError::Disconnected));
+            }
+        }
+
+        let (entered, has_entered) = mpsc::channel();
+        let (until_dropped, let_go) = mpsc::channel();
+        let data = Bytes::from_owner(Slow(entered, let_go));
+        let mut write = Box::pin(file.write_bytes(spare, data));
+        assert!(alone(poll_once(&mut write)).is_none());
+        has_entered.recv_timeout(SOON).unwrap();
+        Self {
+            _until_dropped: until_dropped,
+            write,
+        }
+    }
+
+    pub(crate) async fn let_go(self) {
+        drop(self._until_dropped);
+        soon(self.write).await.unwrap();
+    }
+}
+
+/// Runs a test of this binary again, in a process of its own, under another program.
+pub(crate) fn run_alone(program: &[&str], test: &str) {
+    let this = std::env::current_exe().unwrap();
+    let output = std::process::Command::new(program[0])
+        .args(&program[1..])
+        .arg(this)
+        .args(["--exact", "--nocapture", "--test-threads=1", test])
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(printed.contains("1 passed"), "there is no {test}");
 }
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);

@@ -1,62 +1,215 @@
-//! No reader waits for a writer that waits; and short reads do not starve it.
+//! No reader waits for a writer that waits; and short reads do not starve it. What could break: a
+//! write that leaves its claim on a range while it waits, a gate that stays up when its time is
+//! over, and a write that never finds a moment without readers.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use futures_lite::future::poll_once;
+use mmap_io::{MemoryMappedFile, MmapMode};
 
-use crate::common::{alone, patterned, until, SOON};
+use crate::common::{
+    alone, assert_waits, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
+};
 
 #[test]
 fn readers_go_on_while_a_write_waits_for_a_slow_one() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let (_, file) = patterned(dir.path(), 10_000).await;
-        let slow = file.bytes(0, 10_000).unwrap();
-        let mut write = Box::pin(file.update_region(0, &[1; 10_000]));
+        let (path, file) = patterned(dir.path(), 10_000).await;
+        let other = MemoryMappedFile::builder(&path)
+            .mode(MmapMode::ReadOnly)
+            .open()
+            .await
+            .unwrap();
+        let slow = file.bytes(0, 9_000).unwrap();
+        let mut write = Box::pin(file.update_region(0, &[1; 9_000]));
+        assert_waits(&file, 9_999, &mut write).await;
+        let read = || {
+            for file in [&file, &other] {
+                for _ in 0..5_000 {
+                    assert_eq!(file.as_slice(100, 10).unwrap(), slow[100..110]);
+                    // It never waits, and so cannot be let through by somebody else's patience.
+                    assert!(file.try_as_slice(100, 10).unwrap().is_some());
+                }
+                // At the first poll: the pages are there.
+                let slice = alone(poll_once(file.slice(100, 10)));
+                assert_eq!(slice.unwrap().unwrap(), slow[100..110]);
+                let bytes = alone(poll_once(file.read_bytes(0, 9_000)));
+                assert_eq!(bytes.unwrap().unwrap(), slow);
+                let mut buffer = [0; 10];
+                let copied = alone(poll_once(file.read_into(100, &mut buffer)));
+                copied.unwrap().unwrap();
+                assert_eq!(buffer, slow[100..110]);
+                assert_eq!(file.bytes(0, 9_000).unwrap(), slow);
+            }
+            assert_eq!(other.as_slice_bytes(500, 10).unwrap(), &slow[500..510]);
+        };
+        read();
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(read);
+            }
+        });
         assert!(poll_once(&mut write).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
-        for _ in 0..10_000 {
-            assert_eq!(file.as_slice(100, 10).unwrap(), slow[100..110]);
-            assert!(file.try_as_slice(100, 10).unwrap().is_some());
-        }
-        assert_eq!(file.slice(100, 10).await.unwrap(), slow[100..110]);
-        drop(file.bytes(0, 1).unwrap());
         drop(slow);
-        write.await.unwrap();
+        // What was borrowed from it is out until it goes.
+        assert!(poll_once(&mut write).await.is_none());
+        drop(other);
+        soon(write).await.unwrap();
+        assert_eq!(file.as_slice(0, 9_000).unwrap(), [1; 9_000]);
     });
 }
 
 #[test]
-fn a_stream_of_short_reads_does_not_starve_a_write() {
+fn readers_go_on_whatever_waits() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), 10_000));
-    let stop = Arc::new(AtomicBool::new(false));
-    let readers: Vec<_> = (0..2)
-        .map(|_| {
-            let (file, stop) = (file.clone(), stop.clone());
-            std::thread::spawn(move || {
-                // There is always one view: the next is taken before the last is dropped.
+    alone(async {
+        let (_, file) = patterned(dir.path(), 10_000).await;
+        let slow = file.bytes(1_000, 8_000).unwrap();
+        let mut mutable = Box::pin(file.as_slice_mut(1_000, 5_000));
+        assert_waits(&file, 0, &mut mutable).await;
+        let mut shrink = Box::pin(file.resize(8_000));
+        assert_waits(&file, 0, &mut shrink).await;
+        let parts: [(u64, &[u8]); 2] = [(1_010, &[1; 10]), (9_500, &[1; 10])];
+        let mut both = Box::pin(file.update_regions(&parts));
+        assert_waits(&file, 0, &mut both).await;
+        let mut snapshot = Box::pin(file.copy_to(dir.path().join("copy")));
+        while file.stats().queued_writes < 4 {
+            assert!(poll_once(&mut snapshot).await.is_none());
+        }
+        for (at, len) in [(1_000, 8_000), (1_010, 1), (7_999, 2), (9_000, 1_000)] {
+            let expected = &pattern(10_000)[at as usize..(at + len) as usize];
+            assert_eq!(file.as_slice(at, len).unwrap(), expected);
+            assert!(file.try_as_slice(at, len).unwrap().is_some());
+            let slice = poll_once(file.slice(at, len)).await;
+            assert_eq!(slice.unwrap().unwrap(), expected);
+            let bytes = poll_once(file.read_bytes(at, len)).await;
+            assert_eq!(bytes.unwrap().unwrap(), expected);
+        }
+        drop((mutable, shrink, both, snapshot, slow));
+        until(&file, is_quiet).await;
+    });
+}
+
+/// Has the queue look at everything again that waits for the first byte.
+async fn look_again(file: &MemoryMappedFile, spare: u64) {
+    let mut withdrawn = Box::pin(file.update_region(0, b"withdrawn"));
+    assert_waits(file, spare, &mut withdrawn).await;
+    drop(withdrawn);
+    until_looked_at(file, spare).await;
+}
+
+#[test]
+fn the_gate_of_a_write_steps_back() {
+    let mut shortest = Duration::MAX;
+    for _ in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        alone(async {
+            let (_, file) = patterned(dir.path(), 1_000).await;
+            let slow = file.bytes(0, 900).unwrap();
+            let mut write = Box::pin(file.update_region(0, &[1; 900]));
+            assert_waits(&file, 999, &mut write).await;
+            // When it is looked at again, it raises its gate.
+            let begin = Instant::now();
+            look_again(&file, 999).await;
+            let raised = Instant::now();
+            assert_eq!(file.as_slice(10, 10).unwrap(), slow[10..20]);
+            shortest = shortest.min(raised.elapsed());
+            // And not again soon.
+            for _ in 0..20 {
+                look_again(&file, 999).await;
+                let is_let_through = file.try_as_slice(10, 10).unwrap().is_some();
+                let is_soon = begin.elapsed() < Duration::from_millis(100);
+                assert!(is_let_through || !is_soon, "the gate is up again");
+            }
+            assert!(poll_once(&mut write).await.is_none());
+            drop(slow);
+            soon(write).await.unwrap();
+        });
+    }
+    // The machine may be slow now and then, but not every time.
+    let about_a_millisecond = Duration::from_millis(30);
+    assert!(shortest < about_a_millisecond, "{shortest:?}");
+}
+
+#[test]
+fn the_gate_steps_back_for_every_kind_of_reader() {
+    for kind in 0..6 {
+        let dir = tempfile::tempdir().unwrap();
+        alone(async {
+            let (_, file) = patterned(dir.path(), 1_000).await;
+            let slow = file.bytes(0, 900).unwrap();
+            let mut write = Box::pin(file.update_region(0, &[1; 900]));
+            assert_waits(&file, 999, &mut write).await;
+            look_again(&file, 999).await;
+            let begin = Instant::now();
+            match kind {
+                0 => drop(file.as_slice(10, 10).unwrap()),
+                // Nobody is there who waits for the time to be over.
+                1 => {
+                    while file.try_as_slice(10, 10).unwrap().is_none() {
+                        assert!(begin.elapsed() < SOON, "the gate stays up");
+                        std::thread::yield_now();
+                    }
+                }
+                2 => drop(file.bytes(10, 10).unwrap()),
+                3 => drop(soon(file.slice(10, 10)).await.unwrap()),
+                4 => drop(soon(file.read_bytes(10, 10)).await.unwrap()),
+                _ => soon(file.read_into(10, &mut [0; 10])).await.unwrap(),
+            }
+            assert!(poll_once(&mut write).await.is_none());
+            drop(slow);
+            soon(write).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_stream_of_short_reads_does_not_starve_a_write() {
+    const WRITES: u8 = 5;
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = alone(patterned(dir.path(), 10_000));
+    let other = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let is_over = AtomicBool::new(false);
+    let reads = [const { AtomicU32::new(0) }; 3];
+    std::thread::scope(|threads| {
+        for (reader, reads) in reads.iter().enumerate() {
+            let file = if reader == 1 { &other } else { &file };
+            let is_over = &is_over;
+            threads.spawn(move || {
                 let begin = Instant::now();
+                // There is nearly always a view: the next is taken before the last is dropped.
                 let mut view = file.as_slice(0, 100).unwrap();
-                while !stop.load(Ordering::Relaxed) {
+                while !is_over.load(Ordering::Relaxed) {
                     assert!(begin.elapsed() < SOON, "a write was starved");
                     view = file.as_slice(0, 100).unwrap();
                     drop(view);
+                    if reader == 2 {
+                        alone(file.slice(0, 100)).unwrap();
+                        drop(file.bytes(20, 80).unwrap());
+                    }
                     view = file.as_slice(0, 100).unwrap();
+                    reads.fetch_add(1, Ordering::Relaxed);
                 }
                 drop(view);
-            })
-        })
-        .collect();
-    alone(async {
-        for turn in 0..5 {
-            file.update_region(50, &[turn; 10]).await.unwrap();
+            });
         }
+        alone(async {
+            for turn in 0..WRITES {
+                let before = reads.each_ref().map(|reads| reads.load(Ordering::Relaxed));
+                file.update_region(50, &[turn; 10]).await.unwrap();
+                // Nor does the write starve them.
+                for (reads, before) in reads.iter().zip(before) {
+                    let begin = Instant::now();
+                    while reads.load(Ordering::Relaxed) == before {
+                        assert!(begin.elapsed() < SOON, "a reader was starved");
+                        std::thread::yield_now();
+                    }
+                }
+            }
+        });
+        is_over.store(true, Ordering::Relaxed);
     });
-    stop.store(true, Ordering::Relaxed);
-    for reader in readers {
-        reader.join().unwrap();
-    }
+    assert_eq!(file.as_slice(50, 10).unwrap(), [WRITES - 1; 10]);
 }

@@ -1,49 +1,319 @@
-//! Queued write data is bounded, first come, first served.
+//! Queued write data is bounded, first come, first served. What could break: a limit that is passed
+//! when many threads write at once, a newcomer that overtakes the line, and bytes that never come
+//! back, so that a file takes no writes any more.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use futures_lite::future::poll_once;
-use mmap_io::{MemoryMappedFile, MmapMode};
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode, Result};
 
-use crate::common::{alone, is_quiet, patterned, until};
+use crate::common::{alone, assert_waits, is_quiet, patterned, soon, until, HeldQueue};
+
+type Made = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+/// A file of 10,000 bytes that takes `limit` bytes of writes.
+async fn limited(dir: &Path, limit: usize) -> MemoryMappedFile {
+    let (path, _file) = patterned(dir, 10_000).await;
+    let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+    builder.write_buffer(limit).open().await.unwrap()
+}
+
+/// A write to the first bytes.
+fn write(file: &MemoryMappedFile, byte: u8, len: usize) -> Made {
+    let file = file.clone();
+    Box::pin(async move { file.update_region(0, &vec![byte; len]).await })
+}
+
+/// Submits one that has to wait, in the queue or for room in it.
+async fn submit(line: &mut Vec<Made>, mut write: Made) {
+    assert!(poll_once(&mut write).await.is_none());
+    line.push(write);
+}
+
+async fn poll_all(line: &mut [Made]) {
+    for write in line {
+        assert!(poll_once(write).await.is_none());
+    }
+}
 
 #[test]
 fn writers_wait_for_room_in_their_order() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let (path, file) = patterned(dir.path(), 10_000).await;
-        drop(file);
-        let file = MemoryMappedFile::builder(&path)
-            .mode(MmapMode::ReadWrite)
-            .write_buffer(1000)
-            .open()
-            .await
-            .unwrap();
+        let file = limited(dir.path(), 1000).await;
         let view = file.bytes(0, 10_000).unwrap();
-        let mut writers: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+        let mut line = Vec::new();
         for turn in 0..50 {
-            let writer = file.clone();
-            writers.push(Box::pin(async move {
-                writer.update_region(0, &[turn; 300]).await
-            }));
-            assert!(poll_once(writers.last_mut().unwrap()).await.is_none());
+            submit(&mut line, write(&file, turn, 300)).await;
             assert!(file.stats().queued_bytes <= 1000);
         }
         assert_eq!(file.stats().queued_bytes, 900);
+        until(&file, |stats| stats.queued_writes == 3).await;
         // Two that leave give their place to the next.
-        drop(writers.drain(..2));
-        for writer in &mut writers {
-            assert!(poll_once(writer).await.is_none());
-        }
+        drop(line.drain(..2));
+        poll_all(&mut line).await;
         assert_eq!(file.stats().queued_bytes, 900);
+        until(&file, |stats| stats.queued_writes == 3).await;
         drop(view);
-        for writer in writers {
-            writer.await.unwrap();
+        for write in line {
+            soon(write).await.unwrap();
         }
         assert_eq!(file.as_slice(0, 300).unwrap(), [49; 300]);
         // One that is larger than the buffer goes alone.
-        file.update_region(0, &[7; 5000]).await.unwrap();
+        soon(file.update_region(0, &[7; 5000])).await.unwrap();
         until(&file, is_quiet).await;
     });
+}
+
+#[test]
+fn a_newcomer_overtakes_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = limited(dir.path(), 100).await;
+        let view = file.bytes(0, 10_000).unwrap();
+        let mut line = Vec::new();
+        for byte in 1..=3 {
+            submit(&mut line, write(&file, byte, 50)).await;
+        }
+        // This one would fit, and so would the next, if the third were not there.
+        submit(&mut line, write(&file, 4, 10)).await;
+        // Room for all of them: the next in line goes on, and the one behind it has not been polled
+        // again when somebody new comes.
+        drop(line.drain(..2));
+        poll_all(&mut line[..1]).await;
+        let mut newcomer = write(&file, 5, 10);
+        assert!(poll_once(&mut newcomer).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 50, "it has overtaken the line");
+        poll_all(&mut line).await;
+        assert!(poll_once(&mut newcomer).await.is_none());
+        until(&file, |stats| stats.queued_writes == 3).await;
+        drop(view);
+        line.push(newcomer);
+        for write in line {
+            soon(write).await.unwrap();
+        }
+        assert_eq!(
+            file.as_slice(0, 10).unwrap(),
+            [5; 10],
+            "it was not the last"
+        );
+    });
+}
+
+#[test]
+fn a_larger_write_is_admitted_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        for limit in [0, 1, 100] {
+            let file = limited(dir.path(), limit).await;
+            let view = file.bytes(0, 10_000).unwrap();
+            let mut line = Vec::new();
+            submit(&mut line, write(&file, 1, 1)).await;
+            submit(&mut line, write(&file, 2, 5000)).await;
+            // Small ones do not keep it out for ever.
+            submit(&mut line, write(&file, 3, 1)).await;
+            assert_eq!(file.stats().queued_bytes, 1);
+            drop(line.remove(0));
+            poll_all(&mut line).await;
+            assert_eq!(file.stats().queued_bytes, 5000);
+            until(&file, |stats| stats.queued_writes == 1).await;
+            drop(view);
+            for write in line {
+                soon(write).await.unwrap();
+            }
+            let (first, rest) = (file.as_slice(0, 1), file.as_slice(1, 4999));
+            assert_eq!(first.unwrap(), [3]);
+            assert_eq!(rest.unwrap(), [2; 4999]);
+            until(&file, is_quiet).await;
+        }
+    });
+}
+
+#[test]
+fn whoever_leaves_the_line_lets_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        for leaver in 0..4 {
+            let file = limited(dir.path(), 100).await;
+            let view = file.bytes(0, 10_000).unwrap();
+            let mut queued = write(&file, 0, 100);
+            assert!(poll_once(&mut queued).await.is_none());
+            let mut line = Vec::new();
+            for byte in 1..=4 {
+                submit(&mut line, write(&file, byte, 25)).await;
+            }
+            // Before it is told of room, and after.
+            if leaver % 2 == 0 {
+                drop(line.remove(leaver));
+                drop(queued);
+            } else {
+                drop(queued);
+                drop(line.remove(leaver));
+            }
+            poll_all(&mut line).await;
+            assert_eq!(file.stats().queued_bytes, 75, "{leaver} left");
+            drop(view);
+            for write in line {
+                soon(write).await.unwrap();
+            }
+            until(&file, is_quiet).await;
+        }
+    });
+}
+
+#[test]
+fn what_fails_or_is_withdrawn_gives_its_room_back() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = limited(dir.path(), 1000).await;
+        let path = file.path().to_owned();
+        let is_empty = || assert_eq!(file.stats().queued_bytes, 0);
+
+        // Refused before it is queued.
+        let data = [1; 900];
+        file.update_region(9_500, &data).await.unwrap_err();
+        file.update_regions(&[(0, &data), (9_500, &data)])
+            .await
+            .unwrap_err();
+        is_empty();
+
+        // Something is in the way.
+        let view = file.bytes(0, 1).unwrap();
+        assert!(!file.try_update_region(0, &data).await.unwrap());
+        is_empty();
+        // Of those that wait, all kinds count, by their data alone.
+        let parts = [(0, &data[..400]), (5000, &data[..200])];
+        let mut both = Box::pin(file.update_regions(&parts));
+        assert_waits(&file, 9_999, &mut both).await;
+        assert_eq!(file.stats().queued_bytes, 600);
+        let mut owned = Box::pin(file.write_bytes(0, Bytes::from_static(&[2; 300])));
+        assert_waits(&file, 9_999, &mut owned).await;
+        let mut mutable = Box::pin(file.as_slice_mut(0, 9_000));
+        assert_waits(&file, 9_999, &mut mutable).await;
+        assert_eq!(file.stats().queued_bytes, 900);
+        until(&file, |stats| stats.queued_writes == 3).await;
+        // Withdrawn.
+        drop((both, owned, mutable));
+        is_empty();
+        drop(view);
+
+        // What it was to write is cut off before its turn.
+        let view = file.bytes(9_000, 1).unwrap();
+        let mut shrink = Box::pin(file.resize(9_000));
+        assert_waits(&file, 0, &mut shrink).await;
+        let mut late = Box::pin(file.update_region(8_900, &data));
+        assert_waits(&file, 0, &mut late).await;
+        assert_eq!(file.stats().queued_bytes, 900);
+        drop(view);
+        soon(shrink).await.unwrap();
+        let cut = soon(late).await.unwrap_err();
+        assert!(matches!(cut, MmapIoError::OutOfBounds { .. }), "{cut:?}");
+        is_empty();
+
+        // The file itself is gone.
+        let somebody_else = std::fs::File::options().write(true).open(&path).unwrap();
+        somebody_else.set_len(4096).unwrap();
+        for _ in 0..3 {
+            let gone = soon(file.update_region(5_000, &data)).await.unwrap_err();
+            assert!(matches!(gone, MmapIoError::Truncated { .. }), "{gone:?}");
+        }
+        somebody_else.set_len(9_000).unwrap();
+        is_empty();
+        soon(file.update_region(0, &[3; 1000])).await.unwrap();
+        until(&file, is_quiet).await;
+    });
+}
+
+#[test]
+fn data_from_a_mapping_counts_while_it_is_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = limited(dir.path(), 1000).await;
+        let source = file.bytes(5000, 800).unwrap();
+        let view = file.bytes(0, 100).unwrap();
+        let mut copied = Box::pin(file.write_bytes(0, source));
+        assert!(poll_once(&mut copied).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 800);
+        let mut next = write(&file, 1, 300);
+        assert!(poll_once(&mut next).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 800);
+        drop(copied);
+        assert!(poll_once(&mut next).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 300);
+        drop(view);
+        soon(next).await.unwrap();
+        until(&file, is_quiet).await;
+    });
+}
+
+#[test]
+fn all_handles_share_one_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = limited(dir.path(), 100).await;
+        let other = MemoryMappedFile::open_rw(file.path()).await.unwrap();
+        let clone = other.clone();
+        let held = HeldQueue::new(&file, 9_999);
+        let mut line = Vec::new();
+        for file in [&file, &other, &clone, &file] {
+            submit(&mut line, write(file, 1, 50)).await;
+            assert!(file.stats().queued_bytes <= 100);
+        }
+        for file in [&file, &other, &clone] {
+            assert_eq!(file.stats().queued_bytes, 100);
+            until(file, |stats| stats.queued_writes == 2).await;
+        }
+        held.let_go().await;
+        for write in line {
+            soon(write).await.unwrap();
+        }
+        until(&file, is_quiet).await;
+    });
+}
+
+#[test]
+fn the_limit_holds_while_many_threads_write() {
+    const LIMIT: usize = 1000;
+    const WRITERS: usize = 4;
+    let dir = tempfile::tempdir().unwrap();
+    let file = alone(limited(dir.path(), LIMIT));
+    let writers_left = AtomicUsize::new(WRITERS);
+    std::thread::scope(|threads| {
+        for writer in 0..WRITERS {
+            let (file, writers_left) = (&file, &writers_left);
+            threads.spawn(move || {
+                let file = alone(MemoryMappedFile::open_rw(file.path())).unwrap();
+                for turn in 0..100 {
+                    // Many at a time; every seventh is dropped half way.
+                    let mut line: Vec<_> = (0..8)
+                        .map(|at| write(&file, turn, 1 + (writer * 37 + at * 129) % LIMIT))
+                        .collect();
+                    let polled: Vec<_> = line
+                        .iter_mut()
+                        .map(|write| alone(poll_once(write)).is_some())
+                        .collect();
+                    for (at, (write, is_done)) in line.into_iter().zip(polled).enumerate() {
+                        if !is_done && at != 6 {
+                            alone(soon(write)).unwrap();
+                        }
+                    }
+                }
+                writers_left.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        threads.spawn(|| {
+            while writers_left.load(Ordering::Relaxed) > 0 {
+                let _view = file.as_slice(0, 1).unwrap();
+                for _ in 0..100 {
+                    let queued = file.stats().queued_bytes;
+                    assert!(queued <= LIMIT, "{queued} bytes are queued");
+                }
+            }
+        });
+    });
+    alone(until(&file, is_quiet));
 }
