@@ -1,39 +1,168 @@
 //! A write waits only for views that overlap it; growing waits for none, shrinking for those of the
-//! tail.
+//! tail. What could break: a border that is off by one, a coarse comparison by pages or by the
+//! 32 KiB blocks of the lease table that is taken for the truth, and a view of a map that has been
+//! outgrown.
 
+use bytes::Bytes;
 use futures_lite::future::poll_once;
+use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, is_quiet, pattern, patterned, until};
+use crate::common::{alone, assert_waits, is_quiet, pattern, patterned, soon, until};
+
+const BLOCK: u64 = 32 << 10;
+const LEN: u64 = 5 * BLOCK;
+
+/// A view of one kind or another.
+#[allow(dead_code)] // They are there to be dropped.
+enum View<'a> {
+    Slice(MappedSlice<'a>),
+    Resident(MappedSlice<'a>),
+    Bytes(Bytes),
+    Mutable(MappedSliceMut<'a>),
+}
+
+impl<'a> View<'a> {
+    const KINDS: usize = 4;
+
+    async fn new(kind: usize, file: &'a MemoryMappedFile, at: u64, len: u64) -> Self {
+        match kind {
+            0 => Self::Slice(file.as_slice(at, len).unwrap()),
+            1 => Self::Resident(file.slice(at, len).await.unwrap()),
+            2 => Self::Bytes(file.bytes(at, len).unwrap()),
+            _ => Self::Mutable(file.as_slice_mut(at, len).await.unwrap()),
+        }
+    }
+
+    fn is_mutable(&self) -> bool {
+        matches!(self, Self::Mutable(_))
+    }
+}
+
+/// Offsets and lengths of views around the borders of pages and blocks. None has the first byte or
+/// the last.
+fn places() -> impl Iterator<Item = (u64, u64)> {
+    let starts = [1, 4095, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK];
+    let lens = [1, 2, 4096, BLOCK, BLOCK + 1];
+    let pairs = starts
+        .into_iter()
+        .flat_map(move |at| lens.map(|len| (at, len)));
+    pairs.filter(|(at, len)| at + len < LEN)
+}
 
 #[test]
 fn a_write_waits_for_what_overlaps_it_and_for_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let (_, file) = patterned(dir.path(), 100_000).await;
-        for kind in 0..3 {
-            let slice = (kind == 0).then(|| file.as_slice(1000, 1000).unwrap());
-            let bytes = (kind == 1).then(|| file.bytes(1000, 1000).unwrap());
-            let mutable = match kind {
-                2 => Some(file.as_slice_mut(1000, 1000).await.unwrap()),
-                _ => None,
-            };
-            for (at, len) in [(0, 1000), (2000, 1000), (90_000, 5000)] {
-                file.update_region(at, &vec![1; len]).await.unwrap();
+        let (path, file) = patterned(dir.path(), LEN as usize).await;
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        for (turn, (at, len)) in places().enumerate() {
+            let end = at + len;
+            // The first two are its neighbours, with no gap; the others are all that is free.
+            let free = [(at - 1, 1), (end, 1), (0, at), (end, LEN - end)];
+            let taken = [(at - 1, 2), (end - 1, 2), (at, 1), (end - 1, 1), (0, LEN)];
+            for kind in 0..View::KINDS {
+                let view = View::new(kind, &file, at, len).await;
+                for (at, len) in free {
+                    let data = vec![kind as u8; len as usize];
+                    soon(other.update_region(at, &data)).await.unwrap();
+                    assert!(other.try_update_region(at, &data).await.unwrap());
+                    drop(soon(other.as_slice_mut(at, len)).await.unwrap());
+                    drop(other.try_as_slice_mut(at, len).unwrap().unwrap());
+                    drop(other.try_as_slice(at, len).unwrap().unwrap());
+                    drop(soon(other.slice(at, len)).await.unwrap());
+                }
+                for (at, len) in taken {
+                    let data = vec![kind as u8; len as usize];
+                    assert!(!other.try_update_region(at, &data).await.unwrap());
+                    assert!(other.try_as_slice_mut(at, len).unwrap().is_none());
+                    let reads = other.try_as_slice(at, len).unwrap().is_some();
+                    assert_eq!(reads, !view.is_mutable());
+                }
+                // One that waits, each time.
+                let (wanted, len) = taken[turn % taken.len()];
+                let data = vec![7; len as usize];
+                let mut write = Box::pin(other.update_region(wanted, &data));
+                let spare = if at > 1 { 0 } else { LEN - 1 };
+                if (wanted..wanted + len).contains(&spare) {
+                    assert!(poll_once(&mut write).await.is_none());
+                    until(&file, |stats| stats.oldest_blocked.is_some()).await;
+                } else {
+                    assert_waits(&other, spare, &mut write).await;
+                }
+                drop(view);
+                soon(write).await.unwrap();
+                until(&file, is_quiet).await;
+                let written = file.as_slice(wanted, len).unwrap();
+                assert!(written.iter().all(|byte| *byte == 7));
             }
-            for (at, len) in [(999, 2), (1999, 2), (1500, 1), (0, 100_000)] {
-                assert!(poll_once(file.update_region(at, &vec![2; len]))
-                    .await
-                    .is_none());
-                assert!(!file.try_update_region(at, &vec![2; len]).await.unwrap());
+        }
+    });
+}
+
+#[test]
+fn growing_waits_for_no_view() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 9_000).await;
+        let slice = file.as_slice(0, 3_000).unwrap();
+        let bytes = file.bytes(3_000, 3_000).unwrap();
+        let mut mutable = file.as_slice_mut(6_000, 3_000).await.unwrap();
+        // It has its own turn, and that is not behind this one.
+        let mut write = Box::pin(file.update_region(0, &[1; 9_000]));
+        assert!(poll_once(&mut write).await.is_none());
+        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        // Inside the address space that was reserved, and beyond it, again and again.
+        for size in [9_001, 500_000, 1 << 20, (1 << 20) + 1, 9 << 20, 40 << 20] {
+            soon(file.resize(size)).await.unwrap();
+            assert_eq!(file.len(), size);
+            // What is new is zero, and as good as the rest.
+            assert_eq!(file.as_slice(size - 1, 1).unwrap(), [0]);
+            soon(file.update_region(size - 1, b"x")).await.unwrap();
+            soon(file.update_region(size - 1, &[0])).await.unwrap();
+            assert_eq!(slice, &pattern(9_000)[..3_000]);
+            assert_eq!(bytes, pattern(9_000)[3_000..6_000]);
+            assert_eq!(mutable[..], pattern(9_000)[6_000..]);
+        }
+        // What is stored through an old map is seen through the new one.
+        mutable.fill(9);
+        drop(mutable);
+        assert_eq!(file.as_slice(6_000, 3_000).unwrap(), [9; 3_000]);
+        assert!(poll_once(&mut write).await.is_none());
+        drop((slice, bytes));
+        soon(write).await.unwrap();
+    });
+}
+
+#[test]
+fn shrinking_waits_for_views_of_the_tail_and_for_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), LEN as usize).await;
+        for new_len in [1, 4095, 4096, 4097, BLOCK, BLOCK + 1, LEN - 1] {
+            for kind in 0..View::KINDS {
+                // All that is kept is viewed, up to the last byte.
+                let kept = View::new(kind, &file, 0, new_len).await;
+                soon(file.resize(new_len)).await.unwrap();
+                assert_eq!(file.len(), new_len);
+                soon(file.resize(LEN)).await.unwrap();
+                drop(kept);
+                for (at, len) in [(new_len, 1), (LEN - 1, 1), (new_len - 1, 2)] {
+                    let view = View::new(kind, &file, at, len).await;
+                    let mut shrink = Box::pin(file.resize(new_len));
+                    if at > 0 {
+                        assert_waits(&file, 0, &mut shrink).await;
+                    } else {
+                        assert!(poll_once(&mut shrink).await.is_none());
+                        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+                    }
+                    assert_eq!(file.len(), LEN);
+                    drop(view);
+                    soon(shrink).await.unwrap();
+                    assert_eq!(file.len(), new_len);
+                    soon(file.resize(LEN)).await.unwrap();
+                }
+                until(&file, is_quiet).await;
             }
-            file.resize(200_000).await.unwrap();
-            file.resize(2000).await.unwrap();
-            let mut shrink = Box::pin(file.resize(1999));
-            assert!(poll_once(&mut shrink).await.is_none());
-            drop((slice, bytes, mutable));
-            shrink.await.unwrap();
-            file.resize(100_000).await.unwrap();
-            until(&file, is_quiet).await;
         }
     });
 }
@@ -42,14 +171,97 @@ fn a_write_waits_for_what_overlaps_it_and_for_nothing_else() {
 fn a_view_stays_good_whatever_happens_to_its_handle() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let (path, file) = patterned(dir.path(), 1000).await;
+        let (path, file) = patterned(dir.path(), 9_000).await;
         let mut views = Vec::new();
-        for size in [1 << 20, 5 << 20, 50 << 20] {
-            views.push(file.bytes(0, 1000).unwrap());
-            file.resize(size).await.unwrap();
+        for size in [1 << 20, 5 << 20, 50 << 20, 10_000, 3 << 20, 9_000] {
+            views.push(file.bytes(0, 9_000).unwrap());
+            soon(file.resize(size)).await.unwrap();
         }
+        let are_whole = |views: &[Bytes]| views.iter().all(|view| *view == pattern(9_000));
+        assert!(are_whole(&views));
         drop(file);
+        assert!(are_whole(&views));
+
+        // The file is still in use: who opens it now waits for the views.
+        let again = MemoryMappedFile::open_rw(&path).await.unwrap();
+        assert!(!again.try_update_region(8_999, b"x").await.unwrap());
+        let mut write = Box::pin(again.update_region(0, b"x"));
+        assert!(poll_once(&mut write).await.is_none());
+        until(&again, |stats| stats.oldest_blocked.is_some()).await;
+        let busy = MemoryMappedFile::create_rw(&path, 10).await.unwrap_err();
+        assert!(matches!(busy, MmapIoError::Busy { .. }), "{busy:?}");
+        drop(write);
+        drop(again);
+
+        // Another file has its name.
+        std::fs::remove_file(&path).unwrap();
+        let new = MemoryMappedFile::create_rw(&path, 9_000).await.unwrap();
+        soon(new.update_region_async(0, &[1; 9_000])).await.unwrap();
+        assert!(are_whole(&views));
+        // In parts, by other threads, one after the other.
+        let part = views[0].slice(4_000..5_000);
+        std::thread::spawn(move || drop(views)).join().unwrap();
+        assert_eq!(part, pattern(9_000)[4_000..5_000]);
+        drop(new);
+        assert_eq!(part, pattern(9_000)[4_000..5_000]);
+    });
+}
+
+#[test]
+fn slices_stay_good_while_the_file_grows_and_shrinks_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 9_000).await;
+        let expected = pattern(9_000);
+        let mut slices = Vec::new();
+        let mut mutable = file.as_slice_mut(8_000, 1_000).await.unwrap();
+        for size in [2 << 20, 9_000, 9 << 20, 10_000, 33 << 20] {
+            slices.push(file.as_slice(100, 5_000).unwrap());
+            soon(file.resize(size)).await.unwrap();
+            soon(file.update_region(5_100, &[1; 100])).await.unwrap();
+            mutable[..10].copy_from_slice(&[2; 10]);
+            assert!(slices.iter().all(|slice| *slice == expected[100..5_100]));
+        }
         std::fs::remove_file(path).unwrap();
-        assert!(views.iter().all(|view| *view == pattern(1000)));
+        assert!(slices.iter().all(|slice| *slice == expected[100..5_100]));
+        drop(mutable);
+        assert_eq!(file.as_slice(8_000, 10).unwrap(), [2; 10]);
+    });
+}
+
+#[test]
+fn a_write_of_many_ranges_waits_for_all_and_holds_none_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), LEN as usize).await;
+        let before = pattern(LEN as usize);
+        let ranges = [(100, 50), (BLOCK - 10, 20), (3 * BLOCK, 100)];
+        let data = [7; 100];
+        let parts = ranges.map(|(at, len)| (at, &data[..len as usize]));
+        let mut in_the_way: Vec<_> = ranges
+            .iter()
+            .map(|(at, len)| file.bytes(at + len - 1, 1).unwrap())
+            .collect();
+        let mut write = Box::pin(file.update_regions(&parts));
+        assert_waits(&file, 0, &mut write).await;
+        while let Some(last) = in_the_way.pop() {
+            // Readers of what nobody else has go on, and nothing is written yet.
+            for (at, len) in ranges {
+                let expected = &before[at as usize..(at + len) as usize];
+                assert_eq!(file.as_slice(at, len).unwrap(), expected);
+                let slice = soon(file.slice(at, len)).await.unwrap();
+                assert_eq!(slice, expected);
+            }
+            // Bytes between its ranges are not its own.
+            soon(file.update_region(150, b"x")).await.unwrap();
+            soon(file.update_region(BLOCK + 10, b"x")).await.unwrap();
+            assert!(poll_once(&mut write).await.is_none(), "one is enough");
+            drop(last);
+        }
+        soon(write).await.unwrap();
+        for (at, len) in ranges {
+            let written = file.as_slice(at, len).unwrap();
+            assert!(written.iter().all(|byte| *byte == 7));
+        }
     });
 }
