@@ -1,14 +1,46 @@
-//! No pool thread waits: thousands of writes that wait for one view take none of them. (The whole
-//! suite also passes with a pool of one thread.)
+//! No pool thread waits for a view, a lease or another pool job: thousands of operations that wait
+//! take none of them, and everything else goes on. Most plainly so with a pool of one thread, in
+//! which one that waited would be the last. (The whole suite also passes with that.)
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
-use std::task::Poll;
 
-use futures_lite::future::poll_fn;
-use mmap_io::MemoryMappedFile;
+use futures_lite::future::poll_once;
+use mmap_io::{MemoryMappedFile, MmapMode, Result};
 
-use crate::common::{alone, is_quiet, patterned, until};
+use crate::common::{alone, is_quiet, pattern, patterned, run_alone, soon, until};
+
+type Made<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+/// Operations that are waited for together.
+#[derive(Default)]
+struct Crowd<'a>(Vec<Made<'a>>);
+
+impl<'a> Crowd<'a> {
+    fn join(&mut self, operation: impl Future<Output = Result<()>> + 'a) {
+        self.0.push(Box::pin(operation));
+    }
+
+    /// Polls all of them until `count` stand in the queue, and shows that all of them wait.
+    async fn all_wait(&mut self, file: &MemoryMappedFile, count: usize) {
+        let poll = async {
+            while file.stats().queued_writes < count || file.stats().oldest_blocked.is_none() {
+                for operation in &mut self.0 {
+                    assert!(poll_once(operation).await.is_none());
+                }
+                futures_lite::future::yield_now().await;
+            }
+        };
+        soon(poll).await;
+    }
+
+    async fn all_end(self) {
+        for operation in self.0 {
+            soon(operation).await.unwrap();
+        }
+    }
+}
 
 #[test]
 fn two_thousand_writers_wait_for_a_view_and_another_file_goes_on() {
@@ -19,31 +51,199 @@ fn two_thousand_writers_wait_for_a_view_and_another_file_goes_on() {
             .await
             .unwrap();
         let view = file.bytes(0, 10_000).unwrap();
-        let mut writers: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+        let mut writers = Crowd::default();
         for at in 0..2000_u64 {
             let file = file.clone();
-            writers.push(Box::pin(async move {
-                file.update_region(at, &[at as u8 | 1]).await
-            }));
+            writers.join(async move { file.update_region(at, &[at as u8 | 1]).await });
         }
-        let mut all = poll_fn(move |context| {
-            writers.retain_mut(|writer| writer.as_mut().poll(context).is_pending());
-            match writers.is_empty() {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        });
-        assert!(futures_lite::future::poll_once(&mut all).await.is_none());
-        other.update_region_async(0, b"durable").await.unwrap();
-        until(&file, |stats| {
-            stats.queued_writes == 2000 && stats.oldest_blocked.is_some()
-        })
-        .await;
+        writers.all_wait(&file, 2000).await;
+        soon(other.update_region_async(0, b"durable"))
+            .await
+            .unwrap();
         drop(view);
-        all.await;
+        writers.all_end().await;
         until(&file, is_quiet).await;
         for at in 0..2000 {
             assert_eq!(file.as_slice(at, 1).unwrap(), [at as u8 | 1]);
         }
     });
+}
+
+#[test]
+fn everything_waits_for_one_view_and_another_file_goes_on() {
+    const TURNS: u64 = 100;
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 10_000).await;
+        let view = file.bytes(0, 10_000).unwrap();
+        // None of them is out of bounds after the shrinks before it.
+        let parts: [(u64, &[u8]); 2] = [(0, b"both"), (7_000, b"both")];
+        let mut crowd = Crowd::default();
+        let data = || bytes::Bytes::from_static(b"owned");
+        for turn in 0..TURNS {
+            crowd.join(file.update_region(turn, b"write"));
+            crowd.join(file.update_region_async(turn * 50, b"durable"));
+            crowd.join(file.update_regions(&parts));
+            crowd.join(file.update_regions_async(&parts));
+            crowd.join(file.write_bytes(turn, data()));
+            crowd.join(file.write_bytes_async(turn, data()));
+            crowd.join(async { file.as_slice_mut(0, 5_000).await.map(drop) });
+            crowd.join(async { file.as_slice_mut(9, 90).await?.commit().await });
+            crowd.join(file.resize(9_900 - turn));
+        }
+        let waiting = TURNS as usize * 9;
+        crowd.all_wait(&file, waiting).await;
+        // Snapshots behind them. What they copy is cut off before their turn.
+        let mut copies = Vec::new();
+        for turn in 0..10 {
+            copies.push(Box::pin(
+                file.copy_to(dir.path().join(format!("copy {turn}"))),
+            ));
+        }
+        let submit = async {
+            while file.stats().queued_writes < waiting + 10 {
+                for copy in &mut copies {
+                    assert!(poll_once(copy).await.is_none());
+                }
+            }
+        };
+        soon(submit).await;
+        // The same file, as far as it needs no turn.
+        soon(file.flush()).await.unwrap();
+        soon(file.flush_range(5, 5)).await.unwrap();
+        soon(file.touch_pages()).await.unwrap();
+        assert_eq!(soon(file.read_bytes(0, 10_000)).await.unwrap(), view);
+        assert!(!soon(file.try_update_region(0, b"x")).await.unwrap());
+        soon(MemoryMappedFile::open_ro(file.path())).await.unwrap();
+        soon(everything(&dir.path().join("other"))).await;
+        assert_eq!(view, pattern(10_000));
+        drop(view);
+        crowd.all_end().await;
+        for copy in copies {
+            // It waits for its turn, which is all that this is about.
+            let _ = soon(copy).await;
+        }
+        assert_eq!(file.len(), 9_900 - (TURNS - 1));
+        until(&file, is_quiet).await;
+    });
+}
+
+#[test]
+fn readers_wait_for_mutable_views_and_another_file_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 10_000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let view = file.as_slice_mut(0, 10_000).await.unwrap();
+        let mut crowd = Crowd::default();
+        let copy = dir.path().join("copy");
+        crowd.join(async { reader.copy_to(copy).await.map(drop) });
+        crowd.all_wait(&file, 1).await;
+        let mut readers = Crowd::default();
+        for turn in 0..500 {
+            let (file, at) = (if turn % 2 == 0 { &file } else { &reader }, turn * 10);
+            readers.join(async move { file.slice(at, 10).await.map(drop) });
+            readers.join(async move { file.read_bytes(at, 10).await.map(drop) });
+            readers.join(async move { file.read_into(at, &mut [0; 10]).await });
+        }
+        for _ in 0..10 {
+            for read in &mut readers.0 {
+                assert!(poll_once(read).await.is_none());
+            }
+        }
+        soon(everything(&dir.path().join("other"))).await;
+        drop(view);
+        readers.all_end().await;
+        crowd.all_end().await;
+        until(&file, is_quiet).await;
+    });
+}
+
+#[test]
+fn files_that_write_each_others_bytes_and_open_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 10_000).await;
+        let view = file.bytes(0, 10_000).unwrap();
+        let mut crowd = Crowd::default();
+        // Their data lies in a mapping, so that each is copied on the pool first.
+        for turn in 0..200 {
+            crowd.join(file.write_bytes(turn * 10, file.bytes(turn * 20, 10).unwrap()));
+        }
+        crowd.all_wait(&file, 200).await;
+        // One opens the file, all others wait for that.
+        let path = dir.path().join("new");
+        let mut opening = Crowd::default();
+        for turn in 0..200 {
+            let path = &path;
+            opening.join(async move {
+                let file = match turn % 2 {
+                    0 => MemoryMappedFile::open_or_create(path, 5_000).await?,
+                    _ => {
+                        let builder = MemoryMappedFile::builder(path).size(5_000);
+                        builder.mode(MmapMode::ReadWrite).open_or_create().await?
+                    }
+                };
+                file.update_region_async(turn, b"x").await
+            });
+        }
+        for open in &mut opening.0 {
+            let _ = poll_once(open).await;
+        }
+        drop(view);
+        crowd.all_end().await;
+        opening.0.clear();
+        soon(everything(&path.with_extension("other"))).await;
+        until(&file, is_quiet).await;
+    });
+}
+
+/// Every kind of operation that uses the pool, one after the other.
+async fn everything(path: &Path) {
+    let copy = path.with_extension("copy");
+    let file = MemoryMappedFile::create_rw(path, 10_000).await.unwrap();
+    let reader = MemoryMappedFile::open_ro(path).await.unwrap();
+    let again = MemoryMappedFile::open_or_create(path, 1).await.unwrap();
+    file.update_region(0, b"write").await.unwrap();
+    again.update_region_async(0, b"write").await.unwrap();
+    let parts: [(u64, &[u8]); 2] = [(0, b"both"), (7_000, b"both")];
+    file.update_regions(&parts).await.unwrap();
+    again.update_regions_async(&parts).await.unwrap();
+    let own = reader.bytes(7_000, 4).unwrap();
+    file.write_bytes(20, own).await.unwrap();
+    file.write_bytes_async(30, bytes::Bytes::from_static(b"x"))
+        .await
+        .unwrap();
+    assert!(file.try_update_region(40, b"x").await.unwrap());
+    let mut view = again.as_slice_mut(50, 10).await.unwrap();
+    view.fill(1);
+    view.commit().await.unwrap();
+    file.resize(3 << 20).await.unwrap();
+    again.resize(20_000).await.unwrap();
+    reader.touch_pages().await.unwrap();
+    reader.prefetch_range(0, 100).await.unwrap();
+    assert_eq!(reader.slice(20, 4).await.unwrap(), b"both");
+    assert_eq!(reader.read_bytes(20, 4).await.unwrap(), "both");
+    reader.read_into(0, &mut [0; 100]).await.unwrap();
+    file.flush_range(0, 100).await.unwrap();
+    file.flush().await.unwrap();
+    assert_eq!(reader.copy_to(&copy).await.unwrap(), 20_000);
+    drop((reader, again));
+    file.close().await.unwrap();
+    mmap_io::copy_mmap(path, &copy).await.unwrap();
+    mmap_io::delete_mmap(&copy).await.unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn the_same_with_a_pool_of_one_thread() {
+    let program = ["env", "BLOCKING_MAX_THREADS=1"];
+    for test in [
+        "two_thousand_writers_wait_for_a_view_and_another_file_goes_on",
+        "everything_waits_for_one_view_and_another_file_goes_on",
+        "readers_wait_for_mutable_views_and_another_file_goes_on",
+        "files_that_write_each_others_bytes_and_open_at_once",
+    ] {
+        run_alone(&program, &format!("p2_pool::{test}"));
+    }
 }
