@@ -11,7 +11,8 @@ use crate::fixture::{file, map_read, ours_written_once, SharedMap, AFTER, BEFORE
 use crate::harness::{task, Bench, Result};
 use crate::report::{Goal, Line};
 
-const LEN: u64 = 64;
+/// The length of a record.
+pub(crate) const LEN: u64 = 64;
 
 /// F7: one task that waits for each of its records, against the `msync` it could do by hand.
 pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
@@ -56,20 +57,20 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
 
 /// A region at the start of a file, written record after record, by whosever turn it is.
 #[derive(Default)]
-struct Log {
+pub(crate) struct Log {
     len: Cell<u64>,
 }
 
 impl Log {
     /// Where the next `count` records go.
-    fn append(&self, count: u64) -> Range<u64> {
+    pub(crate) fn append(&self, count: u64) -> Range<u64> {
         let start = self.len.get();
         self.len.set(start + count * LEN);
         start..self.len.get()
     }
 
     /// Fails unless every record is there, and nothing behind them has changed.
-    fn check(&self, path: &Path) -> Result<()> {
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
         let (map, len) = (map_read(path)?, self.len.get());
         let (records, rest) = map.split_at(len as usize);
         if !AFTER.matches(0, records) || !BEFORE.matches(len, rest) {

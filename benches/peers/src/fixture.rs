@@ -185,30 +185,57 @@ impl SharedMap {
         })
     }
 
+    /// The same with neighbours, from `offset` on: each is copied on its own, then all become
+    /// durable at once.
+    pub(crate) fn write_all_durably<'a>(
+        &self,
+        offset: u64,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> std::io::Result<()> {
+        self.with(|map| {
+            let mut end = offset;
+            for data in pieces {
+                copy_in(map, end, data);
+                end += data.len() as u64;
+            }
+            map.flush_range(offset as usize, (end - offset) as usize)
+        })
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut MmapMut) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Our mapping of `path`, read-write, with all of it written once.
-pub(crate) fn ours_written_once(bench: &Bench, path: &Path) -> Result<mmap_io::MemoryMappedFile> {
+/// Our mapping of `path`, read-write, flushed only when asked.
+pub(crate) fn ours(bench: &Bench, path: &Path) -> Result<mmap_io::MemoryMappedFile> {
     let open = mmap_io::MemoryMappedFile::builder(path)
         .mode(mmap_io::MmapMode::ReadWrite)
         .flush_policy(mmap_io::FlushPolicy::Manual)
         .open();
-    let map = bench.multi.block_on(open)?;
+    Ok(bench.multi.block_on(open)?)
+}
+
+/// The same, with all of it written once.
+pub(crate) fn ours_written_once(bench: &Bench, path: &Path) -> Result<mmap_io::MemoryMappedFile> {
+    let map = ours(bench, path)?;
     write_once(map.len(), |offset, data| {
         Ok(bench.multi.block_on(map.update_region(offset, data))?)
     })?;
     Ok(map)
 }
 
-/// The same by the synchronous crate.
-pub(crate) fn sync_written_once(path: &Path) -> Result<mmap_io_sync::MemoryMappedFile> {
-    let map = mmap_io_sync::MemoryMappedFile::builder(path)
+/// The synchronous crate's mapping of `path`, read-write, flushed only when asked.
+pub(crate) fn sync(path: &Path) -> Result<mmap_io_sync::MemoryMappedFile> {
+    Ok(mmap_io_sync::MemoryMappedFile::builder(path)
         .mode(mmap_io_sync::MmapMode::ReadWrite)
         .flush_policy(mmap_io_sync::flush::FlushPolicy::Manual)
-        .open()?;
+        .open()?)
+}
+
+/// The same, with all of it written once.
+pub(crate) fn sync_written_once(path: &Path) -> Result<mmap_io_sync::MemoryMappedFile> {
+    let map = sync(path)?;
     write_once(map.len(), |offset, data| {
         Ok(map.update_region(offset, data)?)
     })?;

@@ -73,8 +73,20 @@ impl Bench {
 
     /// Lets the sides take turns and gives the median of each. A first round warms up and is not
     /// counted, but checked like the others: in every round all sides report the same work.
-    pub(crate) fn interleave<const N: usize>(&self, mut sides: [Side<'_>; N]) -> Result<[f64; N]> {
-        let counted = self.amount(7, 3);
+    pub(crate) fn interleave<const N: usize>(&self, sides: [Side<'_>; N]) -> Result<[f64; N]> {
+        self.interleave_rounds(self.amount(7, 3), sides)
+    }
+
+    /// The same in fewer rounds, for sides whose turns take long.
+    pub(crate) fn interleave_slow<const N: usize>(&self, sides: [Side<'_>; N]) -> Result<[f64; N]> {
+        self.interleave_rounds(self.amount(5, 1), sides)
+    }
+
+    fn interleave_rounds<const N: usize>(
+        &self,
+        counted: u64,
+        mut sides: [Side<'_>; N],
+    ) -> Result<[f64; N]> {
         let mut values: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
         for number in 0..=counted {
             let round = self.rounds.replace(self.rounds.get() + 1);

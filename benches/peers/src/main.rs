@@ -26,6 +26,7 @@ mod contention;
 mod durable;
 mod files;
 mod fixture;
+mod group_commit;
 mod harness;
 mod reads;
 mod report;
@@ -70,8 +71,16 @@ const FIGURES: &[Figure] = &[
         run: reads::threads,
     },
     Figure {
+        id: "F6",
+        run: group_commit::many_tasks,
+    },
+    Figure {
         id: "F7",
         run: durable::one_task,
+    },
+    Figure {
+        id: "F8",
+        run: group_commit::scattered,
     },
     Figure {
         id: "F9",
