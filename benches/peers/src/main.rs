@@ -20,6 +20,7 @@
 //! different work, end the run with an error.
 
 mod alloc;
+mod bulk;
 mod bytes_views;
 mod chart;
 mod contention;
@@ -28,6 +29,8 @@ mod files;
 mod fixture;
 mod group_commit;
 mod harness;
+mod last_drop;
+mod os;
 mod reads;
 mod report;
 mod residency;
@@ -91,8 +94,16 @@ const FIGURES: &[Figure] = &[
         run: writes::one_task,
     },
     Figure {
+        id: "F11",
+        run: bulk::overwrite_cold,
+    },
+    Figure {
         id: "F12",
         run: writes::overwrite_hot,
+    },
+    Figure {
+        id: "F13",
+        run: bulk::fill_fresh,
     },
     Figure {
         id: "F15",
@@ -117,6 +128,10 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F23",
         run: files::open_close,
+    },
+    Figure {
+        id: "F24",
+        run: last_drop::last_drop,
     },
 ];
 

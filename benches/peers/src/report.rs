@@ -212,6 +212,7 @@ pub(crate) fn json(results: &[(&str, Vec<Line>)]) -> String {
 /// About three digits.
 fn short(value: f64) -> String {
     match value {
+        v if v < 0.1 => format!("{v:.4}"),
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),
         v => format!("{v:.0}"),

@@ -1,0 +1,110 @@
+//! What only the operating system knows, or can undo: which pages are cached or mapped, and how
+//! many threads and descriptors there are. Linux; elsewhere the figures that need it say so.
+
+pub(crate) use imp::{drop_cached, is_mapped, raise_descriptors, threads};
+
+#[cfg(target_os = "linux")]
+mod imp {
+    use std::fs::{self, File};
+    use std::io;
+    use std::os::fd::AsRawFd;
+    use std::path::Path;
+
+    use crate::fixture::map_read;
+    use crate::harness::Result;
+
+    /// Writes the file back and takes all of it out of the page cache, or fails.
+    ///
+    /// Pages that somebody has mapped stay there: no mapping of the file may be left.
+    pub(crate) fn drop_cached(path: &Path) -> Result<()> {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        // SAFETY: no memory is passed, and the descriptor is open.
+        let error =
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error).into());
+        }
+        match cached_pages(path)? {
+            0 => Ok(()),
+            pages => Err(format!("{pages} pages of {} stay cached", path.display()).into()),
+        }
+    }
+
+    fn cached_pages(path: &Path) -> Result<usize> {
+        let map = map_read(path)?;
+        let mut pages = vec![0u8; map.len().div_ceil(4_096)];
+        // SAFETY: the range is the mapping's own, and the vector has a byte for each page of it.
+        let code = unsafe {
+            libc::mincore(
+                map.as_ptr().cast_mut().cast(),
+                map.len(),
+                pages.as_mut_ptr(),
+            )
+        };
+        if code != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        Ok(pages.iter().filter(|page| **page & 1 == 1).count())
+    }
+
+    /// Whether this process has the file mapped.
+    pub(crate) fn is_mapped(path: &Path) -> Result<bool> {
+        let path = path.to_str().ok_or("the path is not UTF-8")?;
+        let maps = fs::read_to_string("/proc/self/maps")?;
+        Ok(maps.lines().any(|line| line.ends_with(path)))
+    }
+
+    /// Number of threads of this process.
+    pub(crate) fn threads() -> Result<u64> {
+        Ok(fs::read_dir("/proc/self/task")?.count() as u64)
+    }
+
+    /// Lets this process have at least `count` descriptors open, if it may.
+    pub(crate) fn raise_descriptors(count: u64) -> Result<()> {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: `limit` has room for what is written to it.
+        if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        if limit.rlim_cur >= count {
+            return Ok(());
+        }
+        limit.rlim_cur = count;
+        limit.rlim_max = limit.rlim_max.max(count);
+        // SAFETY: `limit` is read, and nothing else.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+            let error = io::Error::last_os_error();
+            return Err(format!("no {count} descriptors for this process: {error}").into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    use std::path::Path;
+
+    use crate::harness::Result;
+
+    const ELSEWHERE: &str = "this figure needs Linux";
+
+    pub(crate) fn drop_cached(_path: &Path) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn is_mapped(_path: &Path) -> Result<bool> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn threads() -> Result<u64> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn raise_descriptors(_count: u64) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+}
