@@ -116,7 +116,7 @@ pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
     let path = file(bench, "file", FILE_LEN)?;
     let map = ours_written_once(bench, &path)?;
     let mapped = map_read_range(&path, READS)?;
-    let offsets = offset_list(bench.amount(2 << 20, 1 << 19), READS, LEN);
+    let offsets = offset_list(bench.amount(1 << 20, 1 << 18), READS, LEN);
 
     let ours = || slowest_thousandth(&offsets, |offset| Ok(map.as_slice(offset, LEN)?[0]));
     let raw = || {
@@ -125,7 +125,7 @@ pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
             Ok(mapped[start..start + LEN as usize][0])
         })
     };
-    let [quiet, beside, raw_quiet, raw_beside, under] = bench.interleave([
+    let [quiet, beside, raw_quiet, raw_beside, under] = bench.interleave_slow([
         &mut |_| ours(),
         &mut |_| beside_writes(bench, &map, ours),
         &mut |_| raw(),

@@ -20,6 +20,7 @@
 //! different work, end the run with an error.
 
 mod alloc;
+mod beside_flush;
 mod bulk;
 mod bytes_views;
 mod chart;
@@ -120,6 +121,10 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F20",
         run: contention::read_beside_writes,
+    },
+    Figure {
+        id: "F21",
+        run: beside_flush::write_beside_flush,
     },
     Figure {
         id: "F22",
