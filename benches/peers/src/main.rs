@@ -31,6 +31,7 @@ mod fixture;
 mod group_commit;
 mod harness;
 mod last_drop;
+mod many_files;
 mod os;
 mod reads;
 mod report;
@@ -113,6 +114,10 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F17",
         run: files::copy,
+    },
+    Figure {
+        id: "F18",
+        run: many_files::many_files,
     },
     Figure {
         id: "F19",

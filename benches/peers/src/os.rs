@@ -1,7 +1,7 @@
 //! What only the operating system knows, or can undo: which pages are cached or mapped, and how
 //! many threads and descriptors there are. Linux; elsewhere the figures that need it say so.
 
-pub(crate) use imp::{drop_cached, is_mapped, raise_descriptors, threads};
+pub(crate) use imp::{drop_cached, is_mapped, raise_descriptors, sync_all, threads};
 
 #[cfg(target_os = "linux")]
 mod imp {
@@ -55,6 +55,16 @@ mod imp {
         Ok(maps.lines().any(|line| line.ends_with(path)))
     }
 
+    /// Writes back all that is dirty on the file system that `dir` is on.
+    pub(crate) fn sync_all(dir: &Path) -> Result<()> {
+        let dir = File::open(dir)?;
+        // SAFETY: no memory is passed, and the descriptor is open.
+        match unsafe { libc::syncfs(dir.as_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error().into()),
+        }
+    }
+
     /// Number of threads of this process.
     pub(crate) fn threads() -> Result<u64> {
         Ok(fs::read_dir("/proc/self/task")?.count() as u64)
@@ -97,6 +107,10 @@ mod imp {
     }
 
     pub(crate) fn is_mapped(_path: &Path) -> Result<bool> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn sync_all(_dir: &Path) -> Result<()> {
         Err(ELSEWHERE.into())
     }
 
