@@ -55,7 +55,12 @@ fn drop_on_executor(
     map: impl Send + 'static,
     work: u64,
 ) -> Result<Sample> {
-    let dropped = async move { timed(|| Ok(drop(map))) };
+    let dropped = async move {
+        timed(|| {
+            drop(map);
+            Ok(())
+        })
+    };
     let (elapsed, ()) = bench.multi.block_on(bench.multi.spawn(dropped))??;
     let patience = Instant::now() + Duration::from_secs(10);
     while os::is_mapped(path)? {

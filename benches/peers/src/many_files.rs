@@ -1,5 +1,6 @@
 //! Very many files that are all flushed on a timer.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub(crate) fn many_files(bench: &Bench) -> Result<Vec<Line>> {
     let (paths, few_paths) = paths.split_at(count as usize);
 
     let ours = serve(paths, CYCLE / time, |path| Ours::open(bench, path))?;
-    let sync = serve(few_paths, CYCLE / 10, |path| Sync::open(path))?;
+    let sync = serve(few_paths, CYCLE / 10, Sync::open)?;
 
     let name = |what| format!("many_files_{count}_{what}");
     Ok(vec![
@@ -75,6 +76,8 @@ trait Served {
 struct Ours<'a> {
     bench: &'a Bench,
     map: mmap_io::MemoryMappedFile,
+    /// What had been made durable before the last write.
+    flushed_before: Cell<u64>,
 }
 
 impl<'a> Ours<'a> {
@@ -86,20 +89,25 @@ impl<'a> Ours<'a> {
             ))
             .open();
         let map = bench.multi.block_on(open)?;
-        Ok(Self { bench, map })
+        Ok(Self {
+            bench,
+            map,
+            flushed_before: Cell::new(0),
+        })
     }
 }
 
 impl Served for Ours<'_> {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        Ok(self
-            .bench
-            .multi
-            .block_on(self.map.update_region(offset, data))?)
+        self.flushed_before.set(self.map.stats().flushed_waiters);
+        let write = self.map.update_region(offset, data);
+        Ok(self.bench.multi.block_on(write)?)
     }
 
+    /// Until the flush has ended: when it begins there is nothing pending any more.
     fn is_dirty(&self) -> bool {
-        self.map.pending_bytes() > 0
+        let stats = self.map.stats();
+        stats.pending_bytes > 0 || stats.flushed_waiters == self.flushed_before.get()
     }
 }
 
@@ -122,13 +130,14 @@ impl Served for Sync {
         Ok(self.0.update_region(offset, data)?)
     }
 
+    /// Until the flush begins; there is no way to see the end of it.
     fn is_dirty(&self) -> bool {
         self.0.pending_bytes() > 0
     }
 }
 
-/// What serving files took.
-struct Took {
+/// What it took to serve files.
+struct Cost {
     /// Most threads at a time, less those that were there before.
     threads: u64,
     /// Bytes of heap.
@@ -143,7 +152,7 @@ fn serve<F: Served>(
     paths: &[PathBuf],
     time: Duration,
     open: impl Fn(&Path) -> Result<F>,
-) -> Result<Took> {
+) -> Result<Cost> {
     let count = paths.len() as u32;
     let writes = (time.as_nanos() / (CYCLE / count).as_nanos()) as usize;
     let mut dirty: VecDeque<(usize, Instant)> = VecDeque::with_capacity(paths.len());
@@ -156,7 +165,7 @@ fn serve<F: Served>(
     for path in paths {
         maps.push(open(path)?);
     }
-    let mut served = Took {
+    let mut served = Cost {
         threads: 0,
         heap: heap.grown(),
         latest: Duration::ZERO,
