@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use futures_lite::future;
@@ -194,6 +195,8 @@ fn beside_writes(
     let small = Writer::spawn(bench, map, small.map(|offset| (offset, LEN)));
     let large = (LARGE_WRITE.start, LARGE_WRITE.end - LARGE_WRITE.start);
     let large = Writer::spawn(bench, map, std::iter::repeat(large));
+    small.wait_until_started();
+    large.wait_until_started();
     let sample = measure();
     // Both are waited for, whatever the reads gave.
     let written = [small.stop(bench), large.stop(bench)];
@@ -207,6 +210,7 @@ fn beside_writes(
 
 /// A task that writes again and again until it is told to stop.
 struct Writer {
+    started: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     task: JoinHandle<Result<u64>>,
 }
@@ -218,17 +222,29 @@ impl Writer {
         map: &MemoryMappedFile,
         writes: impl Iterator<Item = (u64, u64)> + Send + 'static,
     ) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (map, stopped) = (map.clone(), Arc::clone(&stop));
+        let [started, stop] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (map, has_started, stopped) = (map.clone(), Arc::clone(&started), Arc::clone(&stop));
         let task = bench.multi.spawn(async move {
             let mut written = 0;
             for (offset, len) in writes.take_while(|_| !stopped.load(Ordering::Relaxed)) {
                 map.write_bytes(offset, AFTER.bytes_at(offset, len)).await?;
                 written += 1;
+                has_started.store(true, Ordering::Relaxed);
             }
             Ok(written)
         });
-        Self { stop, task }
+        Self {
+            started,
+            stop,
+            task,
+        }
+    }
+
+    /// Until the first write is done, or has failed: the reads are not to be over before.
+    fn wait_until_started(&self) {
+        while !self.started.load(Ordering::Relaxed) && !self.task.is_finished() {
+            thread::yield_now();
+        }
     }
 
     /// Waits for the write under way and gives the number of writes.
