@@ -22,6 +22,9 @@ const DEADLINE: Duration = Duration::from_millis(100);
 /// How long it takes to write to each file once.
 const CYCLE: Duration = Duration::from_secs(10);
 
+/// More than the time after which an idle thread leaves the pool of `blocking`.
+const POOL_IDLE: Duration = Duration::from_millis(750);
+
 /// Descriptors for everything else.
 const SPARE: u64 = 500;
 
@@ -159,6 +162,8 @@ fn serve<F: Served>(
     let mut maps = Vec::with_capacity(paths.len());
     // Made now, so that it does not count as heap of the files.
     let record = AFTER.at(0, LEN);
+    // The pool is the process's own: idle threads that others left in it are not there for long.
+    thread::sleep(POOL_IDLE);
     let threads_before = os::threads()?;
     let heap = HeapWatch::start();
 
