@@ -25,6 +25,7 @@ use futures_lite::future::yield_now;
 use self::fence::ProcessFences;
 use self::slots::{Block, Blocks};
 use self::table::{Table, Wake};
+use crate::completion::contain;
 use crate::error::Result;
 use crate::range::ByteRange;
 
@@ -93,12 +94,17 @@ impl Leases {
     }
 
     fn wake(&self, host: &impl LeaseHost, wake: Wake) {
-        if wake.readers {
-            self.freed.notify(usize::MAX);
-        }
         if wake.writers {
             host.restart();
         }
+        if wake.readers {
+            self.wake_readers();
+        }
+    }
+
+    fn wake_readers(&self) {
+        // The executors' code.
+        contain(|| self.freed.notify(usize::MAX));
     }
 }
 
@@ -111,7 +117,7 @@ impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let wake = self.0.table.end_batch();
         if wake.readers {
-            self.0.freed.notify(usize::MAX);
+            self.0.wake_readers();
         }
     }
 }

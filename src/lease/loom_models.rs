@@ -17,7 +17,7 @@ use loom::thread;
 
 use super::fence::Fences;
 use super::slots::{Block, Blocks};
-use super::table::{Conflict, Kind, Table, Token};
+use super::table::{Conflict, Kind, Table, Token, Want};
 use crate::range::ByteRange;
 use crate::sync::{fence, AtomicU32, Ordering};
 
@@ -317,6 +317,70 @@ fn a_lease_in_the_map() {
 #[test]
 fn a_gate_that_is_raised_and_lowered() {
     gate::<Right>();
+}
+
+/// Of two writes of a batch the second one overlaps the first, and each has a reader in its way.
+#[test]
+fn whoever_stands_behind_another_is_told_as_well() {
+    check(|blocks| {
+        let file = File::<Right>::new(1, blocks);
+        let [one, two] = [(0, 4), (8, 12)].map(|(start, end)| {
+            let range = ByteRange::between(start, end);
+            let token = file.table.try_shared(Some(blocks.claim()), range);
+            let token = token.expect("nobody else is there");
+            let file = file.clone();
+            thread::spawn(move || file.release(token))
+        });
+        let ranges = [ByteRange::between(0, 8), ByteRange::between(4, 12)];
+        let mut wants = ranges.each_ref().map(|range| Want {
+            ranges: std::slice::from_ref(range),
+            gives_up: false,
+            granted: false,
+        });
+        file.table.begin_batch(&mut wants).unwrap();
+        let all = wants.iter().all(|want| want.granted);
+        let _ = file.table.end_batch();
+        one.join().unwrap();
+        two.join().unwrap();
+        assert!(all || file.told.load(Ordering::Relaxed) > 0, "lost wake-up");
+    });
+}
+
+/// Two writers want the same bytes, and only one of them waits for them.
+#[test]
+fn requests_on_equal_ranges_are_not_mistaken_for_each_other() {
+    let mut model = Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let blocks: &'static Blocks = Box::leak(Box::new(Blocks::new()));
+        let file = File::<Right>::new(1, blocks);
+        let held = file.table.try_shared(Some(blocks.claim()), CELL());
+        let held = held.expect("nobody else is there");
+        let again = blocks.claim();
+        let reader = {
+            let file = file.clone();
+            thread::spawn(move || {
+                file.release(held);
+                file.read(again);
+            })
+        };
+        let other = {
+            let file = file.clone();
+            thread::spawn(move || {
+                let token = file.table.try_acquire(Kind::Exclusive, CELL(), false);
+                if let Some(token) = token.unwrap() {
+                    file.release(token);
+                }
+            })
+        };
+        let written = file.write();
+        reader.join().unwrap();
+        other.join().unwrap();
+        assert!(
+            written || file.told.load(Ordering::Relaxed) > 0,
+            "lost wake-up"
+        );
+    });
 }
 
 /// A model that must fail with one thing about the fences changed.

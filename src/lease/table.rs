@@ -123,6 +123,8 @@ pub(crate) struct Wake {
 #[derive(Debug)]
 pub(crate) struct Want<'a> {
     pub(crate) ranges: &'a [ByteRange],
+    /// If it is refused it is over, and nobody is behind it.
+    pub(crate) gives_up: bool,
     pub(crate) granted: bool,
 }
 
@@ -156,6 +158,8 @@ struct State {
     applying_is_brief: bool,
     /// Requests between their announcement and their last look.
     pending: Vec<Pending>,
+    /// Requests that were ever made.
+    requests: u64,
     /// A range that has stayed announced since before a heavy fence that has ended: a slot on it
     /// is visible, or its reader comes here first.
     closed: Option<ByteRange>,
@@ -183,6 +187,8 @@ impl Gate {
 /// A request that is not decided yet.
 #[derive(Debug)]
 struct Pending {
+    /// Tells it from others on the same bytes.
+    number: u64,
     hull: ByteRange,
     /// It has marked slots, and run its last fence or is about to.
     has_marked: bool,
@@ -213,6 +219,7 @@ impl<F: Fences> Table<F> {
                 applying: Vec::new(),
                 applying_is_brief: true,
                 pending: Vec::new(),
+                requests: 0,
                 closed: None,
                 meetings: 0,
                 gate: None,
@@ -284,6 +291,7 @@ impl<F: Fences> Table<F> {
     ) -> io::Result<Option<Token>> {
         let mut wants = [Want {
             ranges: &[range],
+            gives_up: false,
             granted: false,
         }];
         self.request(kind, &mut wants, watch, |state, _| {
@@ -421,7 +429,10 @@ impl<F: Fences> Table<F> {
             return Ok(None);
         };
         let mut state = lock(&self.state);
+        let number = state.requests;
+        state.requests += 1;
         state.pending.push(Pending {
+            number,
             hull,
             has_marked: false,
         });
@@ -441,7 +452,11 @@ impl<F: Fences> Table<F> {
         if fenced.is_ok() && self.scan(&mut state, kind, wants, watch) {
             // Slots were marked: only a look after another fence tells whether their owners will
             // see the marks.
-            state.pending_at(hull).has_marked = true;
+            let request = state
+                .pending
+                .iter_mut()
+                .find(|other| other.number == number);
+            request.expect("pushed above").has_marked = true;
             drop(state);
             fenced = F::heavy_again();
             state = lock(&self.state);
@@ -449,7 +464,10 @@ impl<F: Fences> Table<F> {
                 self.scan(&mut state, kind, wants, watch);
             }
         }
-        let done = state.pending.iter().position(|other| other.hull == hull);
+        let done = state
+            .pending
+            .iter()
+            .position(|other| other.number == number);
         state.pending.swap_remove(done.expect("pushed above"));
         let granted = fenced.is_ok() && wants.iter().any(|want| want.granted);
         let marked = granted.then(|| mark(&mut state, wants));
@@ -476,32 +494,32 @@ impl<F: Fences> Table<F> {
         let mut marked = false;
         let mut refused = Intervals::new();
         for want in wants.iter_mut() {
-            want.granted = false;
-            if !want.ranges.iter().any(|range| refused.overlaps(*range)) {
-                let obstacle = want
-                    .ranges
-                    .iter()
-                    .find_map(|range| state.in_a_writers_way(kind, *range));
-                let overlaps =
-                    |other: &ByteRange| want.ranges.iter().any(|range| range.overlaps(*other));
-                let slots = live.iter().filter(|(range, _)| overlaps(range));
-                want.granted = obstacle.is_none() && slots.clone().next().is_none();
-                match obstacle {
-                    _ if !watch => {}
-                    // One mark in the map is enough, for it cannot be missed; the slots are not
-                    // asked to tell, since that would be in vain until this has gone.
-                    Some(Obstacle::Entry(kind, key)) => {
-                        *state.entries[kind as usize].value_mut(key) = true;
-                    }
-                    Some(Obstacle::Applying) => {}
-                    // All of them: the second look may find one gone that the first one found.
-                    None => slots.for_each(|(_, slot)| {
-                        slot.watch();
-                        marked = true;
-                    }),
+            let overlaps =
+                |other: &ByteRange| want.ranges.iter().any(|range| range.overlaps(*other));
+            let slots = live.iter().filter(|(range, _)| overlaps(range));
+            let is_behind = want.ranges.iter().any(|range| refused.overlaps(*range));
+            let mut ranges = want.ranges.iter();
+            let obstacle = match is_behind {
+                true => None,
+                false => ranges.find_map(|range| state.in_a_writers_way(kind, *range)),
+            };
+            want.granted = !is_behind && obstacle.is_none() && slots.clone().next().is_none();
+            match obstacle {
+                _ if !watch => {}
+                // One mark in the map is enough, for it cannot be missed; the slots are not asked
+                // to tell, since that would be in vain until this has gone.
+                Some(Obstacle::Entry(kind, key)) => {
+                    *state.entries[kind as usize].value_mut(key) = true;
                 }
+                Some(Obstacle::Applying) => {}
+                // All of them: the second look may find one gone that the first one found, and
+                // judge a want that was behind another one the first time.
+                None => slots.for_each(|(_, slot)| {
+                    slot.watch();
+                    marked = true;
+                }),
             }
-            if !want.granted {
+            if !want.granted && !want.gives_up {
                 for range in want.ranges {
                     refused.insert(*range, ());
                 }
@@ -543,12 +561,6 @@ impl State {
             return Some(Obstacle::Entry(kind, key));
         }
         self.is_applying(range).then_some(Obstacle::Applying)
-    }
-
-    fn pending_at(&mut self, hull: ByteRange) -> &mut Pending {
-        let mut pending = self.pending.iter_mut();
-        let found = pending.find(|other| other.hull == hull && !other.has_marked);
-        found.expect("a request is pending until it removes itself")
     }
 
     fn find_excluding(&self, kind: Kind, range: ByteRange) -> Option<(Kind, Key)> {

@@ -243,6 +243,7 @@ fn leases_order_plain_accesses() {
         let ranges = [all];
         let mut wants = [Want {
             ranges: &ranges,
+            gives_up: false,
             granted: false,
         }];
         let batch = host.leases.begin_batch(&mut wants).unwrap();
@@ -259,6 +260,24 @@ fn leases_order_plain_accesses() {
 }
 
 #[test]
+fn a_write_that_gives_up_holds_up_nobody() {
+    let host = Host::new();
+    let reader = Way::Borrowed.take(&host, range(0, 1)).unwrap();
+    let ranges = [range(0, 10), range(5, 15)];
+    for gives_up in [true, false] {
+        let mut wants = ranges.each_ref().map(|range| Want {
+            ranges: std::slice::from_ref(range),
+            gives_up,
+            granted: false,
+        });
+        drop(host.leases().begin_batch(&mut wants).unwrap());
+        assert!(!wants[0].granted);
+        assert_eq!(wants[1].granted, gives_up);
+    }
+    drop(reader);
+}
+
+#[test]
 fn a_batch_grants_each_write_whole_and_keeps_their_order() {
     let host = Host::new();
     let view = Way::Borrowed.take(&host, range(100, 110)).unwrap();
@@ -272,6 +291,7 @@ fn a_batch_grants_each_write_whole_and_keeps_their_order() {
         .iter()
         .map(|ranges| Want {
             ranges,
+            gives_up: false,
             granted: false,
         })
         .collect();
@@ -502,6 +522,7 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
     let small = [range(0, 10)];
     let mut wants = [Want {
         ranges: &small,
+        gives_up: false,
         granted: false,
     }];
     let batch = host.leases.begin_batch(&mut wants).unwrap();
@@ -520,6 +541,7 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
     let large = [range(0, BRIEF + 1)];
     let mut wants = [Want {
         ranges: &large,
+        gives_up: false,
         granted: false,
     }];
     let _batch = host.leases.begin_batch(&mut wants).unwrap();

@@ -73,6 +73,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
         .iter()
         .map(|(op, _)| Want {
             ranges: &op.ranges,
+            gives_up: matches!(op.action, Action::TryWrite(_)),
             granted: false,
         })
         .collect();
