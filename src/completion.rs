@@ -41,6 +41,15 @@ impl<T> Completion<T> {
         }
     }
 
+    /// Nobody waits any more: lets go of the waker, here, where no lock is held.
+    pub(crate) fn abandon(&self) {
+        let old = match &mut *lock(&self.0) {
+            State::Waiting(waker) => waker.take(),
+            State::Done(_) | State::Taken => None,
+        };
+        contain(|| drop(old));
+    }
+
     /// The outcome, when it is there.
     ///
     /// # Panics

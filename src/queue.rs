@@ -43,6 +43,7 @@ use crate::flush::FlushPolicy;
 use crate::lease::{Intervals, Kind, BRIEF};
 use crate::offload::{spawn, ROUNDS};
 use crate::range::ByteRange;
+use crate::residency;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
 
 pub(crate) use self::apply::{apply_writes, Site};
@@ -167,6 +168,9 @@ impl std::ops::Deref for Ranges {
 pub(crate) enum Payload {
     Owned(Box<[u8]>),
     Shared(Bytes),
+    /// Bytes that lie in a map of ours; copied before anything else is done with the operation.
+    /// They hold a lease, which this write, or one that it waits for, may have to wait for.
+    Mapped(Bytes),
     /// For operations that write nothing.
     Nothing,
 }
@@ -175,7 +179,7 @@ impl Payload {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Owned(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
+            Self::Shared(bytes) | Self::Mapped(bytes) => bytes,
             Self::Nothing => &[],
         }
     }
@@ -269,6 +273,8 @@ pub(crate) struct Queue<L> {
 struct State<L> {
     /// Not looked at yet, in order of submission. Withdrawn ones are passed over.
     fresh: VecDeque<Arc<Op<L>>>,
+    /// Those of `fresh` whose payload is still to be copied.
+    mapped: Vec<Arc<Op<L>>>,
     /// Looked at, and found in use; submitted before all of `fresh`.
     deferred: Vec<Arc<Op<L>>>,
     /// The ranges of `deferred`.
@@ -296,6 +302,7 @@ impl<L: Send + 'static> Queue<L> {
         Self {
             state: Mutex::new(State {
                 fresh: VecDeque::new(),
+                mapped: Vec::new(),
                 deferred: Vec::new(),
                 deferred_ranges: Intervals::new(),
                 retry: false,
@@ -368,6 +375,7 @@ impl<L: Send + 'static> Queue<L> {
     fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
         let mut ended = Ended(Vec::new());
         for _ in 0..ROUNDS {
+            target.queue().copy_mapped(&mut ended);
             let batch = target.queue().next_batch(&mut ended);
             if batch.is_empty() && ended.0.is_empty() {
                 return target.finish();
@@ -396,8 +404,33 @@ impl<L: Send + 'static> Queue<L> {
         target.queue().start(&target);
     }
 
+    /// Copies payloads that lie in a map of ours, and lets go of the leases on them. Also of those
+    /// that will be deferred: what they wait for may wait for such a lease.
+    fn copy_mapped(&self, ended: &mut Ended<L>) {
+        let mapped = std::mem::take(&mut lock(&self.state).mapped);
+        for op in mapped {
+            let shared = match &*lock(&op.payload) {
+                Some(Payload::Mapped(bytes)) => bytes.clone(),
+                _ => continue,
+            };
+            match residency::copy_mapped(&shared) {
+                Ok(owned) => {
+                    let mut payload = lock(&op.payload);
+                    // Unless it was withdrawn meanwhile.
+                    let old = payload
+                        .as_mut()
+                        .map(|payload| std::mem::replace(payload, Payload::Owned(owned)));
+                    drop(payload);
+                    drop(old);
+                }
+                Err(error) => self.finish(&op, Err(MmapIoError::Io(error)), ended),
+            }
+        }
+    }
+
     /// The next operations to apply; empty when there is nothing to do, and then the job is over.
     fn next_batch(&self, ended: &mut Ended<L>) -> Vec<Arc<Op<L>>> {
+        let mut refused = Vec::new();
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.retry) {
             state.undefer();
@@ -414,7 +447,8 @@ impl<L: Send + 'static> Queue<L> {
                 .any(|range| state.deferred_ranges.overlaps(*range))
             {
                 match op.action {
-                    Action::TryWrite(_) => self.finish(&op, Ok(Outcome::InUse), ended),
+                    // Later: it runs other people's code.
+                    Action::TryWrite(_) => refused.push(op),
                     _ => state.defer(op),
                 }
                 continue;
@@ -438,7 +472,11 @@ impl<L: Send + 'static> Queue<L> {
             .filter_map(|op| op.hull())
             .reduce(ByteRange::hull);
         // Whoever is still to be told may submit more before long.
-        state.running = !batch.is_empty() || !ended.0.is_empty();
+        state.running = !(batch.is_empty() && ended.0.is_empty() && refused.is_empty());
+        drop(state);
+        for op in refused {
+            self.finish(&op, Ok(Outcome::InUse), ended);
+        }
         batch
     }
 
@@ -501,6 +539,9 @@ impl<L> State<L> {
     fn push(&mut self, op: Arc<Op<L>>) {
         op.place.store(self.submitted, Ordering::Relaxed);
         self.submitted += 1;
+        if matches!(*lock(&op.payload), Some(Payload::Mapped(_))) {
+            self.mapped.push(op.clone());
+        }
         self.fresh.push_back(op);
     }
 
@@ -551,6 +592,7 @@ impl<T: Drain> Future for Submitted<T> {
 impl<T: Drain> Drop for Submitted<T> {
     fn drop(&mut self) {
         if let Some(op) = &self.op {
+            op.done.abandon();
             Queue::withdraw(&self.target, op);
         }
     }

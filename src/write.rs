@@ -11,7 +11,6 @@ use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::lease::{Kind, Lease};
 use crate::map::Protection;
-use crate::offload::offload;
 use crate::open_file::OwnedLease;
 use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges};
 use crate::range::{ByteRange, MAX_LEN};
@@ -290,11 +289,9 @@ impl MemoryMappedFile {
         let range = self.writable_range(offset, data.len() as u64, "write_bytes")?;
         let open = &self.handle.open;
         let permit = open.queue().budget.admit(data.len()).await;
-        let payload = if residency::is_mapped(&data) {
-            // It holds a lease, which this write or another one may have to wait for.
-            Payload::Owned(offload(move || residency::copy_mapped(&data)).await?)
-        } else {
-            Payload::Shared(data)
+        let payload = match residency::is_mapped(&data) {
+            true => Payload::Mapped(data),
+            false => Payload::Shared(data),
         };
         let op = Op::write(Ranges::One([range]), Action::Write(policy), payload, permit);
         Queue::submit(open, op).await?;
