@@ -184,11 +184,15 @@ impl MemoryMappedFileBuilder {
             preallocate: self.preallocate,
         };
         opening.check()?;
+        let mut again = None;
         let opened = loop {
-            let opening = opening.clone();
-            match offload(move || opening.attempt()).await? {
+            let (opening, what) = (opening.clone(), again.take());
+            match offload(move || opening.attempt(what)).await? {
                 Attempt::Opened(opened) => break opened,
-                Attempt::Later(listener) => listener.await,
+                Attempt::Later(listener, what) => {
+                    again = Some(what);
+                    listener.await;
+                }
             }
         };
         opened.finish().await?;

@@ -2,20 +2,21 @@
 
 use std::fs::{self, File};
 use std::future::Future;
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
-#[cfg(doc)]
-use crate::error::MmapIoError;
-use crate::error::Result;
+use event_listener::EventListener;
+
+use crate::error::{MmapIoError, Result};
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
-use crate::offload::{offload, spawn};
-use crate::open_file::{OpenFile, OwnedLease, OPEN_FILES};
-use crate::opening::{open_target, Target};
+use crate::mode::MmapMode;
+use crate::offload::offload;
+use crate::open_file::{OwnedLease, OPEN_FILES};
+use crate::opening::{identified, open_target, Target};
 use crate::queue::{Action, Op, Outcome, Queue};
 use crate::range::ByteRange;
-use crate::registry::{Claim, Found};
+use crate::registry::Found;
 use crate::residency;
 use crate::sys;
 
@@ -45,102 +46,105 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         let path = path.as_ref().to_path_buf();
         async move {
-            let destination = loop {
-                let path = path.clone();
-                match offload(move || claim_target(&path)).await? {
-                    Claimed::Mine(destination) => break destination,
-                    Claimed::Later(opening) => opening.await,
+            // Before anybody is made to wait.
+            let destination = path.clone();
+            offload(move || check_destination(&destination)).await?;
+            let (len, mut snapshot) = handle.snapshot().await?;
+            loop {
+                let (path, source, lease) = (path.clone(), handle.file.clone(), snapshot.take());
+                let copying = handle.hop(move |_| copy_out(&source, len, &path, lease));
+                match copying.await? {
+                    Copied::Done => return Ok(len),
+                    Copied::Later(lease, closed) => {
+                        snapshot = lease;
+                        closed.await;
+                    }
                 }
-            };
-            handle.copy_into(destination).await
+            }
         }
     }
 }
 
 impl Handle {
-    async fn copy_into(&self, mut destination: Destination) -> Result<u64> {
-        let len = self.open.len();
-        let snapshot = match self.snapshot(len).await {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                let claimed = destination.0.take();
-                offload(move || drop(claimed)).await;
-                return Err(error);
+    /// Keeps all bytes as they are; says how many there are.
+    async fn snapshot(&self) -> Result<(u64, Option<OwnedLease>)> {
+        loop {
+            let len = self.open.len();
+            if len == 0 {
+                return Ok((0, None));
             }
-        };
-        let source = self.file.clone();
-        self.hop(move |_| {
-            let Some((target, claim)) = destination.0.take() else {
-                unreachable!("it is taken once");
-            };
-            let copied = copy_all(&source, target.file(), len);
-            drop(snapshot);
-            // If it failed, a file that was created goes before the claim on it does.
-            if copied.is_ok() {
-                target.keep();
-            } else {
-                drop(target);
+            let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
+            match Queue::submit(&self.open, op).await {
+                Ok(Outcome::Leased(lease)) => return Ok((len, Some(lease))),
+                Ok(Outcome::Done | Outcome::InUse) => {
+                    unreachable!("it ends in a lease or an error")
+                }
+                // A shrink went first.
+                Err(MmapIoError::OutOfBounds { .. }) => {}
+                Err(error) => return Err(error),
             }
-            drop(claim);
-            copied.map(|()| len)
-        })
-        .await
-    }
-
-    /// Keeps the first `len` bytes as they are.
-    async fn snapshot(&self, len: u64) -> Result<Option<OwnedLease>> {
-        if len == 0 {
-            return Ok(None);
-        }
-        let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
-        match Queue::submit(&self.open, op).await? {
-            Outcome::Leased(lease) => Ok(Some(lease)),
-            Outcome::Done | Outcome::InUse => unreachable!("it ends in a lease or an error"),
         }
     }
 }
 
-/// A file to copy to, which nobody else may map; present until it is taken.
-///
-/// A file that was created goes before the claim on it does: whoever gets the place next keeps
-/// what is found there. So the two are one value, and dropped in that order.
-struct Destination(Option<(Target, Claim<OpenFile>)>);
-
-impl Drop for Destination {
-    /// Gives the place up, on the pool: the thread that drops a future removes no file.
-    fn drop(&mut self) {
-        if let Some(claimed) = self.0.take() {
-            spawn(move || drop(claimed));
-        }
-    }
+enum Copied {
+    Done,
+    /// Somebody is opening or closing the destination; try again then.
+    Later(Option<OwnedLease>, EventListener),
 }
 
-enum Claimed {
-    Mine(Destination),
-    Later(event_listener::EventListener),
-}
-
-/// Opens the destination, and keeps everybody from mapping it.
-fn claim_target(path: &Path) -> Result<Claimed> {
-    let (target, info) = open_target(path)?;
+/// Fails if the destination cannot be written as it is now.
+fn check_destination(path: &Path) -> Result<()> {
+    let target = match Target::existing(path, MmapMode::ReadWrite) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        target => target?,
+    };
+    let (_, info) = identified(target)?;
     match OPEN_FILES.find((&info).into()) {
-        Found::Vacant(claim) => Ok(Claimed::Mine(Destination(Some((target, claim))))),
-        // What was created here is somebody else's by now.
-        Found::Claimed(opening) => {
-            target.keep();
-            Ok(Claimed::Later(opening))
+        Found::Open(open) if open.check_in_use().is_ok() => {
+            Err(ByteRange::between(0, info.len).busy())
         }
-        Found::Open(open) => {
-            target.keep();
-            match open.check_in_use() {
-                Ok(()) => Err(ByteRange::between(0, info.len).busy()),
-                Err(closed) => Ok(Claimed::Later(closed)),
-            }
-        }
+        Found::Open(_) | Found::Vacant(_) | Found::Claimed(_) => Ok(()),
     }
 }
 
-fn copy_all(source: &Arc<File>, destination: &File, len: u64) -> Result<()> {
+/// Copies to `path`, which nobody else can map meanwhile.
+fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
+    let (target, claim) = loop {
+        let (target, info) = open_target(path)?;
+        match OPEN_FILES.find((&info).into()) {
+            // Whoever had the claim before may have removed the file.
+            Found::Vacant(claim) if sys::file_info(target.file())?.is_linked => {
+                break (target, claim)
+            }
+            Found::Vacant(_) => {}
+            // What was created here is somebody else's by now.
+            Found::Claimed(opening) => {
+                target.keep();
+                return Ok(Copied::Later(snapshot, opening));
+            }
+            Found::Open(open) => {
+                target.keep();
+                match open.check_in_use() {
+                    Ok(()) => return Err(ByteRange::between(0, info.len).busy()),
+                    Err(closed) => return Ok(Copied::Later(snapshot, closed)),
+                }
+            }
+        }
+    };
+    let copied = copy_all(source, target.file(), len);
+    drop(snapshot);
+    // If it failed, a file that was created goes before the claim on it does.
+    if copied.is_ok() {
+        target.keep();
+    } else {
+        drop(target);
+    }
+    drop(claim);
+    copied.map(|()| Copied::Done)
+}
+
+fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     // Before anything is lost that was there.
     residency::check_length(source, &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;

@@ -349,7 +349,13 @@ impl MemoryMappedFile {
     /// [`Truncated`](MmapIoError::Truncated) or [`Io`](MmapIoError::Io), as for
     /// [`slice`](Self::slice).
     pub fn touch_pages(&self) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
-        self.touch_pages_range(0, self.len())
+        let file = self.clone();
+        async move {
+            match file.len() {
+                0 => Ok(()),
+                len => file.make_resident(ByteRange::between(0, len)).await,
+            }
+        }
     }
 
     /// Makes the pages of a range resident.
@@ -536,7 +542,7 @@ impl MemoryMappedFile {
 
 impl MemoryMappedFile {
     pub(crate) fn new(
-        open: Arc<OpenFile>,
+        open: User,
         file: Arc<File>,
         may_probe: bool,
         mode: MmapMode,
@@ -544,7 +550,7 @@ impl MemoryMappedFile {
         path: PathBuf,
     ) -> Self {
         Self::from(Arc::new(Handle {
-            open: User::new(open),
+            open,
             file,
             mode,
             policy,

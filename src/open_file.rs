@@ -194,6 +194,10 @@ impl OpenFile {
                 habits: sys::habits(file),
                 maps: Mutex::new(vec![map]),
             });
+            if protection == Protection::ReadWrite {
+                // Whoever had created or resized it may have gone before that was durable.
+                self.owes_its_length();
+            }
         }
         Ok(())
     }

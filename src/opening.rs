@@ -13,7 +13,7 @@ use event_listener::EventListener;
 use crate::error::{MmapIoError, Result};
 use crate::map::Protection;
 use crate::mode::MmapMode;
-use crate::open_file::{directory_of, OpenFile, OPEN_FILES};
+use crate::open_file::{directory_of, OpenFile, User, OPEN_FILES};
 use crate::queue::{Action, Op, Queue};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
@@ -47,18 +47,24 @@ pub(crate) enum How {
 pub(crate) enum Attempt {
     Opened(Opened),
     /// Somebody is opening or closing the same file; try again then.
-    Later(EventListener),
+    Later(EventListener, Again),
+}
+
+/// What an attempt had opened. It stays, whatever becomes of the next one: others have it by now.
+#[derive(Debug)]
+pub(crate) struct Again {
+    file: Arc<File>,
+    created: Option<PathBuf>,
 }
 
 /// An opened file, and its descriptor.
 pub(crate) struct Opened {
-    pub(crate) open: Arc<OpenFile>,
+    pub(crate) open: User,
     pub(crate) file: Arc<File>,
     /// The residency probe tells the truth about this file.
     pub(crate) may_probe: bool,
-    /// What is still to be done, in the file's queue.
-    rest: Option<Action>,
-    len: u64,
+    /// What is still to be done, in the file's queue, and the length it is about.
+    rest: Option<(Action, u64)>,
 }
 
 impl Opening {
@@ -70,27 +76,26 @@ impl Opening {
         }
     }
 
-    /// Tries to open the file. Blocks.
-    pub(crate) fn attempt(&self) -> Result<Attempt> {
+    /// Tries to open the file, perhaps again. Blocks.
+    pub(crate) fn attempt(&self, mut again: Option<Again>) -> Result<Attempt> {
         loop {
-            let (target, info) = self.open_descriptor()?;
+            let (target, info) = match again.take() {
+                // By its descriptor: the path may name somebody else's file by now.
+                Some(again) => identified(again.into())?,
+                None => self.open_descriptor()?,
+            };
             if info.len > MAX_LEN {
                 check_size(info.len)?;
             }
             match OPEN_FILES.find((&info).into()) {
-                Found::Claimed(opening) => {
-                    // What was created here is somebody else's by now.
-                    target.keep();
-                    return Ok(Attempt::Later(opening));
-                }
+                Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
                 Found::Open(open) => {
                     if self.creates() {
                         if let Err(closed) = open.check_in_use() {
-                            target.keep();
-                            return Ok(Attempt::Later(closed));
+                            return Ok(Attempt::Later(closed, target.into()));
                         }
                     }
-                    let joined = self.join(open, target.keep(), &info);
+                    let joined = self.join(User::new(open), target.keep(), &info);
                     return joined.map(Attempt::Opened);
                 }
                 Found::Vacant(claim) => {
@@ -151,22 +156,21 @@ impl Opening {
     }
 
     /// Shares what is open already.
-    fn join(&self, open: Arc<OpenFile>, file: Arc<File>, info: &FileInfo) -> Result<Opened> {
+    fn join(&self, open: User, file: Arc<File>, info: &FileInfo) -> Result<Opened> {
         let len = open.len();
-        let mut rest = (info.len != len).then_some(Action::AdoptLength);
+        // A longer one is adopted in its turn among what happens behind the end, and no more.
+        let mut rest = (info.len != len).then_some((Action::AdoptLength, len));
         match &self.how {
             How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
             How::OpenOrCreate(..) if len == 0 && self.mode == MmapMode::ReadWrite => {
-                rest = Some(Action::FirstLength);
+                rest = Some((Action::FirstLength, self.size()));
             }
             // What counts is the length it has here: the other one was looked at before its
             // creation was over, or somebody else has changed it, which is for its queue to find.
             _ => self.check_not_empty(len)?,
         }
         open.attach(&file, self.protection())?;
-        if self.preallocate && info.len > 0 && self.mode == MmapMode::ReadWrite {
-            sys::allocate(&file, 0, info.len).map_err(MmapIoError::ResizeFailed)?;
-        }
+        self.reserve(&file, info.len, false)?;
         if self.preallocate {
             open.reserve_on_growth();
         }
@@ -175,7 +179,6 @@ impl Opening {
             file,
             open,
             rest,
-            len: self.size(),
         })
     }
 
@@ -204,7 +207,8 @@ impl Opening {
                 .set_len(len)
                 .map_err(MmapIoError::ResizeFailed)?;
         }
-        let opened = self.reserve(&target, len).and_then(|()| {
+        let reserved = self.reserve(&target.file, len, size.is_some());
+        let opened = reserved.and_then(|()| {
             Ok(OpenFile::open(
                 &claim,
                 &target.file,
@@ -228,17 +232,17 @@ impl Opening {
         claim.fill(&open);
         let file = target.keep();
         Ok(Opened {
-            open,
+            open: User::new(open),
             may_probe: self.may_probe(&file),
             file,
             rest: None,
-            len,
         })
     }
 
-    fn reserve(&self, target: &Target, len: u64) -> Result<()> {
-        if self.preallocate && self.mode == MmapMode::ReadWrite {
-            sys::allocate(&target.file, 0, len).map_err(MmapIoError::ResizeFailed)?;
+    fn reserve(&self, file: &File, len: u64, is_new: bool) -> Result<()> {
+        let may_reserve = is_new || sys::ALLOCATE_KEEPS_BYTES;
+        if self.preallocate && self.mode == MmapMode::ReadWrite && len > 0 && may_reserve {
+            sys::allocate(file, 0, len).map_err(MmapIoError::ResizeFailed)?;
         }
         Ok(())
     }
@@ -272,8 +276,8 @@ impl Opening {
 impl Opened {
     /// Brings the length up to date, in its turn among the file's operations.
     pub(crate) async fn finish(&self) -> Result<()> {
-        if let Some(action) = self.rest {
-            let op = Op::new(ByteRange::between(self.len, u64::MAX), action);
+        if let Some((action, len)) = self.rest {
+            let op = Op::new(ByteRange::between(len, u64::MAX), action);
             Queue::submit(&self.open, op).await?;
         }
         Ok(())
@@ -289,7 +293,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn existing(path: &Path, mode: MmapMode) -> io::Result<Self> {
+    pub(crate) fn existing(path: &Path, mode: MmapMode) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(mode == MmapMode::ReadWrite);
         Ok(Self {
@@ -310,16 +314,6 @@ impl Target {
         })
     }
 
-    /// Creates what a link points to that points nowhere.
-    fn through_link(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true);
-        Ok(Self {
-            file: Arc::new(sys::never_wait(&mut options).open(path)?),
-            created: Some(fs::canonicalize(path)?),
-        })
-    }
-
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -334,27 +328,65 @@ impl Target {
 impl Drop for Target {
     fn drop(&mut self) {
         if let Some(path) = self.created.take() {
-            // There is nobody to tell, and the error that led here is the one that counts.
-            let _ = fs::remove_file(path);
+            // Somebody may have put another file there. There is nobody to tell of an error, and
+            // the one that led here is the one that counts.
+            if is_at(&self.file, &path) {
+                let _ = fs::remove_file(path);
+            }
         }
     }
 }
 
-/// Opens a file to be written from scratch: as it is, or created. Blocks.
-pub(crate) fn open_target(path: &Path) -> Result<(Target, FileInfo)> {
-    let target = match Target::new(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            match Target::existing(path, MmapMode::ReadWrite) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Target::through_link(path),
-                target => target,
-            }
+impl From<Again> for Target {
+    fn from(again: Again) -> Self {
+        Self {
+            file: again.file,
+            created: again.created,
         }
-        target => target,
-    };
-    identified(target?)
+    }
 }
 
-fn identified(target: Target) -> Result<(Target, FileInfo)> {
+impl From<Target> for Again {
+    fn from(mut target: Target) -> Self {
+        Self {
+            created: target.created.take(),
+            file: target.file.clone(),
+        }
+    }
+}
+
+/// Whether the path names the file that is open.
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = sys::file_info(file).map(|info| info.id);
+    id.is_ok_and(|id| sys::file_id_at(path).is_ok_and(|found| id == found))
+}
+
+/// Opens a file to be written from scratch: as it is, or created. Blocks.
+pub(crate) fn open_target(path: &Path) -> Result<(Target, FileInfo)> {
+    /// As many links as Linux follows.
+    const LINKS: usize = 40;
+    let mut path = path.to_path_buf();
+    for _ in 0..LINKS {
+        match Target::new(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            target => return identified(target?),
+        }
+        match Target::existing(&path, MmapMode::ReadWrite) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            target => return identified(target?),
+        }
+        // Removed in between; or a link that points nowhere, and then it is created there.
+        if let Ok(link) = fs::read_link(&path) {
+            path = match path.parent() {
+                Some(directory) => directory.join(link),
+                None => link,
+            };
+        }
+    }
+    Err(MmapIoError::Io(io::ErrorKind::NotFound.into()))
+}
+
+pub(crate) fn identified(target: Target) -> Result<(Target, FileInfo)> {
     let info = sys::file_info(&target.file)?;
     if !info.is_regular {
         let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");

@@ -99,7 +99,11 @@ impl MemoryMappedFile {
     ///
     /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
     pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
-        self.schedule_flush_range(0, self.len())
+        let handle = self.handle.clone();
+        async move {
+            let all = ByteRange::between(0, handle.open.len());
+            handle.start_writeback(all).await
+        }
     }
 
     /// Starts writing a range back; see [`schedule_flush`](Self::schedule_flush).
@@ -117,13 +121,8 @@ impl MemoryMappedFile {
             if len == 0 {
                 return Ok(());
             }
-            ByteRange::new(offset, len, handle.open.len())?;
-            if handle.mode == MmapMode::ReadOnly {
-                return Ok(());
-            }
-            let file = handle.file.clone();
-            let started = handle.hop(move |_| sys::start_writeback(&file, offset, len));
-            Ok(started.await?)
+            let range = ByteRange::new(offset, len, handle.open.len())?;
+            handle.start_writeback(range).await
         }
     }
 
@@ -177,5 +176,15 @@ impl Handle {
             MmapMode::ReadOnly => Ok(()),
             MmapMode::ReadWrite => self.open.start(flush).done().await,
         }
+    }
+
+    async fn start_writeback(&self, range: ByteRange) -> Result<()> {
+        if self.mode == MmapMode::ReadOnly {
+            return Ok(());
+        }
+        let file = self.file.clone();
+        let (offset, len) = (range.start(), range.len());
+        let started = self.hop(move |_| sys::start_writeback(&file, offset, len));
+        Ok(started.await?)
     }
 }

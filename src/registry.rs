@@ -15,7 +15,8 @@ use event_listener::{Event, EventListener};
 use crate::sys::{FileId, FileInfo};
 
 /// What names a file here. Some FUSE file systems give one inode number to several files; their
-/// birth times differ.
+/// birth times differ. Only Linux has such, and keeps everybody from setting a birth time: with one
+/// that changes, a file would be open twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileKey {
     id: FileId,
@@ -26,7 +27,9 @@ impl From<&FileInfo> for FileKey {
     fn from(info: &FileInfo) -> Self {
         Self {
             id: info.id,
-            born: info.born,
+            born: info
+                .born
+                .filter(|_| cfg!(any(target_os = "linux", target_os = "android"))),
         }
     }
 }

@@ -69,8 +69,11 @@ pub(crate) fn populate_write(
         }
         // Populating says only `EFAULT`; asking in other ways says why.
         let pages = merged[index];
-        let allocated = read_one_byte_a_page(file, pages)
-            .and_then(|()| sys::allocate(file, pages.start(), pages.len()));
+        let allocated =
+            read_one_byte_a_page(file, pages).and_then(|()| match sys::ALLOCATE_KEEPS_BYTES {
+                true => sys::allocate(file, pages.start(), pages.len()),
+                false => Ok(()),
+            });
         MmapIoError::Io(allocated.err().unwrap_or(error))
     })
 }

@@ -424,6 +424,9 @@ pub(crate) fn cache_hint(file: &File, offset: u64, len: u64, hint: CacheHint) ->
     }
 }
 
+/// [`allocate`] leaves what is there as it is, wherever it is called for.
+pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
+
 /// Reserves blocks for a file range without changing its length or a byte ([`fallocate(2)`],
 /// `FALLOC_FL_KEEP_SIZE`).
 ///

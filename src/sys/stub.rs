@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-use super::{Access, Advice, CacheHint, FileInfo, Habits, Run};
+use super::{Access, Advice, CacheHint, FileId, FileInfo, Habits, Run};
 
 pub(crate) const CAN_MAP_PAST_END: bool = false;
 
@@ -24,6 +24,10 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
 }
 
 pub(crate) fn file_info(_file: &File) -> io::Result<FileInfo> {
+    unsupported()
+}
+
+pub(crate) fn file_id_at(_path: &Path) -> io::Result<FileId> {
     unsupported()
 }
 
@@ -109,6 +113,9 @@ pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
 pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
     unsupported()
 }
+
+/// [`allocate`] writes zeroes: it is for what has just been added to a file.
+pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
 pub(crate) fn allocate(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     unsupported()

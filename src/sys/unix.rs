@@ -49,6 +49,17 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     })
 }
 
+/// Identity of the file that a path names ([`stat(2)`]); takes no descriptor.
+///
+/// [`stat(2)`]: https://man7.org/linux/man-pages/man2/stat.2.html
+pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
+    let metadata = std::fs::metadata(path)?;
+    Ok(FileId {
+        volume: metadata.dev(),
+        index: u128::from(metadata.ino()),
+    })
+}
+
 /// What the descriptor may be used for ([`fcntl(2)`], `F_GETFL`).
 ///
 /// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
@@ -251,6 +262,9 @@ mod portable {
     pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
         Ok(())
     }
+
+    /// [`allocate`] writes zeroes: it is for what has just been added to a file.
+    pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
     /// Reserves blocks for a range past the old end of the file by writing zeroes to it.
     pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {

@@ -96,6 +96,11 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     })
 }
 
+/// Identity of the file that a path names.
+pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
+    Ok(file_info(&File::open(path)?)?.id)
+}
+
 /// Volume and 128-bit id ("FILE_ID_INFO structure"). The only id that is unique on ReFS.
 fn wide_id(file: &File) -> io::Result<FileId> {
     let mut info = FILE_ID_INFO::default();
@@ -309,6 +314,9 @@ pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
 pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
     Ok(())
 }
+
+/// [`allocate`] writes zeroes: it is for what has just been added to a file.
+pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
 /// Reserves clusters for a range past the old end of the file by writing zeroes to it.
 ///

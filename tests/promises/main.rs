@@ -4,6 +4,7 @@
 mod common;
 
 mod auto_traits;
+mod openings;
 mod p10_errors;
 mod p11_readers;
 mod p1_never_blocks;

@@ -741,24 +741,52 @@ fn a_copy_is_not_mapped_before_it_is_whole() {
         let copy_path = dir.path().join("copy");
         let view = file.as_slice_mut(50_000, 10).await.unwrap();
         let mut copy = Box::pin(file.copy_to(&copy_path));
-        // The snapshot waits for the view, and the destination is nobody else's by then.
+        // The snapshot waits for the view, and leaves the destination to others meanwhile.
         while file.stats().oldest_blocked.is_none() {
             assert!(poll_once(&mut copy).await.is_none());
             std::thread::yield_now();
         }
-        let mut opened = Box::pin(MemoryMappedFile::open_ro(&copy_path));
-        let mut created = Box::pin(MemoryMappedFile::create_rw(&copy_path, 10));
-        for _ in 0..100 {
-            assert!(poll_once(&mut opened).await.is_none());
-            assert!(poll_once(&mut created).await.is_none());
-            // A way through the pool and back.
-            file.flush_range(0, 1).await.unwrap();
-        }
+        assert!(!copy_path.exists());
         drop(view);
-        let (copied, opened) = zip(copy, opened).await;
-        assert_eq!(copied.unwrap(), 100_000);
-        let opened = opened.unwrap();
-        assert_eq!(opened.as_slice(0, 100_000).unwrap(), &pattern(100_000)[..]);
+        // Whoever finds it, in whatever moment, finds all of it.
+        let opener = std::thread::spawn(move || loop {
+            match alone(MemoryMappedFile::open_ro(&copy_path)) {
+                Ok(opened) => {
+                    break assert_eq!(opened.as_slice(0, 100_000).unwrap(), pattern(100_000)[..])
+                }
+                Err(error) => assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound)),
+            }
+        });
+        assert_eq!(copy.await.unwrap(), 100_000);
+        opener.join().unwrap();
+    });
+}
+
+#[test]
+fn bytes_of_a_file_are_written_in_their_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 10_000).await;
+        for round in 0..100 {
+            // They are copied first, on the pool, and the write behind them is not.
+            let mapped = file.bytes(5000, 10).unwrap();
+            let first = file.write_bytes(0, mapped);
+            let data = [round; 10];
+            let second = file.update_region(0, &data);
+            let (first, second) = zip(first, second).await;
+            first.and(second).unwrap();
+            assert_eq!(file.as_slice(0, 10).unwrap(), [round; 10]);
+        }
+        // Nor does a lease on the source hold up what it waits for itself: the first waits for the
+        // second one's source, and the second for the first.
+        let mapped = file.bytes(5, 1).unwrap();
+        let mut first = Box::pin(file.update_region(0, &[1; 10]));
+        assert!(poll_once(&mut first).await.is_none());
+        let second = file.write_bytes(9, mapped);
+        let (first, second) = zip(first, second).await;
+        first.and(second).unwrap();
+        assert_eq!(file.as_slice(0, 9).unwrap(), [1; 9]);
+        until(&file, is_quiet).await;
     });
 }
 

@@ -1,0 +1,140 @@
+//! Files that are opened, created, copied and removed beside each other: nobody waits for what is not
+//! his, nobody's file is lost, and nobody is told of a file that he made himself.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_lite::future::poll_once;
+use mmap_io::{MemoryMappedFile, MmapIoError};
+
+use crate::common::{alone, is_quiet, patterned, until};
+
+#[test]
+fn opening_a_file_that_has_grown_waits_for_no_view() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 8192).await;
+        let view = file.bytes(0, 10).unwrap();
+        let mut write = Box::pin(file.update_region(0, &[1; 10]));
+        while file.stats().oldest_blocked.is_none() {
+            assert!(poll_once(&mut write).await.is_none());
+            std::thread::yield_now();
+        }
+        // Somebody else appends to it.
+        let mut other = fs::File::options().append(true).open(&path).unwrap();
+        other.write_all(&[7; 100]).unwrap();
+        let opened = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert_eq!((opened.len(), file.len()), (8292, 8292));
+        file.update_region(8200, b"x").await.unwrap();
+        assert!(poll_once(&mut write).await.is_none());
+        drop(view);
+        write.await.unwrap();
+    });
+}
+
+#[test]
+fn a_file_is_in_use_from_the_moment_it_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let path = dir.path().join("data");
+        fs::write(&path, [1; 100]).unwrap();
+        let opening = loop {
+            let mut opening = Box::pin(MemoryMappedFile::open_rw(&path));
+            // The pool may have been fast.
+            if poll_once(&mut opening).await.is_none() {
+                break opening;
+            }
+        };
+        // Until the pool has opened it, creating succeeds, and is over again; then it is busy,
+        // though the future that opens is not polled.
+        loop {
+            match MemoryMappedFile::create_rw(&path, 100).await {
+                Ok(created) => created.close().await.unwrap(),
+                Err(error) => {
+                    assert!(matches!(error, MmapIoError::Busy { .. }), "{error:?}");
+                    break;
+                }
+            }
+        }
+        drop(opening.await.unwrap());
+        MemoryMappedFile::create_rw(&path, 100).await.unwrap();
+    });
+}
+
+#[test]
+fn what_somebody_has_put_in_the_place_of_a_failed_creation_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 8192).await;
+        let copy = dir.path().join("copy");
+        let view = file.as_slice_mut(0, 10).await.unwrap();
+        let mut copying = Box::pin(file.copy_to(&copy));
+        while file.stats().oldest_blocked.is_none() {
+            assert!(poll_once(&mut copying).await.is_none());
+            std::thread::yield_now();
+        }
+        fs::write(&copy, b"precious").unwrap();
+        drop(copying);
+        drop(view);
+        until(&file, is_quiet).await;
+        assert_eq!(fs::read(&copy).unwrap(), b"precious");
+    });
+}
+
+#[test]
+fn whoever_creates_a_file_is_not_told_that_it_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    match alone(MemoryMappedFile::open_rw(&path)) {
+                        Ok(file) => assert_eq!(file.len(), 4096),
+                        Err(MmapIoError::ResizeFailed(_)) => {}
+                        Err(error) => assert_eq!(error.io_kind(), Some(ErrorKind::NotFound)),
+                    }
+                }
+            });
+        }
+        for _ in 0..300 {
+            let builder = MemoryMappedFile::builder(&path).size(4096);
+            let created = alone(builder.create_new()).unwrap();
+            assert_eq!(created.len(), 4096);
+            fs::remove_file(&path).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn touching_all_pages_means_those_that_are_there_by_then() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 100_000).await;
+        let touching = file.touch_pages();
+        file.resize(100).await.unwrap();
+        touching.await.unwrap();
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn links_that_point_nowhere_are_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    alone(async {
+        std::os::unix::fs::symlink("second", at("first")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("second")).unwrap();
+        let file = MemoryMappedFile::create_rw(at("first"), 100).await.unwrap();
+        assert_eq!(fs::metadata(at("data")).unwrap().len(), 100);
+        let same = MemoryMappedFile::create_rw(at("data"), 100).await;
+        assert!(matches!(same, Err(MmapIoError::Busy { .. })));
+        drop(file);
+        std::os::unix::fs::symlink("round", at("about")).unwrap();
+        std::os::unix::fs::symlink("about", at("round")).unwrap();
+        assert!(MemoryMappedFile::create_rw(at("about"), 1).await.is_err());
+    });
+}
