@@ -1,8 +1,21 @@
-//! Overlapping operations take effect in the order of submission.
+//! Overlapping operations take effect in the order of submission, and each of them whole. What
+//! could break: a look at the queue that lets one pass another, one that is deferred for the sake of
+//! a third, and a write that is seen in part.
 
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
+use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, Result};
+use proptest::prelude::*;
 
-use crate::common::{alone, patterned};
+use crate::common::{
+    alone, assert_waits, is_quiet, pattern, patterned, soon, until, HeldQueue, SOON,
+};
 
 #[test]
 fn what_overlaps_keeps_its_order_and_what_does_not_goes_ahead() {
@@ -67,4 +80,411 @@ fn views_resizes_and_snapshots_take_their_turn() {
             &file.as_slice(0, 2000).unwrap()[..]
         );
     });
+}
+
+#[test]
+fn try_update_region_does_not_overtake_what_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 1000).await;
+        let before = pattern(1000);
+        let view = file.bytes(0, 10).unwrap();
+        let mut first = Box::pin(file.update_region(5, &[1; 15]));
+        assert_waits(&file, 999, &mut first).await;
+        // No view is in the way of these, only those that wait.
+        assert!(!file.try_update_region(19, &[9; 2]).await.unwrap());
+        assert!(file.try_as_slice_mut(19, 2).unwrap().is_none());
+        let mut second = Box::pin(file.as_slice_mut(15, 15));
+        assert_waits(&file, 999, &mut second).await;
+        let parts: [(u64, &[u8]); 2] = [(29, &[3; 5]), (100, &[3; 5])];
+        let mut third = Box::pin(file.update_regions(&parts));
+        assert_waits(&file, 999, &mut third).await;
+        for at in [10, 29, 33, 104] {
+            assert!(!file.try_update_region(at, &[9; 1]).await.unwrap(), "{at}");
+            assert!(file.try_as_slice_mut(at, 1).unwrap().is_none());
+        }
+        assert_eq!(file.as_slice(0, 200).unwrap(), &before[..200]);
+        // Beside them there is nothing.
+        for at in [34, 99, 105] {
+            assert!(file.try_update_region(at, &[9; 1]).await.unwrap(), "{at}");
+        }
+        drop(view);
+        soon(first).await.unwrap();
+        let mut view = soon(second).await.unwrap();
+        assert_eq!(view[..5], [1; 5]);
+        view.fill(2);
+        assert!(poll_once(&mut third).await.is_none());
+        drop(view);
+        soon(third).await.unwrap();
+        let mut expected = before[..200].to_vec();
+        expected[5..20].fill(1);
+        expected[15..30].fill(2);
+        expected[29..34].fill(3);
+        expected[100..105].fill(3);
+        for at in [34, 99, 105] {
+            expected[at] = 9;
+        }
+        assert_eq!(file.as_slice(0, 200).unwrap(), &expected[..]);
+    });
+}
+
+#[test]
+fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 10_000).await;
+        let before = pattern(10_000);
+        let view = file.bytes(9_500, 1).unwrap();
+        let mut shrink = Box::pin(file.resize(9_000));
+        assert_waits(&file, 0, &mut shrink).await;
+        let parts: [(u64, &[u8]); 3] = [(100, b"part"), (9_100, b"part"), (200, b"part")];
+        let mut many = Box::pin(file.update_regions(&parts));
+        let mut one = Box::pin(file.update_region(8_990, &[1; 20]));
+        let mut owned = Box::pin(file.write_bytes(4_000, Bytes::from(vec![1; 5_001])));
+        let mut mutable = Box::pin(file.as_slice_mut(8_999, 2));
+        assert_waits(&file, 0, &mut many).await;
+        assert_waits(&file, 0, &mut one).await;
+        assert_waits(&file, 0, &mut owned).await;
+        assert_waits(&file, 0, &mut mutable).await;
+        drop(view);
+        soon(shrink).await.unwrap();
+        let failed = [
+            soon(many).await,
+            soon(one).await,
+            soon(owned).await,
+            soon(mutable).await.map(drop),
+        ];
+        for failed in failed {
+            let total = match failed.unwrap_err() {
+                MmapIoError::OutOfBounds { total, .. } => total,
+                error => panic!("{error:?}"),
+            };
+            assert_eq!(total, 9_000);
+        }
+        assert_eq!(file.as_slice(1, 8_999).unwrap(), &before[1..9_000]);
+        assert_eq!(fs::read(&path).unwrap()[1..], before[1..9_000]);
+        assert_eq!(file.stats().write_errors, 3);
+    });
+}
+
+#[test]
+fn a_reader_sees_a_write_whole_or_not_at_all() {
+    // Across pages, across blocks of the lease table, and of more than a mebibyte, for which
+    // `as_slice` does not wait.
+    for (offset, len, turns) in [(10, 5_000, 300), (30_000, 40_000, 200), (1, 1_500_000, 10)] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = alone(MemoryMappedFile::create_rw(
+            dir.path().join("data"),
+            2_000_000,
+        ));
+        let file = file.unwrap();
+        let is_over = AtomicBool::new(false);
+        let check = |view: &[u8]| {
+            assert_eq!(view.len(), len);
+            // Each byte is the next one's. Quick, since endless long reads do starve a write.
+            assert!(view[1..] == view[..len - 1], "seen in part");
+        };
+        std::thread::scope(|threads| {
+            for reader in 0..3 {
+                let (file, is_over) = (&file, &is_over);
+                threads.spawn(move || {
+                    let len = len as u64;
+                    while !is_over.load(Ordering::Relaxed) {
+                        match reader {
+                            0 => match file.as_slice(offset, len) {
+                                Err(MmapIoError::Busy { .. }) if len > 1 << 20 => {}
+                                slice => check(&slice.unwrap()),
+                            },
+                            1 => check(&alone(file.slice(offset, len)).unwrap()),
+                            _ => {
+                                if let Some(slice) = file.try_as_slice(offset, len).unwrap() {
+                                    check(&slice);
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+            let write = async {
+                for turn in 0..turns {
+                    let data = vec![turn as u8; len];
+                    let (before, after) = data.split_at(len / 3);
+                    let parts = [(offset, before), (offset + before.len() as u64, after)];
+                    match turn % 3 {
+                        0 => file.update_region(offset, &data).await.unwrap(),
+                        1 => file.update_regions(&parts).await.unwrap(),
+                        _ => file.write_bytes(offset, data.into()).await.unwrap(),
+                    }
+                }
+            };
+            alone(soon(write));
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+/// The queue is held by a write to the first byte, which nobody else uses.
+const SPARE: u64 = 0;
+const LEN: u64 = 8_000;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, u64),
+    WriteMany(Vec<(u64, u64)>),
+    Mutable(u64, u64),
+    Resize(u64),
+    Snapshot,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let range = || (1..LEN - 3_000, 1..3_000_u64);
+    prop_oneof![
+        4 => range().prop_map(|(at, len)| Step::Write(at, len)),
+        2 => proptest::collection::vec(range(), 1..4).prop_map(Step::WriteMany),
+        2 => range().prop_map(|(at, len)| Step::Mutable(at, len)),
+        2 => prop_oneof![3 => 1_000..LEN, 1 => LEN..2 * LEN, 1 => 1_u64 << 20..3 << 20]
+            .prop_map(Step::Resize),
+        1 => Just(Step::Snapshot),
+    ]
+}
+
+/// One step, whether it is withdrawn, and a range that is viewed when it is submitted.
+type Turn = (Step, bool, Option<(u64, u64)>);
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let view = proptest::option::of((1..LEN - 500, 1..500_u64));
+    (step(), proptest::bool::weighted(0.2), view)
+}
+
+/// What a step comes to if every one before it has taken effect, and none after it.
+#[derive(Debug, PartialEq)]
+enum Expected {
+    Done,
+    OutOfBounds,
+    Content(Vec<u8>),
+}
+
+/// Applies a step to `content`.
+fn model(content: &mut Vec<u8>, step: &Step, byte: u8) -> Expected {
+    let range = |(at, len): (u64, u64)| at as usize..(at + len) as usize;
+    let ranges = match step {
+        Step::Write(at, len) | Step::Mutable(at, len) => vec![range((*at, *len))],
+        Step::WriteMany(ranges) => ranges.iter().copied().map(range).collect(),
+        Step::Resize(size) => {
+            content.resize(*size as usize, 0);
+            return Expected::Done;
+        }
+        Step::Snapshot => return Expected::Content(content[1..].to_vec()),
+    };
+    if ranges.iter().any(|range| range.end > content.len()) {
+        return Expected::OutOfBounds;
+    }
+    let before = content[ranges[0].clone()].to_vec();
+    for range in ranges {
+        content[range].fill(byte);
+    }
+    match step {
+        Step::Mutable(..) => Expected::Content(before),
+        _ => Expected::Done,
+    }
+}
+
+enum Came<'a> {
+    Nothing,
+    Mutable(MappedSliceMut<'a>),
+    Copied(Vec<u8>),
+}
+
+type Submitted<'a> = Pin<Box<dyn Future<Output = Result<Came<'a>>> + 'a>>;
+
+fn submission<'a>(
+    file: &'a MemoryMappedFile,
+    step: &Step,
+    byte: u8,
+    copy: &'a Path,
+) -> Submitted<'a> {
+    let data = move |len: u64| vec![byte; len as usize];
+    match step.clone() {
+        Step::Write(at, len) if byte % 2 == 0 => Box::pin(async move {
+            file.update_region(at, &data(len)).await?;
+            Ok(Came::Nothing)
+        }),
+        Step::Write(at, len) => Box::pin(async move {
+            file.write_bytes(at, data(len).into()).await?;
+            Ok(Came::Nothing)
+        }),
+        Step::WriteMany(ranges) => Box::pin(async move {
+            let data = data(3_000);
+            let part = |(at, len): &(u64, u64)| (*at, &data[..*len as usize]);
+            let parts: Vec<_> = ranges.iter().map(part).collect();
+            file.update_regions(&parts).await?;
+            Ok(Came::Nothing)
+        }),
+        Step::Mutable(at, len) => {
+            Box::pin(async move { file.as_slice_mut(at, len).await.map(Came::Mutable) })
+        }
+        Step::Resize(size) => Box::pin(async move {
+            file.resize(size).await?;
+            Ok(Came::Nothing)
+        }),
+        Step::Snapshot => Box::pin(async move {
+            file.copy_to(copy).await?;
+            Ok(Came::Copied(fs::read(copy).unwrap()[1..].to_vec()))
+        }),
+    }
+}
+
+#[allow(dead_code)] // They are there to be dropped.
+enum View<'a> {
+    Slice(MappedSlice<'a>),
+    Bytes(Bytes),
+    Mutable(MappedSliceMut<'a>),
+}
+
+/// Submits all, lets go of what is in the way bit by bit, and compares with the model. Held up by
+/// the queue, no step is looked at before the last is submitted; held up by a view, each is looked
+/// at and deferred on its own.
+async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue: bool) {
+    file.resize(LEN).await.unwrap();
+    let mut content = fs::read(file.path()).unwrap();
+    let copies: Vec<_> = (0..turns.len())
+        .map(|turn| dir.join(format!("copy {turn}")))
+        .collect();
+    let mut views = Vec::new();
+    let (mut held, mut in_the_way) = (None, None);
+    if by_the_queue {
+        held = Some(HeldQueue::new(file, SPARE));
+    } else {
+        in_the_way = Some(file.bytes(1, LEN - 1).unwrap());
+    }
+    let mut waiting = Vec::new();
+    let mut withdrawn = Vec::new();
+    let mut has_resized = false;
+    let mut shortest = LEN;
+    for (number, (step, is_withdrawn, view)) in turns.iter().enumerate() {
+        if let Some((at, len)) = *view {
+            // The gate of what waits may be up, or a growth be over already.
+            views.push(match number % 2 {
+                0 => View::Slice(file.as_slice(at, len).unwrap()),
+                _ => View::Bytes(file.bytes(at, len).unwrap()),
+            });
+        }
+        match step {
+            // Copies are claimed on the pool before they take their place; and which length they
+            // are to have is told then.
+            Step::Snapshot if by_the_queue || has_resized => continue,
+            // Growth waits for nothing, so that nothing may be left to overtake it.
+            Step::Resize(size) if !by_the_queue && *size >= LEN => continue,
+            // What was cut off is not grown again: a growth goes ahead of what it has no byte in
+            // common with, and a write that the shrink has put out of bounds may find itself in
+            // bounds again.
+            Step::Resize(size) if shortest < LEN && *size > shortest => continue,
+            Step::Resize(size) => {
+                has_resized = true;
+                shortest = shortest.min(*size);
+            }
+            _ => {}
+        }
+        let byte = number as u8 + 1;
+        let mut future = submission(file, step, byte, &copies[number]);
+        let mut came = poll_once(&mut future).await;
+        if let Step::Snapshot = step {
+            // Without anything before it, it is made at once.
+            if came.is_some() {
+                // It was quick.
+            } else if waiting.is_empty() && withdrawn.is_empty() {
+                came = Some(soon(&mut future).await);
+            } else {
+                let count = waiting.len() + withdrawn.len() + 1;
+                let place = async {
+                    while came.is_none() && file.stats().queued_writes < count {
+                        came = poll_once(&mut future).await;
+                        futures_lite::future::yield_now().await;
+                    }
+                };
+                soon(place).await;
+            }
+        }
+        match came {
+            Some(Ok(Came::Copied(copied))) if waiting.is_empty() && withdrawn.is_empty() => {
+                assert!(copied == content[1..]);
+            }
+            Some(_) => panic!("{step:?} was done while something is in the way"),
+            None if *is_withdrawn => withdrawn.push(future),
+            None => waiting.push((step, byte, future)),
+        }
+    }
+    drop(withdrawn);
+    let mut expected: Vec<_> = waiting
+        .iter()
+        .map(|(step, byte, _)| Some(model(&mut content, step, *byte)))
+        .collect();
+    drop(in_the_way);
+    if let Some(held) = held {
+        held.let_go().await;
+    }
+
+    let mut waiting: Vec<_> = waiting.into_iter().map(Some).collect();
+    let end = async {
+        while waiting.iter().any(Option::is_some) || !views.is_empty() {
+            for (number, slot) in waiting.iter_mut().enumerate() {
+                let Some((step, byte, future)) = slot else {
+                    continue;
+                };
+                let Some(came) = poll_once(future).await else {
+                    continue;
+                };
+                let came = match came {
+                    Ok(Came::Nothing) => Expected::Done,
+                    Ok(Came::Copied(copied)) => Expected::Content(copied),
+                    Ok(Came::Mutable(mut view)) => {
+                        let before = view.to_vec();
+                        view.fill(*byte);
+                        views.push(View::Mutable(view));
+                        Expected::Content(before)
+                    }
+                    Err(MmapIoError::OutOfBounds { .. }) => Expected::OutOfBounds,
+                    Err(error) => panic!("{error:?}"),
+                };
+                let is_expected = Some(&came) == expected[number].take().as_ref();
+                assert!(is_expected, "{number}: {step:?} came to something else");
+                *slot = None;
+            }
+            if !views.is_empty() {
+                let which = (content.len() + waiting.len()) % views.len();
+                drop(views.swap_remove(which));
+            }
+            futures_lite::future::yield_now().await;
+        }
+    };
+    soon(end).await;
+    until(file, is_quiet).await;
+    assert_eq!(file.len(), content.len() as u64);
+    assert!(file.as_slice(1, file.len() - 1).unwrap() == content[1..]);
+    assert!(fs::read(file.path()).unwrap()[1..] == content[1..]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 150,
+        failure_persistence: None,
+        max_shrink_time: SOON.as_millis() as u32,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_file_is_what_one_after_the_other_makes_of_it(
+        rounds in proptest::collection::vec(
+            (proptest::collection::vec(turn(), 1..16), any::<bool>()),
+            1..4,
+        ),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        alone(async {
+            let (_, file) = patterned(dir.path(), LEN as usize).await;
+            for (turns, by_the_queue) in rounds {
+                round(dir.path(), &file, &turns, by_the_queue).await;
+            }
+        });
+    }
 }
