@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod allocations;
 mod auto_traits;
 mod openings;
 mod p10_errors;

@@ -1,0 +1,263 @@
+//! What a read and a queued write cost in allocations and system calls. What could break: a view
+//! that goes through the heap, and a batch that pays for each of its writes what it should pay
+//! once.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_lite::future::poll_once;
+use mmap_io::{MemoryMappedFile, Result};
+
+use crate::common::{alone, pattern, patterned, run_alone, soon, HeldQueue};
+
+/// The system's allocator, and a count of what is asked of it.
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations of all threads.
+static ALL: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Allocations of this thread.
+    static MINE: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    ALL.fetch_add(1, Ordering::Relaxed);
+    // A thread that ends may allocate after its values are gone.
+    let _ = MINE.try_with(|mine| mine.set(mine.get() + 1));
+}
+
+// SAFETY: every call goes to the system's allocator, as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's contract.
+        unsafe { System.realloc(old, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+/// Allocations of this thread in 100 calls.
+fn in_a_hundred<T>(mut call: impl FnMut() -> T) -> u64 {
+    // What is made once, and kept: the thread's slots, the room of a set.
+    drop(call());
+    let before = MINE.get();
+    for _ in 0..100 {
+        drop(call());
+    }
+    MINE.get() - before
+}
+
+#[test]
+fn a_read_allocates_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = alone(patterned(dir.path(), 100_000));
+    let reader = alone(MemoryMappedFile::open_ro(path)).unwrap();
+    for file in [&file, &reader] {
+        // Twice: the second time all slots of the thread are taken.
+        let mut held = Vec::with_capacity(20);
+        for _ in 0..2 {
+            assert_eq!(in_a_hundred(|| file.as_slice(5, 70_000).unwrap()), 0);
+            assert_eq!(in_a_hundred(|| file.try_as_slice(5, 10).unwrap()), 0);
+            let slice = || alone(poll_once(file.slice(5, 70_000))).unwrap().unwrap();
+            assert_eq!(in_a_hundred(slice), 0);
+            let mut buffer = [0; 100];
+            let read = || alone(file.read_into(70_000, &mut buffer)).unwrap();
+            assert_eq!(in_a_hundred(read), 0);
+            held.extend((0..20).map(|_| file.as_slice(0, 10).unwrap()));
+        }
+    }
+    // Where a writer was, the way is another one.
+    alone(file.update_region(0, b"x")).unwrap();
+    assert_eq!(in_a_hundred(|| file.as_slice(0, 10).unwrap()), 0);
+}
+
+#[test]
+fn bytes_allocate_once_and_their_clones_never() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = alone(patterned(dir.path(), 100_000));
+    assert_eq!(in_a_hundred(|| file.bytes(5, 70_000).unwrap()), 100);
+    let read = || alone(poll_once(file.read_bytes(5, 70_000))).unwrap();
+    assert_eq!(in_a_hundred(|| read().unwrap()), 100);
+    let bytes = file.bytes(5, 70_000).unwrap();
+    assert_eq!(in_a_hundred(|| bytes.clone()), 0);
+    assert_eq!(in_a_hundred(|| bytes.slice(100..50_000)), 0);
+}
+
+const WRITES: usize = 64;
+
+/// A hundred bytes for each write, and some that are nobody's.
+const SPARE: u64 = 100 * WRITES as u64;
+
+type Submitted<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+/// A batch of writes, not submitted yet.
+fn writes(file: &MemoryMappedFile) -> Vec<Submitted<'_>> {
+    let write = |at| Box::pin(file.update_region(at * 100, b"data")) as Submitted<'_>;
+    (0..WRITES as u64).map(write).collect()
+}
+
+async fn submit(writes: &mut [Submitted<'_>]) {
+    for write in writes {
+        assert!(poll_once(write).await.is_none());
+    }
+}
+
+#[test]
+fn a_write_that_is_queued_allocates_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = alone(patterned(dir.path(), SPARE as usize + 1));
+    alone(async {
+        let held = HeldQueue::new(&file, SPARE);
+        let mut batch = writes(&file);
+        let before = MINE.get();
+        submit(&mut batch).await;
+        let submitted = MINE.get() - before;
+        // Its data, and itself; the queue grows by doubling.
+        let growth = u64::from(WRITES.ilog2()) + 1;
+        let twice = 2 * WRITES as u64;
+        assert!((twice..=twice + growth).contains(&submitted), "{submitted}");
+        held.let_go().await;
+        for write in batch {
+            write.await.unwrap();
+        }
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn a_batch_of_writes_allocates_as_one() {
+    let program = ["env", "MMAP_IO_TEST_CHILD=", "BLOCKING_MAX_THREADS=1"];
+    run_alone(&program, "allocations::batch_child");
+}
+
+/// Counts what all threads do, and so needs a process of its own.
+#[test]
+fn batch_child() {
+    if std::env::var_os("MMAP_IO_TEST_CHILD").is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = alone(patterned(dir.path(), SPARE as usize + 1));
+    alone(async {
+        for is_measured in [false, true] {
+            let held = HeldQueue::new(&file, SPARE);
+            let mut batch = writes(&file);
+            let before = ALL.load(Ordering::Relaxed);
+            let updates = file.stats().updates;
+            submit(&mut batch).await;
+            held.let_go().await;
+            for write in batch {
+                write.await.unwrap();
+            }
+            let shared = ALL.load(Ordering::Relaxed) - before - 2 * WRITES as u64;
+            // And the one that held the queue.
+            assert_eq!(file.stats().updates - updates, WRITES as u64 + 1);
+            // Vectors that grow by doubling, and the tree of what is to be flushed.
+            println!("{shared} allocations are the batch's own");
+            assert!(!is_measured || shared < WRITES as u64, "{shared}");
+        }
+    });
+}
+
+#[cfg(target_os = "linux")]
+mod system_calls {
+    use std::fs;
+
+    use super::*;
+    use crate::p5_durable::{as_child, can_trace, child_dir};
+
+    const WRITES: u64 = 1000;
+
+    /// A call that cannot succeed, to tell the steps of a trace apart.
+    fn end_of_step() {
+        // SAFETY: the call takes no pointer.
+        unsafe { libc::fsync(-1) };
+    }
+
+    /// The allocator takes its memory from the system page by page.
+    fn is_of_the_heap(line: &str) -> bool {
+        let calls = ["brk(", "mmap(", "munmap(", "mprotect("];
+        calls.iter().any(|call| line.contains(call))
+    }
+
+    #[test]
+    fn a_thousand_writes_make_no_more_system_calls_than_a_few() {
+        if !can_trace("a_thousand_writes_make_no_more_system_calls_than_a_few") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let trace = dir.path().join("trace");
+        let program = ["strace", "-f", "-qq", "-o", trace.to_str().unwrap()];
+        let child = "allocations::system_calls::thousand_child";
+        let output = as_child(&program, child, dir.path());
+        assert!(output.status.success(), "{output:?}");
+        let trace = fs::read_to_string(trace).unwrap();
+        let steps: Vec<Vec<&str>> = trace
+            .split_inclusive('\n')
+            .filter(|line| !line.contains("resumed>") && !is_of_the_heap(line))
+            .collect::<Vec<_>>()
+            .split(|line| line.contains("fsync(-1"))
+            .map(<[_]>::to_vec)
+            .collect();
+        let [_, submitted, applied, _] = &steps[..] else {
+            panic!("{} steps", steps.len());
+        };
+        let all = submitted.len();
+        assert!(all < 30, "to submit: {all} calls, {submitted:?}");
+        let all = applied.len();
+        assert!(
+            (1..100).contains(&all),
+            "to apply: {all} calls, {applied:?}"
+        );
+        let of_the_batch = applied.iter().filter(|line| line.contains("madvise("));
+        assert!(of_the_batch.count() <= 4, "{applied:?}");
+    }
+
+    #[test]
+    fn thousand_child() {
+        let Some(dir) = child_dir() else {
+            return;
+        };
+        // No more than one batch takes, of neighbours.
+        let len = WRITES * 64;
+        let (_, file) = alone(patterned(&dir, len as usize + 1));
+        alone(async {
+            file.update_region(0, &pattern(len as usize)).await.unwrap();
+            let held = HeldQueue::new(&file, len);
+            let write = |at| Box::pin(file.update_region(at * 64, &[7; 64])) as Submitted<'_>;
+            let mut batch: Vec<_> = (0..WRITES).map(write).collect();
+            end_of_step();
+            submit(&mut batch).await;
+            end_of_step();
+            held.let_go().await;
+            for write in batch {
+                soon(write).await.unwrap();
+            }
+            end_of_step();
+            assert_eq!(file.as_slice(0, len).unwrap(), &vec![7; len as usize][..]);
+        });
+    }
+}
