@@ -1,0 +1,99 @@
+//! What must be there after a power cut, and whether it is.
+//!
+//! Only what was acknowledged is required. Whether anything else is there is nobody's business:
+//! a disk may well have written it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::protocol::{file_len, file_name, Message, Record};
+
+/// What the writer has told so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ledger {
+    files: BTreeMap<u64, Promised>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Promised {
+    /// The last length that is durable. `None`: nothing is, the name neither.
+    len: Option<u64>,
+    /// Lengths that were announced since; the disk may have got that far.
+    announced: Vec<u64>,
+    /// The last version of each slot that is durable.
+    versions: BTreeMap<u64, u64>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) checked: usize,
+    pub(crate) losses: Vec<String>,
+}
+
+impl Ledger {
+    pub(crate) fn note(&mut self, message: Message) {
+        match message {
+            Message::Length { file, len } => {
+                let promised = self.files.entry(file).or_default();
+                promised.announced.push(len);
+                // What a shrink cuts off is promised no more.
+                promised
+                    .versions
+                    .retain(|slot, _| file_len(0, *slot + 1) <= len);
+            }
+            Message::Durable { record, len } => {
+                let promised = self.files.entry(record.file).or_default();
+                promised.len = Some(len);
+                promised.announced.clear();
+                let version = promised.versions.entry(record.slot).or_default();
+                *version = record.version.max(*version);
+            }
+            Message::Gone { file } => drop(self.files.remove(&file)),
+        }
+    }
+
+    /// Whether anything at all must be there.
+    pub(crate) fn promises(&self) -> bool {
+        self.files.values().any(|promised| promised.len.is_some())
+    }
+
+    /// Looks for everything promised under `root`.
+    pub(crate) fn check(&self, root: &Path) -> Findings {
+        let mut findings = Findings::default();
+        for (file, promised) in &self.files {
+            if let Some(len) = promised.len {
+                findings.checked += promised.versions.len();
+                promised.check(*file, len, root, &mut findings.losses);
+            }
+        }
+        findings
+    }
+}
+
+impl Promised {
+    fn check(&self, file: u64, len: u64, root: &Path, losses: &mut Vec<String>) {
+        let name = file_name(file);
+        let content = match std::fs::read(root.join(&name)) {
+            Ok(content) => content,
+            Err(error) => {
+                losses.push(format!("{name} cannot be read: {error}"));
+                return;
+            }
+        };
+        let found = content.len() as u64;
+        if found != len && !self.announced.contains(&found) {
+            losses.push(format!("{name} has {found} bytes and not {len}"));
+        }
+        for (slot, version) in &self.versions {
+            let record = Record {
+                file,
+                slot: *slot,
+                version: *version,
+            };
+            if !record.is_in(&content) {
+                losses.push(format!("{name} lacks slot {slot}, version {version}"));
+            }
+        }
+    }
+}

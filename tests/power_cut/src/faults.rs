@@ -1,0 +1,202 @@
+//! A disk that fails: the error must reach everyone who waits, and never be forgotten.
+//!
+//! The kernel reports a failed write-back once, and may call the next `fsync` a success though the
+//! bytes never got to the disk. A file that forgets the error with it would acknowledge them.
+
+use std::future::Future;
+use std::io::{self, BufRead};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
+
+use crate::child::Helper;
+use crate::disk::{Fault, Request};
+use crate::mount::FileSystem;
+use crate::rig::Rig;
+
+/// A hang is a failure.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const TASKS: u64 = 10;
+/// Bytes of each task's part of the file.
+const PART: u64 = 16384;
+/// Writes of each task, at most: no fault is that far away.
+const WRITES: u64 = 500;
+
+/// The faults to try.
+pub(crate) fn all(quick: bool) -> Vec<Fault> {
+    let nths: &[u32] = if quick { &[1, 4] } else { &[1, 2, 3, 5, 9, 17] };
+    let mut faults = Vec::new();
+    for request in [Request::Write, Request::Flush] {
+        for stays in [false, true] {
+            faults.extend(nths.iter().map(|nth| Fault {
+                request,
+                nth: *nth,
+                stays,
+            }));
+        }
+    }
+    faults
+}
+
+/// Runs a writer on a disk that fails; returns whether a plain `fsync` forgets the error when the
+/// disk is well again.
+pub(crate) fn fail_during(fault: Fault) -> Result<bool> {
+    // Larger than the commit interval, so that the journal is not what meets the fault.
+    let rig = Rig::new(FileSystem::Ext4)?;
+    let arguments = ["--faulty-writer".into(), rig.path().as_os_str().to_owned()];
+    let mut writer = Helper::spawn(&arguments)?;
+    expect(&mut writer, "ready")?;
+    rig.disk.set_fault(Some(fault));
+    writer.tell("go")?;
+    expect(&mut writer, "failed")?;
+    ensure!(rig.disk.faults_met() > 0, "the disk never failed");
+    rig.disk.set_fault(None);
+    writer.tell("go")?;
+    let plain = writer.line(PATIENCE)?.context("the writer hangs")?;
+    expect(&mut writer, "done")?;
+    Ok(plain == "forgotten")
+}
+
+fn expect(writer: &mut Helper, word: &str) -> Result<()> {
+    let line = writer.line(PATIENCE)?;
+    let line = line.with_context(|| format!("the writer hangs before {word:?}"))?;
+    ensure!(line == word, "the writer says {line:?} and not {word:?}");
+    Ok(())
+}
+
+/// The writer; it tells of every step, and waits to be told to go on.
+pub(crate) fn run(directory: &Path) -> Result<()> {
+    let path = directory.join("data");
+    smol::block_on(async {
+        let file = MemoryMappedFile::create_rw(&path, TASKS * PART).await?;
+        // Every block is allocated, so that it is data that fails and not the journal.
+        let len = file.len() as usize;
+        file.update_region(0, &vec![1; len]).await?;
+        file.flush().await?;
+        say_and_wait("ready")?;
+
+        let failed = Arc::new(AtomicBool::new(false));
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| smol::spawn(write_until_error(file.clone(), task, failed.clone())))
+            .collect();
+        for task in tasks {
+            task.await?;
+        }
+        must_be_failed("flush", file.flush().await)?;
+        ensure!(file.last_flush_error().is_some(), "no last_flush_error");
+        say_and_wait("failed")?;
+
+        let plain = std::fs::File::open(&path)?.sync_all();
+        println!("{}", plain.map_or("remembered", |()| "forgotten"));
+        let clone = file.clone();
+        drop(file);
+        for _ in 0..3 {
+            for (name, call) in calls(&clone, 0, 7) {
+                must_be_failed(name, call.await)?;
+            }
+        }
+        // Another handle on the same file is no way around it.
+        let other = MemoryMappedFile::open_rw(&path).await?;
+        must_be_failed("flush of another handle", other.flush().await)?;
+        let always = MemoryMappedFile::builder(&path)
+            .mode(MmapMode::ReadWrite)
+            .flush_policy(FlushPolicy::Always)
+            .open()
+            .await?;
+        must_be_failed(
+            "a write with policy Always",
+            always.update_region(0, b"x").await,
+        )?;
+        ensure!(clone.last_flush_error().is_some(), "no last_flush_error");
+        println!("done");
+        Ok(())
+    })
+}
+
+/// Durable writes until one fails. Once any task has seen a failed flush, no call that starts
+/// later may succeed.
+async fn write_until_error(
+    file: MemoryMappedFile,
+    task: u64,
+    failed: Arc<AtomicBool>,
+) -> Result<()> {
+    for round in 0..WRITES {
+        let must_fail = failed.load(Ordering::SeqCst);
+        let mut calls = calls(&file, task * PART, round as u8);
+        let (name, call) = calls.swap_remove(task as usize % calls.len());
+        match call.await {
+            Ok(()) => ensure!(!must_fail, "{name} succeeds after a failed flush"),
+            Err(error) => {
+                if matches!(error, MmapIoError::FlushFailed(_)) {
+                    failed.store(true, Ordering::SeqCst);
+                }
+                return Ok(());
+            }
+        }
+    }
+    anyhow::bail!("the disk has failed, and task {task} was told nothing")
+}
+
+type Call<'a> = Pin<Box<dyn Future<Output = mmap_io::Result<()>> + Send + 'a>>;
+
+/// Every way to make a write at `offset` durable.
+fn calls(file: &MemoryMappedFile, offset: u64, byte: u8) -> Vec<(&'static str, Call<'_>)> {
+    const LEN: u64 = 5000;
+    let data = vec![byte; LEN as usize];
+    let again = data.clone();
+    let bytes = bytes::Bytes::from(data.clone());
+    vec![
+        (
+            "update_region_async",
+            Box::pin(async move { file.update_region_async(offset, &data).await }),
+        ),
+        (
+            "write_bytes_async",
+            Box::pin(async move { file.write_bytes_async(offset, bytes).await }),
+        ),
+        (
+            "flush",
+            Box::pin(async move {
+                file.update_region(offset, &again).await?;
+                file.flush().await
+            }),
+        ),
+        (
+            "flush_range",
+            Box::pin(async move {
+                file.update_region(offset, &[byte; 100]).await?;
+                file.flush_range(offset, 100).await
+            }),
+        ),
+        (
+            "commit",
+            Box::pin(async move {
+                let mut view = file.as_slice_mut(offset, LEN).await?;
+                view.fill(byte);
+                view.commit().await
+            }),
+        ),
+    ]
+}
+
+fn must_be_failed(name: &str, result: mmap_io::Result<()>) -> Result<()> {
+    ensure!(
+        matches!(result, Err(MmapIoError::FlushFailed(_))),
+        "{name} gives {result:?} after a failed flush"
+    );
+    Ok(())
+}
+
+fn say_and_wait(word: &str) -> Result<()> {
+    println!("{word}");
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    ensure!(line == "go\n", "told {line:?}");
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What the writer and the checker agree on: where a record lies, what is in it, and how the
+//! writer tells what it has done.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use anyhow::{bail, Context, Error};
+
+/// Room for one record, twice: its versions take turns, so that the acknowledged one is not
+/// touched while the next is written (which a power cut may tear).
+const SLOT: u64 = 2 * HALF;
+const HALF: u64 = 8192;
+
+/// One version of one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) file: u64,
+    pub(crate) slot: u64,
+    /// Counts the versions, from 1.
+    pub(crate) version: u64,
+}
+
+impl Record {
+    /// Where it lies in its file: at odd offsets, within a page or across two or three.
+    pub(crate) fn range(&self) -> Range<u64> {
+        let half = self.version % 2;
+        let mut random = Random::new([self.file, self.slot, half]);
+        let start = self.slot * SLOT + half * HALF + random.next() % 1000;
+        start..start + 40 + random.next() % 7000
+    }
+
+    /// Its version, then what only this record has.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let range = self.range();
+        let mut random = Random::new([self.file, self.slot, self.version]);
+        let mut content = self.version.to_le_bytes().to_vec();
+        while content.len() < (range.end - range.start) as usize {
+            content.extend(random.next().to_le_bytes());
+        }
+        content.truncate((range.end - range.start) as usize);
+        content
+    }
+
+    /// Whether the file holds this version in full, or a later one.
+    pub(crate) fn is_in(&self, file: &[u8]) -> bool {
+        [self.version, self.version + 1].iter().any(|version| {
+            let half = Self {
+                version: *version,
+                ..*self
+            };
+            let range = half.range();
+            let Some(found) = file.get(range.start as usize..range.end as usize) else {
+                return false;
+            };
+            let later = u64::from_le_bytes(found[..8].try_into().expect("eight bytes"));
+            let later = Self {
+                version: later,
+                ..*self
+            };
+            later.version >= self.version && later.range() == range && later.content() == found
+        })
+    }
+}
+
+/// Bytes of a file with that many slots; no multiple of anything.
+pub(crate) fn file_len(file: u64, slots: u64) -> u64 {
+    slots * SLOT + 1 + file % 4001
+}
+
+pub(crate) fn file_name(file: u64) -> String {
+    format!("file-{file}")
+}
+
+/// What the writer tells, a line each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// The file is about to have this length, or has it already.
+    Length { file: u64, len: u64 },
+    /// The record is durable, and so are the file's name and this length.
+    Durable { record: Record, len: u64 },
+    /// The file is about to be removed.
+    Gone { file: u64 },
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Length { file, len } => write!(f, "length {file} {len}"),
+            Self::Durable { record, len } => {
+                let Record {
+                    file,
+                    slot,
+                    version,
+                } = record;
+                write!(f, "durable {file} {slot} {version} {len}")
+            }
+            Self::Gone { file } => write!(f, "gone {file}"),
+        }
+    }
+}
+
+impl FromStr for Message {
+    type Err = Error;
+
+    fn from_str(line: &str) -> Result<Self, Error> {
+        let mut words = line.split(' ');
+        let kind = words.next().unwrap_or_default();
+        let numbers: Result<Vec<u64>, _> = words.map(str::parse).collect();
+        let numbers = numbers.with_context(|| format!("no message: {line:?}"))?;
+        Ok(match (kind, numbers[..].as_ref()) {
+            ("length", &[file, len]) => Self::Length { file, len },
+            ("durable", &[file, slot, version, len]) => Self::Durable {
+                record: Record {
+                    file,
+                    slot,
+                    version,
+                },
+                len,
+            },
+            ("gone", &[file]) => Self::Gone { file },
+            _ => bail!("no message: {line:?}"),
+        })
+    }
+}
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn new(seeds: [u64; 3]) -> Self {
+        let mut random = Self(0);
+        for seed in seeds {
+            random.0 ^= seed;
+            random.0 = random.next();
+        }
+        random
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+}

@@ -1,0 +1,314 @@
+//! The child that writes: each scenario is a way to make bytes durable, and tells when they are.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use mmap_io::{FlushPolicy, MemoryMappedFile};
+
+use crate::protocol::{file_len, file_name, Message, Record};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    UpdateRegionAsync,
+    WriteBytesAsync,
+    UpdateRegionsAsync,
+    Flush,
+    FlushRange,
+    Commit,
+    PolicyAlways,
+    AfterCreate,
+    AfterGrow,
+    AfterShrink,
+    Overwrites,
+    ConcurrentTasks,
+    /// Not durable, but nearly: every byte has got to the disk, and was never flushed there.
+    Control,
+}
+
+impl Scenario {
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::UpdateRegionAsync,
+        Self::WriteBytesAsync,
+        Self::UpdateRegionsAsync,
+        Self::Flush,
+        Self::FlushRange,
+        Self::Commit,
+        Self::PolicyAlways,
+        Self::AfterCreate,
+        Self::AfterGrow,
+        Self::AfterShrink,
+        Self::Overwrites,
+        Self::ConcurrentTasks,
+        Self::Control,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::UpdateRegionAsync => "update_region_async",
+            Self::WriteBytesAsync => "write_bytes_async",
+            Self::UpdateRegionsAsync => "update_regions_async",
+            Self::Flush => "flush",
+            Self::FlushRange => "flush_range",
+            Self::Commit => "commit",
+            Self::PolicyAlways => "policy_always",
+            Self::AfterCreate => "after_create",
+            Self::AfterGrow => "after_grow",
+            Self::AfterShrink => "after_shrink",
+            Self::Overwrites => "overwrites",
+            Self::ConcurrentTasks => "concurrent_tasks",
+            Self::Control => "control",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|it| it.name() == name)
+    }
+
+    fn policy(self) -> FlushPolicy {
+        match self {
+            Self::PolicyAlways => FlushPolicy::Always,
+            _ => FlushPolicy::Never,
+        }
+    }
+
+    /// Slots of a new file.
+    fn slots(self) -> u64 {
+        match self {
+            Self::AfterCreate | Self::AfterGrow => 1,
+            Self::Overwrites => 3,
+            Self::ConcurrentTasks => 2 * TASKS,
+            _ => 16,
+        }
+    }
+}
+
+const TASKS: u64 = 64;
+/// Files that stay when they are full; older ones are removed.
+const KEPT: usize = 6;
+
+/// Writes one file after the other, until it is killed.
+pub(crate) fn run(scenario: Scenario, directory: &Path) -> Result<()> {
+    smol::block_on(async {
+        let mut full = VecDeque::new();
+        for id in 0.. {
+            let target = Target::create(scenario, directory, id).await?;
+            target.fill(scenario).await.context(scenario.name())?;
+            full.push_back(target.path.clone());
+            drop(target);
+            if full.len() > KEPT {
+                tell(&[Message::Gone {
+                    file: id - KEPT as u64,
+                }])?;
+                std::fs::remove_file(full.pop_front().expect("there are more"))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// In one write, so that tasks do not get into each other's lines.
+fn tell(messages: &[Message]) -> io::Result<()> {
+    let lines: String = messages.iter().map(|it| format!("{it}\n")).collect();
+    let mut output = io::stdout().lock();
+    output.write_all(lines.as_bytes())?;
+    output.flush()
+}
+
+/// The file that is being written.
+#[derive(Clone)]
+struct Target {
+    id: u64,
+    path: PathBuf,
+    file: MemoryMappedFile,
+}
+
+impl Target {
+    async fn create(scenario: Scenario, directory: &Path, id: u64) -> Result<Self> {
+        let path = directory.join(file_name(id));
+        let len = file_len(id, scenario.slots());
+        tell(&[Message::Length { file: id, len }])?;
+        let file = MemoryMappedFile::builder(&path)
+            .size(len)
+            .flush_policy(scenario.policy())
+            .create()
+            .await
+            .context("create")?;
+        Ok(Self { id, path, file })
+    }
+
+    async fn fill(&self, scenario: Scenario) -> Result<()> {
+        let file = &self.file;
+        let slots = scenario.slots();
+        match scenario {
+            Scenario::UpdateRegionAsync | Scenario::AfterCreate => {
+                for slot in 0..slots {
+                    let (record, offset, data) = self.record(slot, 1);
+                    file.update_region_async(offset, &data).await?;
+                    self.durable(&[record])?;
+                }
+            }
+            Scenario::WriteBytesAsync => {
+                for slot in 0..slots {
+                    let (record, offset, data) = self.record(slot, 1);
+                    file.write_bytes_async(offset, Bytes::from(data)).await?;
+                    self.durable(&[record])?;
+                }
+            }
+            Scenario::UpdateRegionsAsync => {
+                for first in (0..slots).step_by(4) {
+                    let parts: Vec<_> = (first..first + 4).map(|it| self.record(it, 1)).collect();
+                    let regions: Vec<(u64, &[u8])> = parts
+                        .iter()
+                        .map(|(_, offset, data)| (*offset, data.as_slice()))
+                        .collect();
+                    file.update_regions_async(&regions).await?;
+                    let records: Vec<_> = parts.iter().map(|(record, ..)| *record).collect();
+                    self.durable(&records)?;
+                }
+            }
+            Scenario::Flush => {
+                for first in (0..slots).step_by(2) {
+                    let records = [self.write(first).await?, self.write(first + 1).await?];
+                    file.flush().await?;
+                    self.durable(&records)?;
+                }
+            }
+            Scenario::FlushRange => {
+                for first in (0..slots).step_by(2) {
+                    let records = [self.write(first).await?, self.write(first + 1).await?];
+                    for record in records {
+                        let range = record.range();
+                        file.flush_range(range.start, range.end - range.start)
+                            .await?;
+                        self.durable(&[record])?;
+                    }
+                }
+            }
+            Scenario::Commit => {
+                for slot in 0..slots {
+                    let (record, offset, data) = self.record(slot, 1);
+                    let mut view = file.as_slice_mut(offset, data.len() as u64).await?;
+                    view.copy_from_slice(&data);
+                    view.commit().await?;
+                    self.durable(&[record])?;
+                }
+            }
+            Scenario::PolicyAlways => {
+                for slot in 0..slots {
+                    let record = self.write(slot).await?;
+                    self.durable(&[record])?;
+                }
+            }
+            Scenario::AfterGrow => {
+                for slots in 1..=16 {
+                    self.resize(slots).await?;
+                    let (record, offset, data) = self.record(slots - 1, 1);
+                    file.update_region_async(offset, &data).await?;
+                    self.durable(&[record])?;
+                }
+            }
+            Scenario::AfterShrink => {
+                for slots in (1..=slots).rev() {
+                    self.resize(slots).await?;
+                    let record = self.write(slots - 1).await?;
+                    file.flush().await?;
+                    self.durable(&[record])?;
+                }
+            }
+            Scenario::Overwrites => {
+                for version in 1..=20 {
+                    for slot in 0..slots {
+                        let (record, offset, data) = self.record(slot, version);
+                        file.update_region_async(offset, &data).await?;
+                        self.durable(&[record])?;
+                    }
+                }
+            }
+            Scenario::ConcurrentTasks => {
+                let tasks: Vec<_> = (0..TASKS)
+                    .map(|task| smol::spawn(self.clone().every_nth_slot(task, slots)))
+                    .collect();
+                for task in tasks {
+                    task.await?;
+                }
+            }
+            Scenario::Control => {
+                file.update_region(0, &vec![0; file.len() as usize]).await?;
+                file.flush().await?;
+                let plain = File::options().write(true).open(&self.path)?;
+                for slot in 0..slots {
+                    let record = self.write(slot).await?;
+                    write_out(&plain, &record)?;
+                    self.durable(&[record])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn every_nth_slot(self, first: u64, slots: u64) -> Result<()> {
+        for slot in (first..slots).step_by(TASKS as usize) {
+            let (record, offset, data) = self.record(slot, 1);
+            self.file.update_region_async(offset, &data).await?;
+            self.durable(&[record])?;
+        }
+        Ok(())
+    }
+
+    async fn resize(&self, slots: u64) -> Result<()> {
+        let len = file_len(self.id, slots);
+        tell(&[Message::Length { file: self.id, len }])?;
+        self.file.resize(len).await.context("resize")
+    }
+
+    /// Writes without more ado.
+    async fn write(&self, slot: u64) -> Result<Record> {
+        let (record, offset, data) = self.record(slot, 1);
+        self.file.update_region(offset, &data).await?;
+        Ok(record)
+    }
+
+    fn record(&self, slot: u64, version: u64) -> (Record, u64, Vec<u8>) {
+        let record = Record {
+            file: self.id,
+            slot,
+            version,
+        };
+        (record, record.range().start, record.content())
+    }
+
+    fn durable(&self, records: &[Record]) -> io::Result<()> {
+        let len = self.file.len();
+        let told = |record: &Record| Message::Durable {
+            record: *record,
+            len,
+        };
+        tell(&records.iter().map(told).collect::<Vec<_>>())
+    }
+}
+
+/// Writes a record out to the disk and waits for that; the disk is not told to flush
+/// (sync_file_range(2)). The blocks are allocated already, so that nothing else is missing.
+fn write_out(file: &File, record: &Record) -> io::Result<()> {
+    let range = record.range();
+    // SAFETY: the call takes no pointer.
+    let result = unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            range.start as libc::off64_t,
+            (range.end - range.start) as libc::off64_t,
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                | libc::SYNC_FILE_RANGE_WRITE
+                | libc::SYNC_FILE_RANGE_WAIT_AFTER,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
