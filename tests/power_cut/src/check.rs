@@ -42,15 +42,23 @@ impl Ledger {
                     .versions
                     .retain(|slot, _| file_len(0, *slot + 1) <= len);
             }
+            Message::Named { file, len } => {
+                self.name(file, len);
+            }
             Message::Durable { record, len } => {
-                let promised = self.files.entry(record.file).or_default();
-                promised.len = Some(len);
-                promised.announced.clear();
+                let promised = self.name(record.file, len);
                 let version = promised.versions.entry(record.slot).or_default();
                 *version = record.version.max(*version);
             }
             Message::Gone { file } => drop(self.files.remove(&file)),
         }
+    }
+
+    fn name(&mut self, file: u64, len: u64) -> &mut Promised {
+        let promised = self.files.entry(file).or_default();
+        promised.len = Some(len);
+        promised.announced.clear();
+        promised
     }
 
     /// Whether anything at all must be there.

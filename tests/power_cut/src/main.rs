@@ -24,6 +24,7 @@ mod server;
 mod watchdog;
 mod writer;
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -103,6 +104,9 @@ fn run(options: &Options) -> Result<bool> {
     for kind in options.file_systems() {
         // What is missing shows here: the first thing to be made of everything.
         if let Err(error) = Rig::new(kind) {
+            if !is_for_want_of_something(&error) {
+                return Err(error);
+            }
             let name = format!("power_cut on {}", kind.name());
             good &= skip(&name, &format!("{error:#}"))?;
             continue;
@@ -170,12 +174,24 @@ fn break_disks(quick: bool, watchdog: &Watchdog) -> bool {
     good
 }
 
+/// Whether a program, a device, a file system or a right is missing.
+fn is_for_want_of_something(error: &anyhow::Error) -> bool {
+    let mut causes = error
+        .chain()
+        .filter_map(|it| it.downcast_ref::<io::Error>());
+    causes.any(|cause| {
+        matches!(
+            cause.raw_os_error(),
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EPERM | libc::EACCES)
+        )
+    })
+}
+
 /// Says why something cannot be run here, where continuous integration looks for it.
 fn skip(what: &str, reason: &str) -> Result<bool> {
     let line = format!("skipped: {what}: {reason}\n");
     print!("{line}");
     if let Some(log) = std::env::var_os("MMAP_IO_SKIP_LOG") {
-        use std::io::Write;
         let mut log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -236,9 +252,9 @@ impl Options {
 
     fn images(&self, kind: FileSystem) -> usize {
         self.images.unwrap_or(match (self.quick, kind) {
-            (true, _) => 6,
-            (false, FileSystem::Ext4) => 24,
-            (false, FileSystem::Xfs) => 6,
+            (true, _) => 8,
+            (false, FileSystem::Ext4) => 100,
+            (false, FileSystem::Xfs) => 10,
         })
     }
 }

@@ -77,6 +77,8 @@ pub(crate) fn file_name(file: u64) -> String {
 pub(crate) enum Message {
     /// The file is about to have this length, or has it already.
     Length { file: u64, len: u64 },
+    /// The file's name and this length are durable.
+    Named { file: u64, len: u64 },
     /// The record is durable, and so are the file's name and this length.
     Durable { record: Record, len: u64 },
     /// The file is about to be removed.
@@ -87,6 +89,7 @@ impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Length { file, len } => write!(f, "length {file} {len}"),
+            Self::Named { file, len } => write!(f, "named {file} {len}"),
             Self::Durable { record, len } => {
                 let Record {
                     file,
@@ -110,6 +113,7 @@ impl FromStr for Message {
         let numbers = numbers.with_context(|| format!("no message: {line:?}"))?;
         Ok(match (kind, numbers[..].as_ref()) {
             ("length", &[file, len]) => Self::Length { file, len },
+            ("named", &[file, len]) => Self::Named { file, len },
             ("durable", &[file, slot, version, len]) => Self::Durable {
                 record: Record {
                     file,

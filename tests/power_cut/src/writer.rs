@@ -145,6 +145,10 @@ impl Target {
         let file = &self.file;
         let slots = scenario.slots();
         match scenario {
+            Scenario::AfterCreate if self.id % 2 == 1 => {
+                file.flush().await?;
+                self.named()?;
+            }
             Scenario::UpdateRegionAsync | Scenario::AfterCreate => {
                 for slot in 0..slots {
                     let (record, offset, data) = self.record(slot, 1);
@@ -207,6 +211,10 @@ impl Target {
             Scenario::AfterGrow => {
                 for slots in 1..=16 {
                     self.resize(slots).await?;
+                    if slots % 3 == 0 {
+                        file.flush().await?;
+                        self.named()?;
+                    }
                     let (record, offset, data) = self.record(slots - 1, 1);
                     file.update_region_async(offset, &data).await?;
                     self.durable(&[record])?;
@@ -215,6 +223,10 @@ impl Target {
             Scenario::AfterShrink => {
                 for slots in (1..=slots).rev() {
                     self.resize(slots).await?;
+                    if slots % 3 == 0 {
+                        file.flush().await?;
+                        self.named()?;
+                    }
                     let record = self.write(slots - 1).await?;
                     file.flush().await?;
                     self.durable(&[record])?;
@@ -280,6 +292,13 @@ impl Target {
             version,
         };
         (record, record.range().start, record.content())
+    }
+
+    fn named(&self) -> io::Result<()> {
+        tell(&[Message::Named {
+            file: self.id,
+            len: self.file.len(),
+        }])
     }
 
     fn durable(&self, records: &[Record]) -> io::Result<()> {
