@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -21,6 +22,9 @@ pub(crate) enum Scenario {
     FlushRange,
     Commit,
     PolicyAlways,
+    EveryBytes,
+    EveryWrites,
+    EveryMillis,
     AfterCreate,
     AfterGrow,
     AfterShrink,
@@ -39,6 +43,9 @@ impl Scenario {
         Self::FlushRange,
         Self::Commit,
         Self::PolicyAlways,
+        Self::EveryBytes,
+        Self::EveryWrites,
+        Self::EveryMillis,
         Self::AfterCreate,
         Self::AfterGrow,
         Self::AfterShrink,
@@ -56,6 +63,9 @@ impl Scenario {
             Self::FlushRange => "flush_range",
             Self::Commit => "commit",
             Self::PolicyAlways => "policy_always",
+            Self::EveryBytes => "every_bytes",
+            Self::EveryWrites => "every_writes",
+            Self::EveryMillis => "every_millis",
             Self::AfterCreate => "after_create",
             Self::AfterGrow => "after_grow",
             Self::AfterShrink => "after_shrink",
@@ -72,6 +82,9 @@ impl Scenario {
     fn policy(self) -> FlushPolicy {
         match self {
             Self::PolicyAlways => FlushPolicy::Always,
+            Self::EveryBytes => FlushPolicy::EveryBytes(BYTES),
+            Self::EveryWrites => FlushPolicy::EveryWrites(WRITES),
+            Self::EveryMillis => FlushPolicy::EveryMillis(5),
             _ => FlushPolicy::Never,
         }
     }
@@ -88,6 +101,9 @@ impl Scenario {
 }
 
 const TASKS: u64 = 64;
+/// Two to five records.
+const BYTES: usize = 9000;
+const WRITES: usize = 3;
 /// Files that stay when they are full; older ones are removed.
 const KEPT: usize = 6;
 
@@ -206,6 +222,37 @@ impl Target {
                 for slot in 0..slots {
                     let record = self.write(slot).await?;
                     self.durable(&[record])?;
+                }
+            }
+            // The write that reaches the threshold answers for all before it.
+            Scenario::EveryBytes => {
+                let (mut records, mut bytes) = (Vec::new(), 0);
+                for slot in 0..slots {
+                    let record = self.write(slot).await?;
+                    records.push(record);
+                    bytes += record.range().end - record.range().start;
+                    if bytes >= BYTES as u64 {
+                        self.durable(&std::mem::take(&mut records))?;
+                        bytes = 0;
+                    }
+                }
+            }
+            Scenario::EveryWrites => {
+                let mut records = Vec::new();
+                for slot in 0..slots {
+                    records.push(self.write(slot).await?);
+                    if records.len() == WRITES {
+                        self.durable(&std::mem::take(&mut records))?;
+                    }
+                }
+            }
+            Scenario::EveryMillis => {
+                for first in (0..slots).step_by(2) {
+                    let records = [self.write(first).await?, self.write(first + 1).await?];
+                    while file.pending_bytes() > 0 {
+                        smol::Timer::after(Duration::from_micros(200)).await;
+                    }
+                    self.durable(&records)?;
                 }
             }
             Scenario::AfterGrow => {
