@@ -143,7 +143,7 @@ impl MemoryMappedFile {
     }
 
     /// Number of distinct bytes that were written and not flushed, through any handle on the
-    /// file. 0 for a read-only one.
+    /// file. A byte that is being flushed counts until that has worked. 0 for a read-only handle.
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
             MmapMode::ReadWrite => self.handle.open.pending().bytes(),

@@ -68,6 +68,8 @@ struct Ranges {
     set: RangeSet<u64>,
     /// Bytes in the set.
     bytes: u64,
+    /// What the flush that is running took out of the set: not durable yet, either.
+    flushing: Vec<ByteRange>,
     /// Writes since the set was last empty.
     writes: usize,
     /// When everything is flushed in the background.
@@ -79,9 +81,12 @@ impl Pending {
         Self(Mutex::default())
     }
 
-    /// Number of distinct bytes.
+    /// Number of distinct bytes, those that are being flushed included: they are not durable
+    /// before the flush has ended.
     pub(crate) fn bytes(&self) -> u64 {
-        self.ranges().bytes
+        let pending = self.ranges();
+        let flushing = pending.flushing.iter().map(|range| pending.missing(*range));
+        pending.bytes + flushing.sum::<u64>()
     }
 
     /// Whether every byte of the range was written and not flushed.
@@ -102,36 +107,21 @@ impl Pending {
     }
 
     /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
-    /// the flush may miss them.
+    /// the flush may miss them. One flush at a time.
     pub(crate) fn take(&self, ranges: &[ByteRange]) -> Taken<'_> {
         let mut pending = self.ranges();
-        let mut taken = Vec::new();
-        for range in ranges.iter().filter(|range| !range.is_empty()) {
-            let within = (*range).into();
-            let before = taken.len();
-            let parts = pending.set.overlapping(&within);
-            taken.extend(parts.map(|part| {
-                ByteRange::between(part.start.max(range.start()), part.end.min(range.end()))
-            }));
-            if taken.len() > before {
-                pending.set.remove(within);
-            }
-        }
-        pending.bytes -= taken.iter().map(|part| part.len()).sum::<u64>();
-        if pending.bytes == 0 {
-            pending.writes = 0;
-        }
+        debug_assert!(pending.flushing.is_empty());
+        pending.flushing = pending.remove(ranges);
         Taken {
             pending: self,
-            ranges: taken,
+            is_durable: false,
         }
     }
 
     /// Forgets what lies past the new end of the file.
     pub(crate) fn truncate(&self, len: u64) {
         if len < u64::MAX {
-            let gone = self.take(&[ByteRange::between(len, u64::MAX)]);
-            drop(gone.flushed(Ok(())));
+            self.ranges().remove(&[ByteRange::between(len, u64::MAX)]);
         }
     }
 
@@ -196,12 +186,39 @@ impl Writing<'_> {
 
 impl Ranges {
     fn add(&mut self, range: ByteRange) {
-        let within = range.into();
-        let new: u64 = self.set.gaps(&within).map(|gap| gap.end - gap.start).sum();
+        let new = self.missing(range);
         if new > 0 {
-            self.set.insert(within);
+            self.set.insert(range.into());
             self.bytes += new;
         }
+    }
+
+    /// Bytes of the range that are not in the set.
+    fn missing(&self, range: ByteRange) -> u64 {
+        let within = range.into();
+        let gaps = self.set.gaps(&within);
+        gaps.map(|gap| gap.end - gap.start).sum()
+    }
+
+    /// Takes `ranges` out; returns what of them was there.
+    fn remove(&mut self, ranges: &[ByteRange]) -> Vec<ByteRange> {
+        let mut removed = Vec::new();
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let within = (*range).into();
+            let before = removed.len();
+            let parts = self.set.overlapping(&within);
+            removed.extend(parts.map(|part| {
+                ByteRange::between(part.start.max(range.start()), part.end.min(range.end()))
+            }));
+            if removed.len() > before {
+                self.set.remove(within);
+            }
+        }
+        self.bytes -= removed.iter().map(|part| part.len()).sum::<u64>();
+        if self.bytes == 0 {
+            self.writes = 0;
+        }
+        removed
     }
 }
 
@@ -210,15 +227,13 @@ impl Ranges {
 #[must_use]
 pub(crate) struct Taken<'a> {
     pending: &'a Pending,
-    ranges: Vec<ByteRange>,
+    is_durable: bool,
 }
 
 impl Taken<'_> {
     /// Ends the flush with its result.
     pub(crate) fn flushed(mut self, result: io::Result<()>) -> io::Result<()> {
-        if result.is_ok() {
-            self.ranges.clear();
-        }
+        self.is_durable = result.is_ok();
         result
     }
 }
@@ -226,8 +241,10 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let mut pending = self.pending.ranges();
-        for range in self.ranges.drain(..) {
-            pending.add(range);
+        for range in std::mem::take(&mut pending.flushing) {
+            if !self.is_durable {
+                pending.add(range);
+            }
         }
     }
 }
@@ -270,10 +287,21 @@ mod tests {
     fn a_failed_flush_gives_the_bytes_back() {
         let pending = written(&[range(0, 10)]);
         let taken = pending.take(&[range(0, 5)]);
-        assert_eq!(pending.bytes(), 5);
         pending.wrote(&[range(3, 4)], FlushPolicy::Never);
         taken.flushed(Err(io::ErrorKind::Other.into())).unwrap_err();
         assert_eq!(pending.bytes(), 10);
+    }
+
+    #[test]
+    fn bytes_count_until_their_flush_has_ended() {
+        let pending = written(&[range(0, 10)]);
+        let taken = pending.take(&[range(0, 5)]);
+        assert_eq!(pending.bytes(), 10);
+        // Once, though they are to be flushed again.
+        pending.wrote(&[range(3, 4)], FlushPolicy::Never);
+        assert_eq!(pending.bytes(), 10);
+        taken.flushed(Ok(())).unwrap();
+        assert_eq!(pending.bytes(), 6);
     }
 
     #[test]
