@@ -12,9 +12,9 @@ use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
-use crate::open_file::{OwnedLease, OPEN_FILES};
+use crate::open_file::{OpenFile, OwnedLease, OPEN_FILES};
 use crate::opening::{identified, open_target, Target};
-use crate::queue::{Action, Op, Outcome, Queue};
+use crate::queue::{Action, Op, Outcome, Queue, Submitted};
 use crate::range::ByteRange;
 use crate::registry::Found;
 use crate::residency;
@@ -46,10 +46,24 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         let path = path.as_ref().to_path_buf();
         async move {
-            // Before anybody is made to wait.
+            // It takes its turn now; but what cannot be waits for nobody.
+            let mut turn = handle.snapshot_turn();
             let destination = path.clone();
             offload(move || check_destination(&destination)).await?;
-            let (len, mut snapshot) = handle.snapshot().await?;
+            let (len, mut snapshot) = loop {
+                let Some((len, submitted)) = turn else {
+                    break (0, None);
+                };
+                match submitted.await {
+                    Ok(Outcome::Leased(lease)) => break (len, Some(lease)),
+                    Ok(Outcome::Done | Outcome::InUse) => {
+                        unreachable!("it ends in a lease or an error")
+                    }
+                    // A shrink went first.
+                    Err(MmapIoError::OutOfBounds { .. }) => turn = handle.snapshot_turn(),
+                    Err(error) => return Err(error),
+                }
+            };
             loop {
                 let (path, source, lease) = (path.clone(), handle.file.clone(), snapshot.take());
                 let copying = handle.hop(move |_| copy_out(&source, len, &path, lease));
@@ -66,24 +80,11 @@ impl MemoryMappedFile {
 }
 
 impl Handle {
-    /// Keeps all bytes as they are; says how many there are.
-    async fn snapshot(&self) -> Result<(u64, Option<OwnedLease>)> {
-        loop {
-            let len = self.open.len();
-            if len == 0 {
-                return Ok((0, None));
-            }
-            let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
-            match Queue::submit(&self.open, op).await {
-                Ok(Outcome::Leased(lease)) => return Ok((len, Some(lease))),
-                Ok(Outcome::Done | Outcome::InUse) => {
-                    unreachable!("it ends in a lease or an error")
-                }
-                // A shrink went first.
-                Err(MmapIoError::OutOfBounds { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+    /// A turn among the writes, to keep all bytes as they are; says how many there are.
+    fn snapshot_turn(&self) -> Option<(u64, Submitted<OpenFile>)> {
+        let len = self.open.len();
+        let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
+        (len > 0).then(|| (len, Queue::submit(&self.open, op)))
     }
 }
 
