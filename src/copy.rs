@@ -65,7 +65,7 @@ impl MemoryMappedFile {
                 }
             };
             loop {
-                let (path, source, lease) = (path.clone(), handle.file.clone(), snapshot.take());
+                let (path, source, lease) = (path.clone(), handle.file().clone(), snapshot.take());
                 let copying = handle.hop(move |_| copy_out(&source, len, &path, lease));
                 match copying.await? {
                     Copied::Done => return Ok(len),
@@ -147,7 +147,7 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
 
 fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     // Before anything is lost that was there.
-    residency::check_length(source, &[ByteRange::between(0, len)])?;
+    residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
     // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
     if destination.metadata()?.len() > 0 {

@@ -12,7 +12,7 @@ use rangemap::RangeSet;
 use crate::error::{MmapIoError, Result};
 use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
-use crate::map::Protection;
+use crate::map::{Backing, Protection};
 use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{OpenFile, OwnedLease, User};
@@ -53,7 +53,7 @@ pub struct MemoryMappedFile {
 /// What the clones of a handle share.
 pub(crate) struct Handle {
     pub(crate) open: User,
-    pub(crate) file: Arc<File>,
+    pub(crate) backing: Backing,
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
@@ -403,7 +403,7 @@ impl MemoryMappedFile {
                 return Ok(());
             }
             ByteRange::new(offset, len, handle.open.len())?;
-            let file = handle.file.clone();
+            let file = handle.file().clone();
             handle
                 .hop(move |_| {
                     crate::sys::cache_hint(&file, offset, len, crate::sys::CacheHint::WillNeed)
@@ -516,7 +516,7 @@ impl MemoryMappedFile {
         }
         counters.resident_misses.fetch_add(1, Ordering::Relaxed);
         let handle = &self.handle;
-        let (protection, file) = (self.protection(), handle.file.clone());
+        let (protection, backing) = (self.protection(), handle.backing.clone());
         handle
             .hop(move |open| loop {
                 let cuts = open.cuts();
@@ -524,7 +524,7 @@ impl MemoryMappedFile {
                 let Some(map) = open.map(protection) else {
                     return Ok(());
                 };
-                match residency::populate_read(map, &file, range) {
+                match residency::populate_read(map, &backing, range) {
                     // What this process cuts off, and grows again, is nobody else's truncation.
                     Err(_) if open.cuts() != cuts => {}
                     populated => return populated,
@@ -535,8 +535,8 @@ impl MemoryMappedFile {
 
     fn is_resident(&self, range: ByteRange) -> bool {
         let map = self.handle.open.map(self.protection());
-        let file = &self.handle.file;
-        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, file, range))
+        let backing = &self.handle.backing;
+        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, backing, range))
     }
 }
 
@@ -551,11 +551,24 @@ impl MemoryMappedFile {
     ) -> Self {
         Self::from(Arc::new(Handle {
             open,
-            file,
+            backing: Backing::File(file),
             mode,
             policy,
             path,
             may_probe,
+            kept: Mutex::default(),
+        }))
+    }
+
+    /// The handle behind anonymous memory.
+    pub(crate) fn of_memory(open: User) -> Self {
+        Self::from(Arc::new(Handle {
+            open,
+            backing: Backing::Memory,
+            mode: MmapMode::ReadWrite,
+            policy: FlushPolicy::Never,
+            path: PathBuf::new(),
+            may_probe: true,
             kept: Mutex::default(),
         }))
     }
@@ -572,7 +585,7 @@ impl MemoryMappedFile {
     pub fn unmap(self) -> Result<File, Self> {
         let handle = Arc::try_unwrap(self.handle).map_err(Self::from)?;
         // The file's own jobs may still hold the descriptor for a moment.
-        match handle.file.try_clone() {
+        match handle.file().try_clone() {
             Ok(file) => Ok(file),
             Err(_) => Err(Self::from(Arc::new(handle))),
         }
@@ -594,6 +607,18 @@ impl Handle {
         match self.mode {
             MmapMode::ReadOnly => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
+        }
+    }
+
+    /// The descriptor of a file.
+    ///
+    /// # Panics
+    ///
+    /// For memory, whose handle is nobody's but [`AnonymousMmap`](crate::AnonymousMmap)'s.
+    pub(crate) fn file(&self) -> &Arc<File> {
+        match &self.backing {
+            Backing::File(file) => file,
+            Backing::Memory => unreachable!("nothing that needs a file is offered for memory"),
         }
     }
 
@@ -639,27 +664,27 @@ impl fmt::Debug for Handle {
 #[cfg(unix)]
 impl std::os::unix::io::AsFd for MemoryMappedFile {
     fn as_fd(&self) -> std::os::unix::io::BorrowedFd<'_> {
-        self.handle.file.as_fd()
+        self.handle.file().as_fd()
     }
 }
 
 #[cfg(unix)]
 impl std::os::unix::io::AsRawFd for MemoryMappedFile {
     fn as_raw_fd(&self) -> std::os::unix::io::RawFd {
-        self.handle.file.as_raw_fd()
+        self.handle.file().as_raw_fd()
     }
 }
 
 #[cfg(windows)]
 impl std::os::windows::io::AsHandle for MemoryMappedFile {
     fn as_handle(&self) -> std::os::windows::io::BorrowedHandle<'_> {
-        self.handle.file.as_handle()
+        self.handle.file().as_handle()
     }
 }
 
 #[cfg(windows)]
 impl std::os::windows::io::AsRawHandle for MemoryMappedFile {
     fn as_raw_handle(&self) -> std::os::windows::io::RawHandle {
-        self.handle.file.as_raw_handle()
+        self.handle.file().as_raw_handle()
     }
 }

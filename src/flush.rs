@@ -57,11 +57,18 @@ pub(crate) enum Due {
 
 /// The bytes that were written and not flushed.
 #[derive(Debug)]
-pub(crate) struct Pending(Mutex<Ranges>);
+pub(crate) struct Pending {
+    ranges: Mutex<Ranges>,
+    /// There is something to flush to.
+    counts: bool,
+}
 
 /// The same, locked for a batch of writes.
 #[derive(Debug)]
-pub(crate) struct Writing<'a>(MutexGuard<'a, Ranges>);
+pub(crate) struct Writing<'a> {
+    ranges: MutexGuard<'a, Ranges>,
+    counts: bool,
+}
 
 #[derive(Debug, Default)]
 struct Ranges {
@@ -77,8 +84,12 @@ struct Ranges {
 }
 
 impl Pending {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::default())
+    /// Of memory without a file nothing is ever pending.
+    pub(crate) fn new(has_file: bool) -> Self {
+        Self {
+            ranges: Mutex::default(),
+            counts: has_file,
+        }
     }
 
     /// Number of distinct bytes, those that are being flushed included: they are not durable
@@ -98,7 +109,10 @@ impl Pending {
 
     /// Counts writes, while nobody else does.
     pub(crate) fn writing(&self) -> Writing<'_> {
-        Writing(self.ranges())
+        Writing {
+            ranges: self.ranges(),
+            counts: self.counts,
+        }
     }
 
     /// Counts one write, and says what `policy` asks for.
@@ -147,14 +161,17 @@ impl Pending {
     }
 
     fn ranges(&self) -> MutexGuard<'_, Ranges> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Writing<'_> {
     /// Counts one write, and says what `policy` asks for.
     pub(crate) fn wrote(&mut self, ranges: &[ByteRange], policy: FlushPolicy) -> Due {
-        let pending = &mut *self.0;
+        if !self.counts {
+            return Due::Nothing;
+        }
+        let pending = &mut *self.ranges;
         for range in ranges {
             pending.add(*range);
         }
@@ -259,7 +276,7 @@ mod tests {
 
     /// Pending ranges to which each of `ranges` was written, one write each.
     fn written(ranges: &[ByteRange]) -> Pending {
-        let pending = Pending::new();
+        let pending = Pending::new(true);
         for range in ranges {
             let due = pending.wrote(&[*range], FlushPolicy::Manual);
             assert_eq!(due, Due::Nothing);
@@ -337,7 +354,7 @@ mod tests {
             FlushPolicy::EveryWrites(0),
             FlushPolicy::EveryMillis(0),
         ] {
-            let pending = Pending::new();
+            let pending = Pending::new(true);
             assert_eq!(pending.wrote(&[range(0, 1 << 30)], policy), Due::Nothing);
             assert!(!pending.hurry(Instant::now()));
         }
@@ -345,7 +362,7 @@ mod tests {
 
     #[test]
     fn one_alarm_is_set_for_the_earliest_time_and_stale_ones_are_none() {
-        let pending = Pending::new();
+        let pending = Pending::new(true);
         let write = |millis| pending.wrote(&[range(0, 10)], FlushPolicy::EveryMillis(millis));
         let Due::Alarm(late) = write(1_000_000) else {
             panic!("nothing is set");

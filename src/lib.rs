@@ -146,6 +146,8 @@ pub mod advise;
 #[allow(unsafe_code)]
 mod bytes;
 
+mod anonymous;
+
 mod copy;
 
 pub mod manager;
@@ -153,6 +155,7 @@ pub mod utils;
 
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
+pub use crate::anonymous::AnonymousMmap;
 pub use crate::builder::MemoryMappedFileBuilder;
 pub use crate::error::{MmapIoError, Result};
 pub use crate::file::{MemoryMappedFile, Stats};

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -30,7 +30,24 @@ pub(crate) enum Protection {
     ReadWrite,
 }
 
-/// One shared mapping of a file.
+/// What keeps the bytes of an open file.
+#[derive(Clone, Debug)]
+pub(crate) enum Backing {
+    File(Arc<File>),
+    /// Nothing but the map: anonymous memory, gone with it.
+    Memory,
+}
+
+impl Backing {
+    pub(crate) fn file(&self) -> Option<&File> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Memory => None,
+        }
+    }
+}
+
+/// One mapping: a shared one of a file, or private memory.
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
@@ -41,7 +58,13 @@ impl Map {
     ///
     /// Where the reservation cannot be had (`RLIMIT_AS`, a 32-bit address space, a platform that
     /// does not map past the end) exactly `len` bytes are mapped; `len` is not 0 then.
-    pub(crate) fn new(file: &File, len: u64, protection: Protection) -> io::Result<Self> {
+    ///
+    /// Memory is mapped as it is: it does not grow.
+    pub(crate) fn new(backing: &Backing, len: u64, protection: Protection) -> io::Result<Self> {
+        let file = match backing {
+            Backing::File(file) => file,
+            Backing::Memory => return Self::memory(len),
+        };
         if sys::CAN_MAP_PAST_END {
             let reservation = len
                 .saturating_mul(2)
@@ -55,6 +78,12 @@ impl Map {
         Self::exact(file, len, protection)
     }
 
+    fn memory(len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        Ok(Self::listed(raw))
+    }
+
     fn exact(file: &File, len: u64, protection: Protection) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut options = MmapOptions::new();
@@ -63,8 +92,12 @@ impl Map {
             Protection::Read => options.map_raw_read_only(file),
             Protection::ReadWrite => options.map_raw(file),
         }?;
+        Ok(Self::listed(raw))
+    }
+
+    fn listed(raw: MmapRaw) -> Self {
         addresses().insert(raw.as_ptr() as usize, raw.len());
-        Ok(Self { raw })
+        Self { raw }
     }
 
     /// Bytes of address space, of which the file's length may be used.
@@ -226,6 +259,7 @@ mod tests {
     fn address_space_is_reserved_past_the_end() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(5000).unwrap();
+        let file = Backing::File(Arc::new(file));
         let map = Map::new(&file, 5000, Protection::ReadWrite).unwrap();
         assert!(map.capacity() >= 5000);
         if sys::CAN_MAP_PAST_END {
@@ -242,6 +276,7 @@ mod tests {
     fn bytes_of_a_map_are_recognised_while_it_lives() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(9000).unwrap();
+        let file = Backing::File(Arc::new(file));
         let map = Map::new(&file, 9000, Protection::Read).unwrap();
         // SAFETY: the map lives until the end of the test, and nobody writes to it.
         let inside = unsafe { map.span(ByteRange::between(5000, 9000)).as_slice() };

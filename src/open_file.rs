@@ -18,7 +18,7 @@ use crate::commit::{Commits, Durable, Extent, Flush};
 use crate::error::{MmapIoError, Result};
 use crate::flush::{Due, FlushPolicy, Pending};
 use crate::lease::{Kind, Lease, LeaseHost, Leases};
-use crate::map::{Map, Protection, Span};
+use crate::map::{Backing, Map, Protection, Span};
 use crate::offload::{spawn, ROUNDS};
 use crate::queue::{apply_writes, Action, Drain, Ended, Op, Outcome, Queue, Site};
 use crate::range::{ByteRange, MAX_LEN};
@@ -59,7 +59,8 @@ pub(crate) struct OpenFile {
     /// Blocks are reserved when the file grows.
     preallocate: AtomicBool,
     pub(crate) counters: Counters,
-    key: FileKey,
+    /// Its place in the registry; memory has none.
+    key: Option<FileKey>,
     /// Handles, and futures that need none.
     users: AtomicUsize,
     /// Told when the file is closed, or somebody has joined it.
@@ -118,7 +119,7 @@ struct Hot {
 /// The maps of one protection.
 #[derive(Debug)]
 struct Mapped {
-    file: Arc<File>,
+    backing: Backing,
     habits: Habits,
     /// The last is the current one. The others were outgrown, and are kept for those who found
     /// them current: each is at most half the size of the next.
@@ -152,6 +153,21 @@ impl OpenFile {
         len: u64,
         protection: Protection,
     ) -> io::Result<Arc<Self>> {
+        let backing = Backing::File(file.clone());
+        Self::new(Some(claim.key().clone()), &backing, len, protection)
+    }
+
+    /// Memory of `len` bytes, all of them 0, which has no name and is never flushed.
+    pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
+        Self::new(None, &Backing::Memory, len, Protection::ReadWrite)
+    }
+
+    fn new(
+        key: Option<FileKey>,
+        backing: &Backing,
+        len: u64,
+        protection: Protection,
+    ) -> io::Result<Arc<Self>> {
         let opened = Arc::new_cyclic(|this| Self {
             hot: Hot {
                 leases: Leases::new(),
@@ -161,7 +177,7 @@ impl OpenFile {
             },
             queue: Queue::new(),
             commits: Commits::default(),
-            pending: Pending::new(),
+            pending: Pending::new(backing.file().is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
             remap: Mutex::new(()),
@@ -169,17 +185,17 @@ impl OpenFile {
             names: Mutex::default(),
             preallocate: AtomicBool::new(false),
             counters: Counters::default(),
-            key: claim.key().clone(),
+            key,
             users: AtomicUsize::new(0),
             closed: Event::new(),
             this: this.clone(),
         });
-        opened.attach(file, protection)?;
+        opened.attach(backing, protection)?;
         Ok(opened)
     }
 
     /// Maps the file with a protection that nobody has asked for yet, through `file`.
-    pub(crate) fn attach(&self, file: &Arc<File>, protection: Protection) -> io::Result<()> {
+    pub(crate) fn attach(&self, backing: &Backing, protection: Protection) -> io::Result<()> {
         let _remap = ignore_poison(&self.remap);
         let mapped = &self.mapped[protection as usize];
         if mapped.get().is_none() {
@@ -187,11 +203,11 @@ impl OpenFile {
             if len == 0 && !sys::CAN_MAP_PAST_END {
                 return Ok(());
             }
-            let map = Arc::new(Map::new(file, len, protection)?);
+            let map = Arc::new(Map::new(backing, len, protection)?);
             self.make_current(protection, &map);
             let _ = mapped.set(Mapped {
-                file: file.clone(),
-                habits: sys::habits(file),
+                backing: backing.clone(),
+                habits: backing.file().map(sys::habits).unwrap_or_default(),
                 maps: Mutex::new(vec![map]),
             });
             if protection == Protection::ReadWrite {
@@ -353,10 +369,13 @@ impl OpenFile {
             _ => unreachable!("a write comes from a handle that may write a file with bytes"),
         };
         let site = Site {
-            file: &mapped.file,
+            backing: &mapped.backing,
             map,
             len: self.len(),
-            is_coherent: mapped.habits.coherent_writes,
+            coherent: match mapped.habits.coherent_writes {
+                true => mapped.backing.file(),
+                false => None,
+            },
             leases: &self.hot.leases,
             pending: &self.pending,
             commits: &self.commits,
@@ -379,9 +398,9 @@ impl OpenFile {
         range.check(self.len())?;
         if kind == Kind::Exclusive {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
-            residency::check_length(&mapped.file, &[range])?;
+            residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
-                residency::populate_write(map, &mapped.file, std::iter::once(range))?;
+                residency::populate_write(map, &mapped.backing, std::iter::once(range))?;
             }
         }
         Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
@@ -391,8 +410,11 @@ impl OpenFile {
     /// done any more if `starts` says that the operation was withdrawn.
     fn resize(self: &Arc<Self>, new_len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
         let len = self.len();
-        let file = &self.writable()?.file;
-        residency::check_length(file, &[ByteRange::between(0, len)])?;
+        let backing = &self.writable()?.backing;
+        residency::check_length(backing.file(), &[ByteRange::between(0, len)])?;
+        let Some(file) = backing.file() else {
+            return Err(MmapIoError::InvalidMode("memory has a fixed size"));
+        };
         if new_len >= len {
             if !starts() {
                 return Ok(true);
@@ -457,7 +479,7 @@ impl OpenFile {
             {
                 continue;
             }
-            let map = Arc::new(Map::new(&mapped.file, len, protection)?);
+            let map = Arc::new(Map::new(&mapped.backing, len, protection)?);
             self.make_current(protection, &map);
             ignore_poison(&mapped.maps).push(map);
         }
@@ -472,8 +494,11 @@ impl OpenFile {
         let Some(mapped) = mapped else {
             return Ok(());
         };
-        residency::check_length(&mapped.file, &[ByteRange::between(0, self.len())])?;
-        let len = sys::file_len(&mapped.file)?;
+        residency::check_length(mapped.backing.file(), &[ByteRange::between(0, self.len())])?;
+        let len = mapped
+            .backing
+            .file()
+            .map_or(Ok(self.len()), sys::file_len)?;
         if len > MAX_LEN {
             return Err(MmapIoError::ResizeFailed(
                 io::ErrorKind::InvalidInput.into(),
@@ -571,13 +596,15 @@ impl Durable for OpenFile {
     }
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
-        let Some(mapped) = self.mapped[Protection::ReadWrite as usize].get() else {
+        let mapped = self.mapped[Protection::ReadWrite as usize].get();
+        let file = mapped.and_then(|mapped| Some((mapped.habits, mapped.backing.file()?)));
+        let Some((habits, file)) = file else {
             return Ok(());
         };
         let owed = std::mem::take(&mut *ignore_poison(&self.names));
         if owed.length || owed.directory.is_some() {
             let taken = self.pending.take(&[ByteRange::ALL]);
-            let synced = sys::sync_file(&mapped.file).and_then(|()| {
+            let synced = sys::sync_file(file).and_then(|()| {
                 let directory = owed.directory.as_ref();
                 directory.map_or(Ok(()), sys::sync_directory)
             });
@@ -590,18 +617,20 @@ impl Durable for OpenFile {
             Extent::Everything => vec![ByteRange::between(0, len)],
             Extent::Ranges(ranges) => ranges.iter().map(inside).collect(),
         };
-        let writeback = Writeback::of(ranges, mapped.habits);
+        let writeback = Writeback::of(ranges, habits);
         let (Some(writeback), Some(map)) = (writeback, self.map(Protection::ReadWrite)) else {
             return Ok(());
         };
         let taken = self.pending.take(writeback.covers());
-        taken.flushed(writeback.run(map, &mapped.file))
+        taken.flushed(writeback.run(map, file))
     }
 }
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        OPEN_FILES.remove(&self.key, self);
+        if let Some(key) = &self.key {
+            OPEN_FILES.remove(key, self);
+        }
         self.closed.notify(usize::MAX);
         if self.mapped_bytes() > UNMAP_INLINE {
             let mapped = std::mem::take(&mut self.mapped);

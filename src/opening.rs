@@ -11,7 +11,7 @@ use std::sync::Arc;
 use event_listener::EventListener;
 
 use crate::error::{MmapIoError, Result};
-use crate::map::Protection;
+use crate::map::{Backing, Protection};
 use crate::mode::MmapMode;
 use crate::open_file::{directory_of, OpenFile, User, OPEN_FILES};
 use crate::queue::{Action, Op, Queue};
@@ -169,7 +169,7 @@ impl Opening {
             // creation was over, or somebody else has changed it, which is for its queue to find.
             _ => self.check_not_empty(len)?,
         }
-        open.attach(&file, self.protection())?;
+        open.attach(&Backing::File(file.clone()), self.protection())?;
         self.reserve(&file, info.len, false)?;
         if self.preallocate {
             open.reserve_on_growth();

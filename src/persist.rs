@@ -156,7 +156,7 @@ impl MemoryMappedFile {
             if len == 0 {
                 return Ok(());
             }
-            let file = handle.file.clone();
+            let file = handle.file().clone();
             let evicted = handle.hop(move |open| {
                 // A shrink may have gone first.
                 let end = (offset + len).min(open.len());
@@ -182,7 +182,7 @@ impl Handle {
         if self.mode == MmapMode::ReadOnly {
             return Ok(());
         }
-        let file = self.file.clone();
+        let file = self.file().clone();
         let (offset, len) = (range.start(), range.len());
         let started = self.hop(move |_| sys::start_writeback(&file, offset, len));
         Ok(started.await?)

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use crate::error::{MmapIoError, Result};
-use crate::map::{pages_if_mapped, Map};
+use crate::map::{pages_if_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
 use crate::sys;
 
@@ -16,10 +16,10 @@ const PROBE: u64 = 4 << 20;
 
 /// Whether every page of the range is in the page cache, and can be touched. No I/O; "no" when in
 /// doubt.
-pub(crate) fn is_resident(map: &Map, file: &File, range: ByteRange) -> bool {
+pub(crate) fn is_resident(map: &Map, backing: &Backing, range: ByteRange) -> bool {
     // A large folio may stay in the cache after somebody has truncated the file in its middle; its
     // last pages look resident, and raise a signal.
-    is_cached(map, range) && sys::file_len(file).is_ok_and(|len| range.end() <= len)
+    is_cached(map, range) && check_length(backing.file(), &[range]).is_ok()
 }
 
 /// Whether every page of the range is in the page cache. No I/O; "no" when in doubt.
@@ -34,17 +34,19 @@ pub(crate) fn is_cached(map: &Map, range: ByteRange) -> bool {
 /// # Errors
 ///
 /// `Truncated` if the file has become shorter, or the error that reading met.
-pub(crate) fn populate_read(map: &Map, file: &File, range: ByteRange) -> Result<()> {
+pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
     for step in range.to_pages(sys::page_size()).steps(STEP) {
         // SAFETY: the range is inside the file, so its pages are inside the live map.
         if let Err(error) = unsafe { sys::populate_read(map.run(step)) } {
-            check_length(file, &[range])?;
-            let reason = read_one_byte_a_page(file, step).err();
+            check_length(backing.file(), &[range])?;
+            let reason = backing
+                .file()
+                .and_then(|file| read_one_byte_a_page(file, step).err());
             return Err(MmapIoError::Io(reason.unwrap_or(error)));
         }
     }
     // A page that the file now ends in can be touched, and is lost all the same.
-    check_length(file, &[range])
+    check_length(backing.file(), &[range])
 }
 
 /// Makes the pages of all ranges writable, allocating holes, without changing a byte. Blocks.
@@ -54,7 +56,7 @@ pub(crate) fn populate_read(map: &Map, file: &File, range: ByteRange) -> Result<
 /// `Truncated` if the file has become shorter, or the error that reading or allocating met.
 pub(crate) fn populate_write(
     map: &Map,
-    file: &File,
+    backing: &Backing,
     ranges: impl Iterator<Item = ByteRange> + Clone,
 ) -> Result<()> {
     let page_size = sys::page_size();
@@ -64,9 +66,12 @@ pub(crate) fn populate_write(
     // SAFETY: the ranges are inside the file, so their pages are inside the live, writable map.
     unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {
         let ranges: Vec<ByteRange> = ranges.collect();
-        if let Err(truncated) = check_length(file, &ranges) {
+        if let Err(truncated) = check_length(backing.file(), &ranges) {
             return truncated;
         }
+        let Some(file) = backing.file() else {
+            return MmapIoError::Io(error);
+        };
         // Populating says only `EFAULT`; asking in other ways says why.
         let pages = merged[index];
         let allocated =
@@ -78,12 +83,15 @@ pub(crate) fn populate_write(
     })
 }
 
-/// Fails if the file is too short for one of the ranges.
+/// Fails if there is a file, and it is too short for one of the ranges.
 ///
 /// # Errors
 ///
 /// `Truncated`, or `Io` if the length cannot be had.
-pub(crate) fn check_length(file: &File, ranges: &[ByteRange]) -> Result<()> {
+pub(crate) fn check_length(file: Option<&File>, ranges: &[ByteRange]) -> Result<()> {
+    let Some(file) = file else {
+        return Ok(());
+    };
     let file_len = sys::file_len(file)?;
     match ranges.iter().find(|range| range.end() > file_len) {
         Some(range) => Err(MmapIoError::Truncated {

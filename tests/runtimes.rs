@@ -9,7 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::operations::{operations, Scene};
 use common::{is_quiet, pattern, patterned, rt_test, until};
-use mmap_io::{manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, TouchHint};
+use mmap_io::{
+    manager, AnonymousMmap, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, TouchHint,
+};
 
 rt_test!(opens, |dir| {
     let path = dir.join("new");
@@ -367,6 +369,50 @@ rt_test!(stats, |dir| {
     assert_eq!((stats.write_errors, stats.flush_errors), (0, 0));
     // One job may serve all of them.
     assert!(stats.pool_hops >= 1);
+});
+
+rt_test!(memory, |dir| {
+    let memory = AnonymousMmap::new(100_000).unwrap();
+    assert_eq!((memory.len(), memory.is_empty()), (100_000, false));
+    assert_eq!(memory.slice(0, 100_000).await.unwrap(), [0; 100_000]);
+    memory.update_region(1, b"one").await.unwrap();
+    memory
+        .update_regions(&[(50_000, b"two"), (99_997, b"end")])
+        .await
+        .unwrap();
+    let large = Bytes::from(vec![3; 20_000]);
+    memory.write_bytes(60_000, large).await.unwrap();
+    let from_itself = memory.bytes(60_000, 10_000).unwrap();
+    memory.write_bytes(65_000, from_itself).await.unwrap();
+    let view = memory.clone().read_bytes(0, 5).await.unwrap();
+    assert!(!memory.try_update_region(4, b"x").await.unwrap());
+    assert!(memory.try_as_slice_mut(0, 1).unwrap().is_none());
+    memory.as_slice_mut(10, 3).await.unwrap().fill(1);
+    memory.as_mut_slice(20, 3).await.unwrap().fill(2);
+    // Nothing to flush, and no error for it.
+    let committed = memory.as_slice_mut(30, 3).await.unwrap().commit();
+    committed.await.unwrap();
+    let stats = memory.stats();
+    assert_eq!((stats.pending_bytes, stats.mapped_bytes), (0, 100_000));
+    assert!(memory.try_as_slice(100_000, 1).is_err());
+    assert!(memory.update_region(99_999, b"xx").await.is_err());
+    let mut expected = vec![0; 100_000];
+    for (at, data) in [(1, &b"one"[..]), (50_000, b"two"), (99_997, b"end")] {
+        expected[at..at + 3].copy_from_slice(data);
+    }
+    expected[60_000..80_000].fill(3);
+    expected[10..13].fill(1);
+    expected[20..23].fill(2);
+    let mut buffer = vec![9; 100_000];
+    memory.read_into(0, &mut buffer).await.unwrap();
+    assert!(buffer == expected);
+    assert!(matches!(
+        AnonymousMmap::new(0),
+        Err(MmapIoError::ResizeFailed(_))
+    ));
+    drop(memory);
+    assert_eq!(view, &expected[..5]);
+    assert!(dir.read_dir().unwrap().next().is_none());
 });
 
 rt_test!(every_operation, |dir| {

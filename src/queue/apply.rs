@@ -11,7 +11,7 @@ use crate::completion::contain;
 use crate::error::{MmapIoError, Result};
 use crate::flush::{Due, Pending};
 use crate::lease::{Leases, Want};
-use crate::map::Map;
+use crate::map::{Backing, Map};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sys;
@@ -19,12 +19,12 @@ use crate::sys;
 /// What writes are applied to.
 #[derive(Debug)]
 pub(crate) struct Site<'a> {
-    pub(crate) file: &'a File,
+    pub(crate) backing: &'a Backing,
     pub(crate) map: &'a Map,
     /// Length of the file in bytes; nothing changes it while a batch is applied.
     pub(crate) len: u64,
-    /// Whether what is written through the descriptor is seen in the map, and the other way.
-    pub(crate) is_coherent: bool,
+    /// The descriptor, if what is written through it is seen in the map, and the other way.
+    pub(crate) coherent: Option<&'a File>,
     pub(crate) leases: &'a Leases,
     pub(crate) pending: &'a Pending,
     pub(crate) commits: &'a Commits,
@@ -154,7 +154,7 @@ fn check_length<'a, L: Send + 'static>(
     batch: &'a [Arc<Op<L>>],
     fail: &mut impl FnMut(&Arc<Op<L>>, MmapIoError),
 ) -> Vec<Ready<'a, L>> {
-    let file_len = sys::file_len(site.file);
+    let file_len = site.backing.file().map_or(Ok(site.len), sys::file_len);
     let check = |op: &Op<L>| -> Result<()> {
         op.ranges
             .iter()
@@ -162,7 +162,7 @@ fn check_length<'a, L: Send + 'static>(
         match &file_len {
             Ok(file_len) if op.ranges.iter().all(|range| range.end() <= *file_len) => Ok(()),
             // Again, for the error.
-            _ => residency::check_length(site.file, &op.ranges),
+            _ => residency::check_length(site.backing.file(), &op.ranges),
         }
     };
     let mut ready = Vec::with_capacity(batch.len());
@@ -207,7 +207,7 @@ fn make_writable<L: Send + 'static>(
 }
 
 fn populate(site: &Site<'_>, ranges: impl Iterator<Item = ByteRange> + Clone) -> Result<()> {
-    residency::populate_write(site.map, site.file, ranges)
+    residency::populate_write(site.map, site.backing, ranges)
 }
 
 /// Keeps new readers out for a moment, for a write that was in their way before.

@@ -38,7 +38,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn of(site: &Site<'_>, ranges: &[ByteRange]) -> Self {
         let mut direct = Vec::new();
-        if site.is_coherent {
+        if site.coherent.is_some() {
             for (index, range) in ranges.iter().enumerate() {
                 if let Some(pages) = direct_pages(site, *range) {
                     direct.resize(ranges.len(), None);
@@ -97,7 +97,8 @@ impl Plan {
             let (first, rest) = now.split_at(before.len() as usize);
             let (middle, last) = rest.split_at(pages.len() as usize);
             copy(before, first);
-            sys::write_at(site.file, middle, pages.start())?;
+            let file = site.coherent.expect("or no pages were chosen");
+            sys::write_at(file, middle, pages.start())?;
             copy(after, last);
         }
         Ok(())
@@ -119,10 +120,13 @@ impl Plan {
 /// Reserves the blocks of what goes through the descriptor, so that a full disk is found before
 /// the first byte changes. Blocks.
 pub(super) fn reserve(site: &Site<'_>, plan: &Plan) -> io::Result<()> {
+    let Some(file) = site.coherent else {
+        return Ok(());
+    };
     for pages in plan.direct.iter().flatten() {
         // What was written and not flushed has blocks, or the promise of some.
         if !site.pending.covers((*pages).into()) {
-            sys::reserve(site.file, pages.start(), pages.len())?;
+            sys::reserve(file, pages.start(), pages.len())?;
         }
     }
     Ok(())

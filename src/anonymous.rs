@@ -1,0 +1,216 @@
+//! Memory without a file, under the same leases and the same queue.
+
+use std::fmt;
+use std::future::Future;
+
+use bytes::Bytes;
+
+#[cfg(doc)]
+use crate::error::MmapIoError;
+use crate::error::Result;
+use crate::file::{MemoryMappedFile, Stats};
+use crate::open_file::{OpenFile, User};
+use crate::view::{MappedSlice, MappedSliceMut};
+use crate::write::check_size;
+
+/// A mapping of anonymous memory, all of it 0 at first: what [`MemoryMappedFile`] is, without a
+/// file.
+///
+/// Clones share it, and it is gone with the last of them and of its `Bytes`. Pages take memory when
+/// they are first written. Everything else is as for a file: views keep their bytes, writes wait
+/// for the views they overlap and are whole or not there.
+///
+/// # Examples
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// use mmap_io::AnonymousMmap;
+///
+/// let scratch = AnonymousMmap::new(1 << 20)?;
+/// scratch.update_region(4096, b"hello").await?;
+/// assert_eq!(scratch.as_slice(4096, 6)?, b"hello\0");
+/// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct AnonymousMmap(MemoryMappedFile);
+
+impl AnonymousMmap {
+    /// Maps `size` bytes: 1 to 128 TiB (2 GiB on 32-bit platforms), as far as the address space
+    /// goes.
+    ///
+    /// # Errors
+    ///
+    /// [`ResizeFailed`](MmapIoError::ResizeFailed): size 0 or too large.
+    /// [`Io`](MmapIoError::Io): the system refuses.
+    pub fn new(size: u64) -> Result<Self> {
+        check_size(size)?;
+        let open = OpenFile::anonymous(size)?;
+        Ok(Self(MemoryMappedFile::of_memory(User::new(open))))
+    }
+
+    /// Length in bytes; it never changes.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Whether there are no bytes: never.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the memory is doing; see [`MemoryMappedFile::stats`]. Nothing is ever pending.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+
+    /// Bytes to read in place; see [`MemoryMappedFile::as_slice`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Blocking
+    ///
+    /// As there.
+    #[inline]
+    pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        self.0.as_slice(offset, len)
+    }
+
+    /// Bytes to read in place, unless something is in the way; see
+    /// [`MemoryMappedFile::try_as_slice`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn try_as_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSlice<'_>>> {
+        self.0.try_as_slice(offset, len)
+    }
+
+    /// Bytes to read in place, resident; see [`MemoryMappedFile::slice`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        self.0.slice(offset, len).await
+    }
+
+    /// Bytes with a life of their own, zero-copy; see [`MemoryMappedFile::bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Blocking
+    ///
+    /// As there.
+    pub fn bytes(&self, offset: u64, len: u64) -> Result<Bytes> {
+        self.0.bytes(offset, len)
+    }
+
+    /// The same, resident; see [`MemoryMappedFile::read_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn read_bytes(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<Bytes>> + Send + 'static {
+        self.0.read_bytes(offset, len)
+    }
+
+    /// Copies bytes into `buffer`; see [`MemoryMappedFile::read_into`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.read_into(offset, buffer).await
+    }
+
+    /// Writes `data` at `offset`; see [Writing](MemoryMappedFile#writing).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn update_region(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.0.update_region(offset, data).await
+    }
+
+    /// Writes many ranges as one operation; see [`MemoryMappedFile::update_regions`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn update_regions(&self, regions: &[(u64, &[u8])]) -> Result<()> {
+        self.0.update_regions(regions).await
+    }
+
+    /// Writes `data` without copying it first; see [`MemoryMappedFile::write_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn write_bytes(
+        &self,
+        offset: u64,
+        data: Bytes,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        self.0.write_bytes(offset, data)
+    }
+
+    /// Writes `data` unless something is in the way; see
+    /// [`MemoryMappedFile::try_update_region`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        self.0.try_update_region(offset, data).await
+    }
+
+    /// Bytes to change in place; see [`MemoryMappedFile::as_slice_mut`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
+        self.0.as_slice_mut(offset, len).await
+    }
+
+    /// The same as [`as_slice_mut`](Self::as_slice_mut), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn as_mut_slice(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
+        self.as_slice_mut(offset, len).await
+    }
+
+    /// Bytes to change in place, if nothing is in the way; see
+    /// [`MemoryMappedFile::try_as_slice_mut`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Blocking
+    ///
+    /// As there.
+    pub fn try_as_slice_mut(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
+        self.0.try_as_slice_mut(offset, len)
+    }
+}
+
+impl fmt::Debug for AnonymousMmap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnonymousMmap")
+            .field("len", &self.len())
+            .finish()
+    }
+}
