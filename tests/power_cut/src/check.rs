@@ -27,6 +27,7 @@ struct Promised {
 /// What was found.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
+    /// Records, and files for their names and lengths.
     pub(crate) checked: usize,
     pub(crate) losses: Vec<String>,
 }
@@ -71,7 +72,7 @@ impl Ledger {
         let mut findings = Findings::default();
         for (file, promised) in &self.files {
             if let Some(len) = promised.len {
-                findings.checked += promised.versions.len();
+                findings.checked += 1 + promised.versions.len();
                 promised.check(*file, len, root, &mut findings.losses);
             }
         }

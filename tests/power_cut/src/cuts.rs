@@ -10,8 +10,8 @@ use crate::child::Helper;
 use crate::image::{cut, images_of, Survivors};
 use crate::mount::FileSystem;
 use crate::rig::Rig;
+use crate::scenario::Scenario;
 use crate::watchdog::Watchdog;
-use crate::writer::Scenario;
 
 /// How long the writer may still tell what it had done when the disk stopped.
 const STRAGGLERS: Duration = Duration::from_millis(2);

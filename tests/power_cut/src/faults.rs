@@ -19,6 +19,10 @@ use crate::disk::{Fault, Request};
 use crate::mount::FileSystem;
 use crate::rig::Rig;
 
+/// Arguments of the writer: the flush that fails is one that is waited for, or the timer's.
+pub(crate) const FOREGROUND: &str = "--faulty-writer";
+pub(crate) const BACKGROUND: &str = "--faulty-writer-in-background";
+
 /// A hang is a failure.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -46,10 +50,9 @@ pub(crate) fn all(quick: bool) -> Vec<Fault> {
 
 /// Runs a writer on a disk that fails; returns whether a plain `fsync` forgets the error when the
 /// disk is well again.
-pub(crate) fn fail_during(fault: Fault) -> Result<bool> {
-    // Larger than the commit interval, so that the journal is not what meets the fault.
+pub(crate) fn fail_during(fault: Fault, mode: &str) -> Result<bool> {
     let rig = Rig::new(FileSystem::Ext4)?;
-    let arguments = ["--faulty-writer".into(), rig.path().as_os_str().to_owned()];
+    let arguments = [mode.into(), rig.path().as_os_str().to_owned()];
     let mut writer = Helper::spawn(&arguments)?;
     expect(&mut writer, "ready")?;
     rig.disk.set_fault(Some(fault));
@@ -71,22 +74,39 @@ fn expect(writer: &mut Helper, word: &str) -> Result<()> {
 }
 
 /// The writer; it tells of every step, and waits to be told to go on.
-pub(crate) fn run(directory: &Path) -> Result<()> {
+pub(crate) fn run(directory: &Path, is_background: bool) -> Result<()> {
     let path = directory.join("data");
     smol::block_on(async {
-        let file = MemoryMappedFile::create_rw(&path, TASKS * PART).await?;
+        let policy = match is_background {
+            true => FlushPolicy::EveryMillis(1),
+            false => FlushPolicy::Never,
+        };
+        let file = MemoryMappedFile::builder(&path)
+            .size(TASKS * PART)
+            .flush_policy(policy)
+            .create()
+            .await?;
         // Every block is allocated, so that it is data that fails and not the journal.
         let len = file.len() as usize;
         file.update_region(0, &vec![1; len]).await?;
         file.flush().await?;
         say_and_wait("ready")?;
 
-        let failed = Arc::new(AtomicBool::new(false));
-        let tasks: Vec<_> = (0..TASKS)
-            .map(|task| smol::spawn(write_until_error(file.clone(), task, failed.clone())))
-            .collect();
-        for task in tasks {
-            task.await?;
+        if is_background {
+            file.update_region(0, &vec![2; len]).await?;
+            while file.last_flush_error().is_none() {
+                smol::Timer::after(Duration::from_millis(1)).await;
+            }
+            let next = file.update_region(0, b"x").await;
+            must_be_failed("the next write with policy EveryMillis", next)?;
+        } else {
+            let failed = Arc::new(AtomicBool::new(false));
+            let tasks: Vec<_> = (0..TASKS)
+                .map(|task| smol::spawn(write_until_error(file.clone(), task, failed.clone())))
+                .collect();
+            for task in tasks {
+                task.await?;
+            }
         }
         must_be_failed("flush", file.flush().await)?;
         ensure!(file.last_flush_error().is_some(), "no last_flush_error");

@@ -9,101 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use mmap_io::{FlushPolicy, MemoryMappedFile};
+use mmap_io::MemoryMappedFile;
 
 use crate::protocol::{file_len, file_name, Message, Record};
+use crate::scenario::{Scenario, BYTES, TASKS, WRITES};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scenario {
-    UpdateRegionAsync,
-    WriteBytesAsync,
-    UpdateRegionsAsync,
-    Flush,
-    FlushRange,
-    Commit,
-    PolicyAlways,
-    EveryBytes,
-    EveryWrites,
-    EveryMillis,
-    AfterCreate,
-    AfterGrow,
-    AfterShrink,
-    Overwrites,
-    ConcurrentTasks,
-    /// Not durable, but nearly: every byte has got to the disk, and was never flushed there.
-    Control,
-}
-
-impl Scenario {
-    pub(crate) const ALL: &'static [Self] = &[
-        Self::UpdateRegionAsync,
-        Self::WriteBytesAsync,
-        Self::UpdateRegionsAsync,
-        Self::Flush,
-        Self::FlushRange,
-        Self::Commit,
-        Self::PolicyAlways,
-        Self::EveryBytes,
-        Self::EveryWrites,
-        Self::EveryMillis,
-        Self::AfterCreate,
-        Self::AfterGrow,
-        Self::AfterShrink,
-        Self::Overwrites,
-        Self::ConcurrentTasks,
-        Self::Control,
-    ];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::UpdateRegionAsync => "update_region_async",
-            Self::WriteBytesAsync => "write_bytes_async",
-            Self::UpdateRegionsAsync => "update_regions_async",
-            Self::Flush => "flush",
-            Self::FlushRange => "flush_range",
-            Self::Commit => "commit",
-            Self::PolicyAlways => "policy_always",
-            Self::EveryBytes => "every_bytes",
-            Self::EveryWrites => "every_writes",
-            Self::EveryMillis => "every_millis",
-            Self::AfterCreate => "after_create",
-            Self::AfterGrow => "after_grow",
-            Self::AfterShrink => "after_shrink",
-            Self::Overwrites => "overwrites",
-            Self::ConcurrentTasks => "concurrent_tasks",
-            Self::Control => "control",
-        }
-    }
-
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|it| it.name() == name)
-    }
-
-    fn policy(self) -> FlushPolicy {
-        match self {
-            Self::PolicyAlways => FlushPolicy::Always,
-            Self::EveryBytes => FlushPolicy::EveryBytes(BYTES),
-            Self::EveryWrites => FlushPolicy::EveryWrites(WRITES),
-            Self::EveryMillis => FlushPolicy::EveryMillis(5),
-            _ => FlushPolicy::Never,
-        }
-    }
-
-    /// Slots of a new file.
-    fn slots(self) -> u64 {
-        match self {
-            Self::AfterCreate | Self::AfterGrow => 1,
-            Self::Overwrites => 3,
-            Self::ConcurrentTasks => 2 * TASKS,
-            _ => 16,
-        }
-    }
-}
-
-const TASKS: u64 = 64;
-/// Two to five records.
-const BYTES: usize = 9000;
-const WRITES: usize = 3;
 /// Files that stay when they are full; older ones are removed.
 const KEPT: usize = 6;
 
