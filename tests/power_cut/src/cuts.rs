@@ -49,7 +49,9 @@ pub(crate) fn cut_during(
     let mut ledger = Ledger::default();
     let mut tally = Tally::default();
     let mut idle_moments = 0;
-    while tally.images < images {
+    // A few moments may all be lucky ones of the control, many may not.
+    let is_lucky = |tally: &Tally| scenario == Scenario::Control && tally.barrier_losses == 0;
+    while tally.images < images || (is_lucky(&tally) && tally.images < 20 * images) {
         watchdog.pat();
         let frozen = rig.disk.freeze(rng.u32(1..=REQUESTS), PATIENCE);
         for line in writer.lines(STRAGGLERS)? {
