@@ -21,6 +21,9 @@ use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
 
+/// A flush is put off for one part in so many of the time the last one took, at most.
+const LINGER: u32 = 4;
+
 /// A file that can be flushed.
 pub(crate) trait Durable: Send + Sync + Sized + 'static {
     fn commits(&self) -> &Commits;
@@ -104,6 +107,26 @@ struct State {
     everything: bool,
     /// Somebody has the turn, and will look at `waiting` again.
     taken: bool,
+    last: Option<Last>,
+}
+
+/// The flush before this one.
+#[derive(Clone, Copy)]
+struct Last {
+    /// Waiters that the next one could serve: those that it had served, if they come back, and
+    /// those that waited when it had ended.
+    returning: usize,
+    ended: Instant,
+    took: Duration,
+}
+
+impl State {
+    /// Whether those who were told by the last flush may be about to come back.
+    fn expects_more(&self) -> bool {
+        self.last.is_some_and(|last| {
+            self.waiting.len() < last.returning && last.ended.elapsed() < last.took / LINGER
+        })
+    }
 }
 
 impl Commits {
@@ -126,6 +149,25 @@ impl Commits {
         let mut state = lock(&target.commits().state);
         let is_free = !state.waiting.is_empty() && !std::mem::replace(&mut state.taken, true);
         is_free.then(|| Turn(target.clone()))
+    }
+
+    /// Lets those who were told just now come back before the next flush, in the same way, while a
+    /// drain elsewhere applies what they write. Nothing depends on anybody's coming.
+    fn gather(&self) {
+        // With one thread in the pool there is no elsewhere.
+        while !pool_has_one_thread() && lock(&self.state).expects_more() {
+            thread::yield_now();
+        }
+    }
+
+    /// Whether somebody waits, nobody has the turn, and it is better to apply what comes in for a
+    /// moment than to take it.
+    ///
+    /// Tasks that write in a loop would be served in two halves otherwise, each of them waiting
+    /// while the other one is flushed. A writer that is alone is never held up.
+    pub(crate) fn lingers(&self) -> bool {
+        let state = lock(&self.state);
+        !state.taken && !state.waiting.is_empty() && state.expects_more()
     }
 
     /// Flushes once, unless that has failed before; the result is in `failed`.
@@ -157,10 +199,9 @@ impl<D: Durable> Turn<D> {
     /// Flushes here; what is not done after `rounds` goes on in a job behind those that wait.
     pub(crate) fn run(self, rounds: usize) {
         let Self(target) = self;
-        let mut last = None;
-        for _ in 0..rounds {
-            if let Some(last) = last {
-                gather(target.commits(), last);
+        for round in 0..rounds {
+            if round > 0 {
+                target.commits().gather();
             }
             let began = Instant::now();
             let (waiting, everything) = {
@@ -188,6 +229,12 @@ impl<D: Durable> Turn<D> {
             let failed = commits.failed.get().cloned();
             let is_over = {
                 let mut state = lock(&commits.state);
+                let ended = Instant::now();
+                state.last = Some(Last {
+                    returning: state.waiting.len() + waiting.len(),
+                    ended,
+                    took: ended - began,
+                });
                 state.taken = !state.waiting.is_empty();
                 !state.taken
             };
@@ -207,39 +254,8 @@ impl<D: Durable> Turn<D> {
                 return tell();
             }
             tell();
-            last = Some(Last {
-                served: waiting.len(),
-                took: began.elapsed(),
-            });
         }
         Self(target).spawn();
-    }
-}
-
-/// The flush before this one.
-#[derive(Clone, Copy)]
-struct Last {
-    /// Waiters, who were told just now.
-    served: usize,
-    took: Duration,
-}
-
-/// Lets those who were told come back before the next flush, if they do so at once.
-///
-/// Tasks that write in a loop would be served in two halves otherwise, each of them waiting while
-/// the other one is flushed. It is done only while somebody waits, so never to a writer that is
-/// alone, and costs those who wait at most a quarter of a flush. Nothing depends on anybody's
-/// coming.
-fn gather(commits: &Commits, last: Last) {
-    if pool_has_one_thread() {
-        // They would need this thread.
-        return;
-    }
-    let waiting = || lock(&commits.state).waiting.len();
-    let all = waiting() + last.served;
-    let began = Instant::now();
-    while waiting() < all && began.elapsed() < last.took / 4 {
-        thread::yield_now();
     }
 }
 

@@ -562,6 +562,10 @@ impl Drain for OpenFile {
         }
     }
 
+    fn lingers(&self) -> bool {
+        self.commits.lingers()
+    }
+
     fn hand_on(self: &Arc<Self>) {
         if let Some(turn) = Commits::turn(self) {
             turn.spawn();

@@ -32,6 +32,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -64,6 +65,10 @@ pub(crate) trait Drain: Send + Sync + Sized + 'static {
         batch: &[Arc<Op<Self::Lease>>],
         ended: &mut Ended<Self::Lease>,
     ) -> Vec<Arc<Op<Self::Lease>>>;
+
+    /// More to apply is about to come, and it is better to wait for it, for a moment, than to
+    /// [`finish`](Self::finish).
+    fn lingers(&self) -> bool;
 
     /// There is more to apply: what was left to do behind it is given to another job.
     fn hand_on(self: &Arc<Self>);
@@ -374,14 +379,23 @@ impl<L: Send + 'static> Queue<L> {
 
     fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
         let mut ended = Ended(Vec::new());
-        for _ in 0..ROUNDS {
+        let mut rounds = 0;
+        while rounds < ROUNDS {
             target.queue().copy_mapped(&mut ended);
-            let batch = target.queue().next_batch(&mut ended);
+            let lingers = target.lingers();
+            let batch = target.queue().next_batch(&mut ended, lingers);
             if batch.is_empty() && ended.0.is_empty() {
-                return target.finish();
+                if !lingers {
+                    return target.finish();
+                }
+                thread::yield_now();
+                continue;
             }
+            rounds += 1;
             if !batch.is_empty() {
-                target.hand_on();
+                if !lingers {
+                    target.hand_on();
+                }
                 let applied = contain(|| target.apply(&batch, &mut ended));
                 let deferred = applied.unwrap_or_else(|| {
                     // The leases went back as the panic passed; nobody may be left waiting.
@@ -428,8 +442,9 @@ impl<L: Send + 'static> Queue<L> {
         }
     }
 
-    /// The next operations to apply; empty when there is nothing to do, and then the job is over.
-    fn next_batch(&self, ended: &mut Ended<L>) -> Vec<Arc<Op<L>>> {
+    /// The next operations to apply; empty when there is nothing to do, and then the job is over,
+    /// unless it lingers.
+    fn next_batch(&self, ended: &mut Ended<L>, lingers: bool) -> Vec<Arc<Op<L>>> {
         let mut refused = Vec::new();
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.retry) {
@@ -472,7 +487,8 @@ impl<L: Send + 'static> Queue<L> {
             .filter_map(|op| op.hull())
             .reduce(ByteRange::hull);
         // Whoever is still to be told may submit more before long.
-        state.running = !(batch.is_empty() && ended.0.is_empty() && refused.is_empty());
+        let is_over = batch.is_empty() && ended.0.is_empty() && refused.is_empty();
+        state.running = !is_over || lingers;
         drop(state);
         for op in refused {
             self.finish(&op, Ok(Outcome::InUse), ended);
