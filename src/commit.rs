@@ -8,6 +8,9 @@
 //! A flush that failed is never tried again. The kernel may have marked the pages clean, so that a
 //! second flush would succeed without their ever having reached the disk; the error sticks.
 
+#[cfg(all(test, mmap_io_loom))]
+mod loom_models;
+
 use std::io;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};

@@ -10,13 +10,17 @@
 //! has started runs to its end, and its result is dropped on the pool. So a job owns all that it
 //! works on.
 
+#[cfg(all(test, mmap_io_loom))]
+#[allow(unsafe_code)]
+pub(crate) mod loom_pool;
+
 use std::sync::OnceLock;
 
 use blocking::Task;
 
 /// Rounds of work after which a job that finds ever more goes back behind the jobs that wait, so
 /// that a pool of one thread serves everybody.
-pub(crate) const ROUNDS: usize = 64;
+pub(crate) const ROUNDS: usize = if cfg!(mmap_io_loom) { 2 } else { 64 };
 
 /// Runs `job` on the pool; the future resolves to its result, or resumes its panic.
 pub(crate) fn offload<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Task<T> {
@@ -25,6 +29,9 @@ pub(crate) fn offload<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'stati
 
 /// Runs `job` on the pool, whoever waits for it or not.
 pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) {
+    #[cfg(all(test, mmap_io_loom))]
+    loom_pool::spawn(job);
+    #[cfg(not(all(test, mmap_io_loom)))]
     offload(job).detach();
 }
 
