@@ -22,6 +22,8 @@
 
 mod apply;
 mod budget;
+#[cfg(all(test, mmap_io_loom))]
+mod loom_models;
 mod strategy;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;

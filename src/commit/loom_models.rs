@@ -15,28 +15,36 @@ const CELLS: usize = 3;
 /// A file whose flush takes a while.
 struct File {
     commits: Commits,
-    /// The page cache. Relaxed throughout: nothing but the commits may be relied on for order.
-    written: [AtomicU32; CELLS],
-    /// The disk.
-    durable: [AtomicU32; CELLS],
+    disk: Arc<Disk>,
     flushing: Alone,
     begun: AtomicU32,
     /// The flush that fails; the first is 1.
     fails: Option<u32>,
 }
 
+/// What is left of a file. Relaxed throughout: nothing but the commits may be relied on for order.
+struct Disk {
+    /// In the page cache.
+    written: [AtomicU32; CELLS],
+    durable: [AtomicU32; CELLS],
+}
+
 impl File {
     fn new(fails: Option<u32>) -> Arc<Self> {
         Arc::new(Self {
             commits: Commits::default(),
-            written: std::array::from_fn(|_| AtomicU32::new(0)),
-            durable: std::array::from_fn(|_| AtomicU32::new(0)),
+            disk: Arc::new(Disk {
+                written: std::array::from_fn(|_| AtomicU32::new(0)),
+                durable: std::array::from_fn(|_| AtomicU32::new(0)),
+            }),
             flushing: Alone::new(),
             begun: AtomicU32::new(0),
             fails,
         })
     }
+}
 
+impl Disk {
     fn write(&self, cell: usize) {
         self.written[cell].store(1, Ordering::Relaxed);
     }
@@ -60,13 +68,13 @@ impl Durable for File {
             let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
             let pages: Vec<u32> = cells
                 .iter()
-                .map(|cell| self.written[*cell].load(Ordering::Relaxed))
+                .map(|cell| self.disk.written[*cell].load(Ordering::Relaxed))
                 .collect();
             if self.fails == Some(number) {
-                return Err(io::ErrorKind::StorageFull.into());
+                return Err(io::Error::other("the disk is full"));
             }
             for (cell, page) in cells.into_iter().zip(pages) {
-                self.durable[cell].store(page, Ordering::Relaxed);
+                self.disk.durable[cell].store(page, Ordering::Relaxed);
             }
             Ok(())
         })
@@ -107,12 +115,6 @@ trait Steps: 'static {
         loop {
             let (mut waiting, everything) = {
                 let mut state = lock(&commits.state);
-                if state.waiting.is_empty() {
-                    if Self::CLEARS_WHERE_IT_LOOKS {
-                        state.taken = false;
-                    }
-                    break;
-                }
                 let waiting = match Self::TAKES_FIRST {
                     true => std::mem::take(&mut state.waiting),
                     false => state.waiting.clone(),
@@ -139,6 +141,17 @@ trait Steps: 'static {
             if !Self::TAKES_FIRST {
                 waiting = std::mem::take(&mut lock(&commits.state).waiting);
             }
+            let more = {
+                let mut state = lock(&commits.state);
+                let more = !state.waiting.is_empty();
+                if Self::CLEARS_WHERE_IT_LOOKS {
+                    state.taken = more;
+                }
+                more
+            };
+            if !Self::CLEARS_WHERE_IT_LOOKS {
+                lock(&commits.state).taken = more;
+            }
             let mut wakers = waiting
                 .iter()
                 .filter_map(|waiter| {
@@ -147,9 +160,9 @@ trait Steps: 'static {
                 })
                 .collect();
             wake_all(&mut wakers);
-        }
-        if !Self::CLEARS_WHERE_IT_LOOKS {
-            lock(&commits.state).taken = false;
+            if !more {
+                return;
+            }
         }
     }
 }
@@ -190,6 +203,11 @@ impl Steps for InJobs {
 
 /// Waits until a flush has served it, and everything if asked to.
 fn commit<S: Steps>(file: &Arc<File>, flush: Flush, everything: bool) -> Result<()> {
+    let flush = start::<S>(file, flush, everything);
+    block_on(flush.done())
+}
+
+fn start<S: Steps>(file: &Arc<File>, flush: Flush, everything: bool) -> Arc<Flush> {
     let flush = Arc::new(flush);
     let turn = if S::ADDS_FIRST {
         S::add(file, &flush, everything);
@@ -202,18 +220,18 @@ fn commit<S: Steps>(file: &Arc<File>, flush: Flush, everything: bool) -> Result<
     if let Some(turn) = turn {
         S::run(turn);
     }
-    block_on(flush.done())
+    flush
 }
 
 /// A durable write.
 fn write<S: Steps>(file: &Arc<File>, cell: usize) -> Result<()> {
     let range = ByteRange::between(cell as u64, cell as u64 + 1);
     if S::WRITES_FIRST {
-        file.write(cell);
+        file.disk.write(cell);
     }
     let result = commit::<S>(file, Flush::of(range), false);
     if !S::WRITES_FIRST {
-        file.write(cell);
+        file.disk.write(cell);
     }
     result
 }
@@ -225,10 +243,9 @@ fn writes<S: Steps>(clients: usize, fails: Option<u32>) {
         let client = move |cell: usize, file: Arc<File>| {
             let result = write::<S>(&file, cell);
             // Nothing else flushes the cell.
-            assert_eq!(result.is_ok(), file.is_durable(cell));
-            if fails == Some(1) {
-                assert!(result.is_err());
-            }
+            let durable = file.disk.is_durable(cell);
+            assert_eq!(result.is_ok(), durable, "told something else");
+            assert!(fails != Some(1) || result.is_err(), "the error is lost");
         };
         let threads: Vec<_> = (1..clients)
             .map(|cell| {
@@ -261,17 +278,17 @@ fn everything<S: Steps>() {
     check(1, || {
         let file = File::new(None);
         // Written before, by somebody who waits for nothing.
-        file.write(2);
+        file.disk.write(2);
         let writer = {
             let file = file.clone();
             thread::spawn(move || {
                 write::<S>(&file, 1).unwrap();
-                assert!(file.is_durable(1));
+                assert!(file.disk.is_durable(1));
             })
         };
-        file.write(0);
+        file.disk.write(0);
         commit::<S>(&file, Flush::of_everything(), false).unwrap();
-        assert!(file.is_durable(0) && file.is_durable(2));
+        assert!(file.disk.is_durable(0) && file.disk.is_durable(2));
         writer.join().unwrap();
         || {}
     });
@@ -281,17 +298,18 @@ fn everything<S: Steps>() {
 fn threshold<S: Steps>() {
     check(1, || {
         let file = File::new(None);
-        file.write(2);
+        file.disk.write(2);
         let writer = {
             let file = file.clone();
             thread::spawn(move || {
-                file.write(0);
+                file.disk.write(0);
                 commit::<S>(&file, Flush::of(ByteRange::between(0, 1)), true).unwrap();
-                assert!(file.is_durable(0) && file.is_durable(2));
+                let durable = file.disk.is_durable(0) && file.disk.is_durable(2);
+                assert!(durable, "everything was asked for");
             })
         };
         write::<S>(&file, 1).unwrap();
-        assert!(file.is_durable(1));
+        assert!(file.disk.is_durable(1));
         writer.join().unwrap();
         || {}
     });
@@ -331,11 +349,11 @@ fn the_steps_over_again() {
     threshold::<Again>();
 }
 
-/// A model that must fail with one step done wrong.
+/// A model that must fail with one step done wrong, and how.
 macro_rules! needed {
-    ($name:ident, $model:expr, $mistake:ident) => {
+    ($name:ident, $mistake:ident, $model:expr, $failure:literal) => {
         #[test]
-        #[should_panic]
+        #[should_panic = $failure]
         fn $name() {
             struct Wrong;
             impl Steps for Wrong {
@@ -347,37 +365,44 @@ macro_rules! needed {
 }
 
 needed!(
-    without_writing_before,
+    without_writing_before_it_waits,
+    WRITES_FIRST,
     writes::<Wrong>(2, None),
-    WRITES_FIRST
+    "told something else"
 );
 needed!(
-    without_adding_before_looking_for_the_turn,
+    without_adding_before_it_looks_for_the_turn,
+    ADDS_FIRST,
     writes::<Wrong>(2, None),
-    ADDS_FIRST
+    "deadlock"
 );
 needed!(
     without_one_turn_at_a_time,
+    ONE_TURN,
     writes::<Wrong>(2, None),
-    ONE_TURN
+    "Causality violation"
 );
 needed!(
     without_taking_the_waiting_before_the_flush,
+    TAKES_FIRST,
     writes::<Wrong>(2, None),
-    TAKES_FIRST
+    "told something else"
 );
 needed!(
-    without_clearing_the_flag_where_it_is_looked_at,
+    without_clearing_the_flag_where_it_looks,
+    CLEARS_WHERE_IT_LOOKS,
     writes::<Wrong>(2, None),
-    CLEARS_WHERE_IT_LOOKS
+    "deadlock"
 );
 needed!(
     without_an_error_that_sticks,
+    STICKS,
     writes::<Wrong>(2, Some(1)),
-    STICKS
+    "the error is lost"
 );
 needed!(
     without_keeping_that_everything_is_due,
+    KEEPS_EVERYTHING,
     threshold::<Wrong>(),
-    KEEPS_EVERYTHING
+    "everything was asked for"
 );
