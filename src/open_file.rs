@@ -566,6 +566,10 @@ impl Drain for OpenFile {
         self.commits.lingers()
     }
 
+    fn is_left_to_do(&self) -> bool {
+        self.commits.are_due()
+    }
+
     fn hand_on(self: &Arc<Self>) {
         if let Some(turn) = Commits::turn(self) {
             turn.spawn();

@@ -72,6 +72,9 @@ pub(crate) trait Drain: Send + Sync + Sized + 'static {
     /// [`finish`](Self::finish).
     fn lingers(&self) -> bool;
 
+    /// Something is left to do behind what was applied.
+    fn is_left_to_do(&self) -> bool;
+
     /// There is more to apply: what was left to do behind it is given to another job.
     fn hand_on(self: &Arc<Self>);
 
@@ -408,10 +411,12 @@ impl<L: Send + 'static> Queue<L> {
             }
             drop(batch);
             let file = Arc::downgrade(&target);
+            // What has started runs to its end, whoever is left.
+            let kept = target.is_left_to_do().then(|| target.clone());
             drop(target);
             ended.tell();
             // Gone, and its queue with it: then nobody is left to wait.
-            match file.upgrade() {
+            match kept.or_else(|| file.upgrade()) {
                 Some(file) => target = file,
                 None => return,
             }

@@ -27,6 +27,9 @@ struct Disk {
     /// In the page cache.
     written: [AtomicU32; CELLS],
     durable: [AtomicU32; CELLS],
+    /// Changes right before a handle goes. The count of a std `Arc` does so too, but loom sees
+    /// nothing of that.
+    handles: AtomicU32,
 }
 
 impl File {
@@ -36,6 +39,7 @@ impl File {
             disk: Arc::new(Disk {
                 written: std::array::from_fn(|_| AtomicU32::new(0)),
                 durable: std::array::from_fn(|_| AtomicU32::new(0)),
+                handles: AtomicU32::new(0),
             }),
             flushing: Alone::new(),
             begun: AtomicU32::new(0),
@@ -315,6 +319,64 @@ fn threshold<S: Steps>() {
     });
 }
 
+/// A waiter that is woken some time before its turn goes on.
+struct Hasty {
+    flush: Flush,
+    disk: Arc<Disk>,
+}
+
+impl Waiter for Hasty {
+    fn extent(&self) -> Extent<'_> {
+        self.flush.extent()
+    }
+
+    fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
+        if let Some(waker) = self.flush.acknowledge(result) {
+            waker.wake();
+        }
+        self.disk.handles.load(Ordering::Relaxed);
+        None
+    }
+}
+
+/// A flush that nobody waits for, and whose file is closed meanwhile.
+fn nobody_left() {
+    check(1, || {
+        let file = File::new(None);
+        let (disk, last) = (file.disk.clone(), Arc::downgrade(&file));
+        let spawn_turn = |file: &Arc<File>| {
+            if let Some(turn) = Commits::turn(file) {
+                turn.spawn();
+            }
+        };
+        let other = {
+            let file = file.clone();
+            thread::spawn(move || {
+                file.disk.write(1);
+                let flush = Flush::of(ByteRange::between(1, 2));
+                file.commits.add(Arc::new(flush), false);
+                spawn_turn(&file);
+                file.disk.handles.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        disk.write(0);
+        let waiter = Arc::new(Hasty {
+            flush: Flush::of(ByteRange::between(0, 1)),
+            disk: disk.clone(),
+        });
+        file.commits.add(waiter.clone(), false);
+        spawn_turn(&file);
+        block_on(waiter.flush.done()).unwrap();
+        disk.handles.fetch_add(1, Ordering::Relaxed);
+        drop(file);
+        other.join().unwrap();
+        move || {
+            assert!(disk.is_durable(1), "a flush was started, and is lost");
+            assert!(last.upgrade().is_none(), "somebody keeps the file");
+        }
+    });
+}
+
 #[test]
 fn everybody_is_told_after_the_bytes_are_durable() {
     writes::<Real>(3, None);
@@ -335,6 +397,11 @@ fn everything_is_flushed_for_whoever_asks() {
     everything::<InJobs>();
     threshold::<Real>();
     threshold::<InJobs>();
+}
+
+#[test]
+fn a_flush_that_was_started_outlives_the_handles() {
+    nobody_left();
 }
 
 /// What the mutations mutate is right.

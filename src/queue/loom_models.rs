@@ -29,6 +29,9 @@ struct File<S> {
     /// Places of the operations that have started, as they did.
     started: Mutex<Vec<u64>>,
     disk: Arc<Disk>,
+    /// Changes right before handles go. The count of a std `Arc` does too, but loom sees nothing
+    /// of that.
+    handles: AtomicU32,
     steps: PhantomData<S>,
 }
 
@@ -61,6 +64,7 @@ impl<S: Steps> File<S> {
                 written: AtomicU32::new(0),
                 durable: AtomicU32::new(0),
             }),
+            handles: AtomicU32::new(0),
             steps: PhantomData,
         })
     }
@@ -151,8 +155,17 @@ impl<S: Steps> Drain for File<S> {
                     _ => ended.push(op, Ok(Outcome::Done)),
                 }
             }
+            self.handles.load(Ordering::Relaxed);
             deferred
         })
+    }
+
+    fn lingers(&self) -> bool {
+        self.commits.lingers()
+    }
+
+    fn is_left_to_do(&self) -> bool {
+        self.commits.are_due()
     }
 
     fn hand_on(self: &Arc<Self>) {
@@ -269,7 +282,7 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
             lock(&queue.state).running = false;
             return file.finish();
         }
-        let batch = queue.next_batch(&mut ended);
+        let batch = queue.next_batch(&mut ended, false);
         if batch.is_empty() && ended.0.is_empty() {
             return file.finish();
         }
@@ -447,6 +460,24 @@ fn overlap<S: Steps>() {
     });
 }
 
+/// A durable write that has started when its future is dropped, and the last handle with it.
+fn nobody_left<S: Steps>() {
+    check(2, || {
+        let file = File::<S>::new(false);
+        let (disk, last) = (file.disk.clone(), Arc::downgrade(&file));
+        let future = S::submit(&file, &op(0, 5, Action::Write(FlushPolicy::Always)));
+        S::withdraw(future);
+        file.handles.store(1, Ordering::Relaxed);
+        drop(file);
+        move || {
+            let [written, durable] = [&disk.written, &disk.durable];
+            let [written, durable] = [written, durable].map(|n| n.load(Ordering::Relaxed));
+            assert_eq!(written, durable, "it has not run to its end");
+            assert!(last.upgrade().is_none(), "somebody keeps the file");
+        }
+    });
+}
+
 /// One that gives up rather than wait, behind one that waits.
 fn giving_up<S: Steps>() {
     check(1, || {
@@ -533,6 +564,11 @@ fn the_queue_is_not_overtaken() {
     overlap::<Real>();
 }
 
+#[test]
+fn a_durable_write_that_has_started_outlives_the_handles() {
+    nobody_left::<Real>();
+}
+
 /// What the mutations mutate is right.
 #[test]
 fn the_steps_over_again() {
@@ -543,6 +579,7 @@ fn the_steps_over_again() {
     withdrawal_and_release::<Again>();
     crowd::<Again>();
     overlap::<Again>();
+    nobody_left::<Again>();
     giving_up::<Again>();
     durable::<Again>();
 }
