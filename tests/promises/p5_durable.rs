@@ -19,13 +19,13 @@ fn on_a_disk() -> tempfile::TempDir {
 }
 
 /// Looks at a file's pages from outside.
-struct Probe {
+pub(crate) struct Probe {
     path: PathBuf,
     file: File,
 }
 
 impl Probe {
-    fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_path_buf(),
             file: File::open(path).unwrap(),
@@ -33,7 +33,7 @@ impl Probe {
     }
 
     /// Whether no page of the file is dirty or being written back.
-    fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         match self.unwritten(0, 0) {
             Some(pages) => pages == 0,
             // The kernel's older way to tell, for what is mapped here.

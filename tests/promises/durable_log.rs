@@ -1,0 +1,599 @@
+//! The log of the example `durable_log` keeps what it acknowledges: through kills, torn and stale
+//! records, growth under readers, and appends that are given up. It stands on P4 (readers hold up
+//! no append), P5 (durable), P7 (cancel) and P8 (order), and shows a mistake in any of them.
+
+#[path = "../../examples/durable_log/log.rs"]
+mod log;
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use futures_lite::future::{poll_once, yield_now};
+use mmap_io::MemoryMappedFile;
+
+use self::log::{Log, LogError, Position, MAX_PAYLOAD};
+use crate::common::{alone, until};
+
+/// What the record at the start of each life takes, and every header.
+const OPENING: usize = 24;
+const HEADER: usize = 16;
+
+/// A log and the task of its writer.
+type Opened = (Log, smol::Task<Result<(), LogError>>);
+
+type Appending<'a> = Pin<Box<dyn Future<Output = Result<Position, LogError>> + 'a>>;
+
+async fn open(path: &Path) -> Opened {
+    let (log, writer) = Log::open(path).await.unwrap();
+    (log, smol::spawn(writer.run()))
+}
+
+async fn close((log, writer): Opened) {
+    drop(log);
+    writer.await.unwrap();
+}
+
+/// One life that appends the payloads; where they are.
+async fn live(path: &Path, payloads: &[&[u8]]) -> Vec<Position> {
+    let opened = open(path).await;
+    let mut positions = Vec::new();
+    for payload in payloads {
+        positions.push(opened.0.append(payload).await.unwrap());
+    }
+    close(opened).await;
+    positions
+}
+
+async fn payloads(path: &Path) -> Vec<Bytes> {
+    let records = Log::scan(path).await.unwrap();
+    records.into_iter().map(|(_, payload)| payload).collect()
+}
+
+fn flip(path: &Path, at: u64, bits: u8) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at as usize] ^= bits;
+    std::fs::write(path, bytes).unwrap();
+}
+
+// ------------------------------------------------------------------------------------------ kills
+
+const CHILD: &str = "MMAP_IO_TEST_LOG";
+const CHILD_TASKS: usize = 6;
+
+fn child_payload(life: usize, task: usize, number: usize) -> Vec<u8> {
+    let mut payload = format!("{life} {task} {number} ").into_bytes();
+    payload.resize(payload.len() + (number * 37) % 900, b'a' + task as u8);
+    payload
+}
+
+/// Not a test by itself: appends until it is killed, and tells what was acknowledged.
+#[test]
+fn child_appends_until_it_is_killed() {
+    let Some(path) = std::env::var_os(CHILD) else {
+        return;
+    };
+    let life: usize = std::env::var("MMAP_IO_TEST_LIFE").unwrap().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (log, writer) = Log::open(path).await.unwrap();
+        let log = std::sync::Arc::new(log);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async { panic!("the writer ended: {:?}", writer.run().await) });
+        for task in 0..CHILD_TASKS {
+            let log = log.clone();
+            tasks.spawn(async move {
+                for number in 0.. {
+                    let payload = child_payload(life, task, number);
+                    let position = log.append(&payload).await.unwrap();
+                    let line = format!("ack {task} {number} {}\n", position.0);
+                    let mut pipe = std::io::stdout().lock();
+                    pipe.write_all(line.as_bytes()).unwrap();
+                    pipe.flush().unwrap();
+                }
+            });
+        }
+        tasks.join_next().await.unwrap().unwrap();
+    });
+}
+
+/// Life, task, number and position of what a child was told, killed after so many of them.
+fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usize; 4]> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--test-threads=1"])
+        .arg("durable_log::child_appends_until_it_is_killed")
+        .env(CHILD, path)
+        .env("MMAP_IO_TEST_LIFE", life.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = BufReader::new(child.stdout.take().unwrap());
+    let mut acknowledged = Vec::new();
+    let mut line = String::new();
+    // What it has written before it was killed counts, but for a line that was cut off.
+    while pipe.read_line(&mut line).unwrap() > 0 {
+        if let (Some(ack), true) = (line.strip_prefix("ack "), line.ends_with('\n')) {
+            let words = ack.split_whitespace().map(|word| word.parse().unwrap());
+            let words: Vec<usize> = words.collect();
+            acknowledged.push([life, words[0], words[1], words[2]]);
+            if acknowledged.len() == enough {
+                child.kill().unwrap();
+            }
+        }
+        line.clear();
+    }
+    let status = child.wait().unwrap();
+    assert!(acknowledged.len() >= enough, "it ended by itself: {status}");
+    acknowledged
+}
+
+#[test]
+fn what_a_killed_process_was_told_is_there_whole_and_in_order() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("log");
+    let mut acknowledged = Vec::new();
+    for (life, enough) in [1, 20, 150, 400].into_iter().enumerate() {
+        acknowledged.extend(acknowledged_by_a_child(&path, life, enough));
+        let found = alone(Log::scan(&path)).unwrap();
+        for [life, task, number, position] in &acknowledged {
+            let position = Position(*position as u64);
+            let at = found.binary_search_by_key(&position, |(position, _)| *position);
+            let payload = child_payload(*life, *task, *number);
+            assert_eq!(found[at.unwrap()].1, payload, "{life} {task} {number}");
+        }
+        // Of each task one append at most was not acknowledged when it was killed.
+        assert!(found.len() <= acknowledged.len() + (life + 1) * CHILD_TASKS);
+        let mut next = vec![[0; CHILD_TASKS]; life + 1];
+        for (_, payload) in &found {
+            let head = String::from_utf8_lossy(payload);
+            let words: Vec<usize> = (head.split(' ').take(3))
+                .map(|word| word.parse().unwrap())
+                .collect();
+            let number = &mut next[words[0]][words[1]];
+            assert_eq!(payload, &child_payload(words[0], words[1], *number));
+            *number += 1;
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------- recovery
+
+#[test]
+fn recovery_stops_at_the_first_bad_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let written: [&[u8]; 5] = [
+            b"one",
+            b"",
+            b"three, which is longer",
+            b"4",
+            b"the last one",
+        ];
+        let positions = live(&path, &written).await;
+        let good = std::fs::read(&path).unwrap();
+        assert_eq!(payloads(&path).await, written);
+        let copy = dir.path().join("copy");
+        for (index, position) in positions.iter().enumerate() {
+            let start = position.0 as usize;
+            for at in start..start + HEADER + written[index].len() {
+                for bits in [1, 0x80, 0xff] {
+                    let mut bytes = good.clone();
+                    bytes[at] ^= bits;
+                    std::fs::write(&copy, bytes).unwrap();
+                    assert_eq!(payloads(&copy).await, written[..index], "{at} {bits}");
+                }
+                // Sectors that were never written, and a file that is too short.
+                let mut bytes = good.clone();
+                bytes[at..].fill(0);
+                std::fs::write(&copy, &bytes).unwrap();
+                assert_eq!(payloads(&copy).await, written[..index], "zeroes from {at}");
+                std::fs::write(&copy, &bytes[..at]).unwrap();
+                assert_eq!(payloads(&copy).await, written[..index], "cut at {at}");
+            }
+        }
+        // What is appended then takes the place of the bad one.
+        for at in positions[4].0..positions[4].0 + HEADER as u64 {
+            std::fs::write(&copy, &good).unwrap();
+            flip(&copy, at, 0x10);
+            let opened = open(&copy).await;
+            assert_eq!(opened.0.recovered(), 4);
+            opened.0.append(b"another").await.unwrap();
+            close(opened).await;
+            let expected: [&[u8]; 5] = [written[0], written[1], written[2], written[3], b"another"];
+            assert_eq!(payloads(&copy).await, expected);
+        }
+    });
+}
+
+#[test]
+fn whole_records_behind_a_torn_one_stay_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let long = [b'b'; OPENING + 20];
+        let first = live(&path, &[b"a", &long, b"c", b"d"]).await;
+        flip(&path, first[1].0, 1);
+        // The second life ends where the first one's third record begins.
+        let second = live(&path, &[b"twenty bytes, exactly"[..20].as_ref()]).await;
+        assert_eq!(second[0].0 + HEADER as u64 + 20, first[2].0);
+        assert_eq!(payloads(&path).await, [&b"a"[..], b"twenty bytes, exactl"]);
+        let opened = open(&path).await;
+        assert_eq!(opened.0.recovered(), 2);
+        close(opened).await;
+    });
+}
+
+#[test]
+fn whole_lives_behind_a_torn_one_stay_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        live(&path, &[b"a"]).await;
+        let second = live(&path, &[&[b'b'; OPENING + 5]]).await;
+        let third = live(&path, &[b"c"]).await;
+        assert_eq!(payloads(&path).await.len(), 3);
+        flip(&path, second[0].0 - OPENING as u64, 1);
+        // The fourth life takes the place of the second one's opening, and nothing more.
+        live(&path, &[]).await;
+        assert_eq!(payloads(&path).await, ["a"]);
+        // The fifth ends where the third one opens.
+        let fifth = live(&path, &[b"fifth"]).await;
+        let end = fifth[0].0 + HEADER as u64 + 5;
+        assert_eq!(end, third[0].0 - OPENING as u64);
+        assert_eq!(payloads(&path).await, [&b"a"[..], b"fifth"]);
+    });
+}
+
+/// A process that was killed may leave records in the page cache only. Those that come later are
+/// acknowledged, and lost with the first that a power cut takes.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_recovered_is_durable_before_anything_is_appended() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        live(&path, &[&[1; 30_000][..]; 10]).await;
+        let copy = dir.path().join("copy");
+        std::fs::write(&copy, std::fs::read(&path).unwrap()).unwrap();
+        let probe = crate::p5_durable::Probe::new(&copy);
+        if probe.is_clean() {
+            return crate::common::skip("durable_log", "cachestat(2) sees no dirty page");
+        }
+        let (log, _writer) = Log::open(&copy).await.unwrap();
+        assert_eq!(log.recovered(), 10);
+        assert!(probe.is_clean());
+    });
+}
+
+#[test]
+fn what_is_no_log_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        for content in [&b"short"[..], b"something else, longer than a header"] {
+            let path = dir.path().join("other");
+            std::fs::write(&path, content).unwrap();
+            let refused = Log::open(&path).await;
+            assert!(matches!(refused, Err(LogError::NotALog)), "{refused:?}");
+            assert!(matches!(Log::scan(&path).await, Err(LogError::NotALog)));
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+        let path = dir.path().join("log");
+        let opened = open(&path).await;
+        let refused = opened.0.append(&vec![0; MAX_PAYLOAD + 1]).await;
+        assert!(matches!(refused, Err(LogError::TooLarge(_))), "{refused:?}");
+        let largest = vec![7; MAX_PAYLOAD];
+        opened.0.append(&largest).await.unwrap();
+        close(opened).await;
+        assert_eq!(payloads(&path).await, [largest]);
+    });
+}
+
+// ---------------------------------------------------------------------------------------- readers
+
+#[test]
+fn only_records_can_be_read_and_those_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let opened = open(&path).await;
+        let log = &opened.0;
+        let first = log.append(b"first").await.unwrap();
+        // A record inside of a record is none.
+        let start = first.0 as usize;
+        let image = std::fs::read(&path).unwrap()[start..start + HEADER + 5].to_vec();
+        let second = log.append(&image).await.unwrap();
+        for at in 0..log.durable_len() + 20 {
+            match (log.read(Position(at)).await, at) {
+                (Ok(found), at) if at == first.0 => assert_eq!(found, "first"),
+                (Ok(found), at) if at == second.0 => assert_eq!(found, image),
+                // The opening record, which is one.
+                (Ok(found), 8) => assert_eq!(found[..], [0; 8]),
+                (Err(LogError::NoRecord(_)), _) => {}
+                (other, at) => panic!("at {at}: {other:?}"),
+            }
+        }
+        let (once, again) = (log.read(first).await.unwrap(), log.read(first).await);
+        assert_eq!(once.as_ptr(), again.unwrap().as_ptr(), "it was copied");
+        close(opened).await;
+        assert_eq!(once, "first");
+    });
+}
+
+#[test]
+fn the_log_grows_under_readers_who_hold_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let opened = open(&path).await;
+        let log = &opened.0;
+        let mut records = log.records();
+        let mut held = Vec::new();
+        let before = std::fs::metadata(&path).unwrap().len();
+        for number in 0..200_u64 {
+            let mut payload = number.to_le_bytes().to_vec();
+            payload.resize(10_000, number as u8);
+            // Everything that was appended is under a view, up to its last byte.
+            let position = log.append(&payload).await.unwrap();
+            let read = log.read(position).await.unwrap();
+            let (found, streamed) = records.next().await.unwrap().unwrap();
+            assert_eq!(found, position);
+            assert!(records.next().await.unwrap().is_none());
+            held.push((payload, read, streamed));
+        }
+        let after = std::fs::metadata(&path).unwrap().len();
+        assert!(after >= 16 * before && after.is_power_of_two(), "{after}");
+        for (payload, read, streamed) in &held {
+            assert!(read == payload && streamed == payload);
+        }
+        drop(records);
+        close(opened).await;
+        let expected = held.iter().map(|(payload, ..)| payload);
+        assert!(payloads(&path).await.iter().eq(expected));
+    });
+}
+
+#[test]
+fn a_reader_sees_every_record_of_many_tasks_in_order_while_they_append() {
+    const TASKS: u64 = 8;
+    const EACH: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (log, writer) = Log::open(&path).await.unwrap();
+        let log = std::sync::Arc::new(log);
+        let writer = tokio::spawn(writer.run());
+        for task in 0..TASKS {
+            let log = log.clone();
+            tokio::spawn(async move {
+                for number in 0..EACH {
+                    let mut payload = [task.to_le_bytes(), number.to_le_bytes()].concat();
+                    payload.resize(16 + (number % 1000) as usize, task as u8);
+                    log.append(&payload).await.unwrap();
+                }
+            });
+        }
+        let mut records = log.records();
+        let mut next = [0; TASKS as usize];
+        while next != [EACH; TASKS as usize] {
+            let Some((position, record)) = records.next().await.unwrap() else {
+                tokio::task::yield_now().await;
+                continue;
+            };
+            let word = |at| u64::from_le_bytes(record[at..at + 8].try_into().unwrap());
+            let (task, number) = (word(0), word(8));
+            assert_eq!(number, next[task as usize]);
+            assert!(record[16..].iter().all(|byte| *byte == task as u8));
+            assert_eq!(log.read(position).await.unwrap(), record);
+            next[task as usize] += 1;
+        }
+        drop(records);
+        drop(log);
+        writer.await.unwrap().unwrap();
+    });
+}
+
+// ------------------------------------------------------------------------------ batches and cancel
+
+/// A log whose writer is held up, by a view of what it writes next.
+struct HeldUp {
+    file: MemoryMappedFile,
+    _view: Bytes,
+}
+
+impl HeldUp {
+    /// The first append after this is in the writer's hands, and stays there.
+    async fn new(log: &Log, path: &PathBuf) -> Self {
+        let file = MemoryMappedFile::open_rw(path).await.unwrap();
+        let _view = file.bytes(log.durable_len(), 1).unwrap();
+        Self { file, _view }
+    }
+
+    /// Waits until the writer has tried.
+    async fn is_felt(&self) {
+        until(&self.file, |stats| stats.oldest_blocked.is_some()).await;
+    }
+}
+
+async fn begin<'a>(log: &'a Log, payload: &'a [u8]) -> Appending<'a> {
+    let mut append: Appending<'a> = Box::pin(log.append(payload));
+    assert!(poll_once(&mut append).await.is_none());
+    append
+}
+
+#[test]
+fn appends_that_come_during_a_flush_share_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let opened = open(&path).await;
+        let log = &opened.0;
+        let held_up = HeldUp::new(log, &path).await;
+        let flushes = log.stats().flushes;
+        let first = begin(log, b"first").await;
+        held_up.is_felt().await;
+        let mut others = Vec::new();
+        for _ in 0..64 {
+            others.push(begin(log, b"other").await);
+        }
+        assert_eq!(log.stats().flushes, flushes);
+        drop(held_up);
+        let mut last = first.await.unwrap();
+        for other in others {
+            let position = other.await.unwrap();
+            assert!(position > last, "out of order");
+            last = position;
+        }
+        assert_eq!(log.stats().flushes, flushes + 2);
+        close(opened).await;
+    });
+}
+
+#[test]
+fn an_append_that_is_given_up_leaves_no_hole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let opened = open(&path).await;
+        let log = &opened.0;
+        let held_up = HeldUp::new(log, &path).await;
+        // One in the writer's hands, one behind it, at the start and in the middle.
+        let first = begin(log, b"given up 1").await;
+        held_up.is_felt().await;
+        let second = begin(log, b"given up 2").await;
+        let third = begin(log, b"third").await;
+        let fourth = begin(log, b"given up 4").await;
+        let fifth = begin(log, b"fifth").await;
+        drop((first, second, fourth));
+        drop(held_up);
+        let third = third.await.unwrap();
+        let fifth = fifth.await.unwrap();
+        assert_eq!(log.read(third).await.unwrap(), "third");
+        assert_eq!(log.read(fifth).await.unwrap(), "fifth");
+        close(opened).await;
+        let expected = ["given up 1", "given up 2", "third", "given up 4", "fifth"];
+        assert_eq!(payloads(&path).await, expected);
+    });
+}
+
+#[test]
+fn an_append_may_be_given_up_after_any_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let opened = open(&path).await;
+        let log = &opened.0;
+        let mut kept = Vec::new();
+        for polls in 0..60 {
+            let payload = vec![polls as u8; 3000];
+            let mut append: Appending<'_> = Box::pin(log.append(&payload));
+            for _ in 0..polls {
+                if poll_once(&mut append).await.is_some() {
+                    break;
+                }
+                std::thread::yield_now();
+                yield_now().await;
+            }
+            drop(append);
+            kept.push(
+                log.append(format!("kept {polls}").as_bytes())
+                    .await
+                    .unwrap(),
+            );
+        }
+        close(opened).await;
+        let mut found = Log::scan(&path).await.unwrap();
+        found.retain(|(_, payload)| {
+            let is_whole = payload.len() == 3000 && payload.iter().all(|byte| *byte == payload[0]);
+            assert!(is_whole || payload.starts_with(b"kept "));
+            !is_whole
+        });
+        let positions: Vec<Position> = found.iter().map(|(position, _)| *position).collect();
+        assert_eq!(positions, kept);
+        for (polls, (_, payload)) in found.iter().enumerate() {
+            assert_eq!(payload, format!("kept {polls}").as_bytes());
+        }
+    });
+}
+
+#[test]
+fn appends_that_are_given_up_do_not_pile_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let opened = open(&path).await;
+        let log = &opened.0;
+        let held_up = HeldUp::new(log, &path).await;
+        let first = begin(log, b"first").await;
+        held_up.is_felt().await;
+        let large = vec![1; MAX_PAYLOAD];
+        for _ in 0..50 {
+            drop(begin(log, &large).await);
+        }
+        // It waits for room, and gets it.
+        let last = begin(log, b"last").await;
+        drop(held_up);
+        first.await.unwrap();
+        last.await.unwrap();
+        close(opened).await;
+        let found = payloads(&path).await.len();
+        assert!((3..10).contains(&found), "{found} records");
+    });
+}
+
+// --------------------------------------------------------------------------------------- failures
+
+#[test]
+fn without_its_writer_a_log_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let (log, writer) = Log::open(&path).await.unwrap();
+        let waiting = begin(&log, b"waiting").await;
+        drop(writer);
+        assert!(matches!(waiting.await, Err(LogError::Stopped)));
+        assert!(matches!(log.append(b"x").await, Err(LogError::Stopped)));
+        drop(log);
+        assert!(payloads(&path).await.is_empty());
+    });
+}
+
+/// Nothing comes after a write that failed: it would be behind a hole.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_that_cannot_be_written_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    alone(async {
+        let (log, writer) = open(&path).await;
+        let kept = log.append(b"kept").await.unwrap();
+        let outside = std::fs::File::options().write(true).open(&path).unwrap();
+        let len = outside.metadata().unwrap().len();
+        outside.set_len(log.durable_len()).unwrap();
+        let refused = log.append(b"lost").await;
+        assert!(matches!(refused, Err(LogError::File(_))), "{refused:?}");
+        // Not even when it could be again.
+        outside.set_len(len).unwrap();
+        let refused = log.append(b"never").await;
+        assert!(matches!(refused, Err(LogError::File(_))), "{refused:?}");
+        assert!(matches!(writer.await, Err(LogError::File(_))));
+        assert_eq!(log.read(kept).await.unwrap(), "kept");
+        drop(log);
+
+        let opened = open(&path).await;
+        assert_eq!(opened.0.recovered(), 1);
+        opened.0.append(b"on").await.unwrap();
+        close(opened).await;
+        assert_eq!(payloads(&path).await, ["kept", "on"]);
+    });
+}
