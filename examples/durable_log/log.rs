@@ -383,6 +383,13 @@ impl Records<'_> {
             false => Ok(record),
         }
     }
+
+    /// Waits until there is another.
+    pub(crate) async fn more(&self) -> Result<()> {
+        let seen = self.cursor.offset;
+        let is_behind = |state: &mut State| (state.durable > seen).then_some(());
+        self.log.shared.until(is_behind).await
+    }
 }
 
 /// A place between two records.

@@ -12,7 +12,7 @@ mod log;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_lite::future::poll_once;
 use log::{Log, Position};
@@ -104,7 +104,7 @@ async fn read_along(log: Arc<Log>) -> Outcome<usize> {
                 count += 1;
                 first.get_or_insert((position, record));
             }
-            None => tokio::time::sleep(Duration::from_millis(1)).await,
+            None => records.more().await?,
         }
     }
     let (position, record) = first.ok_or("no record")?;

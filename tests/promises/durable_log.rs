@@ -397,7 +397,7 @@ fn a_reader_sees_every_record_of_many_tasks_in_order_while_they_append() {
         let mut next = [0; TASKS as usize];
         while next != [EACH; TASKS as usize] {
             let Some((position, record)) = records.next().await.unwrap() else {
-                tokio::task::yield_now().await;
+                records.more().await.unwrap();
                 continue;
             };
             let word = |at| u64::from_le_bytes(record[at..at + 8].try_into().unwrap());
