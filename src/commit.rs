@@ -9,6 +9,8 @@
 
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
+#[cfg(all(test, unix, not(mmap_io_loom)))]
+mod tests;
 
 use std::io;
 use std::sync::atomic::AtomicU64;

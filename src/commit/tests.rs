@@ -1,0 +1,312 @@
+//! Group commit on a disk that fails: whatever the n-th flush meets, no waiter hangs, none is told
+//! that its bytes are durable when they are not, and none is forgotten.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+
+/// Ends a test that hangs.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Errno(i32),
+    Panic,
+}
+
+/// What a disk did, for those who look after it has gone.
+#[derive(Debug, Default)]
+struct Log {
+    /// Version of each byte, as written and as durable.
+    written: HashMap<u64, u32>,
+    durable: HashMap<u64, u32>,
+    /// What each flush was to cover; `None` for everything.
+    flushes: Vec<Option<Vec<(u64, u64)>>>,
+    failed: bool,
+}
+
+/// A file whose flushes can be held and failed.
+struct Disk {
+    commits: Commits,
+    log: Arc<Mutex<Log>>,
+    /// The flush that fails, counted from 1, and how.
+    fault: Option<(usize, Fault)>,
+    /// Says that a flush has begun, and holds it until it is let go.
+    gate: Option<(Sender<()>, Mutex<Receiver<()>>)>,
+}
+
+impl Disk {
+    fn new(fault: Option<(usize, Fault)>) -> Self {
+        Self {
+            commits: Commits::default(),
+            log: Arc::default(),
+            fault,
+            gate: None,
+        }
+    }
+
+    /// A disk whose flushes say that they have begun, and wait to be let go.
+    fn gated(fault: Option<(usize, Fault)>) -> (Self, Receiver<()>, Sender<()>) {
+        let (began, begun) = channel();
+        let (go, going) = channel();
+        let disk = Self {
+            gate: Some((began, Mutex::new(going))),
+            ..Self::new(fault)
+        };
+        (disk, begun, go)
+    }
+
+    fn write(&self, at: u64, version: u32) {
+        self.log.lock().unwrap().written.insert(at, version);
+    }
+}
+
+impl Durable for Disk {
+    fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
+        let (number, covered) = {
+            let mut log = self.log.lock().unwrap();
+            assert!(!log.failed, "flushed again after a failure");
+            log.flushes.push(match extent {
+                Extent::Everything => None,
+                Extent::Ranges(ranges) => {
+                    let ends = ranges.iter().map(|range| (range.start(), range.end()));
+                    Some(ends.collect())
+                }
+            });
+            let is_covered = |at: u64| match extent {
+                Extent::Everything => true,
+                Extent::Ranges(ranges) => ranges
+                    .iter()
+                    .any(|range| range.contains(ByteRange::between(at, at + 1))),
+            };
+            // What is written from now on may come too late.
+            let mut covered = log.written.clone();
+            covered.retain(|at, _| is_covered(*at));
+            (log.flushes.len(), covered)
+        };
+        if let Some((began, go)) = &self.gate {
+            began.send(()).unwrap();
+            go.lock().unwrap().recv_timeout(WATCHDOG).unwrap();
+        }
+        match self.fault {
+            Some((fails, fault)) if fails == number => {
+                self.log.lock().unwrap().failed = true;
+                match fault {
+                    Fault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
+                    Fault::Panic => panic!("a fault of the test's own"),
+                }
+            }
+            _ => {
+                self.log.lock().unwrap().durable.extend(covered);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn byte(at: u64) -> Flush {
+    Flush::of(ByteRange::between(at, at + 1))
+}
+
+/// Adds a waiter, and takes the turn if there is one.
+fn start(disk: &Arc<Disk>, flush: Flush, everything: bool) -> (Arc<Flush>, Option<Turn<Disk>>) {
+    let flush = Arc::new(flush);
+    disk.commits.add(flush.clone(), everything);
+    (flush, Commits::turn(disk))
+}
+
+fn wait(flush: &Flush) -> Result<()> {
+    futures_lite::future::block_on(flush.done())
+}
+
+#[track_caller]
+fn assert_failed(result: Result<()>, fault: Fault) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, MmapIoError::FlushFailed(_)), "{error:?}");
+    match fault {
+        Fault::Errno(errno) => assert_eq!(error.raw_os_error(), Some(errno)),
+        Fault::Panic => assert_eq!(error.io_kind(), Some(io::ErrorKind::Other)),
+    }
+}
+
+const FAULTS: [Fault; 3] = [
+    Fault::Errno(libc::EIO),
+    Fault::Errno(libc::ENOSPC),
+    Fault::Panic,
+];
+
+/// Many threads write and wait, each for its own bytes, and now and then for everything.
+fn many_waiters(fault: Option<(usize, Fault)>) {
+    const THREADS: u64 = 4;
+    const WRITES: u32 = 30;
+    let disk = Arc::new(Disk::new(fault));
+    let (told, tell) = channel();
+    for thread in 0..THREADS {
+        let (disk, told) = (disk.clone(), told.clone());
+        std::thread::spawn(move || {
+            let mut failed = false;
+            for version in 1..=WRITES {
+                let at = thread * 100 + u64::from(version) % 7;
+                disk.write(at, version);
+                let (flush, turn) = match version % 5 {
+                    0 => start(&disk, Flush::of_everything(), false),
+                    1 => start(&disk, byte(at), true),
+                    _ => start(&disk, byte(at), false),
+                };
+                match turn {
+                    Some(turn) if version % 2 == 0 => turn.run(1),
+                    Some(turn) => turn.spawn(),
+                    None => {}
+                }
+                match wait(&flush) {
+                    Ok(()) => {
+                        assert!(!failed, "it was told of the failure before");
+                        let durable = disk.log.lock().unwrap().durable.get(&at).copied();
+                        assert!(durable >= Some(version), "{durable:?} of {version}");
+                    }
+                    error => {
+                        failed = true;
+                        assert!(disk.log.lock().unwrap().failed, "nothing has failed yet");
+                        assert_failed(error, fault.unwrap().1);
+                    }
+                }
+            }
+            told.send(failed).unwrap();
+        });
+    }
+    for _ in 0..THREADS {
+        let failed = tell
+            .recv_timeout(WATCHDOG)
+            .expect("a waiter hangs, or was told wrongly");
+        // All of them wait again after whatever is the n-th flush, if it comes to that.
+        assert!(!failed || disk.log.lock().unwrap().failed);
+    }
+    let log = disk.log.lock().unwrap();
+    assert_eq!(disk.commits.failure().is_some(), log.failed);
+    assert_eq!(
+        disk.commits.flushes.load(Ordering::Relaxed),
+        log.flushes.len() as u64
+    );
+    let served = disk.commits.served.load(Ordering::Relaxed);
+    assert_eq!(served, THREADS * u64::from(WRITES));
+}
+
+#[test]
+fn whichever_flush_fails_no_waiter_hangs_or_is_told_wrongly() {
+    many_waiters(None);
+    for fault in FAULTS {
+        for fails in (1..20).chain([25, 35, 50, 80]) {
+            many_waiters(Some((fails, fault)));
+        }
+    }
+}
+
+#[test]
+fn those_who_wait_together_are_told_together_and_later_ones_too() {
+    for fault in FAULTS {
+        for fails in 1..=4 {
+            let (disk, begun, go) = Disk::gated(Some((fails, fault)));
+            let disk = Arc::new(disk);
+            let mut groups = Vec::new();
+            let (first, turn) = start(&disk, byte(0), false);
+            turn.unwrap().spawn();
+            groups.push(vec![first]);
+            // The next group comes while the one before is flushed.
+            for group in 1..5_u64 {
+                if group as usize <= fails {
+                    begun.recv_timeout(WATCHDOG).unwrap();
+                }
+                let mut waiters = Vec::new();
+                for at in 0..10 {
+                    disk.write(group * 10 + at, 1);
+                    let (waiter, turn) = start(&disk, byte(group * 10 + at), false);
+                    waiters.push(waiter);
+                    if let Some(turn) = turn {
+                        assert!(group as usize > fails, "somebody had the turn");
+                        turn.spawn();
+                    }
+                }
+                groups.push(waiters);
+                if group as usize <= fails {
+                    go.send(()).unwrap();
+                }
+            }
+            for (group, waiters) in groups.iter().enumerate() {
+                for waiter in waiters {
+                    match group + 1 < fails {
+                        true => wait(waiter).unwrap(),
+                        false => assert_failed(wait(waiter), fault),
+                    }
+                }
+            }
+            let log = disk.log.lock().unwrap();
+            assert_eq!(log.flushes.len(), fails);
+            let shared = log.flushes.iter().skip(1).flatten();
+            assert!(shared.into_iter().all(|ranges| ranges.len() == 10));
+        }
+    }
+}
+
+#[test]
+fn one_who_comes_during_a_flush_waits_for_the_next() {
+    let (disk, begun, go) = Disk::gated(None);
+    let disk = Arc::new(disk);
+    disk.write(0, 1);
+    let (early, turn) = start(&disk, byte(0), false);
+    turn.unwrap().spawn();
+    begun.recv_timeout(WATCHDOG).unwrap();
+    // The same byte, again: the running flush has passed it.
+    disk.write(0, 2);
+    let (late, turn) = start(&disk, byte(0), false);
+    assert!(turn.is_none());
+    go.send(()).unwrap();
+    wait(&early).unwrap();
+    begun.recv_timeout(WATCHDOG).unwrap();
+    assert_eq!(disk.log.lock().unwrap().durable[&0], 1);
+    let is_told = futures_lite::future::poll_once(late.done());
+    assert!(futures_lite::future::block_on(is_told).is_none());
+    go.send(()).unwrap();
+    wait(&late).unwrap();
+    assert_eq!(disk.log.lock().unwrap().durable[&0], 2);
+}
+
+#[test]
+fn a_flush_that_nobody_waits_for_outlives_the_last_reference() {
+    let (disk, begun, go) = Disk::gated(None);
+    let disk = Arc::new(disk);
+    let log = disk.log.clone();
+    let (_, turn) = start(&disk, byte(0), false);
+    turn.unwrap().spawn();
+    begun.recv_timeout(WATCHDOG).unwrap();
+    disk.write(7, 1);
+    let (_, turn) = start(&disk, byte(7), false);
+    assert!(turn.is_none());
+    drop(disk);
+    go.send(()).unwrap();
+    begun
+        .recv_timeout(WATCHDOG)
+        .expect("it was forgotten with the file");
+    go.send(()).unwrap();
+    // The disk goes when all is done, and its end of the channel with it.
+    assert!(begun.recv_timeout(WATCHDOG).is_err());
+    assert_eq!(log.lock().unwrap().durable[&7], 1);
+}
+
+#[test]
+fn the_file_is_let_go_of_before_the_last_waiter_is_told() {
+    for _ in 0..200 {
+        let disk = Arc::new(Disk::new(None));
+        let (flush, turn) = start(&disk, byte(0), false);
+        turn.unwrap().spawn();
+        wait(&flush).unwrap();
+        // The only one that is left.
+        assert!(Arc::into_inner(disk).is_some());
+    }
+}
