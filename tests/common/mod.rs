@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mmap_io::{MemoryMappedFile, Stats};
@@ -214,3 +214,31 @@ pub(crate) fn run_alone(program: &[&str], test: &str) {
 }
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// Waits for something that happens on its own: a watchdog ends the test if it never does.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Runs what must come to an end on its own, in a thread that is given up if it does not.
+#[track_caller]
+pub(crate) fn ends<T: Send + 'static>(
+    what: &str,
+    body: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || sender.send(alone(body)));
+    match receiver.recv_timeout(SOON) {
+        Ok(value) => value,
+        Err(RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(_) => unreachable!("it sends before it ends"),
+        },
+        Err(RecvTimeoutError::Timeout) => panic!("never ends: {what}"),
+    }
+}

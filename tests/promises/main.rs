@@ -17,3 +17,4 @@ mod p5_durable;
 mod p7_cancel;
 mod p8_order;
 mod p9_bounded;
+mod policies;

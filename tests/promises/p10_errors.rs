@@ -16,18 +16,18 @@ use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
 use crate::common::{alone, is_quiet, pattern, patterned, skip, until, SOON};
 
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
 /// A small file system of the test's own, unmounted when dropped.
-struct Disk(tempfile::TempDir);
+pub(crate) struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn tmpfs(test: &str, size: u64) -> Option<Self> {
+    pub(crate) fn tmpfs(test: &str, size: u64) -> Option<Self> {
         Self::mount(test, &format!("size={size}"), "tmpfs", "tmpfs".as_ref())
     }
 
     /// An ext4 in a sparse image of that size, which is made at `image`.
-    fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
+    pub(crate) fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
         File::create(image).unwrap().set_len(size).unwrap();
         let features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"];
         let mut make = Command::new("mkfs.ext4");
@@ -48,12 +48,12 @@ impl Disk {
         Some(Self(dir))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Leaves no block free. What it takes is given back by removing the file.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let path = self.path("filler");
         let mut file = File::create(&path).unwrap();
         // Blocks that were held back for a delayed allocation may turn up free once it is made.
@@ -91,14 +91,14 @@ fn try_run(test: &str, command: &mut Command) -> Option<()> {
 }
 
 /// In another process.
-fn truncate(path: &Path, len: u64) {
+pub(crate) fn truncate(path: &Path, len: u64) {
     let mut truncate = Command::new("truncate");
     let truncate = truncate.args(["--size", &len.to_string()]).arg(path);
     assert!(truncate.status().unwrap().success());
 }
 
 #[track_caller]
-fn assert_full<T>(result: mmap_io::Result<T>) {
+pub(crate) fn assert_full<T>(result: mmap_io::Result<T>) {
     let error = result.map(drop).unwrap_err();
     let full = std::io::Error::from_raw_os_error(libc::ENOSPC).kind();
     assert_eq!(error.io_kind(), Some(full), "{error:?}");

@@ -14,7 +14,7 @@ use mmap_io::{FlushPolicy, MemoryMappedFile};
 use crate::common::{alone, pattern, skip};
 
 /// On a disk: a tmpfs has nothing to write back to.
-fn on_a_disk() -> tempfile::TempDir {
+pub(crate) fn on_a_disk() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
@@ -43,7 +43,7 @@ impl Probe {
 
     /// Pages that are dirty or being written back, by `cachestat(2)` (Linux 6.5). All of them if
     /// `len` is 0.
-    fn unwritten(&self, offset: u64, len: u64) -> Option<u64> {
+    pub(crate) fn unwritten(&self, offset: u64, len: u64) -> Option<u64> {
         #[repr(C)]
         struct Range {
             offset: u64,
