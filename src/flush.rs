@@ -49,9 +49,9 @@ pub(crate) enum Due {
     Write,
     /// Everything that is pending is flushed before the write returns.
     Everything,
-    /// Everything is flushed at that time; the alarm is to be set.
+    /// Everything is flushed at that time; the timer is to be told.
     Alarm(Instant),
-    /// The alarm is set already.
+    /// Everything is flushed at a time that the timer knows.
     Alarmed,
 }
 
@@ -150,14 +150,24 @@ impl Pending {
         is_current && pending.bytes > 0
     }
 
-    /// Moves an alarm that is set to `now`; it is to be set again then.
+    /// When everything is to be flushed in the background.
+    pub(crate) fn alarm(&self) -> Option<Instant> {
+        self.ranges().alarm
+    }
+
+    /// Moves an alarm that is set to `now`, or takes it down if there is nothing to flush; says
+    /// whether there was one.
     pub(crate) fn hurry(&self, now: Instant) -> bool {
         let mut pending = self.ranges();
         let is_set = pending.alarm.is_some();
-        if is_set {
-            pending.alarm = Some(now);
-        }
+        pending.alarm = (is_set && pending.bytes > 0).then_some(now);
         is_set
+    }
+
+    /// Takes an alarm down that has nothing to flush; says whether there was one.
+    pub(crate) fn settle(&self) -> bool {
+        let mut pending = self.ranges();
+        pending.bytes == 0 && pending.alarm.take().is_some()
     }
 
     fn ranges(&self) -> MutexGuard<'_, Ranges> {
@@ -378,7 +388,19 @@ mod tests {
         let Due::Alarm(next) = write(u64::MAX) else {
             panic!("it has rung");
         };
+        assert!(!pending.settle(), "there is something to flush");
+        assert!(pending.hurry(late));
+        assert_eq!(pending.alarm(), Some(late));
         flush(&pending, &[range(0, 10)]);
-        assert!(!pending.ring(next), "there is nothing to flush");
+        assert!(!pending.ring(next), "that one was moved");
+        assert!(!pending.ring(late), "there is nothing to flush");
+        let take_downs: [&dyn Fn() -> bool; 2] = [&|| pending.settle(), &|| pending.hurry(late)];
+        for take_down in take_downs {
+            write(1000);
+            flush(&pending, &[range(0, 10)]);
+            assert!(take_down());
+            assert_eq!(pending.alarm(), None);
+            assert!(!take_down());
+        }
     }
 }

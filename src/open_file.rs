@@ -16,7 +16,7 @@ use event_listener::{Event, EventListener};
 
 use crate::commit::{Commits, Durable, Extent, Flush};
 use crate::error::{MmapIoError, Result};
-use crate::flush::{Due, FlushPolicy, Pending};
+use crate::flush::{Due, FlushPolicy, Pending, Taken};
 use crate::lease::{Kind, Lease, LeaseHost, Leases};
 use crate::map::{Backing, Map, Protection, Span};
 use crate::offload::{spawn, ROUNDS};
@@ -98,7 +98,7 @@ impl Drop for User {
         // file to be closed.
         let now = Instant::now();
         if was_last && self.0.pending.hurry(now) {
-            TIMER.set(now, self.0.clone());
+            TIMER.update(&self.0);
         }
     }
 }
@@ -320,7 +320,7 @@ impl OpenFile {
             Due::Nothing | Due::Alarmed => {}
             Due::Write => drop(self.start(Flush::of(range))),
             Due::Everything => drop(self.start(Flush::of_everything())),
-            Due::Alarm(at) => TIMER.set(at, self.clone()),
+            Due::Alarm(_) => TIMER.update(self),
         }
     }
 
@@ -387,8 +387,8 @@ impl OpenFile {
         counters
             .write_errors
             .fetch_add(applied.errors, Ordering::Relaxed);
-        if let Some(at) = applied.alarm {
-            TIMER.set(at, self.clone());
+        if applied.alarm {
+            TIMER.update(self);
         }
         applied.deferred
     }
@@ -441,10 +441,27 @@ impl OpenFile {
                 return Err(MmapIoError::ResizeFailed(error));
             }
             self.pending.truncate(new_len);
+            self.settle();
             self.owes_its_length();
             drop(tail);
         }
         Ok(true)
+    }
+
+    /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
+    fn settle(&self) {
+        if self.pending.settle() {
+            // Whoever flushes or cuts the file holds it.
+            if let Some(this) = self.this.upgrade() {
+                TIMER.update(&this);
+            }
+        }
+    }
+
+    fn flushed(&self, taken: Taken<'_>, result: io::Result<()>) -> io::Result<()> {
+        let result = taken.flushed(result);
+        self.settle();
+        result
     }
 
     fn owes_its_length(&self) {
@@ -586,6 +603,10 @@ impl Drain for OpenFile {
 }
 
 impl Alarmed for OpenFile {
+    fn alarm(&self) -> Option<Instant> {
+        self.pending.alarm()
+    }
+
     fn ring(self: &Arc<Self>, at: Instant) {
         if !self.pending.ring(at) {
             return;
@@ -616,7 +637,7 @@ impl Durable for OpenFile {
                 let directory = owed.directory.as_ref();
                 directory.map_or(Ok(()), sys::sync_directory)
             });
-            return taken.flushed(synced);
+            return self.flushed(taken, synced);
         }
         let len = self.len();
         let inside =
@@ -630,7 +651,7 @@ impl Durable for OpenFile {
             return Ok(());
         };
         let taken = self.pending.take(writeback.covers());
-        taken.flushed(writeback.run(map, file))
+        self.flushed(taken, writeback.run(map, file))
     }
 }
 

@@ -3,7 +3,7 @@
 //! The first alarm starts the job; it sleeps until the next one is due, rings it, and is gone when
 //! there is none left. It takes one thread of the pool while something is written and not flushed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,25 +18,30 @@ const NAP: Duration = Duration::from_millis(1);
 
 /// What an alarm is set for.
 pub(crate) trait Alarmed: Send + Sync + 'static {
+    /// When it is to ring, if at all. Asked under the timer's lock; after each change the timer is
+    /// to be [updated](Timer::update).
+    fn alarm(&self) -> Option<Instant>;
+
     /// The time that the alarm was set for has come. May block, but not for an alarm.
     fn ring(self: &Arc<Self>, at: Instant);
 }
 
-/// The alarms that are set. Each holds its file, so that what is scheduled is done, whatever
-/// becomes of the handles.
+/// The alarms that are set, at most one for a file. Each holds its file, so that what is scheduled
+/// is done, whatever becomes of the handles; and it is taken down when there is nothing to do any
+/// more, so that nothing is held for its sake.
 #[derive(Debug)]
 pub(crate) struct Timer<T> {
     state: Mutex<State<T>>,
-    /// Told when an alarm becomes the first.
-    earlier: Condvar,
+    /// Told when another alarm is the first.
+    first: Condvar,
 }
 
 #[derive(Debug)]
 struct State<T> {
-    /// By time, and by the order in which they were set.
-    alarms: BTreeMap<(Instant, u64), Arc<T>>,
-    /// Alarms that were ever set.
-    set: u64,
+    /// By time, and by address of the file.
+    alarms: BTreeMap<(Instant, usize), Arc<T>>,
+    /// The times, by address of the file. Made with the first.
+    times: Option<HashMap<usize, Instant>>,
     /// A job exists that will look again.
     running: bool,
 }
@@ -46,28 +51,31 @@ impl<T: Alarmed> Timer<T> {
         Self {
             state: Mutex::new(State {
                 alarms: BTreeMap::new(),
-                set: 0,
+                times: None,
                 running: false,
             }),
-            earlier: Condvar::new(),
+            first: Condvar::new(),
         }
     }
 
-    /// Has `target` rung at that time, or soon afterwards. Costs a short lock.
-    pub(crate) fn set(&'static self, at: Instant, target: Arc<T>) {
+    /// Has `target` rung when it says, or soon afterwards. Costs a short lock.
+    ///
+    /// It is asked here, under the lock: of two threads that change its alarm, the one that comes
+    /// last sees what both have done.
+    pub(crate) fn update(&'static self, target: &Arc<T>) {
         let mut state = self.state();
-        let first = state.alarms.keys().next();
-        let is_first = first.map_or(true, |(first, _)| at < *first);
-        state.set += 1;
-        let place = (at, state.set);
-        state.alarms.insert(place, target);
-        let start = !std::mem::replace(&mut state.running, true);
+        let first = state.first();
+        let replaced = state.set(target, target.alarm());
+        let is_another = state.first() != first;
+        let start = !state.alarms.is_empty() && !std::mem::replace(&mut state.running, true);
         drop(state);
         if start {
             spawn(|| self.run());
-        } else if is_first {
-            self.earlier.notify_one();
+        } else if is_another {
+            self.first.notify_one();
         }
+        // It may be the last reference to the file.
+        drop(replaced);
     }
 
     fn run(&'static self) {
@@ -89,17 +97,16 @@ impl<T: Alarmed> Timer<T> {
     fn next(&self) -> Next<T> {
         let mut state = self.state();
         loop {
-            let Some(first) = state.alarms.first_entry() else {
+            let Some(at) = state.first() else {
                 state.running = false;
                 return Next::Nothing;
             };
-            let (at, _) = *first.key();
             let wait = at.saturating_duration_since(Instant::now());
             if wait.is_zero() {
-                return Next::Due(at, first.remove());
+                return Next::Due(at, state.pop());
             }
             let longest = if pool_has_one_thread() { NAP } else { SLEEP };
-            let woken = self.earlier.wait_timeout(state, wait.min(longest));
+            let woken = self.first.wait_timeout(state, wait.min(longest));
             let (again, sleep) = woken.unwrap_or_else(PoisonError::into_inner);
             if sleep.timed_out() && wait > longest {
                 return Next::Again;
@@ -110,6 +117,36 @@ impl<T: Alarmed> Timer<T> {
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    /// The time of the next alarm.
+    fn first(&self) -> Option<Instant> {
+        let ((at, _), _) = self.alarms.first_key_value()?;
+        Some(*at)
+    }
+
+    /// Sets the one alarm of a file; returns what its former alarm held.
+    fn set(&mut self, target: &Arc<T>, alarm: Option<Instant>) -> Option<Arc<T>> {
+        let address = Arc::as_ptr(target) as usize;
+        let times = self.times.get_or_insert_with(HashMap::new);
+        let former = match alarm {
+            Some(at) => times.insert(address, at),
+            None => times.remove(&address),
+        };
+        let replaced = former.and_then(|at| self.alarms.remove(&(at, address)));
+        if let Some(at) = alarm {
+            self.alarms.insert((at, address), target.clone());
+        }
+        replaced
+    }
+
+    /// Takes the next alarm down.
+    fn pop(&mut self) -> Arc<T> {
+        let ((_, address), target) = self.alarms.pop_first().expect("there is one");
+        self.times.as_mut().and_then(|times| times.remove(&address));
+        target
     }
 }
 
@@ -130,14 +167,34 @@ mod tests {
 
     struct Bell {
         name: u32,
+        alarm: Mutex<Option<Instant>>,
         heard: Mutex<Sender<(u32, Instant)>>,
     }
 
     impl Alarmed for Bell {
+        fn alarm(&self) -> Option<Instant> {
+            *self.alarm.lock().unwrap()
+        }
+
         fn ring(self: &Arc<Self>, at: Instant) {
             assert!(Instant::now() >= at, "too early");
+            assert_eq!(self.alarm.lock().unwrap().take(), Some(at));
             self.heard.lock().unwrap().send((self.name, at)).unwrap();
             assert_ne!(self.name, 3, "this one panics");
+        }
+    }
+
+    fn bell(name: u32, at: Instant, heard: &Sender<(u32, Instant)>) -> Arc<Bell> {
+        Arc::new(Bell {
+            name,
+            alarm: Mutex::new(Some(at)),
+            heard: Mutex::new(heard.clone()),
+        })
+    }
+
+    fn wait_for_the_end(timer: &Timer<Bell>) {
+        while timer.state().running {
+            std::thread::yield_now();
         }
     }
 
@@ -146,30 +203,46 @@ mod tests {
         static TIMER: Timer<Bell> = Timer::new();
         let (heard, ring) = channel();
         let now = Instant::now();
-        let bell = |name| {
-            Arc::new(Bell {
-                name,
-                heard: Mutex::new(heard.clone()),
-            })
-        };
         let at = |millis| now + Duration::from_millis(millis);
         // The job sleeps for this one when the others come.
-        TIMER.set(at(300), bell(1));
-        TIMER.set(at(20), bell(2));
-        TIMER.set(at(20), bell(3));
-        TIMER.set(now, bell(4));
+        TIMER.update(&bell(1, at(300), &heard));
+        TIMER.update(&bell(2, at(20), &heard));
+        TIMER.update(&bell(3, at(20), &heard));
+        TIMER.update(&bell(4, now, &heard));
         let order: Vec<_> = (0..4).map(|_| ring.recv().unwrap()).collect();
         assert!(order.windows(2).all(|pair| pair[0].1 <= pair[1].1));
         assert_eq!(order.last(), Some(&(1, at(300))));
         drop(heard);
         // Every bell is let go of, and the next alarm starts a new job.
         assert!(ring.recv().is_err());
-        while TIMER.state().running {
-            std::thread::yield_now();
-        }
+        wait_for_the_end(&TIMER);
         let (heard, ring) = channel();
-        let heard = Mutex::new(heard);
-        TIMER.set(Instant::now(), Arc::new(Bell { name: 5, heard }));
+        TIMER.update(&bell(5, Instant::now(), &heard));
         assert_eq!(ring.recv().unwrap().0, 5);
+    }
+
+    #[test]
+    fn a_file_has_one_alarm_and_none_is_held_that_will_not_ring() {
+        static TIMER: Timer<Bell> = Timer::new();
+        const HOUR: Duration = Duration::from_secs(3600);
+        let (heard, ring) = channel();
+        let late = Instant::now() + HOUR;
+        let moved = bell(1, late, &heard);
+        let stopped = bell(2, late, &heard);
+        drop(heard);
+        for bell in [&moved, &stopped] {
+            TIMER.update(bell);
+            TIMER.update(bell);
+        }
+        assert_eq!(TIMER.state().alarms.len(), 2);
+        let now = Instant::now();
+        *moved.alarm.lock().unwrap() = Some(now);
+        TIMER.update(&moved);
+        *stopped.alarm.lock().unwrap() = None;
+        TIMER.update(&stopped);
+        assert_eq!(ring.recv().unwrap(), (1, now));
+        drop((moved, stopped));
+        assert!(ring.recv().is_err(), "somebody holds a bell");
+        wait_for_the_end(&TIMER);
     }
 }

@@ -41,8 +41,8 @@ pub(crate) struct Applied<L> {
     pub(crate) writes: u64,
     /// Writes that failed.
     pub(crate) errors: u64,
-    /// When the file is to be flushed in the background.
-    pub(crate) alarm: Option<Instant>,
+    /// The time at which the file is flushed in the background has changed.
+    pub(crate) alarm: bool,
 }
 
 /// Applies what can be applied. Writes that are done have ended; those that are to be durable wait
@@ -60,7 +60,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
         deferred: Vec::new(),
         writes: 0,
         errors: 0,
-        alarm: None,
+        alarm: false,
     };
     let mut fail = |op: &Arc<Op<L>>, error: MmapIoError| {
         applied.errors += 1;
@@ -138,10 +138,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
                 ended.push(op, failed.map_or(Ok(Outcome::Done), Err));
             }
         }
-        if let Due::Alarm(at) = due {
-            // Later ones are earlier.
-            applied.alarm = Some(at);
-        }
+        applied.alarm |= matches!(due, Due::Alarm(_));
     }
     // The owner of a `Bytes` is the user's code.
     contain(|| drop(payloads));
