@@ -125,10 +125,13 @@ impl Pending {
     pub(crate) fn take(&self, ranges: &[ByteRange]) -> Taken<'_> {
         let mut pending = self.ranges();
         debug_assert!(pending.flushing.is_empty());
+        let writes = pending.writes;
         pending.flushing = pending.remove(ranges);
+        let writes = writes - pending.writes;
         Taken {
             pending: self,
             is_durable: false,
+            writes,
         }
     }
 
@@ -255,6 +258,8 @@ impl Ranges {
 pub(crate) struct Taken<'a> {
     pending: &'a Pending,
     is_durable: bool,
+    /// Writes that count no more, if everything was taken.
+    writes: usize,
 }
 
 impl Taken<'_> {
@@ -268,10 +273,10 @@ impl Taken<'_> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let mut pending = self.pending.ranges();
-        for range in std::mem::take(&mut pending.flushing) {
-            if !self.is_durable {
-                pending.add(range);
-            }
+        let flushing = std::mem::take(&mut pending.flushing);
+        if !self.is_durable {
+            flushing.into_iter().for_each(|range| pending.add(range));
+            pending.writes += self.writes;
         }
     }
 }
@@ -317,6 +322,11 @@ mod tests {
         pending.wrote(&[range(3, 4)], FlushPolicy::Never);
         taken.flushed(Err(io::ErrorKind::Other.into())).unwrap_err();
         assert_eq!(pending.bytes(), 10);
+        let taken = pending.take(&[ByteRange::ALL]);
+        taken.flushed(Err(io::ErrorKind::Other.into())).unwrap_err();
+        // The writes are counted still, too.
+        let due = pending.wrote(&[range(0, 1)], FlushPolicy::EveryWrites(3));
+        assert_eq!(due, Due::Everything);
     }
 
     #[test]
