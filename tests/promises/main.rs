@@ -14,6 +14,7 @@ mod p2_pool;
 mod p3_aliasing;
 mod p4_ranges;
 mod p5_durable;
+mod p6_sticky;
 mod p7_cancel;
 mod p8_order;
 mod p9_bounded;

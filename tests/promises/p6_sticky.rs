@@ -1,0 +1,286 @@
+//! A failed flush is never forgotten, whoever asked for it: a threshold, the background, a dropped
+//! view, or many waiters at once. The disk is a real one that runs full under its file system; what
+//! each durable call says afterwards is also in `p10_errors`.
+
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use futures_lite::future::{poll_once, yield_now};
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
+
+use crate::common::{alone, ends, eventually, SOON};
+use crate::p10_errors::{Disk, MIB};
+
+/// A disk that has room for what is on it, and for nothing else.
+struct Failing {
+    /// Unmounted in this order.
+    disk: Disk,
+    small: Disk,
+    filler: Option<PathBuf>,
+    _dir: tempfile::TempDir,
+}
+
+impl Failing {
+    /// With a file of 32 MiB, of which the first bytes are durable.
+    fn new(test: &str) -> Option<Self> {
+        // The image is sparse, on a disk that has no room for it.
+        let dir = tempfile::tempdir().unwrap();
+        let small = Disk::tmpfs(test, 8 * MIB)?;
+        let disk = Disk::ext4(test, &small.path("image"), 64 * MIB)?;
+        let path = disk.path("data");
+        alone(async {
+            let file = MemoryMappedFile::create_rw(&path, 32 * MIB).await.unwrap();
+            file.update_region_async(0, b"durable").await.unwrap();
+            file.close().await.unwrap();
+        });
+        Some(Self {
+            disk,
+            small,
+            filler: None,
+            _dir: dir,
+        })
+    }
+
+    async fn open(&self, policy: FlushPolicy) -> MemoryMappedFile {
+        let builder = MemoryMappedFile::builder(self.disk.path("data")).mode(MmapMode::ReadWrite);
+        builder.flush_policy(policy).open().await.unwrap()
+    }
+
+    fn fail(&mut self) {
+        self.filler = Some(self.small.fill());
+    }
+
+    /// From now on a flush would succeed, and lie.
+    fn repair(&mut self) {
+        fs::remove_file(self.filler.take().unwrap()).unwrap();
+    }
+
+    /// When every handle and `Bytes` has gone: what nobody remembers.
+    async fn open_afresh(&self) -> MemoryMappedFile {
+        // The last job may not have gone yet.
+        let deadline = Instant::now() + SOON;
+        loop {
+            let again = self.open(FlushPolicy::Never).await;
+            if again.last_flush_error().is_none() {
+                return again;
+            }
+            assert!(Instant::now() < deadline, "never forgotten");
+            drop(again);
+            yield_now().await;
+        }
+    }
+}
+
+/// The cause, if it is one that a disk without room has.
+#[track_caller]
+fn cause(result: mmap_io::Result<()>) -> i32 {
+    let error = result.unwrap_err();
+    assert!(matches!(error, MmapIoError::FlushFailed(_)), "{error:?}");
+    let cause = error.raw_os_error();
+    assert!(
+        matches!(cause, Some(libc::ENOSPC | libc::EIO)),
+        "{cause:?} is not what a flush of it meets"
+    );
+    cause.unwrap()
+}
+
+/// Everything that is to be durable fails, with that cause, and everything else goes on.
+async fn assert_sticks(file: &MemoryMappedFile, lost: i32) {
+    assert_eq!(cause(Err(file.last_flush_error().unwrap())), lost);
+    assert_eq!(cause(file.flush().await), lost);
+    assert_eq!(cause(file.flush_range(0, 1).await), lost);
+    assert_eq!(cause(file.update_region_async(0, b"d").await), lost);
+    let regions: [(u64, &[u8]); 2] = [(0, b"d"), (MIB, b"x")];
+    assert_eq!(cause(file.update_regions_async(&regions).await), lost);
+    let bytes = vec![b'd'].into();
+    assert_eq!(cause(file.write_bytes_async(0, bytes).await), lost);
+    let view = file.as_slice_mut(0, 1).await.unwrap();
+    assert_eq!(cause(view.commit().await), lost);
+    assert_eq!(cause(file.evict(0, 4096).await), lost);
+    assert_eq!(cause(file.clone().close().await), lost);
+    let lazy = MemoryMappedFile::open_rw(file.path()).await.unwrap();
+    lazy.update_region(0, b"durable").await.unwrap();
+    lazy.update_region(3 * MIB, b"visible").await.unwrap();
+    assert_eq!(file.slice(3 * MIB, 7).await.unwrap(), b"visible");
+    assert_eq!(file.read_bytes(0, 7).await.unwrap(), "durable");
+    assert_eq!(file.as_slice(0, 7).unwrap(), b"durable");
+    lazy.as_slice_mut(4 * MIB, 10).await.unwrap().fill(1);
+    assert!(lazy.try_update_region(4 * MIB, b"x").await.unwrap());
+    file.schedule_flush().await.unwrap();
+    assert_eq!(cause(lazy.flush().await), lost);
+    // It was met once, and is not tried again.
+    assert_eq!(file.stats().flush_errors, 1);
+}
+
+/// Many pages, so that the disk cannot hold them.
+async fn write_what_is_lost(file: &MemoryMappedFile) -> mmap_io::Result<()> {
+    file.update_region(8 * MIB, &vec![1; 8 << 20]).await
+}
+
+#[test]
+fn every_waiter_of_the_flush_is_told_and_every_later_one() {
+    let Some(mut failing) = Failing::new("p6_waiters") else {
+        return;
+    };
+    let file = alone(failing.open(FlushPolicy::Never));
+    failing.fail();
+    alone(write_what_is_lost(&file)).unwrap();
+    let mut waiters = Vec::new();
+    for waiter in 0..12_u64 {
+        let file = file.clone();
+        waiters.push(std::thread::spawn(move || {
+            ends("a waiter", async move {
+                // None of these bytes is what is lost; but whoever comes later is not told that
+                // all is well.
+                let mut results = Vec::new();
+                for turn in 0..20 {
+                    results.push(match (waiter + turn) % 3 {
+                        0 => file.flush().await,
+                        1 => file.flush_range(8 * MIB, 8 * MIB).await,
+                        _ => file.update_region_async(16 * MIB + waiter, b"x").await,
+                    });
+                }
+                results
+            })
+        }));
+    }
+    let mut told = Vec::new();
+    for waiter in waiters {
+        let results = waiter.join().unwrap();
+        let first_error = results.iter().position(Result::is_err).unwrap();
+        // One error, and nothing but that from then on.
+        told.extend(results.into_iter().skip(first_error).map(cause));
+    }
+    let lost = told[0];
+    assert!(told.iter().all(|cause| *cause == lost), "{told:?}");
+    failing.repair();
+    alone(assert_sticks(&file, lost));
+}
+
+#[test]
+fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
+    for (test, policy) in [
+        ("p6_always", FlushPolicy::Always),
+        ("p6_every_bytes", FlushPolicy::EveryBytes(1 << 20)),
+        ("p6_every_writes", FlushPolicy::EveryWrites(3)),
+    ] {
+        let Some(mut failing) = Failing::new(test) else {
+            return;
+        };
+        alone(async {
+            let file = failing.open(policy).await;
+            failing.fail();
+            let lost = loop {
+                if let Err(error) = write_what_is_lost(&file).await {
+                    break cause(Err(error));
+                }
+                assert!(file.stats().updates < 3, "{policy:?}");
+            };
+            failing.repair();
+            // What it has written and could not flush stays pending, so the threshold stays
+            // crossed.
+            assert!(file.pending_bytes() >= 8 * MIB);
+            for _ in 0..4 {
+                let bytes = vec![1].into();
+                assert_eq!(cause(file.update_region(MIB, b"x").await), lost);
+                assert_eq!(cause(file.update_regions(&[(0, b"d")]).await), lost);
+                assert_eq!(cause(file.write_bytes(MIB, bytes).await), lost);
+                let tried = file.try_update_region(MIB, b"x").await;
+                assert_eq!(cause(tried.map(drop)), lost);
+            }
+            assert_sticks(&file, lost).await;
+        });
+    }
+}
+
+#[test]
+fn a_failure_of_the_background_surfaces_and_outlives_the_handles() {
+    let Some(mut failing) = Failing::new("p6_every_millis") else {
+        return;
+    };
+    alone(async {
+        let file = failing.open(FlushPolicy::EveryMillis(5)).await;
+        failing.fail();
+        // The tick may come before this returns.
+        let _ = write_what_is_lost(&file).await;
+        eventually("the background fails", || file.last_flush_error().is_some());
+        failing.repair();
+        let lost = cause(Err(file.last_flush_error().unwrap()));
+        // Writes under the policy say so, each of them.
+        for _ in 0..3 {
+            let bytes = vec![1].into();
+            assert_eq!(cause(file.update_region(MIB, b"x").await), lost);
+            assert_eq!(cause(file.write_bytes(MIB, bytes).await), lost);
+        }
+        assert_eq!(file.slice(MIB, 1).await.unwrap(), [1], "it is in place");
+        assert_sticks(&file, lost).await;
+
+        // A `Bytes` is the last that holds the file; the error waits with it.
+        let bytes = file.bytes(0, 7).unwrap();
+        drop(file);
+        let again = failing.open(FlushPolicy::EveryMillis(5)).await;
+        assert_eq!(cause(again.flush().await), lost);
+        assert_eq!(cause(again.update_region(MIB, b"x").await), lost);
+        let (reader, more) = (again.clone(), bytes.slice(2..4));
+        drop((again, bytes));
+        assert_eq!(cause(Err(reader.last_flush_error().unwrap())), lost);
+        drop(reader);
+        let again = failing.open(FlushPolicy::Never).await;
+        assert_eq!(cause(again.flush().await), lost);
+        drop(again);
+        assert_eq!(more, "ra");
+        drop(more);
+        let fresh = failing.open_afresh().await;
+        assert_eq!((fresh.stats().flush_errors, fresh.pending_bytes()), (0, 0));
+        fresh.update_region_async(MIB, b"again").await.unwrap();
+        fresh.flush().await.unwrap();
+        let ticking = failing.open(FlushPolicy::EveryMillis(5)).await;
+        ticking.update_region(0, b"d").await.unwrap();
+        eventually("the background works again", || {
+            ticking.pending_bytes() == 0 && ticking.stats().flushes == 3
+        });
+        assert!(ticking.last_flush_error().is_none());
+    });
+}
+
+#[test]
+fn a_flush_that_a_view_started_is_not_forgotten_either() {
+    let Some(mut failing) = Failing::new("p6_views") else {
+        return;
+    };
+    alone(async {
+        let file = failing.open(FlushPolicy::Always).await;
+        failing.fail();
+        file.as_slice_mut(8 * MIB, 8 * MIB).await.unwrap().fill(1);
+        eventually("what it started fails", || {
+            file.last_flush_error().is_some()
+        });
+        failing.repair();
+        let lost = cause(Err(file.last_flush_error().unwrap()));
+        assert_eq!(cause(file.update_region(0, b"d").await), lost);
+        assert_sticks(&file, lost).await;
+    });
+}
+
+#[test]
+fn a_flush_whose_future_was_dropped_is_not_forgotten_either() {
+    let Some(mut failing) = Failing::new("p6_dropped") else {
+        return;
+    };
+    alone(async {
+        let file = failing.open(FlushPolicy::Never).await;
+        failing.fail();
+        write_what_is_lost(&file).await.unwrap();
+        // Most often it has only begun by then.
+        drop(poll_once(Box::pin(file.flush())).await);
+        eventually("it fails all the same", || {
+            file.last_flush_error().is_some()
+        });
+        failing.repair();
+        let lost = cause(Err(file.last_flush_error().unwrap()));
+        assert_sticks(&file, lost).await;
+    });
+}
