@@ -1,0 +1,167 @@
+//! A writer that is killed in the middle of what it does loses nothing that it was told is done:
+//! each write whose call had returned is in the file, whole, and so is the length after a resize.
+//! (What a power cut leaves is another matter; the pages of a killed process stay in the kernel.)
+
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use mmap_io::MemoryMappedFile;
+
+use crate::common::alone;
+use crate::p5_durable::{child_dir, on_a_disk};
+
+const WRITERS: u64 = 3;
+/// Each writer has slots of its own, and goes through them in turn.
+const SLOTS: u64 = 8;
+/// Slots are not at page boundaries.
+const SLOT: u64 = 300_000 + 123;
+const BODY: u64 = WRITERS * SLOTS * SLOT;
+/// What is written into a slot is small and copied, or large and goes another way.
+const LENGTHS: [u64; 4] = [1, 5_000, 70_000, 300_000];
+
+/// Where the n-th write of a writer goes, how long it is, and the byte it is made of.
+fn write_of(writer: u64, number: u64) -> (u64, usize, u8) {
+    let slot = writer * SLOTS + number % SLOTS;
+    let len = LENGTHS[(number / SLOTS % 4) as usize];
+    (slot * SLOT, len as usize, (number % 255) as u8 + 1)
+}
+
+/// The length of the file after its n-th resize, up and down, by less than a page and by many.
+fn length_of(number: u64) -> u64 {
+    BODY + 1 + number * 7919 % 1_000_000
+}
+
+/// Says that an operation has returned, to whoever survives.
+fn acknowledge(line: &str) {
+    // One call, so that a line is there as a whole or not at all.
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    std::io::stdout().flush().unwrap();
+}
+
+#[test]
+fn writing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let first = |name: &str| -> u64 {
+        let number = std::env::var(name).unwrap();
+        number.parse().unwrap()
+    };
+    let file = alone(MemoryMappedFile::open_rw(dir.join("data"))).unwrap();
+    thread::scope(|threads| {
+        for writer in 0..WRITERS {
+            let (file, from) = (&file, first(&format!("MMAP_IO_TEST_WRITE_{writer}")));
+            threads.spawn(move || {
+                for number in from.. {
+                    let (offset, len, byte) = write_of(writer, number);
+                    let data = vec![byte; len];
+                    let written = match number % 3 {
+                        0 => alone(file.update_region(offset, &data)),
+                        1 => alone(file.write_bytes(offset, data.into())),
+                        _ if writer == 0 => alone(file.update_region_async(offset, &data)),
+                        // Two ranges of one operation.
+                        _ => {
+                            let (one, two) = data.split_at(len / 2);
+                            let regions = [(offset, one), (offset + len as u64 / 2, two)];
+                            alone(file.update_regions(&regions))
+                        }
+                    };
+                    written.unwrap();
+                    acknowledge(&format!("\n{writer} {number}\n"));
+                }
+            });
+        }
+        for number in first("MMAP_IO_TEST_RESIZE").. {
+            alone(file.resize(length_of(number))).unwrap();
+            acknowledge(&format!("\n{WRITERS} {number}\n"));
+        }
+    });
+}
+
+/// The next number of each writer, and of the resizes, after a child was killed.
+fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", "--nocapture", "--test-threads=1"])
+        .arg("kill::writing_child")
+        .env("MMAP_IO_TEST_CHILD", dir)
+        .env("MMAP_IO_TEST_RESIZE", next[WRITERS as usize].to_string());
+    for writer in 0..WRITERS {
+        let from = next[writer as usize].to_string();
+        child.env(format!("MMAP_IO_TEST_WRITE_{writer}"), from);
+    }
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    let mut acknowledge = |line: &str| {
+        let mut words = line.split(' ').map(|word| word.trim().parse::<u64>());
+        match (words.next(), words.next(), words.next()) {
+            (Some(Ok(who)), Some(Ok(number)), None) => {
+                assert_eq!(number, next[who as usize]);
+                next[who as usize] += 1;
+                true
+            }
+            _ => false,
+        }
+    };
+    let mut heard = 0;
+    while heard < acknowledgements {
+        line.clear();
+        assert!(output.read_line(&mut line).unwrap() > 0, "the child ended");
+        heard += usize::from(acknowledge(&line));
+    }
+    // SIGKILL: no destructor, no flush, no time.
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What it said before it died.
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    rest.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .for_each(|line| {
+            acknowledge(line);
+        });
+}
+
+#[test]
+fn what_was_acknowledged_is_whole_after_a_kill() {
+    let dir = on_a_disk();
+    let path = dir.path().join("data");
+    fs::File::create(&path)
+        .unwrap()
+        .set_len(length_of(0))
+        .unwrap();
+    let mut next = [1_u64; WRITERS as usize + 1];
+    for round in 0..20 {
+        let before = next;
+        killed_after(dir.path(), &mut next, 5 + round * 11 % 60);
+        let content = fs::read(&path).unwrap();
+        let resizes = next[WRITERS as usize];
+        let lengths = [length_of(resizes - 1), length_of(resizes)];
+        assert!(lengths.contains(&(content.len() as u64)), "{lengths:?}");
+        for writer in 0..WRITERS {
+            let next = next[writer as usize];
+            // The last that was acknowledged in each slot. The one after that, of which nobody
+            // has heard, may have been under way; it has a slot of its own.
+            for number in (1..next).rev().take(SLOTS as usize - 1) {
+                let (offset, len, byte) = write_of(writer, number);
+                let slot = &content[offset as usize..][..len];
+                let wrong = slot.iter().position(|found| *found != byte);
+                assert_eq!(wrong, None, "write {number} of {writer}, round {round}");
+            }
+        }
+        assert_ne!(before, next);
+        // And the file can be used: also what was under way is done again in the next round.
+        alone(async {
+            let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+            assert_eq!(file.len(), content.len() as u64);
+            assert!(file.as_slice(0, file.len()).unwrap() == content[..]);
+            file.close().await.unwrap();
+        });
+    }
+}
