@@ -20,3 +20,4 @@ mod p7_cancel;
 mod p8_order;
 mod p9_bounded;
 mod policies;
+mod strategy;

@@ -25,7 +25,7 @@ async fn open(path: &Path, policy: FlushPolicy) -> MemoryMappedFile {
 }
 
 /// A file that owes nothing but what is written to it from now on.
-async fn settled(path: &Path, len: usize, policy: FlushPolicy) -> MemoryMappedFile {
+pub(crate) async fn settled(path: &Path, len: usize, policy: FlushPolicy) -> MemoryMappedFile {
     fs::write(path, vec![0; len]).unwrap();
     fs::File::open(path).unwrap().sync_all().unwrap();
     let file = open(path, policy).await;
@@ -40,7 +40,7 @@ fn state(file: &MemoryMappedFile) -> (u64, u64) {
 }
 
 /// Whether the kernel shows dirty pages of a file on that disk.
-fn can_probe(test: &str, dir: &Path) -> bool {
+pub(crate) fn can_probe(test: &str, dir: &Path) -> bool {
     let path = dir.join("trial");
     fs::write(&path, b"x").unwrap();
     let sees = !Probe::new(&path).is_clean();
@@ -614,7 +614,7 @@ fn thousand_files_child() {
 
 /// Long before the kernel does it on its own (after 30 s, by default).
 #[track_caller]
-fn soon_clean(probe: &Probe) {
+pub(crate) fn soon_clean(probe: &Probe) {
     let deadline = Instant::now() + Duration::from_secs(15);
     while !probe.is_clean() {
         assert!(Instant::now() < deadline, "it was lost");
