@@ -631,14 +631,6 @@ impl Durable for OpenFile {
             return Ok(());
         };
         let owed = std::mem::take(&mut *ignore_poison(&self.names));
-        if owed.length || owed.directory.is_some() {
-            let taken = self.pending.take(&[ByteRange::ALL]);
-            let synced = sys::sync_file(file).and_then(|()| {
-                let directory = owed.directory.as_ref();
-                directory.map_or(Ok(()), sys::sync_directory)
-            });
-            return self.flushed(taken, synced);
-        }
         let len = self.len();
         let inside =
             |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
@@ -647,11 +639,21 @@ impl Durable for OpenFile {
             Extent::Ranges(ranges) => ranges.iter().map(inside).collect(),
         };
         let writeback = Writeback::of(ranges, habits);
-        let (Some(writeback), Some(map)) = (writeback, self.map(Protection::ReadWrite)) else {
-            return Ok(());
+        let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
+        let taken = self.pending.take(covers);
+        let result = if owed.length || owed.directory.is_some() {
+            // All of the file: no call makes the length durable and leaves bytes alone.
+            sys::sync_file(file).and_then(|()| {
+                let directory = owed.directory.as_ref();
+                directory.map_or(Ok(()), sys::sync_directory)
+            })
+        } else {
+            match (&writeback, self.map(Protection::ReadWrite)) {
+                (Some(writeback), Some(map)) => writeback.run(map, file),
+                _ => Ok(()),
+            }
         };
-        let taken = self.pending.take(writeback.covers());
-        self.flushed(taken, writeback.run(map, file))
+        self.flushed(taken, result)
     }
 }
 

@@ -21,12 +21,6 @@ impl ByteRange {
     /// No bytes.
     pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
 
-    /// All bytes that a file can have.
-    pub(crate) const ALL: Self = Self {
-        start: 0,
-        end: u64::MAX,
-    };
-
     /// The range of `len` bytes at `offset`, if it lies inside `total` bytes.
     #[inline]
     pub(crate) fn new(offset: u64, len: u64, total: u64) -> Result<Self> {

@@ -179,7 +179,7 @@ fn nothing_is_left_to_write_when_a_durable_call_returns() {
             file,
             middle,
             9,
-            file.update_region_async(middle, b"x")
+            file.update_region_async(middle, b"nine byte")
         );
         assert_cleans!(probe, file, end, 1, file.flush_range(end, 1));
         file.resize(1 << 20).await.unwrap();
