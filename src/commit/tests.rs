@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -123,7 +123,15 @@ fn start(disk: &Arc<Disk>, flush: Flush, everything: bool) -> (Arc<Flush>, Optio
 }
 
 fn wait(flush: &Flush) -> Result<()> {
-    futures_lite::future::block_on(flush.done())
+    let deadline = Instant::now() + WATCHDOG;
+    loop {
+        let told = futures_lite::future::poll_once(flush.done());
+        if let Some(result) = futures_lite::future::block_on(told) {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "a waiter hangs");
+        std::thread::yield_now();
+    }
 }
 
 #[track_caller]
