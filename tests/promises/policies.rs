@@ -391,9 +391,19 @@ fn one_durable_operation_costs_one_flush() {
 
 #[test]
 fn writes_go_on_during_a_flush() {
+    // The flush takes a thread of the pool, and they need another.
     let dir = on_a_disk();
+    in_child("flushing_child", dir.path(), None);
+}
+
+#[test]
+fn flushing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    watch();
     alone(async {
-        let path = dir.path().join("data");
+        let path = dir.join("data");
         let file = settled(&path, 64 << 20, FlushPolicy::Never).await;
         let data = vec![1; 32 << 20];
         // Where a flush is over too soon to tell, again.
