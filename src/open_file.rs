@@ -688,3 +688,51 @@ const _: () = {
     const fn assert<T: Send + Sync + Deref>() {}
     assert::<Arc<OpenFile>>();
 };
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use super::*;
+    use crate::file::MemoryMappedFile;
+
+    /// Waits until no job holds the file any more, and so many others do.
+    fn wait_for_references(open: &Arc<OpenFile>, count: usize) {
+        let start = Instant::now();
+        while Arc::strong_count(open) != count {
+            assert!(
+                start.elapsed().as_secs() < 60,
+                "held for an alarm, or by none"
+            );
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_timer_holds_a_file_only_while_there_is_something_to_flush() {
+        let dir = tempfile::tempdir().unwrap();
+        futures_lite::future::block_on(async {
+            let file = MemoryMappedFile::builder(dir.path().join("data"))
+                .size(20_000)
+                .flush_policy(FlushPolicy::EveryMillis(3_600_000))
+                .create()
+                .await
+                .unwrap();
+            let open: &Arc<OpenFile> = &file.handle.open;
+            let idle = Arc::strong_count(open);
+            let dirty = || async {
+                file.update_region(10_000, b"dirty").await.unwrap();
+                wait_for_references(open, idle + 1);
+            };
+            // The first flush is of the whole file, the second of its pages.
+            for _ in 0..2 {
+                dirty().await;
+                file.flush().await.unwrap();
+                wait_for_references(open, idle);
+            }
+            dirty().await;
+            file.flush_range(10_000, 4).await.unwrap();
+            wait_for_references(open, idle + 1);
+            file.resize(10_000).await.unwrap();
+            wait_for_references(open, idle);
+        });
+    }
+}
