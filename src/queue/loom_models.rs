@@ -121,16 +121,28 @@ impl<S: Steps> File<S> {
         lock(&self.started).contains(&place)
     }
 
-    /// When all jobs have ended: these have started, in the order of submission.
-    fn check_end(&self, started: &[Operation]) {
+    /// When all jobs have ended: these have started, once each, and those that overlap in the
+    /// order of submission.
+    fn check_end(&self, ops: &[Operation]) {
         let state = lock(&self.queue.state);
         let left = state.fresh.iter().chain(&state.deferred);
         assert_eq!(left.filter(|op| op.is_queued()).count(), 0, "left behind");
         assert!(!state.running && state.applying.is_none());
-        let places = started.iter().map(|op| op.place.load(Ordering::Relaxed));
-        let mut places: Vec<u64> = places.collect();
-        places.sort_unstable();
-        assert_eq!(*lock(&self.started), places, "another order");
+        let started = lock(&self.started);
+        assert_eq!(started.len(), ops.len(), "another number");
+        let rank = |op: &Operation| {
+            let place = op.place.load(Ordering::Relaxed);
+            let rank = started.iter().position(|started| *started == place);
+            (place, rank.expect("it has started"))
+        };
+        for (index, op) in ops.iter().enumerate() {
+            let overlap = |other: &&Operation| other.ranges[0].overlaps(op.ranges[0]);
+            for other in ops[index + 1..].iter().filter(overlap) {
+                let ((place, rank), (other_place, other_rank)) = (rank(op), rank(other));
+                let in_order = (place < other_place) == (rank < other_rank);
+                assert!(in_order, "another order");
+            }
+        }
     }
 }
 
@@ -206,6 +218,7 @@ trait Steps: Send + Sync + Sized + 'static {
     const RESTARTS_AFTER_WITHDRAWAL: bool = true;
     const CLEARS_WHERE_IT_LOOKS: bool = true;
     const COUNTS_THE_BATCH: bool = true;
+    const RUNS_UNTIL_ALL_ARE_TOLD: bool = true;
     const DEFERS_BEHIND_THE_DEFERRED: bool = true;
     const RETRIES_IN_FRONT: bool = true;
 
@@ -283,6 +296,9 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
             return file.finish();
         }
         let batch = queue.next_batch(&mut ended, false);
+        if !S::RUNS_UNTIL_ALL_ARE_TOLD && batch.is_empty() {
+            lock(&queue.state).running = false;
+        }
         if batch.is_empty() && ended.0.is_empty() {
             return file.finish();
         }
@@ -478,24 +494,40 @@ fn nobody_left<S: Steps>() {
     });
 }
 
-/// One that gives up rather than wait, behind one that waits.
+/// One that gives up rather than wait, behind one that waits. Whoever is told that goes on, before
+/// the job that has told it does.
 fn giving_up<S: Steps>() {
-    check(1, || {
+    check(2, || {
         let file = File::<S>::new(true);
-        let first = write(0, 20);
-        let second = op(15, 30, Action::TryWrite(FlushPolicy::Never));
-        let waits = S::submit(&file, &first);
-        let other = {
-            let file = file.clone();
-            thread::spawn(move || {
-                let outcome = block_on(S::submit(&file, &second));
-                assert!(matches!(outcome, Ok(Outcome::InUse)));
-            })
+        let ops = [write(0, 20), write(40, 50)];
+        let waits = {
+            let mut state = lock(&file.queue.state);
+            state.push(ops[0].clone());
+            let first = state.fresh.pop_front().expect("pushed");
+            state.defer(first);
+            lock(&file.view).watched = true;
+            Submitted {
+                target: file.clone(),
+                op: Some(ops[0].clone()),
+            }
         };
-        other.join().unwrap();
-        file.release();
+        let viewer = {
+            let file = file.clone();
+            thread::spawn(move || file.release())
+        };
+        let try_write = op(15, 30, Action::TryWrite(FlushPolicy::Never));
+        let gives_up = block_on(S::submit(&file, &try_write));
+        assert!(is_done(block_on(S::submit(&file, &ops[1]))));
         assert!(is_done(block_on(waits)));
-        move || file.check_end(&[first])
+        viewer.join().unwrap();
+        move || match gives_up {
+            Ok(Outcome::InUse) => file.check_end(&ops),
+            gives_up => {
+                assert!(is_done(gives_up));
+                let [first, second] = ops;
+                file.check_end(&[first, second, try_write]);
+            }
+        }
     });
 }
 
@@ -633,7 +665,7 @@ needed!(
     without_asking_whether_it_was_withdrawn,
     STARTS_ONLY_WHAT_IS_QUEUED,
     withdrawal_and_release,
-    "another order"
+    "another number"
 );
 needed!(
     without_deferring_behind_the_deferred,
@@ -646,6 +678,12 @@ needed!(
     RETRIES_IN_FRONT,
     order,
     "another order"
+);
+needed!(
+    without_running_until_all_are_told,
+    RUNS_UNTIL_ALL_ARE_TOLD,
+    giving_up,
+    "Causality violation"
 );
 needed!(
     without_a_flush_at_the_end,
