@@ -45,7 +45,7 @@
 //! - **Durable means durable**: a write whose name ends in `_async`, or a
 //!   [`flush`](MemoryMappedFile::flush), survives a power cut when it returns, with the length and
 //!   the name of the file. A flush that failed is never forgotten.
-//! - **Errors, not signals**: on Linux a full disk, a file truncated by somebody else or a failing
+//! - **Errors, not signals**: on Linux (5.14 or newer) a full disk, a file truncated by somebody else or a failing
 //!   disk is an `Err` of the operation that meets it.
 //!
 //! # Deadlocks
