@@ -3,6 +3,9 @@
 //! However many handles are open on a file, there is one [`OpenFile`], which they share. It lives
 //! until the last handle, view, `Bytes` and queued operation is gone, and its maps with it.
 
+mod draining;
+mod flushing;
+
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
@@ -14,25 +17,20 @@ use std::time::Instant;
 
 use event_listener::{Event, EventListener};
 
-use crate::commit::{Commits, Durable, Extent, Flush};
+use self::flushing::TIMER;
+use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
-use crate::flush::{Due, FlushPolicy, Pending, Taken};
-use crate::lease::{Kind, Lease, LeaseHost, Leases};
+use crate::flush::Pending;
+use crate::lease::{Lease, LeaseHost, Leases};
 use crate::map::{Backing, Map, Protection, Span};
-use crate::offload::{spawn, ROUNDS};
-use crate::queue::{apply_writes, Action, Drain, Ended, Op, Outcome, Queue, Site};
-use crate::range::{ByteRange, MAX_LEN};
+use crate::offload::spawn;
+use crate::queue::Queue;
+use crate::range::ByteRange;
 use crate::registry::{Claim, FileKey, Registry};
-use crate::residency;
 use crate::sys::{self, Advice, Habits};
-use crate::timer::{Alarmed, Timer};
-use crate::writeback::Writeback;
 
 /// The open files of the process.
 pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
-
-/// Those that are flushed in the background.
-static TIMER: Timer<OpenFile> = Timer::new();
 
 /// Mappings of more bytes than this are unmapped on the pool: it takes 4 us a MiB that is
 /// resident.
@@ -296,34 +294,6 @@ impl OpenFile {
         self.preallocate.store(true, Ordering::Relaxed);
     }
 
-    /// The file was created here: its length and its name in `directory` are not durable yet.
-    pub(crate) fn owes_its_name(&self, directory: Option<File>) {
-        *ignore_poison(&self.names) = Names {
-            length: true,
-            directory,
-        };
-    }
-
-    /// Starts a flush, whether or not somebody waits for it; its error sticks.
-    pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
-        let flush = Arc::new(flush);
-        self.commits.add(flush.clone(), false);
-        if let Some(turn) = Commits::turn(self) {
-            turn.spawn();
-        }
-        flush
-    }
-
-    /// Counts what was written through a view, and starts what the policy asks for.
-    pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
-        match self.pending.wrote(&[range], policy) {
-            Due::Nothing | Due::Alarmed => {}
-            Due::Write => drop(self.start(Flush::of(range))),
-            Due::Everything => drop(self.start(Flush::of_everything())),
-            Due::Alarm(_) => TIMER.update(self),
-        }
-    }
-
     /// Takes pages out of every map. They stay in the page cache, and in the file.
     pub(crate) fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
@@ -357,175 +327,6 @@ impl OpenFile {
         self.hot.maps[protection as usize].store(current, Ordering::Release);
         self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::Release);
     }
-
-    /// Applies writes, or defers them.
-    fn write(
-        self: &Arc<Self>,
-        batch: &[Arc<Op<OwnedLease>>],
-        ended: &mut Ended<OwnedLease>,
-    ) -> Vec<Arc<Op<OwnedLease>>> {
-        let (mapped, map) = match (self.writable(), self.map(Protection::ReadWrite)) {
-            (Ok(mapped), Some(map)) => (mapped, map),
-            _ => unreachable!("a write comes from a handle that may write a file with bytes"),
-        };
-        let site = Site {
-            backing: &mapped.backing,
-            map,
-            len: self.len(),
-            coherent: match mapped.habits.coherent_writes {
-                true => mapped.backing.file(),
-                false => None,
-            },
-            leases: &self.hot.leases,
-            pending: &self.pending,
-            commits: &self.commits,
-            last_gate: &self.last_gate,
-        };
-        let applied = apply_writes(&site, &self.queue, batch, ended);
-        let counters = &self.counters;
-        counters.writes.fetch_add(applied.writes, Ordering::Relaxed);
-        counters
-            .write_errors
-            .fetch_add(applied.errors, Ordering::Relaxed);
-        if applied.alarm {
-            TIMER.update(self);
-        }
-        applied.deferred
-    }
-
-    /// Grants a view or a snapshot; `None` while something is in the way.
-    fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
-        range.check(self.len())?;
-        if kind == Kind::Exclusive {
-            let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
-            residency::check_length(mapped.backing.file(), &[range])?;
-            if let Some(map) = map {
-                residency::populate_write(map, &mapped.backing, std::iter::once(range))?;
-            }
-        }
-        Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
-    }
-
-    /// Gives the file a new length; `false` while views of the tail are in the way. Nothing is
-    /// done any more if `starts` says that the operation was withdrawn.
-    fn resize(self: &Arc<Self>, new_len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
-        let len = self.len();
-        let backing = &self.writable()?.backing;
-        residency::check_length(backing.file(), &[ByteRange::between(0, len)])?;
-        let Some(file) = backing.file() else {
-            return Err(MmapIoError::InvalidMode("memory has a fixed size"));
-        };
-        if new_len >= len {
-            if !starts() {
-                return Ok(true);
-            }
-            // Before anybody can write, and flush, past the old end.
-            self.owes_its_length();
-            self.grow(len, new_len, file)
-                .map_err(MmapIoError::ResizeFailed)?;
-        } else {
-            let tail = ByteRange::between(new_len, len);
-            let Some(tail) = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, true)? else {
-                return Ok(false);
-            };
-            if !starts() {
-                return Ok(true);
-            }
-            // The length first: nobody may look past it when the pages go.
-            self.hot.len.store(new_len, Ordering::Release);
-            // SeqCst: whoever has seen the old length before this, and asks again after a page
-            // was gone, sees the count.
-            self.cuts.fetch_add(1, Ordering::SeqCst);
-            if let Err(error) = file.set_len(new_len) {
-                self.hot.len.store(len, Ordering::Release);
-                return Err(MmapIoError::ResizeFailed(error));
-            }
-            self.pending.truncate(new_len);
-            self.settle();
-            self.owes_its_length();
-            drop(tail);
-        }
-        Ok(true)
-    }
-
-    /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
-    fn settle(&self) {
-        if self.pending.settle() {
-            // Whoever flushes or cuts the file holds it.
-            if let Some(this) = self.this.upgrade() {
-                TIMER.update(&this);
-            }
-        }
-    }
-
-    fn flushed(&self, taken: Taken<'_>, result: io::Result<()>) -> io::Result<()> {
-        let result = taken.flushed(result);
-        self.settle();
-        result
-    }
-
-    fn owes_its_length(&self) {
-        ignore_poison(&self.names).length = true;
-    }
-
-    fn grow(&self, len: u64, new_len: u64, file: &File) -> io::Result<()> {
-        file.set_len(new_len)?;
-        let reserve = || match self.preallocate.load(Ordering::Relaxed) {
-            true if new_len > len => sys::allocate(file, len, new_len - len),
-            _ => Ok(()),
-        };
-        reserve()
-            .and_then(|()| self.extend(new_len))
-            .map_err(|error| {
-                // What cannot be had is not left half done; the file was that long before.
-                let _ = file.set_len(len);
-                error
-            })
-    }
-
-    /// Moves the end of the file, which is that long already.
-    fn extend(&self, len: u64) -> io::Result<()> {
-        let _remap = ignore_poison(&self.remap);
-        for protection in [Protection::Read, Protection::ReadWrite] {
-            let Some(mapped) = self.mapped[protection as usize].get() else {
-                continue;
-            };
-            if self
-                .map(protection)
-                .is_some_and(|map| map.capacity() >= len)
-            {
-                continue;
-            }
-            let map = Arc::new(Map::new(&mapped.backing, len, protection)?);
-            self.make_current(protection, &map);
-            ignore_poison(&mapped.maps).push(map);
-        }
-        // Release: pairs with the load in `len`. Whoever sees the length sees maps that cover it.
-        self.hot.len.store(len, Ordering::Release);
-        Ok(())
-    }
-
-    /// Adopts what somebody else appended.
-    fn adopt_length(&self) -> Result<()> {
-        let mapped = self.mapped.iter().find_map(OnceLock::get);
-        let Some(mapped) = mapped else {
-            return Ok(());
-        };
-        residency::check_length(mapped.backing.file(), &[ByteRange::between(0, self.len())])?;
-        let len = mapped
-            .backing
-            .file()
-            .map_or(Ok(self.len()), sys::file_len)?;
-        if len > MAX_LEN {
-            return Err(MmapIoError::ResizeFailed(
-                io::ErrorKind::InvalidInput.into(),
-            ));
-        }
-        if len > self.len() {
-            self.extend(len).map_err(MmapIoError::ResizeFailed)?;
-        }
-        Ok(())
-    }
 }
 
 impl LeaseHost for OpenFile {
@@ -539,121 +340,6 @@ impl LeaseHost for OpenFile {
         if let Some(this) = self.this.upgrade() {
             Queue::restart(&this);
         }
-    }
-}
-
-impl Drain for OpenFile {
-    type Lease = OwnedLease;
-
-    fn queue(&self) -> &Queue<OwnedLease> {
-        &self.queue
-    }
-
-    fn apply(
-        self: &Arc<Self>,
-        batch: &[Arc<Op<OwnedLease>>],
-        ended: &mut Ended<OwnedLease>,
-    ) -> Vec<Arc<Op<OwnedLease>>> {
-        let op = match batch {
-            [op] => op,
-            writes => return self.write(writes, ended),
-        };
-        let range = op.ranges[0];
-        let outcome = match op.action {
-            Action::Write(_) | Action::TryWrite(_) => return self.write(batch, ended),
-            Action::Lease(kind) => self
-                .lease(kind, range)
-                .map(|lease| lease.map(Outcome::Leased)),
-            Action::FirstLength if self.len() > 0 => Ok(Some(Outcome::Done)),
-            Action::Resize | Action::FirstLength => self
-                .resize(range.start(), || self.queue.begin(op).is_some())
-                .map(|resized| resized.then_some(Outcome::Done)),
-            Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
-        };
-        match outcome.transpose() {
-            Some(outcome) => {
-                self.queue.finish(op, outcome, ended);
-                Vec::new()
-            }
-            None => batch.to_vec(),
-        }
-    }
-
-    fn lingers(&self) -> bool {
-        self.commits.lingers()
-    }
-
-    fn is_left_to_do(&self) -> bool {
-        self.commits.are_due()
-    }
-
-    fn hand_on(self: &Arc<Self>) {
-        if let Some(turn) = Commits::turn(self) {
-            turn.spawn();
-        }
-    }
-
-    fn finish(self: Arc<Self>) {
-        // The drain's own thread is awake, and saves a durable write the second hop.
-        if let Some(turn) = Commits::turn(&self) {
-            drop(self);
-            turn.run(ROUNDS);
-        }
-    }
-}
-
-impl Alarmed for OpenFile {
-    fn alarm(&self) -> Option<Instant> {
-        self.pending.alarm()
-    }
-
-    fn ring(self: &Arc<Self>, at: Instant) {
-        if !self.pending.ring(at) {
-            return;
-        }
-        self.commits.add(Arc::new(Flush::of_everything()), true);
-        if let Some(turn) = Commits::turn(self) {
-            // Once, here: a thread for each file that is due would be many.
-            turn.run(1);
-        }
-    }
-}
-
-impl Durable for OpenFile {
-    fn commits(&self) -> &Commits {
-        &self.commits
-    }
-
-    fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
-        let mapped = self.mapped[Protection::ReadWrite as usize].get();
-        let file = mapped.and_then(|mapped| Some((mapped.habits, mapped.backing.file()?)));
-        let Some((habits, file)) = file else {
-            return Ok(());
-        };
-        let owed = std::mem::take(&mut *ignore_poison(&self.names));
-        let len = self.len();
-        let inside =
-            |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
-        let ranges: Vec<ByteRange> = match extent {
-            Extent::Everything => vec![ByteRange::between(0, len)],
-            Extent::Ranges(ranges) => ranges.iter().map(inside).collect(),
-        };
-        let writeback = Writeback::of(ranges, habits);
-        let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
-        let taken = self.pending.take(covers);
-        let result = if owed.length || owed.directory.is_some() {
-            // All of the file: no call makes the length durable and leaves bytes alone.
-            sys::sync_file(file).and_then(|()| {
-                let directory = owed.directory.as_ref();
-                directory.map_or(Ok(()), sys::sync_directory)
-            })
-        } else {
-            match (&writeback, self.map(Protection::ReadWrite)) {
-                (Some(writeback), Some(map)) => writeback.run(map, file),
-                _ => Ok(()),
-            }
-        };
-        self.flushed(taken, result)
     }
 }
 
@@ -693,6 +379,7 @@ const _: () = {
 mod tests {
     use super::*;
     use crate::file::MemoryMappedFile;
+    use crate::flush::FlushPolicy;
 
     /// Waits until no job holds the file any more, and so many others do.
     fn wait_for_references(open: &Arc<OpenFile>, count: usize) {

@@ -1,0 +1,123 @@
+//! Making a file durable: when it is asked for, when a policy says so, and what it owes.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{ignore_poison, Names, OpenFile};
+use crate::commit::{Commits, Durable, Extent, Flush};
+use crate::flush::{Due, FlushPolicy, Taken};
+use crate::map::Protection;
+use crate::range::ByteRange;
+use crate::sys;
+use crate::timer::{Alarmed, Timer};
+use crate::writeback::Writeback;
+
+/// The files that are flushed in the background.
+pub(super) static TIMER: Timer<OpenFile> = Timer::new();
+
+impl OpenFile {
+    /// Starts a flush, whether or not somebody waits for it; its error sticks.
+    pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
+        let flush = Arc::new(flush);
+        self.commits.add(flush.clone(), false);
+        if let Some(turn) = Commits::turn(self) {
+            turn.spawn();
+        }
+        flush
+    }
+
+    /// Counts what was written through a view, and starts what the policy asks for.
+    pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+        match self.pending.wrote(&[range], policy) {
+            Due::Nothing | Due::Alarmed => {}
+            Due::Write => drop(self.start(Flush::of(range))),
+            Due::Everything => drop(self.start(Flush::of_everything())),
+            Due::Alarm(_) => TIMER.update(self),
+        }
+    }
+
+    /// The file was created here: its length and its name in `directory` are not durable yet.
+    pub(crate) fn owes_its_name(&self, directory: Option<File>) {
+        *ignore_poison(&self.names) = Names {
+            length: true,
+            directory,
+        };
+    }
+
+    pub(super) fn owes_its_length(&self) {
+        ignore_poison(&self.names).length = true;
+    }
+
+    /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
+    pub(super) fn settle(&self) {
+        if self.pending.settle() {
+            // Whoever flushes or cuts the file holds it.
+            if let Some(this) = self.this.upgrade() {
+                TIMER.update(&this);
+            }
+        }
+    }
+
+    fn flushed(&self, taken: Taken<'_>, result: io::Result<()>) -> io::Result<()> {
+        let result = taken.flushed(result);
+        self.settle();
+        result
+    }
+}
+
+impl Durable for OpenFile {
+    fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
+        let mapped = self.mapped[Protection::ReadWrite as usize].get();
+        let file = mapped.and_then(|mapped| Some((mapped.habits, mapped.backing.file()?)));
+        let Some((habits, file)) = file else {
+            return Ok(());
+        };
+        let owed = std::mem::take(&mut *ignore_poison(&self.names));
+        let len = self.len();
+        let inside =
+            |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
+        let ranges: Vec<ByteRange> = match extent {
+            Extent::Everything => vec![ByteRange::between(0, len)],
+            Extent::Ranges(ranges) => ranges.iter().map(inside).collect(),
+        };
+        let writeback = Writeback::of(ranges, habits);
+        let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
+        let taken = self.pending.take(covers);
+        let result = if owed.length || owed.directory.is_some() {
+            // All of the file: no call makes the length durable and leaves bytes alone.
+            sys::sync_file(file).and_then(|()| {
+                let directory = owed.directory.as_ref();
+                directory.map_or(Ok(()), sys::sync_directory)
+            })
+        } else {
+            match (&writeback, self.map(Protection::ReadWrite)) {
+                (Some(writeback), Some(map)) => writeback.run(map, file),
+                _ => Ok(()),
+            }
+        };
+        self.flushed(taken, result)
+    }
+}
+
+impl Alarmed for OpenFile {
+    fn alarm(&self) -> Option<Instant> {
+        self.pending.alarm()
+    }
+
+    fn ring(self: &Arc<Self>, at: Instant) {
+        if !self.pending.ring(at) {
+            return;
+        }
+        self.commits.add(Arc::new(Flush::of_everything()), true);
+        if let Some(turn) = Commits::turn(self) {
+            // Once, here: a thread for each file that is due would be many.
+            turn.run(1);
+        }
+    }
+}
