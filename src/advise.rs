@@ -43,6 +43,11 @@ impl MemoryMappedFile {
     /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
     /// [`AdviceFailed`](MmapIoError::AdviceFailed).
     ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
+    ///
     /// # Platform-specific behavior
     ///
     /// `madvise` on Unix; on Windows only `WillNeed` does anything.

@@ -18,7 +18,7 @@ use crate::write::check_size;
 ///
 /// Clones share it, and it is gone with the last of them and of its `Bytes`. Pages take memory when
 /// they are first written. Everything else is as for a file: views keep their bytes, writes wait
-/// for the views they overlap and are whole or not there.
+/// for the views they overlap and are whole or not there, also if their futures are dropped.
 ///
 /// # Examples
 ///

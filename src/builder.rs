@@ -108,7 +108,7 @@ impl MemoryMappedFileBuilder {
     /// - [`Busy`](MmapIoError::Busy): the file is mapped in this process.
     /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
     ///
-    /// A failure leaves no file that was not there before.
+    /// A failure leaves no file that was not there before; one that was there may be empty then.
     ///
     /// # Cancel safety
     ///
@@ -144,10 +144,12 @@ impl MemoryMappedFileBuilder {
     ///
     /// # Errors
     ///
-    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes.
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
+    ///   its blocks cannot be [reserved](Self::preallocate).
     /// - [`Truncated`](MmapIoError::Truncated): it is mapped in this process already, and somebody
     ///   else has shortened it since.
-    /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
+    /// - [`Io`](MmapIoError::Io): it cannot be opened, is no regular file, or cannot be read in
+    ///   (with [`TouchHint::Eager`]).
     ///
     /// # Cancel safety
     ///
@@ -250,6 +252,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// Those of [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](MemoryMappedFileBuilder::open).
     pub fn open_ro(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
         Self::builder(path).open()
     }
@@ -259,6 +265,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// Those of [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](MemoryMappedFileBuilder::open).
     pub fn open_rw(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
         Self::builder(path).mode(MmapMode::ReadWrite).open()
     }
@@ -287,6 +297,10 @@ impl MemoryMappedFile {
     /// - [`InvalidMode`](MmapIoError::InvalidMode): the descriptor does not permit the mode, or
     ///   appends.
     /// - Those of [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](MemoryMappedFileBuilder::open).
     pub fn from_file(
         file: File,
         mode: MmapMode,

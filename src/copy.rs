@@ -33,7 +33,8 @@ impl MemoryMappedFile {
     /// - [`Busy`](MmapIoError::Busy): `path` is mapped in this process, by whatever name: also if
     ///   it is the file itself.
     /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
-    ///   failed. A file that was not there before is removed again.
+    ///   failed. A file that was not there before is removed again; one that was is lost.
+    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
     ///
     /// # Cancel safety
     ///
@@ -154,7 +155,11 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
         destination.set_len(0)?;
     }
     if !(metadata.len() == len && sys::clone_file(source, destination)) {
-        sys::copy_contents(source, destination, len)?;
+        sys::copy_contents(source, destination, len).map_err(|error| {
+            // The file may have become shorter meanwhile.
+            let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);
+            whole.err().unwrap_or(MmapIoError::Io(error))
+        })?;
     }
     Ok(set_permissions(destination, metadata.permissions())?)
 }

@@ -348,6 +348,11 @@ impl MemoryMappedFile {
     ///
     /// [`Truncated`](MmapIoError::Truncated) or [`Io`](MmapIoError::Io), as for
     /// [`slice`](Self::slice).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
     pub fn touch_pages(&self) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
         async move {
@@ -388,6 +393,11 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// [`OutOfBounds`](MmapIoError::OutOfBounds), or [`AdviceFailed`](MmapIoError::AdviceFailed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
     ///
     /// # Platform-specific behavior
     ///

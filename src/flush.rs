@@ -35,7 +35,8 @@ pub enum FlushPolicy {
     /// flushed. 0 disables.
     ///
     /// One job on the pool serves all files of the process, and is gone when nothing is written.
-    /// Dropping the last handle loses nothing: the file is flushed right then. An error of the
+    /// Dropping the last handle loses nothing: a flush is started right then
+    /// ([`close`](crate::MemoryMappedFile::close) waits for one). An error of the
     /// background surfaces on the next durable operation, the next write under this policy, and
     /// from [`last_flush_error`](crate::MemoryMappedFile::last_flush_error).
     EveryMillis(u64),
@@ -263,6 +264,12 @@ pub(crate) struct Taken<'a> {
 }
 
 impl Taken<'_> {
+    /// Where the last of the bytes ends.
+    pub(crate) fn end(&self) -> Option<u64> {
+        let pending = self.pending.ranges();
+        pending.flushing.iter().map(|range| range.end()).max()
+    }
+
     /// Ends the flush with its result.
     pub(crate) fn flushed(mut self, result: io::Result<()>) -> io::Result<()> {
         self.is_durable = result.is_ok();

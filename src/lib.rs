@@ -69,9 +69,18 @@
 //! The mapping shows the file. Views are protected from everything that goes through this crate in
 //! this process; they are not from other handles on the file: `std::fs`, a duplicated descriptor,
 //! another process. The caller makes sure that none of those changes or truncates a file while
-//! views of it are out. On Linux the `async` operations report a truncated file as
-//! [`Truncated`](MmapIoError::Truncated); a synchronous read of a page that is gone raises
-//! `SIGBUS`.
+//! views of it are out.
+//!
+//! On Linux the `async` operations report a file that was truncated before them as
+//! [`Truncated`](MmapIoError::Truncated), and a flush whose bytes are gone by it as
+//! [`FlushFailed`](MmapIoError::FlushFailed). Two things still raise `SIGBUS`: a truncation in the
+//! very moment in which an operation copies, and touching, by a synchronous view, a page that is
+//! not to be had: cut off by others, unreadable, or a hole of a full file system (of a full tmpfs
+//! even for a read). [`slice`](MemoryMappedFile::slice) and
+//! [`as_slice_mut`](MemoryMappedFile::as_slice_mut) find that out before, and
+//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. Writes and resizes of a
+//! truncated file fail until its last handle here is gone; what others append is seen when the
+//! file is next opened, by every handle.
 //!
 //! Not supported: a fork without exec while files are open, use in a signal handler, and network
 //! file systems with more than one writer.

@@ -1,4 +1,8 @@
 //! Functions over paths, for programs that do not keep a handle.
+//!
+//! # Cancel safety
+//!
+//! Dropping a future of any of them withdraws what has not started; what has runs to its end.
 
 use std::future::Future;
 use std::path::Path;

@@ -37,6 +37,10 @@ impl MemoryMappedFile {
     ///
     /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
     /// [`FlushFailed`](MmapIoError::FlushFailed).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`flush`](Self::flush).
     pub fn flush_range(
         &self,
         offset: u64,
@@ -57,6 +61,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// Those of [`flush`](Self::flush).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`flush`](Self::flush).
     pub fn flush_async(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         self.flush()
     }
@@ -66,6 +74,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// Those of [`flush_range`](Self::flush_range).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`flush`](Self::flush).
     pub fn flush_range_async(
         &self,
         offset: u64,
@@ -80,6 +92,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`flush`](Self::flush).
     pub async fn close(self) -> Result<()> {
         self.flush().await
     }
@@ -92,6 +108,11 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// [`Io`](MmapIoError::Io), if the system refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
     ///
     /// # Platform-specific behavior
     ///
@@ -111,6 +132,11 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// [`OutOfBounds`](MmapIoError::OutOfBounds), or [`Io`](MmapIoError::Io).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
     pub fn schedule_flush_range(
         &self,
         offset: u64,

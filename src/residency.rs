@@ -39,9 +39,7 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
         // SAFETY: the range is inside the file, so its pages are inside the live map.
         if let Err(error) = unsafe { sys::populate_read(map.run(step)) } {
             check_length(backing.file(), &[range])?;
-            let reason = backing
-                .file()
-                .and_then(|file| read_one_byte_a_page(file, step).err());
+            let reason = backing.file().and_then(|file| why_not_read(file, step));
             return Err(MmapIoError::Io(reason.unwrap_or(error)));
         }
     }
@@ -81,6 +79,19 @@ pub(crate) fn populate_write(
             });
         MmapIoError::Io(allocated.err().unwrap_or(error))
     })
+}
+
+/// What reading the pages in met: populating says only `EFAULT`.
+fn why_not_read(file: &File, pages: PageRange) -> Option<io::Error> {
+    if let Err(error) = read_one_byte_a_page(file, pages) {
+        return Some(error);
+    }
+    // A hole takes a page when it is read through a map, where the file is memory (tmpfs).
+    let allocated = match sys::ALLOCATE_KEEPS_BYTES {
+        true => sys::allocate(file, pages.start(), pages.len()),
+        false => Ok(()),
+    };
+    allocated.err().filter(sys::is_disk_full)
 }
 
 /// Fails if there is a file, and it is too short for one of the ranges.

@@ -140,6 +140,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// See [Writing](#writing).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
     pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
         if data.is_empty() {
             return Ok(true);

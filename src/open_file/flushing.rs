@@ -60,6 +60,22 @@ impl OpenFile {
         }
     }
 
+    /// Fails if bytes that were written here are gone because somebody else has cut the file.
+    fn lost_to_others(&self, file: &File, taken: &Taken<'_>) -> io::Result<()> {
+        let Some(end) = taken.end() else {
+            return Ok(());
+        };
+        // A cut of our own, or growth behind it, may come in between.
+        let (cuts, before) = (self.cuts(), self.len());
+        let file_len = sys::file_len(file)?;
+        let expected = before.min(self.len()).min(end);
+        if file_len < expected && self.cuts() == cuts {
+            let lost = format!("the file was truncated to {file_len} bytes by somebody else");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, lost));
+        }
+        Ok(())
+    }
+
     fn flushed(&self, taken: Taken<'_>, result: io::Result<()>) -> io::Result<()> {
         let result = taken.flushed(result);
         self.settle();
@@ -89,7 +105,10 @@ impl Durable for OpenFile {
         let writeback = Writeback::of(ranges, habits);
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
         let taken = self.pending.take(covers);
-        let result = if owed.length || owed.directory.is_some() {
+        let lost = self.lost_to_others(file, &taken);
+        let result = if let Err(lost) = lost {
+            Err(lost)
+        } else if owed.length || owed.directory.is_some() {
             // All of the file: no call makes the length durable and leaves bytes alone.
             sys::sync_file(file).and_then(|()| {
                 let directory = owed.directory.as_ref();

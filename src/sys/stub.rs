@@ -31,6 +31,10 @@ pub(crate) fn file_id_at(_path: &Path) -> io::Result<FileId> {
     unsupported()
 }
 
+pub(crate) fn is_disk_full(_error: &io::Error) -> bool {
+    false
+}
+
 pub(crate) fn access(_file: &File) -> io::Result<Access> {
     unsupported()
 }

@@ -60,6 +60,11 @@ pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     })
 }
 
+/// Whether the error says that there is no space.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
 /// What the descriptor may be used for ([`fcntl(2)`], `F_GETFL`).
 ///
 /// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html

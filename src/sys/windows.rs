@@ -17,7 +17,7 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FileAccessInformation, NtQueryInformationFile, FILE_ACCESS_INFORMATION,
 };
 use windows_sys::Win32::Foundation::{
-    RtlNtStatusToDosError, ERROR_LOCK_VIOLATION, ERROR_MR_MID_NOT_FOUND, HANDLE,
+    RtlNtStatusToDosError, ERROR_DISK_FULL, ERROR_LOCK_VIOLATION, ERROR_MR_MID_NOT_FOUND, HANDLE,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     FileIdInfo, GetFileInformationByHandle, GetFileInformationByHandleEx, GetFileType,
@@ -99,6 +99,11 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
 /// Identity of the file that a path names.
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     Ok(file_info(&File::open(path)?)?.id)
+}
+
+/// Whether the error says that there is no space.
+pub(crate) fn is_disk_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(ERROR_DISK_FULL as i32)
 }
 
 /// Volume and 128-bit id ("FILE_ID_INFO structure"). The only id that is unique on ReFS.

@@ -194,7 +194,7 @@ async fn everything_on_a_full(disk: Disk) {
     // A tmpfs takes a page for a hole that is only read.
     match file.slice(5000, 10).await {
         Ok(hole) => assert_eq!(hole, [0; 10]),
-        Err(error) => assert!(error.raw_os_error().is_some(), "{error:?}"),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error:?}"),
     }
     assert_eq!(file.pending_bytes(), 0);
     // Also beside one that fails.
@@ -318,6 +318,36 @@ fn a_file_that_another_process_truncates() {
         file.update_region_async(99_999, b"x").await.unwrap();
         file.resize(100_001).await.unwrap();
         assert_eq!(fs::read(&path).unwrap()[99_999..], *b"x\0");
+    });
+}
+
+#[test]
+fn a_flush_whose_bytes_somebody_cut_off_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 100_000).await;
+        file.flush().await.unwrap();
+        file.update_region(90_000, b"lost").await.unwrap();
+        truncate(&path, 50_000);
+        let told = file.flush().await;
+        assert!(matches!(told, Err(MmapIoError::FlushFailed(_))), "{told:?}");
+        assert_eq!(
+            file.last_flush_error().unwrap().io_kind(),
+            Some(std::io::ErrorKind::UnexpectedEof)
+        );
+        assert_eq!(file.pending_bytes(), 4);
+        drop(file);
+        // Where nothing is lost there is nothing to say; nor for what is cut off here.
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        file.update_region(10, b"kept").await.unwrap();
+        truncate(&path, 20_000);
+        file.flush().await.unwrap();
+        drop(file);
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        file.update_region(19_000, b"cut").await.unwrap();
+        file.resize(100).await.unwrap();
+        file.resize(50_000).await.unwrap();
+        file.flush().await.unwrap();
     });
 }
 
