@@ -6,12 +6,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::protocol::{file_len, file_name, Message, Record};
+use bytes::Bytes;
+
+use crate::log::{Log, Position};
+use crate::protocol::{file_len, file_name, log_name, Entry, Message, Record};
 
 /// What the writer has told so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     files: BTreeMap<u64, Promised>,
+    /// The entries of each log that are durable, by their positions.
+    logs: BTreeMap<u64, BTreeMap<Position, Entry>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -51,7 +56,14 @@ impl Ledger {
                 let version = promised.versions.entry(record.slot).or_default();
                 *version = record.version.max(*version);
             }
-            Message::Gone { file } => drop(self.files.remove(&file)),
+            Message::Appended { entry, position } => {
+                let log = self.logs.entry(entry.log).or_default();
+                log.insert(Position(position), entry);
+            }
+            Message::Gone { file } => {
+                self.files.remove(&file);
+                self.logs.remove(&file);
+            }
         }
     }
 
@@ -64,7 +76,7 @@ impl Ledger {
 
     /// Whether anything at all must be there.
     pub(crate) fn promises(&self) -> bool {
-        self.files.values().any(|promised| promised.len.is_some())
+        !self.logs.is_empty() || self.files.values().any(|promised| promised.len.is_some())
     }
 
     /// Looks for everything promised under `root`.
@@ -75,6 +87,10 @@ impl Ledger {
                 findings.checked += 1 + promised.versions.len();
                 promised.check(*file, len, root, &mut findings.losses);
             }
+        }
+        for (log, appended) in &self.logs {
+            findings.checked += 1 + appended.len();
+            check_log(*log, appended, root, &mut findings.losses);
         }
         findings
     }
@@ -103,6 +119,45 @@ impl Promised {
             if !record.is_in(&content) {
                 losses.push(format!("{name} lacks slot {slot}, version {version}"));
             }
+        }
+    }
+}
+
+/// There may be more entries than were acknowledged. But those of a task follow one another from
+/// its first on, and no life comes before an earlier one: a log has no holes, and makes nothing up.
+fn check_log(
+    log: u64,
+    appended: &BTreeMap<Position, Entry>,
+    root: &Path,
+    losses: &mut Vec<String>,
+) {
+    let name = log_name(log);
+    let records = match smol::block_on(Log::scan(root.join(&name))) {
+        Ok(records) => records,
+        Err(error) => {
+            losses.push(format!("{name} cannot be scanned: {error:?}"));
+            return;
+        }
+    };
+    let mut next_of_tasks = BTreeMap::new();
+    let mut last_life = 0;
+    for (position, payload) in &records {
+        let Some(entry) = Entry::of(log, payload) else {
+            losses.push(format!("{name} has what nobody appended at {position:?}"));
+            continue;
+        };
+        let next = next_of_tasks.entry((entry.life, entry.task)).or_insert(0);
+        if entry.nth != *next || entry.life < last_life {
+            losses.push(format!("{name} has {entry:?} too early or too late"));
+        }
+        *next = entry.nth + 1;
+        last_life = entry.life;
+    }
+    let records: BTreeMap<Position, Bytes> = records.into_iter().collect();
+    for (position, entry) in appended {
+        let found = records.get(position);
+        if found.is_none_or(|payload| payload[..] != entry.payload()) {
+            losses.push(format!("{name} lacks {entry:?} at {position:?}"));
         }
     }
 }

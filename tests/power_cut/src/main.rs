@@ -17,6 +17,10 @@ mod cuts;
 mod disk;
 mod faults;
 mod image;
+#[allow(dead_code)] // Its own example uses the rest.
+#[path = "../../../examples/durable_log/log.rs"]
+mod log;
+mod log_writer;
 mod mount;
 mod protocol;
 mod rig;
@@ -69,8 +73,18 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["--writer", scenario, directory] => Scenario::named(scenario)
             .context("no such scenario")
-            .and_then(|scenario| writer::run(scenario, Path::new(directory)))
+            .and_then(|scenario| match scenario {
+                Scenario::DurableLog => log_writer::run(Path::new(directory), 0, 0),
+                _ => writer::run(scenario, Path::new(directory)),
+            })
             .map(|()| true),
+        [log_writer::REBORN, directory, log, life] => {
+            let numbers = log.parse().and_then(|log| Ok((log, life.parse()?)));
+            let numbers = numbers.context("which life of which log?");
+            numbers
+                .and_then(|(log, life)| log_writer::run(Path::new(directory), log, life))
+                .map(|()| true)
+        }
         [faults::FOREGROUND | faults::BACKGROUND, directory] => {
             let is_background = words[0] == faults::BACKGROUND;
             faults::run(Path::new(directory), is_background).map(|()| true)

@@ -63,6 +63,47 @@ impl Record {
     }
 }
 
+/// What one append adds to a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) log: u64,
+    /// Counts the processes that append to the log, from 0.
+    pub(crate) life: u64,
+    pub(crate) task: u64,
+    /// Counts the appends of a task in a life, from 0; each begins when the one before is durable.
+    pub(crate) nth: u64,
+}
+
+impl Entry {
+    /// Its numbers, then what only this entry has.
+    pub(crate) fn payload(&self) -> Vec<u8> {
+        let numbers = [self.life, self.task, self.nth];
+        let mut payload = numbers.map(u64::to_le_bytes).concat();
+        let mut random = Random::new([self.log, self.life << 32 | self.task, self.nth]);
+        let len = payload.len() + (random.next() % 7000) as usize;
+        while payload.len() < len {
+            payload.extend(random.next().to_le_bytes());
+        }
+        payload.truncate(len);
+        payload
+    }
+
+    /// Whose payload this is, all of it.
+    pub(crate) fn of(log: u64, payload: &[u8]) -> Option<Self> {
+        let number = |at: usize| {
+            let bytes = payload.get(8 * at..8 * (at + 1))?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        };
+        let entry = Self {
+            log,
+            life: number(0)?,
+            task: number(1)?,
+            nth: number(2)?,
+        };
+        (entry.payload() == payload).then_some(entry)
+    }
+}
+
 /// Bytes of a file with that many slots; no multiple of anything.
 pub(crate) fn file_len(file: u64, slots: u64) -> u64 {
     slots * SLOT + 1 + file % 4001
@@ -70,6 +111,10 @@ pub(crate) fn file_len(file: u64, slots: u64) -> u64 {
 
 pub(crate) fn file_name(file: u64) -> String {
     format!("file-{file}")
+}
+
+pub(crate) fn log_name(log: u64) -> String {
+    format!("log-{log}")
 }
 
 /// What the writer tells, a line each.
@@ -81,7 +126,9 @@ pub(crate) enum Message {
     Named { file: u64, len: u64 },
     /// The record is durable, and so are the file's name and this length.
     Durable { record: Record, len: u64 },
-    /// The file is about to be removed.
+    /// The entry is durable, and so are the log's name and all before that position.
+    Appended { entry: Entry, position: u64 },
+    /// The file, or the log, is about to be removed.
     Gone { file: u64 },
 }
 
@@ -97,6 +144,15 @@ impl fmt::Display for Message {
                     version,
                 } = record;
                 write!(f, "durable {file} {slot} {version} {len}")
+            }
+            Self::Appended { entry, position } => {
+                let Entry {
+                    log,
+                    life,
+                    task,
+                    nth,
+                } = entry;
+                write!(f, "appended {log} {life} {task} {nth} {position}")
             }
             Self::Gone { file } => write!(f, "gone {file}"),
         }
@@ -121,6 +177,15 @@ impl FromStr for Message {
                     version,
                 },
                 len,
+            },
+            ("appended", &[log, life, task, nth, position]) => Self::Appended {
+                entry: Entry {
+                    log,
+                    life,
+                    task,
+                    nth,
+                },
+                position,
             },
             ("gone", &[file]) => Self::Gone { file },
             _ => bail!("no message: {line:?}"),

@@ -20,6 +20,8 @@ pub(crate) enum Scenario {
     AfterShrink,
     Overwrites,
     ConcurrentTasks,
+    /// The log of the examples; [`log_writer`](crate::log_writer) appends to it.
+    DurableLog,
     /// Not durable, but nearly: every byte has got to the disk, and was never flushed there.
     Control,
 }
@@ -41,6 +43,7 @@ impl Scenario {
         Self::AfterShrink,
         Self::Overwrites,
         Self::ConcurrentTasks,
+        Self::DurableLog,
         Self::Control,
     ];
 
@@ -61,6 +64,7 @@ impl Scenario {
             Self::AfterShrink => "after_shrink",
             Self::Overwrites => "overwrites",
             Self::ConcurrentTasks => "concurrent_tasks",
+            Self::DurableLog => "durable_log",
             Self::Control => "control",
         }
     }

@@ -15,7 +15,7 @@ use crate::protocol::{file_len, file_name, Message, Record};
 use crate::scenario::{Scenario, BYTES, TASKS, WRITES};
 
 /// Files that stay when they are full; older ones are removed.
-const KEPT: usize = 6;
+pub(crate) const KEPT: usize = 6;
 
 /// Writes one file after the other, until it is killed.
 pub(crate) fn run(scenario: Scenario, directory: &Path) -> Result<()> {
@@ -38,7 +38,7 @@ pub(crate) fn run(scenario: Scenario, directory: &Path) -> Result<()> {
 }
 
 /// In one write, so that tasks do not get into each other's lines.
-fn tell(messages: &[Message]) -> io::Result<()> {
+pub(crate) fn tell(messages: &[Message]) -> io::Result<()> {
     let lines: String = messages.iter().map(|it| format!("{it}\n")).collect();
     let mut output = io::stdout().lock();
     output.write_all(lines.as_bytes())?;
@@ -206,6 +206,7 @@ impl Target {
                     task.await?;
                 }
             }
+            Scenario::DurableLog => unreachable!("it has no slots"),
             Scenario::Control => {
                 file.update_region(0, &vec![0; file.len() as usize]).await?;
                 file.flush().await?;
