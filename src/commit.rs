@@ -27,6 +27,8 @@ use crate::sync::{lock, Mutex, Ordering};
 
 /// A flush is put off for one part in so many of the time the last one took, at most.
 const LINGER: u32 = 4;
+/// And never for longer than that, whatever the last one took.
+const LONGEST_LINGER: Duration = Duration::from_micros(500);
 
 /// A file that can be flushed.
 pub(crate) trait Durable: Send + Sync + Sized + 'static {
@@ -127,10 +129,15 @@ struct Last {
 impl State {
     /// Whether those who were told by the last flush may be about to come back.
     fn expects_more(&self) -> bool {
+        if pool_has_one_thread() {
+            // What they would need may stand behind this job.
+            return false;
+        }
         // The models know no time.
         let last = self.last.filter(|_| !cfg!(all(test, mmap_io_loom)));
         last.is_some_and(|last| {
-            self.waiting.len() < last.returning && last.ended.elapsed() < last.took / LINGER
+            self.waiting.len() < last.returning
+                && last.ended.elapsed() < (last.took / LINGER).min(LONGEST_LINGER)
         })
     }
 }
@@ -160,8 +167,7 @@ impl Commits {
     /// Lets those who were told just now come back before the next flush, in the same way, while a
     /// drain elsewhere applies what they write. Nothing depends on anybody's coming.
     fn gather(&self) {
-        // With one thread in the pool there is no elsewhere.
-        while !pool_has_one_thread() && lock(&self.state).expects_more() {
+        while lock(&self.state).expects_more() {
             thread::yield_now();
         }
     }
@@ -170,7 +176,7 @@ impl Commits {
     /// moment than to take it.
     ///
     /// Tasks that write in a loop would be served in two halves otherwise, each of them waiting
-    /// while the other one is flushed. A writer that is alone is never held up.
+    /// while the other one is flushed. A writer that was alone is never held up.
     pub(crate) fn lingers(&self) -> bool {
         let state = lock(&self.state);
         !state.taken && !state.waiting.is_empty() && state.expects_more()

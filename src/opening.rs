@@ -90,6 +90,10 @@ impl Opening {
             match OPEN_FILES.find((&info).into()) {
                 Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
                 Found::Open(open) => {
+                    if let Some(path) = &target.created {
+                        // Whoever has opened it first does not know that it is new.
+                        open.owes_its_name(directory_of(path)?);
+                    }
                     if self.creates() {
                         if let Err(closed) = open.check_in_use() {
                             return Ok(Attempt::Later(closed, target.into()));
@@ -101,6 +105,11 @@ impl Opening {
                 Found::Vacant(claim) => {
                     // Whoever had the claim before may have changed the file, or removed it.
                     let info = sys::file_info(&target.file)?;
+                    if matches!(self.how, How::CreateNew(..)) && info.len > 0 {
+                        // Somebody has had it, and written to it, since it was created here.
+                        target.keep();
+                        return Err(MmapIoError::Io(io::ErrorKind::AlreadyExists.into()));
+                    }
                     if info.is_linked || matches!(self.how, How::Descriptor(_)) {
                         return self.fill(claim, target, &info).map(Attempt::Opened);
                     }
@@ -202,10 +211,7 @@ impl Opening {
             if info.len > 0 {
                 target.file.set_len(0)?;
             }
-            target
-                .file
-                .set_len(len)
-                .map_err(MmapIoError::ResizeFailed)?;
+            sys::set_len(&target.file, len).map_err(MmapIoError::ResizeFailed)?;
         }
         let reserved = self.reserve(&target.file, len, size.is_some());
         let opened = reserved.and_then(|()| {

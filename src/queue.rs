@@ -388,7 +388,9 @@ impl<L: Send + 'static> Queue<L> {
         while rounds < ROUNDS {
             target.queue().copy_mapped(&mut ended);
             let lingers = target.lingers();
-            let batch = target.queue().next_batch(&mut ended, lingers);
+            let Some(batch) = target.queue().next_batch(&mut ended, lingers) else {
+                continue;
+            };
             if batch.is_empty() && ended.0.is_empty() {
                 if !lingers {
                     return target.finish();
@@ -442,18 +444,23 @@ impl<L: Send + 'static> Queue<L> {
                         .as_mut()
                         .map(|payload| std::mem::replace(payload, Payload::Owned(owned)));
                     drop(payload);
-                    drop(old);
+                    contain(|| drop(old));
                 }
                 Err(error) => self.finish(&op, Err(MmapIoError::Io(error)), ended),
             }
+            // The owner of a `Bytes` may hold more than a view of ours: it is the user's code.
+            contain(|| drop(shared));
         }
     }
 
     /// The next operations to apply; empty when there is nothing to do, and then the job is over,
-    /// unless it lingers.
-    fn next_batch(&self, ended: &mut Ended<L>, lingers: bool) -> Vec<Arc<Op<L>>> {
+    /// unless it lingers. `None` while there are [payloads to copy](Self::copy_mapped).
+    fn next_batch(&self, ended: &mut Ended<L>, lingers: bool) -> Option<Vec<Arc<Op<L>>>> {
         let mut refused = Vec::new();
         let mut state = lock(&self.state);
+        if !state.mapped.is_empty() {
+            return None;
+        }
         if std::mem::take(&mut state.retry) {
             state.undefer();
         }
@@ -500,7 +507,7 @@ impl<L: Send + 'static> Queue<L> {
         for op in refused {
             self.finish(&op, Ok(Outcome::InUse), ended);
         }
-        batch
+        Some(batch)
     }
 
     fn finish_batch(&self, deferred: Vec<Arc<Op<L>>>) {

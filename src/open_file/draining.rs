@@ -5,7 +5,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use super::flushing::TIMER;
 use super::{ignore_poison, OpenFile, OwnedLease};
 use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
@@ -108,7 +107,7 @@ impl OpenFile {
             .write_errors
             .fetch_add(applied.errors, Ordering::Relaxed);
         if applied.alarm {
-            TIMER.update(self);
+            self.set_alarm();
         }
         applied.deferred
     }
@@ -139,8 +138,6 @@ impl OpenFile {
             if !starts() {
                 return Ok(true);
             }
-            // Before anybody can write, and flush, past the old end.
-            self.owes_its_length();
             self.grow(len, new_len, file)
                 .map_err(MmapIoError::ResizeFailed)?;
         } else {
@@ -169,7 +166,9 @@ impl OpenFile {
     }
 
     fn grow(&self, len: u64, new_len: u64, file: &File) -> io::Result<()> {
-        file.set_len(new_len)?;
+        sys::set_len(file, new_len)?;
+        // Before anybody can write, and flush, past the old end.
+        self.owes_its_length();
         let reserve = || match self.preallocate.load(Ordering::Relaxed) {
             true if new_len > len => sys::allocate(file, len, new_len - len),
             _ => Ok(()),

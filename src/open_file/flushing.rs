@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ignore_poison, Names, OpenFile};
+use super::{ignore_poison, OpenFile};
 use crate::commit::{Commits, Durable, Extent, Flush};
 use crate::flush::{Due, FlushPolicy, Taken};
-use crate::map::Protection;
+use crate::map::{Map, Protection};
 use crate::range::ByteRange;
 use crate::sys;
 use crate::timer::{Alarmed, Timer};
@@ -34,16 +35,28 @@ impl OpenFile {
             Due::Nothing | Due::Alarmed => {}
             Due::Write => drop(self.start(Flush::of(range))),
             Due::Everything => drop(self.start(Flush::of_everything())),
-            Due::Alarm(_) => TIMER.update(self),
+            Due::Alarm(_) => self.set_alarm(),
         }
+    }
+
+    /// The alarm was changed: the timer is told. If the last user has gone meanwhile, nobody will
+    /// hurry it any more.
+    pub(super) fn set_alarm(self: &Arc<Self>) {
+        // SeqCst: the last user counts down before it looks for an alarm, and this was set before;
+        // one of the two sees the other.
+        if self.users.load(Ordering::SeqCst) == 0 {
+            self.pending.hurry(Instant::now());
+        }
+        TIMER.update(self);
     }
 
     /// The file was created here: its length and its name in `directory` are not durable yet.
     pub(crate) fn owes_its_name(&self, directory: Option<File>) {
-        *ignore_poison(&self.names) = Names {
-            length: true,
-            directory,
-        };
+        let mut names = ignore_poison(&self.names);
+        names.length = true;
+        if directory.is_some() {
+            names.directory = directory;
+        }
     }
 
     pub(super) fn owes_its_length(&self) {
@@ -95,7 +108,9 @@ impl Durable for OpenFile {
             return Ok(());
         };
         let owed = std::mem::take(&mut *ignore_poison(&self.names));
-        let len = self.len();
+        // Not the length: it may be cut right now, and come back if that fails.
+        let map = self.map(Protection::ReadWrite);
+        let len = map.map_or(0, Map::capacity);
         let inside =
             |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
         let ranges: Vec<ByteRange> = match extent {
@@ -115,7 +130,7 @@ impl Durable for OpenFile {
                 directory.map_or(Ok(()), sys::sync_directory)
             })
         } else {
-            match (&writeback, self.map(Protection::ReadWrite)) {
+            match (&writeback, map) {
                 (Some(writeback), Some(map)) => writeback.run(map, file),
                 _ => Ok(()),
             }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::strategy::{reserve, Plan};
-use super::{Action, Ended, Op, Outcome, Queue};
+use super::{Action, Ended, Op, Outcome, Payload, Queue};
 use crate::commit::Commits;
 use crate::completion::contain;
 use crate::error::{MmapIoError, Result};
@@ -104,9 +104,18 @@ pub(crate) fn apply_writes<L: Send + 'static>(
             }
             continue;
         }
+        if plan.is_direct() {
+            // Right before: a file that somebody has cut may not be made longer again.
+            if let Err(error) = residency::check_length(site.backing.file(), &op.ranges) {
+                applied.errors += 1;
+                queue.finish(op, Err(error), ended);
+                continue;
+            }
+        }
         let Some(payload) = queue.begin(op) else {
             continue;
         };
+        debug_assert!(!matches!(payload, Payload::Mapped(_)));
         // SAFETY: the map lives and is writable, the ranges are inside the file, and the batch
         // holds an exclusive lease on each; a payload is never in a map of ours.
         let result = unsafe { plan.carry_out(site, &op.ranges, payload.bytes()) };

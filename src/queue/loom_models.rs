@@ -295,7 +295,9 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
             lock(&queue.state).running = false;
             return file.finish();
         }
-        let batch = queue.next_batch(&mut ended, false);
+        let batch = queue
+            .next_batch(&mut ended, false)
+            .expect("nothing is mapped");
         if !S::RUNS_UNTIL_ALL_ARE_TOLD && batch.is_empty() {
             lock(&queue.state).running = false;
         }

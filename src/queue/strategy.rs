@@ -51,6 +51,11 @@ impl Plan {
         }
     }
 
+    /// Whether anything goes through the descriptor.
+    pub(super) fn is_direct(&self) -> bool {
+        !self.direct.is_empty()
+    }
+
     /// The parts that are copied into the mapping.
     pub(super) fn copied<'a>(
         &'a self,
@@ -124,10 +129,7 @@ pub(super) fn reserve(site: &Site<'_>, plan: &Plan) -> io::Result<()> {
         return Ok(());
     };
     for pages in plan.direct.iter().flatten() {
-        // What was written and not flushed has blocks, or the promise of some.
-        if !site.pending.covers((*pages).into()) {
-            sys::reserve(file, pages.start(), pages.len())?;
-        }
+        sys::reserve(file, pages.start(), pages.len())?;
     }
     Ok(())
 }
@@ -138,5 +140,12 @@ fn direct_pages(site: &Site<'_>, range: ByteRange) -> Option<PageRange> {
     let stays_mapped = pages.len() < ALWAYS_DIRECT
         && site.pending.covers(pages.into())
         && residency::is_cached(site.map, pages.into());
-    (!stays_mapped).then_some(pages)
+    let may_write = || {
+        let file = site.coherent?;
+        sys::may_write_at(file, pages.end()).then_some(pages)
+    };
+    match stays_mapped {
+        true => None,
+        false => may_write(),
+    }
 }

@@ -23,7 +23,7 @@ impl Driven {
 
     /// The places of the operations in the next batch.
     fn next_batch(&self) -> (Vec<Arc<Op<()>>>, Vec<u64>) {
-        let batch = self.0.next_batch(&mut Ended(Vec::new()), false);
+        let batch = self.0.next_batch(&mut Ended(Vec::new()), false).unwrap();
         let places = batch.iter().map(|op| op.place.load(Ordering::Relaxed));
         let places = places.collect();
         (batch, places)

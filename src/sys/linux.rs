@@ -280,11 +280,11 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
     Ok(())
 }
 
-/// What may be relied on for a file ([`fstatfs(2)`], and its open flags).
+/// What may be relied on for a file ([`fstatfs(2)`]).
 ///
 /// - *Coherent writes*: ext2 to ext4, xfs, btrfs and tmpfs write through the page cache, which is
-///   what is mapped. Not with `O_DIRECT`, which goes around it, nor `O_APPEND`, which writes
-///   elsewhere.
+///   what is mapped; see [`may_write_at`] for the flags. Not where every write is synchronous by
+///   mount option.
 /// - *Syncs by range*: in ext4, xfs and tmpfs `fdatasync` of a range is a write-back of the range,
 ///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
 ///   do not depend on the range. btrfs logs the extents of the range.
@@ -296,22 +296,41 @@ pub(crate) fn habits(file: &File) -> Habits {
     const BTRFS: u64 = 0x9123_683e;
     const TMPFS: u64 = 0x0102_1994;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
-    // SAFETY: `F_GETFL` takes no pointer, and `file` keeps the descriptor open.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    if result != 0 || flags < 0 {
+    let kind = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
+    // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
+    let mounted = unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) };
+    if kind != 0 || mounted != 0 {
         return Habits::default();
     }
     // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
     let kind = unsafe { stat.assume_init() }.f_type;
+    // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
+    let mounted = unsafe { flags.assume_init() }.f_flag;
     // Signed or not, and of 32 or 64 bits, by platform; the numbers have 32.
     let kind = u64::from(kind as u32);
     Habits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
-            && flags & (libc::O_APPEND | libc::O_DIRECT) == 0,
+            && mounted & libc::ST_SYNCHRONOUS == 0,
         syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
     }
+}
+
+/// Whether [`write_at`] may be used up to `end`: as long as the descriptor does not write around
+/// the page cache (`O_DIRECT`), elsewhere (`O_APPEND`), or synchronously, which would take an error
+/// of the write-back from the flush that is to report it; and as long as no `SIGXFSZ` is raised.
+///
+/// Asked for each write, since others can change the flags and the limit at any time ([`fcntl(2)`],
+/// [`getrlimit(2)`]; 0.1 us each).
+///
+/// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
+/// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
+pub(crate) fn may_write_at(file: &File, end: u64) -> bool {
+    let elsewhere = libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
+    // SAFETY: `F_GETFL` takes no pointer, and `file` keeps the descriptor open.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    flags >= 0 && flags & elsewhere == 0 && super::unix::check_file_limit(end).is_ok()
 }
 
 /// Writes all of `data` at `offset`, with the position of nobody ([`pwrite(2)`]).

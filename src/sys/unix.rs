@@ -60,6 +60,39 @@ pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     })
 }
 
+/// Gives a file a new length ([`ftruncate(2)`]).
+///
+/// # Errors
+///
+/// `EFBIG` past the process's limit on file sizes, where the call would raise `SIGXFSZ`.
+///
+/// [`ftruncate(2)`]: https://man7.org/linux/man-pages/man2/ftruncate.2.html
+pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
+    if len > file.metadata()?.len() {
+        check_file_limit(len)?;
+    }
+    file.set_len(len)
+}
+
+/// Fails with `EFBIG` if a file may not be written up to `end` ([`getrlimit(2)`],
+/// `RLIMIT_FSIZE`).
+///
+/// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
+pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
+    let mut limit = std::mem::MaybeUninit::<libc::rlimit>::zeroed();
+    // SAFETY: `limit` is live for the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit.as_mut_ptr()) } != 0 {
+        return Ok(());
+    }
+    // SAFETY: all-zero bytes are a valid `rlimit`, and the call has filled it in.
+    let limit = unsafe { limit.assume_init() }.rlim_cur;
+    #[allow(clippy::unnecessary_cast)] // It is signed on some platforms.
+    match limit == libc::RLIM_INFINITY || end <= limit as u64 {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::EFBIG)),
+    }
+}
+
 /// Whether the error says that there is no space.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
@@ -162,10 +195,16 @@ pub(super) unsafe fn madvise(addr: *mut u8, len: usize, advice: libc::c_int) -> 
 ///
 /// [`msync(2)`]: https://man7.org/linux/man-pages/man2/msync.2.html
 pub(super) unsafe fn msync(addr: *mut u8, len: usize) -> io::Result<()> {
-    // SAFETY: the caller's contract is that of the call.
-    match unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    loop {
+        // SAFETY: the caller's contract is that of the call.
+        if unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // Some file systems (FUSE, NFS) let a signal interrupt it: nothing has failed then.
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
     }
 }
 
@@ -251,6 +290,11 @@ mod portable {
     /// Nothing is relied on.
     pub(crate) fn habits(_file: &File) -> Habits {
         Habits::default()
+    }
+
+    /// Never, where [`habits`] says so.
+    pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
+        false
     }
 
     /// Not called where [`habits`] says so.

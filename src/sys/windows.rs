@@ -305,6 +305,16 @@ pub(crate) fn habits(_file: &File) -> Habits {
     Habits::default()
 }
 
+/// Never, where [`habits`] says so.
+pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
+    false
+}
+
+/// Gives a file a new length.
+pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
+    file.set_len(len)
+}
+
 /// Not called where [`habits`] says so.
 pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

@@ -800,6 +800,37 @@ fn bytes_of_a_file_are_written_in_their_turn() {
 }
 
 #[test]
+fn an_owner_that_panics_holds_up_nobody() {
+    struct Owner(Bytes);
+
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            panic!("an owner of the test's own");
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 10_000).await;
+        for data in [
+            file.bytes(0, 100).unwrap(),
+            Bytes::from_static(b"elsewhere"),
+        ] {
+            let data = Bytes::from_owner(Owner(data));
+            file.write_bytes(5000, data).await.unwrap();
+            file.update_region(5000, b"later").await.unwrap();
+        }
+        until(&file, is_quiet).await;
+    });
+}
+
+#[test]
 fn bytes_of_a_file_are_written_to_it() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {

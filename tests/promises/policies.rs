@@ -24,7 +24,7 @@ async fn open(path: &Path, policy: FlushPolicy) -> MemoryMappedFile {
     builder.flush_policy(policy).open().await.unwrap()
 }
 
-/// A file that owes nothing but what is written to it from now on.
+/// A file of which nothing is pending but what is written to it from now on.
 pub(crate) async fn settled(path: &Path, len: usize, policy: FlushPolicy) -> MemoryMappedFile {
     fs::write(path, vec![0; len]).unwrap();
     fs::File::open(path).unwrap().sync_all().unwrap();
@@ -819,5 +819,25 @@ fn lonely_pool_child() {
         one.unwrap();
         two.unwrap();
         assert_eq!(state(&later), (1, 1));
+    });
+}
+
+#[test]
+fn a_write_that_outlives_its_handle_leaves_no_alarm_behind() {
+    let dir = on_a_disk();
+    ends("creating", async move {
+        for round in 0..20 {
+            let path = dir.path().join(format!("data{round}"));
+            let file = settled(&path, 16 << 20, HOUR).await;
+            let mut write = Box::pin(file.write_bytes(0, vec![1; 16 << 20].into()));
+            if poll_once(&mut write).await.is_some() {
+                // The pool was faster.
+                continue;
+            }
+            // It has started, and it sets the alarm when its handle has gone.
+            eventually("it has started", || file.stats().queued_bytes == 0);
+            drop((write, file));
+            MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
+        }
     });
 }

@@ -563,3 +563,78 @@ fn write_out_is_started_and_is_not_called_durable() {
         assert!(matches!(out, MmapIoError::OutOfBounds { .. }), "{out:?}");
     });
 }
+
+#[test]
+fn flags_that_are_set_later_are_heeded() {
+    use std::os::fd::AsRawFd;
+    let dir = on_a_disk();
+    alone(async {
+        for flag in [libc::O_APPEND, libc::O_DIRECT] {
+            let path = dir.path().join("data");
+            fs::write(&path, vec![1; 4 << 20]).unwrap();
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            let file = MemoryMappedFile::from_file(file.unwrap(), MmapMode::ReadWrite, &path);
+            let file = file.await.unwrap();
+            // SAFETY: the call takes no pointer.
+            let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flag) };
+            assert_eq!(set, 0);
+            file.update_region_async(0, &[7; 1 << 20]).await.unwrap();
+            assert_eq!(file.as_slice(0, 1 << 20).unwrap(), [7; 1 << 20]);
+            assert_eq!(fs::metadata(&path).unwrap().len(), 4 << 20);
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_is_found_first_whatever_was_written_before() {
+    let Some(disk) = Disk::tmpfs("a_full_disk_is_found_first", 2 * MIB) else {
+        return;
+    };
+    alone(async {
+        let path = disk.path("data");
+        let file = MemoryMappedFile::create_rw(&path, 16 * MIB).await.unwrap();
+        for marked in [false, true] {
+            if marked {
+                // Counts every byte as written, and allocates none.
+                // SAFETY: nothing is done with the pointer.
+                unsafe { file.as_mut_ptr() }.unwrap();
+            }
+            assert_full(file.update_region(100, &[9; 8 << 20]).await);
+            assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+        }
+    });
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_an_error_and_no_signal() {
+    let dir = on_a_disk();
+    fs::write(dir.path().join("data"), vec![0; 8 << 20]).unwrap();
+    let output = as_child(&[], "strategy::limited_child", dir.path());
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn limited_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let limit = libc::rlimit {
+        rlim_cur: 1 << 20,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the structure is live for the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+    alone(async {
+        let file = MemoryMappedFile::open_rw(dir.join("data")).await.unwrap();
+        // Inside the file there is no limit for a mapping.
+        file.update_region(4 << 20, &[1; 1 << 20]).await.unwrap();
+        assert_eq!(file.as_slice(4 << 20, 1 << 20).unwrap(), [1; 1 << 20]);
+        let grown = file.resize(16 << 20).await;
+        assert_eq!(grown.unwrap_err().raw_os_error(), Some(libc::EFBIG));
+        assert_eq!(file.len(), 8 << 20);
+        file.resize(7 << 20).await.unwrap();
+        let created = MemoryMappedFile::create_rw(dir.join("new"), 2 << 20).await;
+        assert_eq!(created.unwrap_err().raw_os_error(), Some(libc::EFBIG));
+        assert!(!dir.join("new").exists());
+    });
+}
