@@ -456,8 +456,10 @@ fn many_tasks_under_one_threshold() {
     });
     let (flushes, pending) = state(&file);
     assert!(pending < 50_000);
+    // A write that crosses it while a flush begins may find that its bytes were flushed by that one,
+    // and waits for another all the same.
     let written = 8 * 200 * 300;
-    assert!((1..=written / 50_000 + 1).contains(&flushes), "{flushes}");
+    assert!((1..=2 * written / 50_000).contains(&flushes), "{flushes}");
 }
 
 /// Tasks of the test, in a process that nobody else uses.
