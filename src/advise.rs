@@ -4,7 +4,6 @@ use std::future::Future;
 
 use crate::error::{MmapIoError, Result};
 use crate::file::MemoryMappedFile;
-use crate::range::ByteRange;
 use crate::sys;
 
 /// How a range will be used ([`madvise(2)`]).
@@ -59,10 +58,9 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         async move {
-            if len == 0 {
+            let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
-            }
-            let range = ByteRange::new(offset, len, handle.open.len())?;
+            };
             let protection = handle.protection();
             let advised = handle.hop(move |open| {
                 let Some(map) = open.map(protection) else {

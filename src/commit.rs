@@ -164,6 +164,13 @@ impl Commits {
         is_free.then(|| Turn(target.clone()))
     }
 
+    /// Has a job flush, if somebody waits and nobody has the turn.
+    pub(crate) fn start<D: Durable>(target: &Arc<D>) {
+        if let Some(turn) = Self::turn(target) {
+            turn.spawn();
+        }
+    }
+
     /// Lets those who were told just now come back before the next flush, in the same way, while a
     /// drain elsewhere applies what they write. Nothing depends on anybody's coming.
     fn gather(&self) {

@@ -380,10 +380,9 @@ impl MemoryMappedFile {
     ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
         async move {
-            if len == 0 {
+            let Some(range) = file.handle.range(offset, len)? else {
                 return Ok(());
-            }
-            let range = ByteRange::new(offset, len, file.len())?;
+            };
             file.make_resident(range).await
         }
     }
@@ -409,10 +408,9 @@ impl MemoryMappedFile {
     ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         async move {
-            if len == 0 {
+            if handle.range(offset, len)?.is_none() {
                 return Ok(());
             }
-            ByteRange::new(offset, len, handle.open.len())?;
             let file = handle.file().clone();
             handle
                 .hop(move |_| {
@@ -617,6 +615,14 @@ impl Handle {
         match self.mode {
             MmapMode::ReadOnly => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
+        }
+    }
+
+    /// The range, if it is inside the file; `None` for no bytes, which are accepted anywhere.
+    pub(crate) fn range(&self, offset: u64, len: u64) -> Result<Option<ByteRange>> {
+        match len {
+            0 => Ok(None),
+            len => ByteRange::new(offset, len, self.open.len()).map(Some),
         }
     }
 

@@ -58,21 +58,16 @@ pub(crate) enum Due {
 
 /// The bytes that were written and not flushed.
 #[derive(Debug)]
-pub(crate) struct Pending {
-    ranges: Mutex<Ranges>,
-    /// There is something to flush to.
-    counts: bool,
-}
+pub(crate) struct Pending(Mutex<Ranges>);
 
 /// The same, locked for a batch of writes.
 #[derive(Debug)]
-pub(crate) struct Writing<'a> {
-    ranges: MutexGuard<'a, Ranges>,
-    counts: bool,
-}
+pub(crate) struct Writing<'a>(MutexGuard<'a, Ranges>);
 
 #[derive(Debug, Default)]
 struct Ranges {
+    /// There is something to flush to.
+    counts: bool,
     set: RangeSet<u64>,
     /// Bytes in the set.
     bytes: u64,
@@ -87,10 +82,10 @@ struct Ranges {
 impl Pending {
     /// Of memory without a file nothing is ever pending.
     pub(crate) fn new(has_file: bool) -> Self {
-        Self {
-            ranges: Mutex::default(),
+        Self(Mutex::new(Ranges {
             counts: has_file,
-        }
+            ..Ranges::default()
+        }))
     }
 
     /// Number of distinct bytes, those that are being flushed included: they are not durable
@@ -110,10 +105,7 @@ impl Pending {
 
     /// Counts writes, while nobody else does.
     pub(crate) fn writing(&self) -> Writing<'_> {
-        Writing {
-            ranges: self.ranges(),
-            counts: self.counts,
-        }
+        Writing(self.ranges())
     }
 
     /// Counts one write, and says what `policy` asks for.
@@ -175,17 +167,17 @@ impl Pending {
     }
 
     fn ranges(&self) -> MutexGuard<'_, Ranges> {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Writing<'_> {
     /// Counts one write, and says what `policy` asks for.
     pub(crate) fn wrote(&mut self, ranges: &[ByteRange], policy: FlushPolicy) -> Due {
-        if !self.counts {
+        let pending = &mut *self.0;
+        if !pending.counts {
             return Due::Nothing;
         }
-        let pending = &mut *self.ranges;
         for range in ranges {
             pending.add(*range);
         }

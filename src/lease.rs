@@ -88,6 +88,21 @@ impl Leases {
         Some(now)
     }
 
+    /// What `attempt` gets; a gate that is over is taken down, by whoever meets it first.
+    fn past_gates<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, Conflict>,
+    ) -> Result<T, Conflict> {
+        loop {
+            match attempt() {
+                Err(Conflict::Gate(until)) if until <= Instant::now() => {
+                    self.table.lower_gate(until);
+                }
+                met => return met,
+            }
+        }
+    }
+
     /// Number of leases that are out, apart from the batch of writes being applied.
     pub(crate) fn count(&self) -> usize {
         self.table.count()
@@ -177,7 +192,8 @@ where
 
     /// A shared lease that may live long, if nothing is in the way.
     pub(crate) fn try_owned(host: H, range: ByteRange) -> Result<Self, Conflict> {
-        let token = host.leases().table.try_owned(range)?;
+        let leases = host.leases();
+        let token = leases.past_gates(|| leases.table.try_owned(range))?;
         Ok(Self {
             host,
             token: Some(token),
@@ -234,18 +250,13 @@ fn release_slowly(host: &impl LeaseHost, token: Token) {
 /// A shared lease that the caller turns into a [`Lease`].
 pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
     let leases = host.leases();
-    loop {
-        let (conflict, wake) = match leases.table.try_shared(my_block(), range) {
-            Ok(token) => return Ok(token),
-            Err(met) => met,
-        };
-        leases.wake(host, wake);
-        match conflict {
-            // Those who wait for it take it down in time, but there may be none.
-            Conflict::Gate(until) if until <= Instant::now() => leases.table.lower_gate(until),
-            conflict => return Err(conflict),
-        }
-    }
+    leases.past_gates(|| {
+        let lease = leases.table.try_shared(my_block(), range);
+        lease.map_err(|(conflict, wake)| {
+            leases.wake(host, wake);
+            conflict
+        })
+    })
 }
 
 /// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
@@ -275,11 +286,7 @@ pub(crate) fn wait_briefly<T>(
         // Listen first, then try once more: what ends in between is heard.
         match (listener.take(), conflict) {
             (None, _) => listener = Some(leases.freed.listen()),
-            (Some(listening), Conflict::Gate(until)) => {
-                if listening.wait_deadline(until).is_none() {
-                    leases.table.lower_gate(until);
-                }
-            }
+            (Some(listening), Conflict::Gate(until)) => drop(listening.wait_deadline(until)),
             (Some(listening), _) => listening.wait(),
         }
     }
@@ -299,8 +306,7 @@ pub(crate) async fn wait<T>(
         match (attempt(), listener.take()) {
             (Ok(lease), _) => return lease,
             // Nobody's timer: the gate is down within a millisecond, whoever looks first.
-            (Err(Conflict::Gate(until)), _) if Instant::now() < until => yield_now().await,
-            (Err(Conflict::Gate(until)), _) => leases.table.lower_gate(until),
+            (Err(Conflict::Gate(_)), _) => yield_now().await,
             (Err(_), None) => listener = Some(leases.freed.listen()),
             (Err(_), Some(listening)) => listening.await,
         }

@@ -48,10 +48,9 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         async move {
-            if len == 0 {
+            let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
-            }
-            let range = ByteRange::new(offset, len, handle.open.len())?;
+            };
             handle.flush(Flush::of(range)).await
         }
     }
@@ -144,10 +143,9 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         async move {
-            if len == 0 {
+            let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
-            }
-            let range = ByteRange::new(offset, len, handle.open.len())?;
+            };
             handle.start_writeback(range).await
         }
     }

@@ -73,6 +73,18 @@ impl ByteRange {
         self.start <= other.start && other.end <= self.end
     }
 
+    /// Sorts ranges, and joins those that touch.
+    pub(crate) fn merge(ranges: &mut Vec<Self>) {
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|next, last| {
+            let touches = next.start <= last.end;
+            if touches {
+                *last = last.hull(*next);
+            }
+            touches
+        });
+    }
+
     /// The smallest range that covers both.
     #[inline]
     pub(crate) fn hull(self, other: Self) -> Self {
@@ -166,16 +178,9 @@ impl PageRange {
 
     /// Sorts ranges, and joins those that touch.
     pub(crate) fn merged(ranges: impl Iterator<Item = Self>) -> Vec<Self> {
-        let mut merged: Vec<Self> = ranges.collect();
-        merged.sort_unstable_by_key(|range| range.start());
-        merged.dedup_by(|next, last| {
-            let touches = next.start() <= last.end();
-            if touches {
-                last.0 = last.0.hull(next.0);
-            }
-            touches
-        });
-        merged
+        let mut merged = ranges.map(ByteRange::from).collect();
+        ByteRange::merge(&mut merged);
+        merged.into_iter().map(Self).collect()
     }
 
     /// Cuts the range into pieces of at most `step` bytes, itself a multiple of the page size.

@@ -72,11 +72,7 @@ pub(crate) fn populate_write(
         };
         // Populating says only `EFAULT`; asking in other ways says why.
         let pages = merged[index];
-        let allocated =
-            read_one_byte_a_page(file, pages).and_then(|()| match sys::ALLOCATE_KEEPS_BYTES {
-                true => sys::allocate(file, pages.start(), pages.len()),
-                false => Ok(()),
-            });
+        let allocated = read_one_byte_a_page(file, pages).and_then(|()| allocate(file, pages));
         MmapIoError::Io(allocated.err().unwrap_or(error))
     })
 }
@@ -87,11 +83,15 @@ fn why_not_read(file: &File, pages: PageRange) -> Option<io::Error> {
         return Some(error);
     }
     // A hole takes a page when it is read through a map, where the file is memory (tmpfs).
-    let allocated = match sys::ALLOCATE_KEEPS_BYTES {
+    allocate(file, pages).err().filter(sys::is_disk_full)
+}
+
+/// Reserves the blocks of pages that may hold bytes, where that leaves them alone.
+fn allocate(file: &File, pages: PageRange) -> io::Result<()> {
+    match sys::ALLOCATE_KEEPS_BYTES {
         true => sys::allocate(file, pages.start(), pages.len()),
         false => Ok(()),
-    };
-    allocated.err().filter(sys::is_disk_full)
+    }
 }
 
 /// Fails if there is a file, and it is too short for one of the ranges.

@@ -3,7 +3,7 @@
 //! The first alarm starts the job; it sleeps until the next one is due, rings it, and is gone when
 //! there is none left. It takes one thread of the pool while something is written and not flushed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,8 @@ pub(crate) struct Timer<T> {
 struct State<T> {
     /// By time, and by address of the file.
     alarms: BTreeMap<(Instant, usize), Arc<T>>,
-    /// The times, by address of the file. Made with the first.
-    times: Option<HashMap<usize, Instant>>,
+    /// The times, by address of the file.
+    times: BTreeMap<usize, Instant>,
     /// A job exists that will look again.
     running: bool,
 }
@@ -51,7 +51,7 @@ impl<T: Alarmed> Timer<T> {
         Self {
             state: Mutex::new(State {
                 alarms: BTreeMap::new(),
-                times: None,
+                times: BTreeMap::new(),
                 running: false,
             }),
             first: Condvar::new(),
@@ -130,10 +130,9 @@ impl<T> State<T> {
     /// Sets the one alarm of a file; returns what its former alarm held.
     fn set(&mut self, target: &Arc<T>, alarm: Option<Instant>) -> Option<Arc<T>> {
         let address = Arc::as_ptr(target) as usize;
-        let times = self.times.get_or_insert_with(HashMap::new);
         let former = match alarm {
-            Some(at) => times.insert(address, at),
-            None => times.remove(&address),
+            Some(at) => self.times.insert(address, at),
+            None => self.times.remove(&address),
         };
         let replaced = former.and_then(|at| self.alarms.remove(&(at, address)));
         if let Some(at) = alarm {
@@ -145,7 +144,7 @@ impl<T> State<T> {
     /// Takes the next alarm down.
     fn pop(&mut self) -> Arc<T> {
         let ((_, address), target) = self.alarms.pop_first().expect("there is one");
-        self.times.as_mut().and_then(|times| times.remove(&address));
+        self.times.remove(&address);
         target
     }
 }

@@ -317,8 +317,7 @@ impl<F: Fences> Table<F> {
             state.applying.extend(granted.flat_map(|want| want.ranges));
             state.applying_is_brief =
                 state.applying.iter().map(|range| range.len()).sum::<u64>() <= BRIEF;
-            state.applying.sort_unstable_by_key(|range| range.start());
-            merge(&mut state.applying);
+            ByteRange::merge(&mut state.applying);
         })?;
         Ok(())
     }
@@ -624,15 +623,4 @@ impl Hull {
         let (first, last) = (unpacked >> 32, unpacked & u64::from(u32::MAX));
         range.start() >> Self::BLOCK_BITS <= last && first <= (range.end() - 1) >> Self::BLOCK_BITS
     }
-}
-
-/// Makes sorted ranges disjoint.
-fn merge(ranges: &mut Vec<ByteRange>) {
-    ranges.dedup_by(|next, last| {
-        let touches = next.start() <= last.end();
-        if touches {
-            *last = last.hull(*next);
-        }
-        touches
-    });
 }

@@ -62,9 +62,7 @@ impl Drain for OpenFile {
     }
 
     fn hand_on(self: &Arc<Self>) {
-        if let Some(turn) = Commits::turn(self) {
-            turn.spawn();
-        }
+        Commits::start(self);
     }
 
     fn finish(self: Arc<Self>) {

@@ -23,9 +23,7 @@ impl OpenFile {
     pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
         let flush = Arc::new(flush);
         self.commits.add(flush.clone(), false);
-        if let Some(turn) = Commits::turn(self) {
-            turn.spawn();
-        }
+        Commits::start(self);
         flush
     }
 

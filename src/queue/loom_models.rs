@@ -181,9 +181,7 @@ impl<S: Steps> Drain for File<S> {
     }
 
     fn hand_on(self: &Arc<Self>) {
-        if let Some(turn) = Commits::turn(self) {
-            turn.spawn();
-        }
+        Commits::start(self);
     }
 
     fn finish(self: Arc<Self>) {

@@ -22,6 +22,8 @@ use std::time::SystemTime;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod not_linux;
 #[cfg(not(any(unix, windows)))]
 mod stub;
 #[cfg(unix)]
@@ -31,6 +33,8 @@ mod windows;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) use linux::*;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use not_linux::*;
 #[cfg(not(any(unix, windows)))]
 pub(crate) use stub::*;
 #[cfg(unix)]

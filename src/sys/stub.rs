@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-use super::{Access, Advice, CacheHint, FileId, FileInfo, Habits, Run};
+use super::{Access, Advice, CacheHint, FileId, FileInfo, Run};
 
 pub(crate) const CAN_MAP_PAST_END: bool = false;
 
@@ -89,39 +89,9 @@ pub(crate) fn barrier() -> io::Result<()> {
     unsupported()
 }
 
-/// Not needed for correctness, and not available.
-pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-    Ok(())
-}
-
-/// Not available, and not called where [`habits`] says so.
-pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Nothing is relied on.
-pub(crate) fn habits(_file: &File) -> Habits {
-    Habits::default()
-}
-
-/// Never, where [`habits`] says so.
-pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
-    false
-}
-
 /// Gives a file a new length.
 pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)
-}
-
-/// Not called where [`habits`] says so.
-pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Not called either.
-pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {

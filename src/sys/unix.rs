@@ -216,7 +216,7 @@ mod portable {
     use std::os::unix::fs::FileExt;
 
     use super::{copy_through_memory, madvise, msync};
-    use crate::sys::{Advice, CacheHint, Habits, Run};
+    use crate::sys::{Advice, CacheHint, Run};
 
     /// Faults the pages in by a read of each.
     ///
@@ -274,36 +274,6 @@ mod portable {
 
     /// Never called either.
     pub(crate) fn barrier() -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// Not needed for correctness, and not available.
-    pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Not available, and not called where [`habits`] says so.
-    pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// Nothing is relied on.
-    pub(crate) fn habits(_file: &File) -> Habits {
-        Habits::default()
-    }
-
-    /// Never, where [`habits`] says so.
-    pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
-        false
-    }
-
-    /// Not called where [`habits`] says so.
-    pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// Not called either.
-    pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

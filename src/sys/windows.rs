@@ -31,7 +31,7 @@ use windows_sys::Win32::System::SystemInformation::{GetSystemInfo, SYSTEM_INFO};
 use windows_sys::Win32::System::Threading::{FlushProcessWriteBuffers, GetCurrentProcess};
 use windows_sys::Win32::System::IO::IO_STATUS_BLOCK;
 
-use super::{Access, Advice, CacheHint, FileId, FileInfo, Habits, Run};
+use super::{Access, Advice, CacheHint, FileId, FileInfo, Run};
 
 /// A section larger than its file extends the file (`CreateFileMappingW`), so a mapping ends where
 /// the file does.
@@ -290,39 +290,9 @@ pub(crate) fn barrier() -> io::Result<()> {
     Ok(())
 }
 
-/// Not needed for correctness, and not available.
-pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-    Ok(())
-}
-
-/// Not available, and not called where [`habits`] says so.
-pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Nothing is relied on.
-pub(crate) fn habits(_file: &File) -> Habits {
-    Habits::default()
-}
-
-/// Never, where [`habits`] says so.
-pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
-    false
-}
-
 /// Gives a file a new length.
 pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)
-}
-
-/// Not called where [`habits`] says so.
-pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Not called either.
-pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Not needed for correctness, and not available.

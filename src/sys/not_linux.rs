@@ -1,0 +1,36 @@
+//! What only Linux has, for all others: nothing is relied on, and nothing is done.
+
+use std::fs::File;
+use std::io;
+
+use super::Habits;
+
+/// Not needed for correctness, and not available.
+pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// Not available, and not called where [`habits`] says so.
+pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Nothing is relied on.
+pub(crate) fn habits(_file: &File) -> Habits {
+    Habits::default()
+}
+
+/// Never, where [`habits`] says so.
+pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
+    false
+}
+
+/// Not called where [`habits`] says so.
+pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Not called either.
+pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
