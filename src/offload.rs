@@ -14,6 +14,7 @@
 #[allow(unsafe_code)]
 pub(crate) mod loom_pool;
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use blocking::Task;
@@ -24,7 +25,10 @@ pub(crate) const ROUNDS: usize = if cfg!(mmap_io_loom) { 2 } else { 64 };
 
 /// Runs `job` on the pool; the future resolves to its result, or resumes its panic.
 pub(crate) fn offload<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Task<T> {
-    blocking::unblock(job)
+    blocking::unblock(move || {
+        let _here = OnPool::enter();
+        job()
+    })
 }
 
 /// Runs `job` on the pool, whoever waits for it or not.
@@ -33,6 +37,36 @@ pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) {
     loom_pool::spawn(job);
     #[cfg(not(all(test, mmap_io_loom)))]
     offload(job).detach();
+}
+
+/// Drops a value whose drop may block (the last close of a descriptor, the end of a large mapping)
+/// on the pool: here, if this is one of its jobs.
+pub(crate) fn release<T: Send + 'static>(value: T) {
+    match ON_POOL.get() {
+        true => drop(value),
+        false => spawn(move || drop(value)),
+    }
+}
+
+thread_local! {
+    /// This thread runs a job of [`offload`].
+    static ON_POOL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks the thread for as long as it runs a job.
+struct OnPool;
+
+impl OnPool {
+    fn enter() -> Self {
+        ON_POOL.set(true);
+        Self
+    }
+}
+
+impl Drop for OnPool {
+    fn drop(&mut self) {
+        ON_POOL.set(false);
+    }
 }
 
 /// Whether the pool has a single thread, as `BLOCKING_MAX_THREADS` may say: then a job that sleeps

@@ -23,7 +23,7 @@ use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
 use crate::lease::{Lease, LeaseHost, Leases};
 use crate::map::{Backing, Map, Protection, Span};
-use crate::offload::spawn;
+use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, FileKey, Registry};
@@ -350,8 +350,7 @@ impl Drop for OpenFile {
         }
         self.closed.notify(usize::MAX);
         if self.mapped_bytes() > UNMAP_INLINE {
-            let mapped = std::mem::take(&mut self.mapped);
-            spawn(move || drop(mapped));
+            release(std::mem::take(&mut self.mapped));
         }
     }
 }

@@ -455,12 +455,77 @@ pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Makes a file `len` bytes long, unless it is longer, by a call that cannot cut what another
+/// process appends meanwhile: the block of the last byte is reserved ([`fallocate(2)`]), and the
+/// bytes before it are a hole.
+///
+/// Where the file system has no such call, the file is grown by `ftruncate` after a second look,
+/// under a lock of this open file description that is tried and never waited for
+/// ([`fcntl_locking(2)`], `F_OFD_SETLK`).
+///
+/// # Errors
+///
+/// `ENOSPC` on a full disk, `EFBIG` past the process's limit on file sizes, `EAGAIN` if another
+/// process, or a lock of this one, holds the file where the lock is needed.
+///
+/// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
+/// [`fcntl_locking(2)`]: https://man7.org/linux/man-pages/man2/F_OFD_SETLK.2const.html
+pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
+    if file_len(file)? >= len {
+        return Ok(());
+    }
+    super::unix::check_file_limit(len)?;
+    match fallocate(file, 0, len - 1, 1) {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM)
+            ) =>
+        {
+            extend_under_lock(file, len)
+        }
+        extended => extended,
+    }
+}
+
+fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
+    let lock = |kind: libc::c_int| {
+        let mut whole = std::mem::MaybeUninit::<libc::flock>::zeroed();
+        // SAFETY: all-zero bytes are a valid `flock`: from the start to the end of the file.
+        let whole = unsafe { whole.assume_init_mut() };
+        whole.l_type = kind as libc::c_short;
+        // SAFETY: `whole` is live for the call, and `file` keeps the descriptor open.
+        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &*whole) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    match lock(libc::F_WRLCK) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            return Err(error);
+        }
+        // A file system without locks leaves the second look alone.
+        Ok(()) | Err(_) => {}
+    }
+    let extended = match file_len(file) {
+        Ok(file_len) if file_len >= len => Ok(()),
+        Ok(_) => file.set_len(len),
+        Err(error) => Err(error),
+    };
+    let _ = lock(libc::F_UNLCK);
+    extended
+}
+
+fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     loop {
         // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
         let result = unsafe {
             libc::fallocate(
                 file.as_raw_fd(),
-                libc::FALLOC_FL_KEEP_SIZE,
+                mode,
                 offset as libc::off_t,
                 len as libc::off_t,
             )

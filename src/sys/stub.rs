@@ -98,6 +98,10 @@ pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<(
     unsupported()
 }
 
+pub(crate) fn extend(_file: &File, _len: u64) -> io::Result<()> {
+    unsupported()
+}
+
 /// [`allocate`] writes zeroes: it is for what has just been added to a file.
 pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 

@@ -282,6 +282,15 @@ mod portable {
         Ok(())
     }
 
+    /// Makes a file `len` bytes long, unless it is longer: a second look, and then `ftruncate`,
+    /// which would cut what another process appends between the two.
+    pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
+        match file_len(file)? >= len {
+            true => Ok(()),
+            false => super::set_len(file, len),
+        }
+    }
+
     /// [`allocate`] writes zeroes: it is for what has just been added to a file.
     pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 

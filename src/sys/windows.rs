@@ -300,6 +300,15 @@ pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<(
     Ok(())
 }
 
+/// Makes a file `len` bytes long, unless it is longer. A file that another process has mapped cannot
+/// be cut on Windows.
+pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
+    match file_len(file)? >= len {
+        true => Ok(()),
+        false => set_len(file, len),
+    }
+}
+
 /// [`allocate`] writes zeroes: it is for what has just been added to a file.
 pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
