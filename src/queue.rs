@@ -133,9 +133,11 @@ pub(crate) enum Action {
     Lease(Kind),
     /// Changes the length of the file to the start of its one range, which is unbounded.
     Resize,
-    /// The same, unless the file has bytes already.
+    /// Makes the file at least as long as the start of its one range, which is unbounded.
+    GrowTo,
+    /// Changes the length likewise, unless the file has bytes already.
     FirstLength,
-    /// Takes note of what somebody else appended to the file. Its range is all that follows.
+    /// Takes note of what another process has appended to the file. Its range is all that follows.
     AdoptLength,
 }
 
@@ -148,9 +150,11 @@ impl Action {
     fn policy(self) -> FlushPolicy {
         match self {
             Self::Write(policy) | Self::TryWrite(policy) => policy,
-            Self::Lease(_) | Self::Resize | Self::FirstLength | Self::AdoptLength => {
-                FlushPolicy::Never
-            }
+            Self::Lease(_)
+            | Self::Resize
+            | Self::GrowTo
+            | Self::FirstLength
+            | Self::AdoptLength => FlushPolicy::Never,
         }
     }
 }

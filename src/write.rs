@@ -211,14 +211,18 @@ impl MemoryMappedFile {
     /// Gives the file a new length in bytes. Growing fills with zeroes, and waits for no view;
     /// shrinking waits for the views of the part that is cut off.
     ///
-    /// It takes its turn among the writes: those submitted before it see the old length.
+    /// It takes its turn among the writes: those submitted before it see the old length. What
+    /// another process has appended meanwhile is not cut by growing: [`grow_to`](Self::grow_to)
+    /// takes it as it is.
     ///
     /// # Errors
     ///
     /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB on 32-bit
-    ///   platforms), or the system's refusal; then the length is what it was.
-    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    ///   platforms), or the system's refusal; then the length is what it was. Also if the file was
+    ///   to grow and another process has made it longer than that: then the length is what the
+    ///   other process has made it.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
     ///
@@ -244,6 +248,41 @@ impl MemoryMappedFile {
             let op = Op::new(ByteRange::between(new_size, u64::MAX), Action::Resize);
             Queue::submit(&handle.open, op).await?;
             Ok(())
+        }
+    }
+
+    /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
+    /// that is longer, also because another process has appended to it, is taken as it is.
+    ///
+    /// Growing fills with zeroes, waits for no view, and takes its turn as
+    /// [`resize`](Self::resize) does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`resize`](Self::resize).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for a write.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// assert_eq!(file.grow_to(4096).await?, 4096);
+    /// assert_eq!(file.grow_to(10).await?, 4096);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn grow_to(&self, min: u64) -> impl Future<Output = Result<u64>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            handle.mode.require_write("grow_to")?;
+            check_size(min)?;
+            let op = Op::new(ByteRange::between(min, u64::MAX), Action::GrowTo);
+            Queue::submit(&handle.open, op).await?;
+            Ok(handle.open.len())
         }
     }
 
