@@ -11,6 +11,12 @@ use crate::sys;
 /// Most bytes that one populate call asks for: it holds the address space's lock meanwhile.
 const STEP: u64 = 8 << 20;
 
+/// The same for writing, which may allocate a block for each page.
+const WRITE_STEP: u64 = 1 << 20;
+
+/// Pages that the kernel keeps together are at most that many bytes, and begin at a multiple of it.
+const LARGEST_FOLIO: usize = 2 << 20;
+
 /// Most bytes that are probed on the thread that polls: 1,024 pages, some 10 us.
 const PROBE: u64 = 4 << 20;
 
@@ -40,7 +46,14 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
         if let Err(error) = unsafe { sys::populate_read(map.run(step)) } {
             check_length(backing.file(), &[range])?;
             let reason = backing.file().and_then(|file| why_not_read(file, step));
-            return Err(MmapIoError::Io(reason.unwrap_or(error)));
+            if let Some(reason) = reason {
+                return Err(MmapIoError::Io(reason));
+            }
+            // Whatever it was, it may be over.
+            // SAFETY: as above.
+            if unsafe { sys::populate_read(map.run(step)) }.is_err() {
+                return Err(MmapIoError::Io(unreadable(error)));
+            }
         }
     }
     // A page that the file now ends in can be touched, and is lost all the same.
@@ -51,30 +64,69 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
 ///
 /// # Errors
 ///
-/// `Truncated` if the file has become shorter, or the error that reading or allocating met.
+/// See [`Unpopulated`]; the pages of some ranges may be writable then.
 pub(crate) fn populate_write(
     map: &Map,
     backing: &Backing,
     ranges: impl Iterator<Item = ByteRange> + Clone,
-) -> Result<()> {
+) -> Result<(), Unpopulated> {
     let page_size = sys::page_size();
     let pages = ranges.clone().map(|range| range.to_pages(page_size));
-    let merged = PageRange::merged(pages);
-    let runs: Vec<_> = merged.iter().map(|range| map.run(*range)).collect();
+    let pages = PageRange::merged(pages).into_iter();
+    let steps: Vec<PageRange> = pages.flat_map(|pages| pages.steps(WRITE_STEP)).collect();
+    let runs: Vec<_> = steps.iter().map(|step| map.run(*step)).collect();
     // SAFETY: the ranges are inside the file, so their pages are inside the live, writable map.
     unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {
         let ranges: Vec<ByteRange> = ranges.collect();
         if let Err(truncated) = check_length(backing.file(), &ranges) {
-            return truncated;
+            return Unpopulated::Explained(truncated);
         }
         let Some(file) = backing.file() else {
-            return MmapIoError::Io(error);
+            return Unpopulated::Explained(MmapIoError::Io(error));
         };
         // Populating says only `EFAULT`; asking in other ways says why.
-        let pages = merged[index];
-        let allocated = read_one_byte_a_page(file, pages).and_then(|()| allocate(file, pages));
-        MmapIoError::Io(allocated.err().unwrap_or(error))
+        let step = steps[index];
+        match read_one_byte_a_page(file, step).and_then(|()| allocate(file, step)) {
+            Err(reason) => Unpopulated::Explained(MmapIoError::Io(reason)),
+            Ok(()) => Unpopulated::Unexplained(why_not_stored(file, step)),
+        }
     })
+}
+
+/// Makes the pages of a range writable, as [`populate_write`] does; a range that the disk has no room
+/// for is refused before any of it is allocated. Blocks.
+///
+/// # Errors
+///
+/// `Truncated` if the file has become shorter, or the error that reading or allocating met.
+pub(crate) fn make_writable(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
+    if let Some(file) = backing.file() {
+        sys::check_room(file, range.start(), range.len())?;
+    }
+    let populate = || populate_write(map, backing, std::iter::once(range));
+    match populate() {
+        // The blocks that were missing have been allocated since.
+        Err(Unpopulated::Unexplained(_)) => Ok(populate()?),
+        populated => Ok(populated?),
+    }
+}
+
+/// Why pages could not be made writable.
+#[derive(Debug)]
+pub(crate) enum Unpopulated {
+    /// `Truncated` if the file has become shorter, or what reading or allocating the pages met.
+    Explained(MmapIoError),
+    /// The pages can be read, and have their blocks: a write through the descriptor may work. The
+    /// error is for where it cannot be tried.
+    Unexplained(MmapIoError),
+}
+
+impl From<Unpopulated> for MmapIoError {
+    fn from(unpopulated: Unpopulated) -> Self {
+        match unpopulated {
+            Unpopulated::Explained(error) | Unpopulated::Unexplained(error) => error,
+        }
+    }
 }
 
 /// What reading the pages in met: populating says only `EFAULT`.
@@ -86,9 +138,30 @@ fn why_not_read(file: &File, pages: PageRange) -> Option<io::Error> {
     allocate(file, pages).err().filter(sys::is_disk_full)
 }
 
+/// What is said instead of `EFAULT`, which names an address of ours.
+fn unreadable(error: io::Error) -> io::Error {
+    match sys::is_fault(&error) {
+        true => io::Error::other("the pages cannot be read through a mapping"),
+        false => error,
+    }
+}
+
+/// Why pages that have their blocks cannot be stored to: a large folio wants the blocks of its other
+/// pages as well, and there may be no room for those.
+fn why_not_stored(file: &File, pages: PageRange) -> MmapIoError {
+    let folios = ByteRange::from(pages).to_pages(LARGEST_FOLIO);
+    let inside = sys::file_len(file).map(|len| {
+        let end = folios.end().min(len);
+        ByteRange::between(folios.start().min(end), end).to_pages(sys::page_size())
+    });
+    let allocated = inside.and_then(|pages| allocate(file, pages));
+    let refused = || io::Error::other("the pages cannot be stored to through a mapping");
+    MmapIoError::Io(allocated.err().unwrap_or_else(refused))
+}
+
 /// Reserves the blocks of pages that may hold bytes, where that leaves them alone.
 fn allocate(file: &File, pages: PageRange) -> io::Result<()> {
-    match sys::ALLOCATE_KEEPS_BYTES {
+    match sys::ALLOCATE_KEEPS_BYTES && pages.len() > 0 {
         true => sys::allocate(file, pages.start(), pages.len()),
         false => Ok(()),
     }
@@ -127,7 +200,7 @@ pub(crate) fn is_mapped(data: &[u8]) -> bool {
 pub(crate) fn copy_mapped(data: &[u8]) -> io::Result<Box<[u8]>> {
     if let Some(run) = pages_if_mapped(data) {
         // SAFETY: the pages hold `data`, which lives, and with it its map.
-        unsafe { sys::populate_read(run) }?;
+        unsafe { sys::populate_read(run) }.map_err(unreadable)?;
     }
     Ok(data.into())
 }

@@ -127,7 +127,7 @@ impl OpenFile {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
             residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
-                residency::populate_write(map, &mapped.backing, std::iter::once(range))?;
+                residency::make_writable(map, &mapped.backing, range)?;
             }
         }
         Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
@@ -224,7 +224,9 @@ impl OpenFile {
 
     fn adopt(&self, file_len: u64) -> Result<()> {
         match file_len > self.len() {
-            true => self.cover(file_len, || Ok(())).map_err(MmapIoError::ResizeFailed),
+            true => self
+                .cover(file_len, || Ok(()))
+                .map_err(MmapIoError::ResizeFailed),
             false => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use crate::flush::{Due, Pending};
 use crate::lease::{Leases, Want};
 use crate::map::{Backing, Map};
 use crate::range::ByteRange;
-use crate::residency;
+use crate::residency::{self, Unpopulated};
 use crate::sys;
 
 /// What writes are applied to.
@@ -203,7 +203,7 @@ fn make_writable<L: Send + 'static>(
         return;
     }
     // Some of them are in trouble: each is asked on its own.
-    ready.retain(|(op, plan)| match populate(site, plan.copied(&op.ranges)) {
+    ready.retain_mut(|(op, plan)| match make_one_writable(site, op, plan) {
         Ok(()) => true,
         Err(error) => {
             fail(op, error);
@@ -212,7 +212,22 @@ fn make_writable<L: Send + 'static>(
     });
 }
 
-fn populate(site: &Site<'_>, ranges: impl Iterator<Item = ByteRange> + Clone) -> Result<()> {
+fn make_one_writable<L>(site: &Site<'_>, op: &Op<L>, plan: &mut Plan) -> Result<()> {
+    match populate(site, plan.copied(&op.ranges)) {
+        Err(Unpopulated::Unexplained(error)) => {
+            let direct = Plan::all_direct(site, &op.ranges).ok_or(error)?;
+            reserve(site, &direct)?;
+            *plan = direct;
+            Ok(())
+        }
+        populated => Ok(populated?),
+    }
+}
+
+fn populate(
+    site: &Site<'_>,
+    ranges: impl Iterator<Item = ByteRange> + Clone,
+) -> Result<(), Unpopulated> {
     residency::populate_write(site.map, site.backing, ranges)
 }
 

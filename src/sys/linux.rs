@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -359,10 +359,74 @@ pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
 }
 
 /// Whether every byte of the range has a block, or is promised one; "no" when in doubt.
-///
-/// `lseek(2)` with `SEEK_HOLE` would say so as well, but moves the position of the descriptor, which
-/// may be the caller's.
 fn is_allocated(file: &File, offset: u64, len: u64) -> bool {
+    let mut end = offset;
+    let asked = for_each_extent(file, offset, len, |start, extent_end| {
+        let follows = start <= end;
+        if follows {
+            end = extent_end;
+        }
+        follows && end < offset + len
+    });
+    asked.is_ok() && end >= offset + len
+}
+
+/// Fails with `ENOSPC` if the disk has no room for the holes of a file range ([`fstatfs(2)`]). Knows
+/// no quota, and nothing of what others take meanwhile.
+///
+/// Where the extents of a file cannot be asked for, its blocks are taken to lie in the range. A range
+/// of at most 8 MiB has room without asking: what is taken in vain is little.
+///
+/// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
+pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    const UNASKED: u64 = 8 << 20;
+    if len <= UNASKED {
+        return Ok(());
+    }
+    let mut allocated = 0;
+    let asked = for_each_extent(file, offset, len, |start, end| {
+        allocated += end.min(offset + len).saturating_sub(start.max(offset));
+        true
+    });
+    if asked.is_err() {
+        allocated = file.metadata()?.blocks() * 512;
+    }
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Ok(());
+    }
+    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
+    let stat = unsafe { stat.assume_init() };
+    // SAFETY: `geteuid` takes nothing and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    // What is kept back is for root.
+    let blocks = if is_root { stat.f_bfree } else { stat.f_bavail };
+    let size = u64::try_from(stat.f_bsize).unwrap_or(1);
+    // A file system without blocks of its own says that it has none.
+    let has_blocks = stat.f_blocks > 0;
+    match has_blocks && len.saturating_sub(allocated) > blocks.saturating_mul(size) {
+        true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        false => Ok(()),
+    }
+}
+
+/// Calls `visit` with the start and the end of each extent of a file range (`FS_IOC_FIEMAP`), in
+/// order, until it says `false`; those at the ends may reach past the range. A delayed allocation
+/// counts: it is promised.
+///
+/// `lseek(2)` with `SEEK_HOLE` would tell holes as well, but moves the position of the descriptor,
+/// which may be the caller's.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` or `ENOTTY` where the file system cannot say.
+fn for_each_extent(
+    file: &File,
+    offset: u64,
+    len: u64,
+    mut visit: impl FnMut(u64, u64) -> bool,
+) -> io::Result<()> {
     /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
     #[repr(C)]
     struct Fiemap {
@@ -395,29 +459,35 @@ fn is_allocated(file: &File, offset: u64, len: u64) -> bool {
         flags: 0,
         reserved_too: [0; 3],
     };
-    let mut map = Fiemap {
-        start: offset,
-        length: len,
-        flags: 0,
-        mapped_extents: 0,
-        extent_count: EXTENTS as u32,
-        reserved: 0,
-        extents: [none; EXTENTS],
-    };
-    // SAFETY: `map` is live for the call and has room for as many extents as it says, and `file`
-    // keeps the descriptor open.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) };
-    if result != 0 {
-        return false;
-    }
-    let mut end = offset;
-    for extent in &map.extents[..EXTENTS.min(map.mapped_extents as usize)] {
-        if extent.logical > end {
-            return false;
+    let (mut start, end) = (offset, offset + len);
+    while start < end {
+        let mut map = Fiemap {
+            start,
+            length: end - start,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: EXTENTS as u32,
+            reserved: 0,
+            extents: [none; EXTENTS],
+        };
+        // SAFETY: `map` is live for the call and has room for as many extents as it says, and
+        // `file` keeps the descriptor open.
+        if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) } != 0 {
+            return Err(io::Error::last_os_error());
         }
-        end = extent.logical + extent.length;
+        let extents = &map.extents[..EXTENTS.min(map.mapped_extents as usize)];
+        for extent in extents {
+            let extent_end = extent.logical.saturating_add(extent.length);
+            if !visit(extent.logical, extent_end) {
+                return Ok(());
+            }
+            start = start.max(extent_end);
+        }
+        if extents.len() < EXTENTS {
+            return Ok(());
+        }
     }
-    end >= offset + len
+    Ok(())
 }
 
 /// Tells the page cache about a file range ([`posix_fadvise(2)`]).
@@ -455,6 +525,8 @@ pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    // Asked first: ext4 keeps what it has allocated before it finds that there is no more.
+    check_room(file, offset, len)?;
     fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
 }
 

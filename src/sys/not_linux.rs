@@ -34,3 +34,8 @@ pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<(
 pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+/// Unknown here.
+pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    Ok(())
+}

@@ -31,6 +31,11 @@ pub(crate) fn file_id_at(_path: &Path) -> io::Result<FileId> {
     unsupported()
 }
 
+/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+pub(crate) fn is_fault(_error: &io::Error) -> bool {
+    false
+}
+
 pub(crate) fn is_disk_full(_error: &io::Error) -> bool {
     false
 }

@@ -93,6 +93,11 @@ pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
     }
 }
 
+/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+pub(crate) fn is_fault(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
+}
+
 /// Whether the error says that there is no space.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))

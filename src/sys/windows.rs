@@ -101,6 +101,11 @@ pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     Ok(file_info(&File::open(path)?)?.id)
 }
 
+/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+pub(crate) fn is_fault(_error: &io::Error) -> bool {
+    false
+}
+
 /// Whether the error says that there is no space.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ERROR_DISK_FULL as i32)

@@ -73,7 +73,9 @@ rt_test!(grow_to_adopts_what_is_longer, |dir| {
     assert_eq!(file.as_slice(20_099, 1).unwrap(), b"p");
     assert_eq!(file.grow_to(3 << 20).await.unwrap(), 3 << 20);
     assert_kept(&path, 100..20_100);
-    file.update_region(20_095, b"over the old end").await.unwrap();
+    file.update_region(20_095, b"over the old end")
+        .await
+        .unwrap();
     assert_eq!(file.as_slice(20_095, 16).unwrap(), b"over the old end");
     assert_eq!(fs::metadata(&path).unwrap().len(), 3 << 20);
 });
