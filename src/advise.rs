@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use crate::error::{MmapIoError, Result};
+use crate::fairness::fair;
 use crate::file::MemoryMappedFile;
 use crate::sys;
 
@@ -57,7 +58,7 @@ impl MemoryMappedFile {
         advice: MmapAdvice,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        fair(async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
@@ -72,7 +73,7 @@ impl MemoryMappedFile {
                 unsafe { sys::advise(run, advice.into()) }
             });
             advised.await.map_err(MmapIoError::AdviceFailed)
-        }
+        })
     }
 }
 

@@ -201,14 +201,7 @@ impl MemoryMappedFileBuilder {
         if let Some(bytes) = self.write_buffer {
             opened.open.queue().budget.set_limit(bytes);
         }
-        let file = MemoryMappedFile::new(
-            opened.open,
-            opened.file,
-            opened.may_probe,
-            mode,
-            self.policy,
-            self.path,
-        );
+        let file = MemoryMappedFile::new(opened.open, opened.file, mode, self.policy, self.path);
         if self.touch == TouchHint::Eager {
             file.touch_pages().await?;
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rangemap::RangeSet;
 
 use crate::error::{MmapIoError, Result};
+use crate::fairness::{copied, fair};
 use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
 use crate::map::{Backing, Protection};
@@ -17,7 +18,6 @@ use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
-use crate::residency;
 use crate::view::MappedSlice;
 
 /// A memory-mapped file.
@@ -57,8 +57,6 @@ pub(crate) struct Handle {
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
-    /// The residency probe tells the truth about this file.
-    may_probe: bool,
     /// What [`MemoryMappedFile::as_slice_bytes`] has given out.
     kept: Mutex<Kept>,
 }
@@ -310,18 +308,7 @@ impl MemoryMappedFile {
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        if len == 0 {
-            return Ok(MappedSlice::EMPTY);
-        }
-        let open: &OpenFile = &self.open;
-        let range = ByteRange::new(offset, len, open.len())?;
-        let lease = self
-            .resident_lease(range, || Lease::try_shared(open, range))
-            .await?;
-        Ok(MappedSlice::new(
-            open.span(self.protection(), range)?,
-            lease,
-        ))
+        fair(self.resident_slice(offset, len)).await
     }
 
     /// Copies bytes of the file into `buffer`.
@@ -337,9 +324,13 @@ impl MemoryMappedFile {
     ///
     /// The bytes are copied in the last poll, all of them.
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let slice = self.slice(offset, buffer.len() as u64).await?;
-        buffer.copy_from_slice(&slice);
-        Ok(())
+        fair(async {
+            let slice = self.resident_slice(offset, buffer.len() as u64).await?;
+            buffer.copy_from_slice(&slice);
+            copied(buffer.len());
+            Ok(())
+        })
+        .await
     }
 
     /// Makes every page of the file resident.
@@ -355,12 +346,12 @@ impl MemoryMappedFile {
     /// nothing.
     pub fn touch_pages(&self) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
-        async move {
+        fair(async move {
             match file.len() {
                 0 => Ok(()),
                 len => file.make_resident(ByteRange::between(0, len)).await,
             }
-        }
+        })
     }
 
     /// Makes the pages of a range resident.
@@ -379,12 +370,12 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
-        async move {
+        fair(async move {
             let Some(range) = file.handle.range(offset, len)? else {
                 return Ok(());
             };
             file.make_resident(range).await
-        }
+        })
     }
 
     /// Starts reading the pages of a range in, and does not wait for them.
@@ -407,7 +398,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        fair(async move {
             if handle.range(offset, len)?.is_none() {
                 return Ok(());
             }
@@ -418,7 +409,7 @@ impl MemoryMappedFile {
                 })
                 .await
                 .map_err(MmapIoError::AdviceFailed)
-        }
+        })
     }
 
     /// The address of the first byte of the file.
@@ -496,6 +487,20 @@ impl MemoryMappedFile {
         range.check(self.len()).err().unwrap_or(busy)
     }
 
+    /// What [`slice`](Self::slice) resolves to.
+    async fn resident_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        if len == 0 {
+            return Ok(MappedSlice::EMPTY);
+        }
+        let open: &OpenFile = &self.open;
+        let range = ByteRange::new(offset, len, open.len())?;
+        let lease = self
+            .resident_lease(range, || Lease::try_shared(open, range))
+            .await?;
+        let span = open.span(self.protection(), range)?;
+        Ok(MappedSlice::new(span, lease))
+    }
+
     /// A lease that `attempt` gets, over pages that are resident when it is there.
     pub(crate) async fn resident_lease<T>(
         &self,
@@ -517,34 +522,20 @@ impl MemoryMappedFile {
     }
 
     pub(crate) async fn make_resident(&self, range: ByteRange) -> Result<()> {
-        let counters = &self.handle.open.counters;
+        let counters = &self.open.counters;
         if self.is_resident(range) {
             counters.resident_hits.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         counters.resident_misses.fetch_add(1, Ordering::Relaxed);
-        let handle = &self.handle;
-        let (protection, backing) = (self.protection(), handle.backing.clone());
-        handle
-            .hop(move |open| loop {
-                let cuts = open.cuts();
-                range.check(open.len())?;
-                let Some(map) = open.map(protection) else {
-                    return Ok(());
-                };
-                match residency::populate_read(map, &backing, range) {
-                    // What this process cuts off, and grows again, is nobody else's truncation.
-                    Err(_) if open.cuts() != cuts => {}
-                    populated => return populated,
-                }
-            })
+        let protection = self.protection;
+        self.handle
+            .hop(move |open| open.read_in(protection, range))
             .await
     }
 
     fn is_resident(&self, range: ByteRange) -> bool {
-        let map = self.handle.open.map(self.protection());
-        let backing = &self.handle.backing;
-        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, backing, range))
+        self.open.is_resident(self.protection, range)
     }
 }
 
@@ -552,7 +543,6 @@ impl MemoryMappedFile {
     pub(crate) fn new(
         open: User,
         file: Arc<File>,
-        may_probe: bool,
         mode: MmapMode,
         policy: FlushPolicy,
         path: PathBuf,
@@ -563,7 +553,6 @@ impl MemoryMappedFile {
             mode,
             policy,
             path,
-            may_probe,
             kept: Mutex::default(),
         }))
     }
@@ -576,7 +565,6 @@ impl MemoryMappedFile {
             mode: MmapMode::ReadWrite,
             policy: FlushPolicy::Never,
             path: PathBuf::new(),
-            may_probe: true,
             kept: Mutex::default(),
         }))
     }

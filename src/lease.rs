@@ -57,7 +57,10 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
+    /// No leases. The first call of the process registers its memory barriers, which may take
+    /// milliseconds where threads are running: a first read or write would pay for that otherwise.
     pub(crate) fn new() -> Self {
+        ProcessFences::can_be_light();
         // Ids are never used again, so that a slot that a scan reads too late names no other file.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {

@@ -101,6 +101,7 @@
 
 mod completion;
 mod error;
+mod fairness;
 mod mode;
 mod range;
 mod sync;

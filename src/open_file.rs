@@ -27,6 +27,7 @@ use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, FileKey, Registry};
+use crate::residency;
 use crate::sys::{self, Advice, Habits};
 
 /// The open files of the process.
@@ -270,6 +271,36 @@ impl OpenFile {
         // SAFETY: the pointer is null or that of a map in `mapped`, which keeps it until `self`
         // is dropped.
         unsafe { map.as_ref() }
+    }
+
+    /// Whether a range is in memory, as far as that can be told without waiting.
+    pub(crate) fn is_resident(&self, protection: Protection, range: ByteRange) -> bool {
+        let mapped = self.mapped[protection as usize].get();
+        let map = self.map(protection);
+        mapped.zip(map).is_some_and(|(mapped, map)| {
+            residency::is_resident(map, &mapped.backing, mapped.habits, range)
+        })
+    }
+
+    /// Reads the pages of a range in. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// `OutOfBounds` if a shrink went first, and those of [`residency::populate_read`].
+    pub(crate) fn read_in(&self, protection: Protection, range: ByteRange) -> Result<()> {
+        loop {
+            let cuts = self.cuts();
+            range.check(self.len())?;
+            let mapped = self.mapped[protection as usize].get();
+            let Some((mapped, map)) = mapped.zip(self.map(protection)) else {
+                return Ok(());
+            };
+            match residency::populate_read(map, &mapped.backing, range) {
+                // What this process cuts off, and grows again, is no other process's truncation.
+                Err(_) if self.cuts() != cuts => {}
+                populated => return populated,
+            }
+        }
     }
 
     pub(crate) fn queue(&self) -> &Queue<OwnedLease> {

@@ -61,8 +61,6 @@ pub(crate) struct Again {
 pub(crate) struct Opened {
     pub(crate) open: User,
     pub(crate) file: Arc<File>,
-    /// The residency probe tells the truth about this file.
-    pub(crate) may_probe: bool,
     /// What is still to be done, in the file's queue, and the length it is about.
     rest: Option<(Action, u64)>,
 }
@@ -183,12 +181,7 @@ impl Opening {
         if self.preallocate {
             open.reserve_on_growth();
         }
-        Ok(Opened {
-            may_probe: self.may_probe(&file),
-            file,
-            open,
-            rest,
-        })
+        Ok(Opened { file, open, rest })
     }
 
     /// Opens what nobody else in this process has open.
@@ -239,7 +232,6 @@ impl Opening {
         let file = target.keep();
         Ok(Opened {
             open: User::new(open),
-            may_probe: self.may_probe(&file),
             file,
             rest: None,
         })
@@ -258,10 +250,6 @@ impl Opening {
             MmapMode::ReadWrite => check_size(len),
             MmapMode::ReadOnly => Ok(()),
         }
-    }
-
-    fn may_probe(&self, file: &File) -> bool {
-        self.mode == MmapMode::ReadWrite || sys::is_owner(file)
     }
 
     fn protection(&self) -> Protection {

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use crate::commit::Flush;
 use crate::error::{MmapIoError, Result};
+use crate::fairness::fair;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::mode::MmapMode;
 use crate::range::ByteRange;
@@ -28,7 +29,7 @@ impl MemoryMappedFile {
     /// Dropping the future does not stop a flush that has started.
     pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move { handle.flush(Flush::of_everything()).await }
+        fair(async move { handle.flush(Flush::of_everything()).await })
     }
 
     /// Makes a range durable; see [`flush`](Self::flush).
@@ -47,12 +48,12 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        fair(async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
             handle.flush(Flush::of(range)).await
-        }
+        })
     }
 
     /// The same as [`flush`](Self::flush), under its old name.
@@ -120,10 +121,10 @@ impl MemoryMappedFile {
     /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
     pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        fair(async move {
             let all = ByteRange::between(0, handle.open.len());
             handle.start_writeback(all).await
-        }
+        })
     }
 
     /// Starts writing a range back; see [`schedule_flush`](Self::schedule_flush).
@@ -142,12 +143,12 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        fair(async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
             handle.start_writeback(range).await
-        }
+        })
     }
 
     /// Flushes a range, and drops its pages from the page cache: for what will not be read again
@@ -175,7 +176,7 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let flushed = self.flush_range(offset, len);
         let handle = self.handle.clone();
-        async move {
+        fair(async move {
             flushed.await?;
             if len == 0 {
                 return Ok(());
@@ -190,7 +191,7 @@ impl MemoryMappedFile {
                 sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)
             });
             evicted.await.map_err(MmapIoError::AdviceFailed)
-        }
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use crate::error::{MmapIoError, Result};
 use crate::map::{pages_if_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
-use crate::sys;
+use crate::sys::{self, Habits};
 
 /// Most bytes that one populate call asks for: it holds the address space's lock meanwhile.
 const STEP: u64 = 8 << 20;
@@ -20,12 +20,31 @@ const LARGEST_FOLIO: usize = 2 << 20;
 /// Most bytes that are probed on the thread that polls: 1,024 pages, some 10 us.
 const PROBE: u64 = 4 << 20;
 
-/// Whether every page of the range is in the page cache, and can be touched. No I/O; "no" when in
-/// doubt.
-pub(crate) fn is_resident(map: &Map, backing: &Backing, range: ByteRange) -> bool {
-    // A large folio may stay in the cache after somebody has truncated the file in its middle; its
-    // last pages look resident, and raise a signal.
-    is_cached(map, range) && check_length(backing.file(), &[range]).is_ok()
+/// Whether every page of the range is in the page cache, and can be touched. Neither waits nor reads;
+/// "no" when in doubt.
+///
+/// `mincore` alone knows whether a page has been read in, but calls all pages resident for a process
+/// that neither owns nor may write the file, decided at each call by its capabilities. `cachestat`
+/// refuses such a process, but counts pages whose read is on its way. So both are asked; and
+/// `cachestat` of early kernels refused no process, so its count matters, too.
+pub(crate) fn is_resident(map: &Map, backing: &Backing, habits: Habits, range: ByteRange) -> bool {
+    let Some(file) = backing.file() else {
+        return is_cached(map, range);
+    };
+    if !habits.is_local || range.len() > PROBE {
+        return false;
+    }
+    let pages = range.to_pages(sys::page_size());
+    let may_trust = match sys::cached_pages(file, pages.start(), pages.len()) {
+        Ok(Some(cached)) if habits.counts_cache => cached >= pages.len() / sys::page_size() as u64,
+        Ok(_) => sys::is_owner(file),
+        Err(_) => false,
+    };
+    // A large folio may stay in the cache after another process has truncated the file in its
+    // middle; its last pages look resident, and raise a signal.
+    may_trust
+        && is_cached(map, range)
+        && sys::known_len(file).is_ok_and(|file_len| range.end() <= file_len)
 }
 
 /// Whether every page of the range is in the page cache. No I/O; "no" when in doubt.

@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | a read of each page | a read of each page |
 //! | [`resident`] | `mincore(2)` | unknown | unknown |
+//! | [`cached_pages`] | `cachestat(2)` | unknown | unknown |
 //! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
 //! | [`habits`] | `fstatfs(2)` | none | none |
@@ -83,6 +84,10 @@ pub(crate) struct Habits {
     /// Once its pages were written back, a sync of any one range makes all of the file's metadata
     /// durable, and what the drive holds.
     pub(crate) syncs_by_range: bool,
+    /// What is asked about an open file is answered by this machine, without waiting.
+    pub(crate) is_local: bool,
+    /// [`cached_pages`] counts the pages of the file.
+    pub(crate) counts_cache: bool,
 }
 
 /// A run of mapped memory whose pages are asked for.

@@ -39,3 +39,13 @@ pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
 pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Ok(())
 }
+
+/// Unknown here: [`super::resident`] says nothing either.
+pub(crate) fn cached_pages(_file: &File, _offset: u64, _len: u64) -> io::Result<Option<u64>> {
+    Ok(None)
+}
+
+/// Length of an open file in bytes.
+pub(crate) fn known_len(file: &File) -> io::Result<u64> {
+    super::file_len(file)
+}

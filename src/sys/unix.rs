@@ -149,13 +149,13 @@ pub(crate) fn sync_directory(directory: &File) -> io::Result<()> {
     }
 }
 
-/// Whether this process owns `file` (or is root): together with a writable descriptor that is when
-/// [`super::resident`] tells the truth, since the kernel hides other people's page cache by
-/// calling all of it resident.
+/// Whether the process is, now, the user to whom `file` belongs: then [`super::resident`] tells the
+/// truth, whatever the capabilities of the process. The kernel hides the page cache of other users'
+/// files by calling all of it resident.
 pub(crate) fn is_owner(file: &File) -> bool {
     // SAFETY: `geteuid` takes nothing and cannot fail.
     let euid = unsafe { libc::geteuid() };
-    euid == 0 || file.metadata().is_ok_and(|metadata| metadata.uid() == euid)
+    file.metadata().is_ok_and(|metadata| metadata.uid() == euid)
 }
 
 /// Copies bytes `start..end` of `source` to the same place in `destination`.

@@ -363,7 +363,7 @@ mod calls {
             // The allocator gives memory back.
             "madvise" => arguments.contains("MADV_DONTNEED"),
             // The probe: what the kernel knows about an open file.
-            "statx" => arguments.contains(", STATX_SIZE, "),
+            "statx" => arguments.contains("AT_STATX_DONT_SYNC|AT_EMPTY_PATH, STATX_SIZE, "),
             "msync" | "membarrier" | "process_madvise" => false,
             // The standard library looks at files of the system.
             _ => !arguments.contains(dir),
