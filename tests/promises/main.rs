@@ -6,6 +6,7 @@ mod common;
 mod allocations;
 mod auto_traits;
 mod durable_log;
+mod fairness;
 mod growth;
 mod kill;
 mod openings;
