@@ -94,6 +94,12 @@ impl ByteRange {
         }
     }
 
+    /// What lies in both, which overlap.
+    #[inline]
+    pub(crate) fn intersection(self, other: Self) -> Self {
+        Self::between(self.start.max(other.start), self.end.min(other.end))
+    }
+
     /// Checks the range against a length that may have shrunk since it was made.
     #[inline]
     pub(crate) fn check(self, total: u64) -> Result<()> {
