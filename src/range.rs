@@ -182,6 +182,11 @@ impl PageRange {
         self.0.len()
     }
 
+    /// The smallest range that covers both.
+    pub(crate) fn hull(self, other: Self) -> Self {
+        Self(self.0.hull(other.0))
+    }
+
     /// Sorts ranges, and joins those that touch.
     pub(crate) fn merged(ranges: impl Iterator<Item = Self>) -> Vec<Self> {
         let mut merged = ranges.map(ByteRange::from).collect();

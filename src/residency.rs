@@ -178,11 +178,14 @@ fn why_not_stored(file: &File, pages: PageRange) -> MmapIoError {
     MmapIoError::Io(allocated.err().unwrap_or_else(refused))
 }
 
-/// Reserves the blocks of pages that may hold bytes, where that leaves them alone.
+/// Reserves the blocks of pages that may hold bytes, where that can be done and leaves them alone.
 fn allocate(file: &File, pages: PageRange) -> io::Result<()> {
-    match sys::ALLOCATE_KEEPS_BYTES && pages.len() > 0 {
-        true => sys::allocate(file, pages.start(), pages.len()),
-        false => Ok(()),
+    if !sys::ALLOCATE_KEEPS_BYTES || pages.len() == 0 {
+        return Ok(());
+    }
+    match sys::allocate(file, pages.start(), pages.len()) {
+        Err(error) if sys::is_refused(&error) => Ok(()),
+        allocated => allocated,
     }
 }
 
