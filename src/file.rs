@@ -1,13 +1,12 @@
 //! The handle, and reading through it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-use rangemap::RangeSet;
 
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, fair};
@@ -61,10 +60,38 @@ pub(crate) struct Handle {
     kept: Mutex<Kept>,
 }
 
+/// Ranges that stay leased: by their start, with their end. No two of them touch: those that would
+/// are one, so that a scan in small steps keeps one lease.
 #[derive(Default)]
-struct Kept {
-    ranges: RangeSet<u64>,
-    leases: Vec<OwnedLease>,
+struct Kept(BTreeMap<u64, (u64, OwnedLease)>);
+
+impl Kept {
+    /// The ranges that share a byte with `range` or touch it.
+    fn touching(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
+        let up_to = self.0.range(..=range.end()).rev();
+        let up_to = up_to.map(|(start, (end, _))| ByteRange::between(*start, *end));
+        up_to.take_while(move |other| other.end() >= range.start())
+    }
+
+    /// Makes sure that `range` is leased, by what `lease` gets.
+    fn keep(
+        &mut self,
+        range: ByteRange,
+        lease: impl FnOnce(ByteRange) -> Result<OwnedLease>,
+    ) -> Result<()> {
+        if self.touching(range).any(|other| other.contains(range)) {
+            return Ok(());
+        }
+        let joined: Vec<ByteRange> = self.touching(range).collect();
+        let all = joined.iter().copied().fold(range, ByteRange::hull);
+        // The new lease is there before those that it stands for go.
+        let lease = lease(all)?;
+        for other in joined {
+            self.0.remove(&other.start());
+        }
+        self.0.insert(all.start(), (all.end(), lease));
+        Ok(())
+    }
 }
 
 /// What a file is doing; see [`MemoryMappedFile::stats`].
@@ -241,7 +268,7 @@ impl MemoryMappedFile {
     ///
     /// The range stays leased until the last clone of the handle is dropped, so that a write of
     /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
-    /// more.
+    /// more, and ranges that touch each other share a lease. A call that fails keeps nothing.
     ///
     /// # Errors
     ///
@@ -266,14 +293,12 @@ impl MemoryMappedFile {
             .kept
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let gaps: Vec<_> = kept.ranges.gaps(&range.into()).collect();
-        for gap in gaps {
-            let part = ByteRange::from(gap.clone());
-            let lease = wait_briefly(open.leases(), part, || Lease::try_owned(open.clone(), part));
-            kept.leases
-                .push(lease.map_err(|busy| self.bounds_first(range, busy))?);
-            kept.ranges.insert(gap);
-        }
+        kept.keep(range, |all| {
+            let lease = wait_briefly(open.leases(), all, || Lease::try_owned(open.clone(), all));
+            // The caller asked for `range`.
+            lease.map_err(|_| self.bounds_first(range, range.busy()))
+        })?;
+        drop(kept);
         let span = open.span(self.protection(), range)?;
         // SAFETY: every byte of the range is under a lease that lives as long as the handle,
         // which `self` borrows, and the handle keeps the map.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::poll_once;
-use mmap_io::{MemoryMappedFile, MmapMode};
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{
     alone, assert_waits, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
@@ -212,4 +212,56 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
         is_over.store(true, Ordering::Relaxed);
     });
     assert_eq!(file.as_slice(50, 10).unwrap(), [WRITES - 1; 10]);
+}
+
+#[test]
+fn ranges_that_stay_leased_are_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, _) = patterned(dir.path(), 100_000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let pattern = pattern(100_000);
+        let look = |start: u64, end: u64| {
+            let bytes = reader.as_slice_bytes(start, end - start).unwrap();
+            assert_eq!(*bytes, pattern[start as usize..end as usize]);
+            reader.stats().views
+        };
+        for at in (0..50_000).step_by(100) {
+            assert_eq!(look(at, at + 100), 1);
+        }
+        assert_eq!(look(10, 49_000), 1);
+        assert_eq!(look(60_000, 60_010), 2);
+        assert_eq!(look(60_020, 60_030), 3);
+        // Over a gap, and touching both of its neighbours.
+        assert_eq!(look(60_010, 60_020), 2);
+        assert_eq!(look(49_999, 60_001), 1);
+        assert_eq!(look(0, 100_000), 1);
+    });
+}
+
+#[test]
+fn a_refused_range_keeps_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 1000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        reader.as_slice_bytes(500, 10).unwrap();
+        let view = file.as_slice_mut(900, 10).await.unwrap();
+        let refused = reader.as_slice_bytes(100, 850).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                MmapIoError::Busy {
+                    offset: 100,
+                    len: 850
+                }
+            ),
+            "{refused:?}"
+        );
+        drop(view);
+        // What lay before the obstacle is free, and after it.
+        soon(file.update_region(100, b"x")).await.unwrap();
+        soon(file.update_region(949, b"x")).await.unwrap();
+        assert!(!file.try_update_region(505, b"x").await.unwrap());
+    });
 }
