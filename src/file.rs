@@ -437,21 +437,26 @@ impl MemoryMappedFile {
         })
     }
 
-    /// The address of the first byte of the file.
+    /// Returns the address of the first byte of the file; null if the file is empty and was never
+    /// anything else.
     ///
     /// # Safety
     ///
-    /// What is read through the pointer is not protected by a lease. The caller makes sure that
-    /// nothing in this process writes to the bytes meanwhile, that they are below
-    /// [`len`](Self::len), and that the handle, or a clone, lives. Growing the file may map it
-    /// again elsewhere; the old address stays good for the bytes it covered.
+    /// What is read through the pointer is not protected by a lease. Until the last read through it,
+    /// the caller makes sure that
+    /// - the handle, or a clone of it, lives;
+    /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
+    /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
+    ///   them off (that would raise `SIGBUS`);
+    /// - nothing writes to the bytes: no operation or view of this process, and no other process.
     pub unsafe fn as_ptr(&self) -> *const u8 {
-        let map = self.handle.open.map(self.protection());
-        map.map_or(std::ptr::null(), |map| map.as_ptr().cast_const())
+        self.open.base(self.protection).cast_const()
     }
 
-    /// The address of the first byte of the file, to write through. Counts every byte of the file
-    /// as written.
+    /// Returns the address of the first byte of the file, to write through. Counts every byte of the
+    /// file as written, once: stores that come after a flush are covered by an explicit
+    /// [`flush`](Self::flush) alone, and [`EveryMillis`](FlushPolicy::EveryMillis) asks for the
+    /// address to be taken again for each round of stores.
     ///
     /// # Errors
     ///
@@ -459,9 +464,9 @@ impl MemoryMappedFile {
     ///
     /// # Safety
     ///
-    /// As for [`as_ptr`](Self::as_ptr), and nobody may look at the bytes while they change,
-    /// through this crate or otherwise. A store may raise a signal where
-    /// [`update_region`](Self::update_region) reports a full disk.
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks at
+    /// the bytes, through this crate or otherwise, unless all sides use atomic operations. A store may
+    /// raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
         self.handle.mode.require_write("as_mut_ptr")?;
         let open = &self.handle.open;
@@ -471,9 +476,7 @@ impl MemoryMappedFile {
             _ => FlushPolicy::Never,
         };
         open.wrote_view(ByteRange::between(0, open.len()), policy);
-        Ok(open
-            .map(Protection::ReadWrite)
-            .map_or(std::ptr::null_mut(), |map| map.as_ptr()))
+        Ok(open.base(Protection::ReadWrite))
     }
 
     pub(crate) fn protection(&self) -> Protection {

@@ -111,6 +111,11 @@ impl Leases {
         self.table.count()
     }
 
+    /// The same; see [`Table::count_after_fence`].
+    pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
+        self.table.count_after_fence()
+    }
+
     fn wake(&self, host: &impl LeaseHost, wake: Wake) {
         if wake.writers {
             host.restart();
