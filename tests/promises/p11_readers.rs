@@ -9,7 +9,7 @@ use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{
-    alone, assert_waits, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
+    alone, assert_waits, at_once, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
 };
 
 #[test]
@@ -33,13 +33,12 @@ fn readers_go_on_while_a_write_waits_for_a_slow_one() {
                     assert!(file.try_as_slice(100, 10).unwrap().is_some());
                 }
                 // At the first poll: the pages are there.
-                let slice = alone(poll_once(file.slice(100, 10)));
-                assert_eq!(slice.unwrap().unwrap(), slow[100..110]);
-                let bytes = alone(poll_once(file.read_bytes(0, 9_000)));
-                assert_eq!(bytes.unwrap().unwrap(), slow);
+                let slice = at_once(file.slice(100, 10));
+                assert_eq!(slice.unwrap(), slow[100..110]);
+                let bytes = at_once(file.read_bytes(0, 9_000));
+                assert_eq!(bytes.unwrap(), slow);
                 let mut buffer = [0; 10];
-                let copied = alone(poll_once(file.read_into(100, &mut buffer)));
-                copied.unwrap().unwrap();
+                at_once(file.read_into(100, &mut buffer)).unwrap();
                 assert_eq!(buffer, slow[100..110]);
                 assert_eq!(file.bytes(0, 9_000).unwrap(), slow);
             }
@@ -82,10 +81,8 @@ fn readers_go_on_whatever_waits() {
             let expected = &pattern(10_000)[at as usize..(at + len) as usize];
             assert_eq!(file.as_slice(at, len).unwrap(), expected);
             assert!(file.try_as_slice(at, len).unwrap().is_some());
-            let slice = poll_once(file.slice(at, len)).await;
-            assert_eq!(slice.unwrap().unwrap(), expected);
-            let bytes = poll_once(file.read_bytes(at, len)).await;
-            assert_eq!(bytes.unwrap().unwrap(), expected);
+            assert_eq!(at_once(file.slice(at, len)).unwrap(), expected);
+            assert_eq!(at_once(file.read_bytes(at, len)).unwrap(), expected);
         }
         drop((mutable, shrink, both, snapshot, slow));
         until(&file, is_quiet).await;
