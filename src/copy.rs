@@ -5,8 +5,6 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
-use event_listener::EventListener;
-
 use crate::error::{MmapIoError, Result};
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
@@ -19,6 +17,7 @@ use crate::range::ByteRange;
 use crate::registry::Found;
 use crate::residency;
 use crate::sys;
+use crate::wakers::EventListener;
 
 impl MemoryMappedFile {
     /// Copies the file to `path`, and resolves to the number of bytes.

@@ -19,15 +19,14 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use event_listener::{Event, Listener};
 use futures_lite::future::yield_now;
 
 use self::fence::ProcessFences;
 use self::slots::{Block, Blocks};
 use self::table::{Table, Wake};
-use crate::completion::contain;
 use crate::error::Result;
 use crate::range::ByteRange;
+use crate::wakers::Event;
 
 pub(crate) use self::intervals::Intervals;
 pub(crate) use self::table::{Conflict, Kind, Token, Want, BRIEF};
@@ -116,13 +115,8 @@ impl Leases {
             host.restart();
         }
         if wake.readers {
-            self.wake_readers();
+            self.freed.notify();
         }
-    }
-
-    fn wake_readers(&self) {
-        // The executors' code.
-        contain(|| self.freed.notify(usize::MAX));
     }
 }
 
@@ -135,7 +129,7 @@ impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let wake = self.0.table.end_batch();
         if wake.readers {
-            self.0.wake_readers();
+            self.0.freed.notify();
         }
     }
 }
@@ -289,8 +283,8 @@ pub(crate) fn wait_briefly<T>(
         // Listen first, then try once more: what ends in between is heard.
         match (listener.take(), conflict) {
             (None, _) => listener = Some(leases.freed.listen()),
-            (Some(listening), Conflict::Gate(until)) => drop(listening.wait_deadline(until)),
-            (Some(listening), _) => listening.wait(),
+            (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
+            (Some(listening), _) => listening.wait(None),
         }
     }
 }
