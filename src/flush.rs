@@ -113,6 +113,15 @@ impl Pending {
         self.writing().wrote(ranges, policy)
     }
 
+    /// What `policy` asks for, for the sake of a write that has been counted.
+    pub(crate) fn due(&self, policy: FlushPolicy) -> Due {
+        let mut pending = self.ranges();
+        match pending.bytes {
+            0 => Due::Nothing,
+            _ => pending.due(policy),
+        }
+    }
+
     /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
     /// the flush may miss them. One flush at a time.
     pub(crate) fn take(&self, ranges: &[ByteRange]) -> Taken<'_> {
@@ -182,6 +191,13 @@ impl Writing<'_> {
             pending.add(*range);
         }
         pending.writes += 1;
+        pending.due(policy)
+    }
+}
+
+impl Ranges {
+    /// What `policy` asks for now.
+    fn due(&mut self, policy: FlushPolicy) -> Due {
         let reached = |is_reached: bool| match is_reached {
             true => Due::Everything,
             false => Due::Nothing,
@@ -192,22 +208,20 @@ impl Writing<'_> {
             FlushPolicy::EveryBytes(0)
             | FlushPolicy::EveryWrites(0)
             | FlushPolicy::EveryMillis(0) => Due::Nothing,
-            FlushPolicy::EveryBytes(bytes) => reached(pending.bytes >= bytes as u64),
-            FlushPolicy::EveryWrites(writes) => reached(pending.writes >= writes),
+            FlushPolicy::EveryBytes(bytes) => reached(self.bytes >= bytes as u64),
+            FlushPolicy::EveryWrites(writes) => reached(self.writes >= writes),
             FlushPolicy::EveryMillis(millis) => {
                 let wait = Duration::from_millis(millis.min(LONGEST_WAIT));
                 let at = Instant::now() + wait;
-                if pending.alarm.is_some_and(|alarm| alarm <= at) {
+                if self.alarm.is_some_and(|alarm| alarm <= at) {
                     return Due::Alarmed;
                 }
-                pending.alarm = Some(at);
+                self.alarm = Some(at);
                 Due::Alarm(at)
             }
         }
     }
-}
 
-impl Ranges {
     fn add(&mut self, range: ByteRange) {
         let new = self.missing(range);
         if new > 0 {
