@@ -24,6 +24,21 @@ impl<T> Completion<T> {
         Self(Mutex::new(State::Waiting(None)))
     }
 
+    /// One whose future has been polled already, with that waker.
+    pub(crate) fn to_wake(waker: Waker) -> Self {
+        Self(Mutex::new(State::Waiting(Some(waker))))
+    }
+
+    /// Returns whom to wake, after every lock is released, to be polled again before there is an
+    /// outcome.
+    #[must_use]
+    pub(crate) fn nudge(&self) -> Option<Waker> {
+        match &mut *lock(&self.0) {
+            State::Waiting(waker) => waker.take(),
+            State::Done(_) | State::Taken | State::Abandoned => None,
+        }
+    }
+
     /// Delivers the outcome, once; later ones are dropped. Returns whom to wake, after every lock
     /// is released.
     #[must_use]

@@ -81,7 +81,7 @@ impl MemoryMappedFile {
 
 impl Handle {
     /// A turn among the writes, to keep all bytes as they are; says how many there are.
-    fn snapshot_turn(&self) -> Option<(u64, Submitted<OpenFile>)> {
+    fn snapshot_turn(&self) -> Option<(u64, Submitted<'_, OpenFile>)> {
         let len = self.open.len();
         let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
         (len > 0).then(|| (len, Queue::submit(&self.open, op)))

@@ -28,8 +28,8 @@ use crate::error::Result;
 use crate::range::ByteRange;
 use crate::wakers::Event;
 
-pub(crate) use self::intervals::Intervals;
-pub(crate) use self::table::{Conflict, Kind, Token, Want, BRIEF};
+pub(crate) use self::intervals::{Intervals, Key};
+pub(crate) use self::table::{Asks, Conflict, Kind, Token, Want, BRIEF};
 
 /// How long a blocked write keeps new readers out, at most.
 const GATE: Duration = Duration::from_millis(1);
@@ -108,6 +108,11 @@ impl Leases {
     /// Number of leases that are out, apart from the batch of writes being applied.
     pub(crate) fn count(&self) -> usize {
         self.table.count()
+    }
+
+    /// Has the readers that wait look again: what they wait for has changed, or the length has.
+    pub(crate) fn recheck(&self) {
+        self.freed.notify();
     }
 
     fn wake(&self, host: &impl LeaseHost, wake: Wake) {
@@ -202,9 +207,9 @@ where
         host: H,
         kind: Kind,
         range: ByteRange,
-        watch: bool,
+        asks: Asks,
     ) -> io::Result<Option<Self>> {
-        let token = host.leases().table.try_acquire(kind, range, watch)?;
+        let token = host.leases().table.try_acquire(kind, range, asks)?;
         Ok(token.map(|token| Self {
             host,
             token: Some(token),
@@ -213,6 +218,15 @@ where
 
     pub(crate) fn host(&self) -> &H {
         &self.host
+    }
+
+    /// A caller has the lease from now on: readers that meet it do not wait for its end.
+    pub(crate) fn mark_lasting(&self) {
+        if let Some(token) = &self.token {
+            let leases = self.host.leases();
+            leases.table.mark_lasting(token);
+            leases.recheck();
+        }
     }
 }
 
@@ -257,19 +271,23 @@ pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Toke
 }
 
 /// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
-/// applied, and the gate of a write that readers kept out for long. Blocks the thread meanwhile.
+/// applied, a cut, a view that is about to be given to its caller or dropped with its future, and
+/// the gate of a write that readers kept out for long. Blocks the thread meanwhile.
 ///
 /// # Errors
 ///
-/// `Busy` against anything that may last.
+/// - `OutOfBounds` as soon as the range is outside of `len` bytes, which is asked at each turn.
+/// - `Busy` against anything that may last.
 pub(crate) fn wait_briefly<T>(
     leases: &Leases,
     range: ByteRange,
+    len: impl Fn() -> u64,
     mut attempt: impl FnMut() -> Result<T, Conflict>,
 ) -> Result<T> {
     let mut spins = 0;
     let mut listener = None;
     loop {
+        range.check(len())?;
         let conflict = match attempt() {
             Ok(lease) => return Ok(lease),
             Err(Conflict::Held) => return Err(range.busy()),
