@@ -89,8 +89,13 @@ impl MemoryMappedFileBuilder {
     }
 
     /// How many bytes of writes may be queued for the file, through all its handles; 64 MiB by
-    /// default. Writes beyond that wait for their turn, first come, first served, before their
-    /// data is copied. A larger write is admitted when nothing else is queued.
+    /// default. Writes beyond that keep their place in the order, and wait for room, first come,
+    /// first served, before their data is copied. A larger write is admitted when nothing else is
+    /// queued.
+    ///
+    /// Writes that views block, or earlier writes that views block, are counted on their own, up to
+    /// the same number of bytes, so that they take no room from the others. So the file holds up to
+    /// twice as many bytes.
     pub fn write_buffer(self, bytes: usize) -> Self {
         Self {
             write_buffer: Some(bytes),

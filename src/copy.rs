@@ -5,8 +5,6 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
-use event_listener::EventListener;
-
 use crate::error::{MmapIoError, Result};
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
@@ -19,6 +17,7 @@ use crate::range::ByteRange;
 use crate::registry::Found;
 use crate::residency;
 use crate::sys;
+use crate::wakers::EventListener;
 
 impl MemoryMappedFile {
     /// Copies the file to `path`, and resolves to the number of bytes.
@@ -82,7 +81,7 @@ impl MemoryMappedFile {
 
 impl Handle {
     /// A turn among the writes, to keep all bytes as they are; says how many there are.
-    fn snapshot_turn(&self) -> Option<(u64, Submitted<OpenFile>)> {
+    fn snapshot_turn(&self) -> Option<(u64, Submitted<'_, OpenFile>)> {
         let len = self.open.len();
         let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
         (len > 0).then(|| (len, Queue::submit(&self.open, op)))

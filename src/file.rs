@@ -226,15 +226,22 @@ impl MemoryMappedFile {
     /// neither.
     #[inline(always)]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        let slice = self.slice_or(offset, len, |open, range| {
-            #[cold]
-            fn wait(open: &OpenFile, range: ByteRange) -> Option<Token> {
-                range.check(open.len()).ok()?;
-                wait_briefly(open.leases(), range, || try_shared(open, range)).ok()
+        loop {
+            let slice = self.slice_or(offset, len, |open, range| {
+                #[cold]
+                fn wait(open: &OpenFile, range: ByteRange) -> Option<Token> {
+                    let attempt = || try_shared(open, range);
+                    wait_briefly(open.leases(), range, || open.len(), attempt).ok()
+                }
+                wait(open, range)
+            });
+            if let Some(slice) = slice {
+                return Ok(slice);
             }
-            wait(open, range)
-        });
-        slice.ok_or_else(|| *self.refusal(offset, len))
+            if let Some(refusal) = self.refusal(offset, len) {
+                return Err(*refusal);
+            }
+        }
     }
 
     /// Bytes of the file, to read in place, unless something is in the way.
@@ -257,9 +264,9 @@ impl MemoryMappedFile {
         });
         match slice {
             Some(slice) => Ok(Some(slice)),
-            None => match *self.refusal(offset, len) {
-                MmapIoError::Busy { .. } => Ok(None),
-                error => Err(error),
+            None => match self.out_of_bounds(offset, len) {
+                Some(error) => Err(*error),
+                None => Ok(None),
             },
         }
     }
@@ -294,7 +301,8 @@ impl MemoryMappedFile {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         kept.keep(range, |all| {
-            let lease = wait_briefly(open.leases(), all, || Lease::try_owned(open.clone(), all));
+            let attempt = || Lease::try_owned(open.clone(), all);
+            let lease = wait_briefly(open.leases(), all, || open.len(), attempt);
             // The caller asked for `range`.
             lease.map_err(|_| self.bounds_first(range, range.busy()))
         })?;
@@ -502,11 +510,24 @@ impl MemoryMappedFile {
         Some(MappedSlice::new(span, lease))
     }
 
-    /// Why there was no lease for a range, in a box, so that it comes in a register.
+    /// Why there was no lease for a range, in a box, so that it comes in a register. `None` if there
+    /// is one now: what refused it was a cut, and the file has grown again.
     #[cold]
-    fn refusal(&self, offset: u64, len: u64) -> Box<MmapIoError> {
-        let range = ByteRange::new(offset, len, self.len());
-        Box::new(range.map_or_else(|error| error, ByteRange::busy))
+    fn refusal(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        let range = match ByteRange::new(offset, len, self.len()) {
+            Ok(range) => range,
+            Err(error) => return Some(Box::new(error)),
+        };
+        let open: &OpenFile = &self.open;
+        let attempt = || Lease::try_shared(open, range);
+        let lease = wait_briefly(open.leases(), range, || open.len(), attempt);
+        lease.err().map(Box::new)
+    }
+
+    /// The error of a range that is out of bounds, in a box as above.
+    #[cold]
+    fn out_of_bounds(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        ByteRange::new(offset, len, self.len()).err().map(Box::new)
     }
 
     /// What stood in the way may have been a shrink.

@@ -138,6 +138,15 @@ impl Pending {
         self.writing().wrote(ranges, policy)
     }
 
+    /// What `policy` asks for, for the sake of a write that has been counted.
+    pub(crate) fn due(&self, policy: FlushPolicy) -> Due {
+        let mut pending = self.ranges();
+        match pending.bytes {
+            0 => Due::Nothing,
+            _ => pending.due(policy),
+        }
+    }
+
     /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
     /// the flush may miss them. One flush at a time.
     pub(crate) fn take(&self, ranges: &[ByteRange]) -> Taken<'_> {
@@ -219,6 +228,13 @@ impl Writing<'_> {
             pending.since_flush.bytes += range.len();
         }
         pending.since_flush.writes += 1;
+        pending.due(policy)
+    }
+}
+
+impl Ranges {
+    /// What `policy` asks for now.
+    fn due(&mut self, policy: FlushPolicy) -> Due {
         let reached = |is_reached: bool| match is_reached {
             true => Due::Everything,
             false => Due::Nothing,
@@ -229,22 +245,20 @@ impl Writing<'_> {
             FlushPolicy::EveryBytes(0)
             | FlushPolicy::EveryWrites(0)
             | FlushPolicy::EveryMillis(0) => Due::Nothing,
-            FlushPolicy::EveryBytes(bytes) => reached(pending.since_flush.bytes >= bytes as u64),
-            FlushPolicy::EveryWrites(writes) => reached(pending.since_flush.writes >= writes),
+            FlushPolicy::EveryBytes(bytes) => reached(self.since_flush.bytes >= bytes as u64),
+            FlushPolicy::EveryWrites(writes) => reached(self.since_flush.writes >= writes),
             FlushPolicy::EveryMillis(millis) => {
                 let wait = Duration::from_millis(millis.min(LONGEST_WAIT));
                 let at = Instant::now() + wait;
-                if pending.alarm.is_some_and(|alarm| alarm <= at) {
+                if self.alarm.is_some_and(|alarm| alarm <= at) {
                     return Due::Alarmed;
                 }
-                pending.alarm = Some(at);
+                self.alarm = Some(at);
                 Due::Alarm(at)
             }
         }
     }
-}
 
-impl Ranges {
     fn add(&mut self, range: ByteRange) {
         let range = self.widened(range);
         let within = range.into();

@@ -105,6 +105,7 @@ mod fairness;
 mod mode;
 mod range;
 mod sync;
+mod wakers;
 
 #[allow(unsafe_code)]
 mod sys;

@@ -19,12 +19,20 @@ use std::sync::OnceLock;
 
 use blocking::Task;
 
+use crate::wakers::Shielded;
+
 /// Rounds of work after which a job that finds ever more goes back behind the jobs that wait, so
 /// that a pool of one thread serves everybody.
 pub(crate) const ROUNDS: usize = if cfg!(mmap_io_loom) { 2 } else { 64 };
 
 /// Runs `job` on the pool; the future resolves to its result, or resumes its panic.
-pub(crate) fn offload<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Task<T> {
+pub(crate) fn offload<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Shielded<Task<T>> {
+    Shielded::new(task(job))
+}
+
+fn task<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Task<T> {
     blocking::unblock(move || {
         let _here = OnPool::enter();
         job()
@@ -36,7 +44,7 @@ pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) {
     #[cfg(all(test, mmap_io_loom))]
     loom_pool::spawn(job);
     #[cfg(not(all(test, mmap_io_loom)))]
-    offload(job).detach();
+    task(job).detach();
 }
 
 /// Drops a value whose drop may block (the last close of a descriptor, the end of a large mapping)

@@ -15,8 +15,6 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
-use event_listener::{Event, EventListener};
-
 use self::flushing::TIMER;
 use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
@@ -29,6 +27,7 @@ use crate::range::ByteRange;
 use crate::registry::{Claim, FileKey, Registry};
 use crate::residency;
 use crate::sys::{self, Advice, Habits};
+use crate::wakers::{Event, EventListener};
 
 /// The open files of the process.
 pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
@@ -77,7 +76,7 @@ impl User {
     pub(crate) fn new(open: Arc<OpenFile>) -> Self {
         // SeqCst: against `check_in_use`, which listens and then looks.
         open.users.fetch_add(1, Ordering::SeqCst);
-        open.closed.notify(usize::MAX);
+        open.closed.notify();
         Self(open)
     }
 }
@@ -412,7 +411,7 @@ impl Drop for OpenFile {
         if let Some(key) = &self.key {
             OPEN_FILES.remove(key, self);
         }
-        self.closed.notify(usize::MAX);
+        self.closed.notify();
         if self.mapped_bytes() > UNMAP_INLINE {
             release(std::mem::take(&mut self.mapped));
         }

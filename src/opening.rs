@@ -8,8 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use event_listener::EventListener;
-
 use crate::error::{MmapIoError, Result};
 use crate::map::{Backing, Protection};
 use crate::mode::MmapMode;
@@ -18,6 +16,7 @@ use crate::queue::{Action, Op, Queue};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
 use crate::sys::{self, FileInfo};
+use crate::wakers::EventListener;
 use crate::write::check_size;
 
 /// How a file is to be opened.

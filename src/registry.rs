@@ -10,9 +10,8 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
-use event_listener::{Event, EventListener};
-
 use crate::sys::{FileId, FileInfo};
+use crate::wakers::{Event, EventListener};
 
 /// What names a file here. Some FUSE file systems give one inode number to several files; their
 /// birth times differ. Only Linux has such, and keeps everybody from setting a birth time: with one
@@ -129,7 +128,7 @@ impl<T> Drop for Claim<T> {
                 place.remove();
             }
         }
-        self.event.notify(usize::MAX);
+        self.event.notify();
     }
 }
 

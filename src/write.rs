@@ -9,10 +9,10 @@ use bytes::Bytes;
 use crate::error::{MmapIoError, Result};
 use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
-use crate::lease::{Kind, Lease};
+use crate::lease::{Asks, Kind, Lease};
 use crate::map::Protection;
 use crate::open_file::OwnedLease;
-use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges};
+use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges, Source};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::view::MappedSliceMut;
@@ -21,8 +21,9 @@ use crate::view::MappedSliceMut;
 ///
 /// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not
 /// at all, whatever becomes of its future. Writes that overlap take effect in the order in which
-/// they were first polled. A write waits for the views that overlap it, and for nothing else but
-/// its turn: see [`write_buffer`](crate::MemoryMappedFileBuilder::write_buffer).
+/// they were first polled, whether there is room in the
+/// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then or not. A write waits for the
+/// views that overlap it, and for nothing else but its turn and room for its data.
 ///
 /// All of them fail with
 /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
@@ -107,7 +108,9 @@ impl MemoryMappedFile {
 
     /// Writes `data` at `offset`, without copying it first.
     ///
-    /// Bytes that lie in a mapping of this crate are copied, on the pool.
+    /// Bytes that lie in a mapping of this crate are copied, on the pool, and let go before the
+    /// write waits for any view. That copy is kept while views block the write, also where the write
+    /// buffer has no room for it: then other writes wait until it has.
     ///
     /// # Errors
     ///
@@ -134,8 +137,10 @@ impl MemoryMappedFile {
         self.clone().write_owned(offset, data, FlushPolicy::Always)
     }
 
-    /// Writes `data` at `offset` unless a view or an earlier operation is in the way: then it
-    /// resolves to `false`, and nothing was written.
+    /// Writes `data` at `offset` unless that would have to wait: for a view, for an earlier
+    /// operation, or for room in the
+    /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer). Then it resolves to `false`, and
+    /// nothing was written.
     ///
     /// # Errors
     ///
@@ -150,14 +155,8 @@ impl MemoryMappedFile {
         }
         let range = self.writable_range(offset, data.len() as u64, "try_update_region")?;
         let action = Action::TryWrite(self.handle.policy);
-        let permit = self.handle.open.queue().budget.admit(data.len()).await;
-        let op = Op::write(
-            Ranges::One([range]),
-            action,
-            Payload::Owned(data.into()),
-            permit,
-        );
-        let outcome = Queue::submit(&self.handle.open, op).await?;
+        let source = Source::Slice(data);
+        let outcome = Queue::write(&self.handle.open, Ranges::One([range]), action, source).await?;
         Ok(!matches!(outcome, Outcome::InUse))
     }
 
@@ -204,7 +203,7 @@ impl MemoryMappedFile {
         if open.queue().overlaps(range) {
             return Ok(None);
         }
-        let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, false)?;
+        let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, Asks::Caller)?;
         lease.map(|lease| self.slice_mut(range, lease)).transpose()
     }
 
@@ -291,38 +290,22 @@ impl MemoryMappedFile {
             return Ok(());
         }
         let range = self.writable_range(offset, data.len() as u64, "update_region")?;
-        let permit = self.handle.open.queue().budget.admit(data.len()).await;
-        let op = Op::write(
-            Ranges::One([range]),
-            Action::Write(policy),
-            Payload::Owned(data.into()),
-            permit,
-        );
-        Queue::submit(&self.handle.open, op).await?;
-        Ok(())
+        self.write(Ranges::One([range]), policy, Source::Slice(data))
+            .await
     }
 
     async fn update_all(&self, regions: &[(u64, &[u8])], policy: FlushPolicy) -> Result<()> {
-        let regions = || regions.iter().filter(|(_, data)| !data.is_empty());
-        let ranges: Result<Box<[ByteRange]>> = regions()
+        let ranges: Result<Box<[ByteRange]>> = regions
+            .iter()
+            .filter(|(_, data)| !data.is_empty())
             .map(|(offset, data)| self.writable_range(*offset, data.len() as u64, "update_regions"))
             .collect();
         let ranges = ranges?;
         if ranges.is_empty() {
             return Ok(());
         }
-        let len = regions().map(|(_, data)| data.len()).sum();
-        let permit = self.handle.open.queue().budget.admit(len).await;
-        let mut data = Vec::with_capacity(len);
-        regions().for_each(|(_, part)| data.extend_from_slice(part));
-        let op = Op::write(
-            Ranges::Many(ranges),
-            Action::Write(policy),
-            Payload::Owned(data.into()),
-            permit,
-        );
-        Queue::submit(&self.handle.open, op).await?;
-        Ok(())
+        self.write(Ranges::Many(ranges), policy, Source::Parts(regions))
+            .await
     }
 
     async fn write_owned(self, offset: u64, data: Bytes, policy: FlushPolicy) -> Result<()> {
@@ -330,14 +313,16 @@ impl MemoryMappedFile {
             return Ok(());
         }
         let range = self.writable_range(offset, data.len() as u64, "write_bytes")?;
-        let open = &self.handle.open;
-        let permit = open.queue().budget.admit(data.len()).await;
         let payload = match residency::is_mapped(&data) {
             true => Payload::Mapped(data),
             false => Payload::Shared(data),
         };
-        let op = Op::write(Ranges::One([range]), Action::Write(policy), payload, permit);
-        Queue::submit(open, op).await?;
+        self.write(Ranges::One([range]), policy, Source::Payload(payload))
+            .await
+    }
+
+    async fn write(&self, ranges: Ranges, policy: FlushPolicy, source: Source<'_>) -> Result<()> {
+        Queue::write(&self.handle.open, ranges, Action::Write(policy), source).await?;
         Ok(())
     }
 

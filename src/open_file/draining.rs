@@ -8,10 +8,10 @@ use std::sync::{Arc, OnceLock};
 use super::{ignore_poison, OpenFile, OwnedLease};
 use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Kind, Lease};
+use crate::lease::{Asks, Kind, Lease};
 use crate::map::{Map, Protection};
 use crate::offload::ROUNDS;
-use crate::queue::{apply_writes, Action, Drain, Ended, Op, Outcome, Queue, Site};
+use crate::queue::{apply_writes, Action, Drain, Ended, Granted, Op, Outcome, Queue, Site};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::sys;
@@ -84,6 +84,12 @@ impl Drain for OpenFile {
     }
 }
 
+impl Granted for OwnedLease {
+    fn delivered(&self) {
+        self.mark_lasting();
+    }
+}
+
 impl OpenFile {
     /// Applies writes, or defers them.
     fn write(
@@ -130,7 +136,7 @@ impl OpenFile {
                 residency::make_writable(&map, &mapped.backing, range)?;
             }
         }
-        Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
+        Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
     }
 
     /// Gives the file a new length; `false` while views of the tail block that. Nothing is done any
@@ -150,14 +156,17 @@ impl OpenFile {
             return Ok(true);
         }
         let tail = ByteRange::between(new_len, len);
-        let Some(tail) = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, true)? else {
+        let tail = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, Asks::Queue)?;
+        let Some(tail) = tail else {
             return Ok(false);
         };
         if !starts() {
             return Ok(true);
         }
-        // The length first: no reader may look past it when the pages go.
+        // The length first: no reader may look past it when the pages go. One that waits for the
+        // tail knows now that it has gone, and need not wait for the file system.
         self.hot.len.store(new_len, Ordering::Release);
+        self.hot.leases.recheck();
         // SeqCst: a reader that has seen the old length before this, and asks again after a page
         // was gone, sees the count.
         self.cuts.fetch_add(1, Ordering::SeqCst);

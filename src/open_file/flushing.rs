@@ -29,7 +29,16 @@ impl OpenFile {
 
     /// Counts what was written through a view, and starts what the policy asks for.
     pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
-        match self.pending.wrote(&[range], policy) {
+        self.start_due(self.pending.wrote(&[range], policy), range);
+    }
+
+    /// Starts what the policy asks for because of bytes that were counted before.
+    pub(crate) fn start_late(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+        self.start_due(self.pending.due(policy), range);
+    }
+
+    fn start_due(self: &Arc<Self>, due: Due, range: ByteRange) {
+        match due {
             Due::Nothing | Due::Alarmed => {}
             Due::Write => drop(self.start(Flush::of(range))),
             Due::Everything => drop(self.start(Flush::of_everything())),

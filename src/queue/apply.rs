@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::strategy::{reserve, Plan};
-use super::{Action, Ended, Op, Outcome, Payload, Queue};
+use super::{drop_payloads, Action, Ended, Granted, Op, Outcome, Payload, Queue};
 use crate::commit::Commits;
-use crate::completion::contain;
 use crate::error::{MmapIoError, Result};
 use crate::flush::{Due, Pending};
 use crate::lease::{Leases, Want};
@@ -50,7 +49,7 @@ pub(crate) struct Applied<L> {
 ///
 /// The pages are made writable *before* any lease is taken: that may wait for the disk, and
 /// readers of the range go on meanwhile. It also finds a full disk before the first byte changes.
-pub(crate) fn apply_writes<L: Send + 'static>(
+pub(crate) fn apply_writes<L: Granted>(
     site: &Site<'_>,
     queue: &Queue<L>,
     batch: &[Arc<Op<L>>],
@@ -150,7 +149,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
         applied.alarm |= matches!(due, Due::Alarm(_));
     }
     // The owner of a `Bytes` is the user's code.
-    contain(|| drop(payloads));
+    drop_payloads(&mut payloads);
     applied
 }
 
