@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,7 @@ use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
+use crate::sys;
 use crate::view::MappedSlice;
 
 /// A memory-mapped file.
@@ -366,6 +369,64 @@ impl MemoryMappedFile {
         .await
     }
 
+    /// Returns what the file system knows of the file, through the descriptor: length, times,
+    /// permissions, whatever has become of the path.
+    ///
+    /// # Errors
+    ///
+    /// [`Io`](MmapIoError::Io), as of [`File::metadata`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub fn metadata(&self) -> impl Future<Output = Result<Metadata>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            let file = handle.file().clone();
+            Ok(handle.hop(move |_| file.metadata()).await?)
+        }
+    }
+
+    /// Returns whether the path that the file was opened by still names this file: it was neither
+    /// removed nor replaced by another one.
+    ///
+    /// A handle of a file that is gone goes on working; what is written to it is lost with the last
+    /// handle.
+    ///
+    /// # Errors
+    ///
+    /// [`Io`](MmapIoError::Io): the path cannot be looked up, for another reason than that there is
+    /// nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("data");
+    /// let file = mmap_io::create_mmap(&path, 100).await?;
+    /// assert!(file.is_at_path().await?);
+    /// std::fs::remove_file(&path)?;
+    /// assert!(!file.is_at_path().await?);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn is_at_path(&self) -> impl Future<Output = Result<bool>> + Send + 'static {
+        let handle = self.handle.clone();
+        async move {
+            let (file, path) = (handle.file().clone(), handle.path.clone());
+            let looked = handle.hop(move |_| match sys::file_id_at(&path) {
+                Ok(there) => Ok(there == sys::file_info(&file)?.id),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error),
+            });
+            Ok(looked.await?)
+        }
+    }
+
     /// Makes every page of the file resident.
     ///
     /// # Errors
@@ -377,7 +438,7 @@ impl MemoryMappedFile {
     ///
     /// Dropping the future withdraws what has not started; what has runs to its end, and harms
     /// nothing.
-    pub fn touch_pages(&self) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+    pub fn touch_pages(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
         fair(async move {
             match file.len() {
@@ -401,7 +462,7 @@ impl MemoryMappedFile {
         &self,
         offset: u64,
         len: u64,
-    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
         fair(async move {
             let Some(range) = file.handle.range(offset, len)? else {
@@ -429,7 +490,7 @@ impl MemoryMappedFile {
         &self,
         offset: u64,
         len: u64,
-    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         fair(async move {
             if handle.range(offset, len)?.is_none() {
@@ -437,9 +498,7 @@ impl MemoryMappedFile {
             }
             let file = handle.file().clone();
             handle
-                .hop(move |_| {
-                    crate::sys::cache_hint(&file, offset, len, crate::sys::CacheHint::WillNeed)
-                })
+                .hop(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
                 .await
                 .map_err(MmapIoError::AdviceFailed)
         })
@@ -679,7 +738,7 @@ impl Handle {
     pub(crate) fn hop<T: Send + 'static>(
         &self,
         job: impl FnOnce(&OpenFile) -> T + Send + 'static,
-    ) -> impl std::future::Future<Output = T> + Send + 'static {
+    ) -> impl Future<Output = T> + Send + 'static {
         let open = Arc::clone(&self.open);
         open.counters.hops.fetch_add(1, Ordering::Relaxed);
         offload(move || job(&open))
