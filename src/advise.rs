@@ -72,7 +72,7 @@ impl MemoryMappedFile {
                 // which is a shared one of a file.
                 unsafe { sys::advise(run, advice.into()) }
             });
-            advised.await.map_err(MmapIoError::AdviceFailed)
+            advised.await.map_err(MmapIoError::advice_failed)
         })
     }
 }

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::completion::{contain, wake_all, Completion};
-use crate::error::{MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
 use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
@@ -101,7 +101,7 @@ impl Waiter for Flush {
 pub(crate) struct Commits {
     state: Mutex<State>,
     /// The first error a flush met.
-    failed: OnceLock<Arc<io::Error>>,
+    failed: OnceLock<MmapIoError>,
     pub(crate) flushes: AtomicU64,
     pub(crate) served: AtomicU64,
 }
@@ -145,7 +145,7 @@ impl State {
 impl Commits {
     /// The error that sticks to the file, if a flush has failed.
     pub(crate) fn failure(&self) -> Option<MmapIoError> {
-        Some(MmapIoError::FlushFailed(self.failed.get()?.clone()))
+        self.failed.get().cloned()
     }
 
     /// Adds a waiter, to be told when its bytes are durable. With `everything`, or if that is what
@@ -203,8 +203,9 @@ impl Commits {
         let result = contain(|| target.flush(extent))
             .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));
         if let Err(error) = result {
+            let failed = MmapIoError::FlushFailed(error.into());
             // Only the turn sets it, and there is one at a time.
-            let _ = self.failed.set(Arc::new(error));
+            let _ = self.failed.set(failed.during("flushing", Subject::Nothing));
         }
     }
 }
@@ -265,10 +266,7 @@ impl<D: Durable> Turn<D> {
             let tell = || {
                 let mut wakers: Vec<Waker> = waiting
                     .iter()
-                    .filter_map(|waiter| {
-                        let failed = failed.clone().map(MmapIoError::FlushFailed);
-                        waiter.acknowledge(failed.map_or(Ok(()), Err))
-                    })
+                    .filter_map(|waiter| waiter.acknowledge(failed.clone().map_or(Ok(()), Err)))
                     .collect();
                 wake_all(&mut wakers);
             };

@@ -157,7 +157,7 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
         sys::copy_contents(source, destination, len).map_err(|error| {
             // The file may have become shorter meanwhile.
             let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);
-            whole.err().unwrap_or(MmapIoError::Io(error))
+            whole.err().unwrap_or(MmapIoError::from(error))
         })?;
     }
     Ok(set_permissions(destination, metadata.permissions())?)

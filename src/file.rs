@@ -294,7 +294,10 @@ impl MemoryMappedFile {
             return Ok(&[]);
         }
         if self.handle.mode != MmapMode::ReadOnly {
-            return Err(MmapIoError::InvalidMode("as_slice_bytes"));
+            return Err(MmapIoError::invalid_mode(
+                "as_slice_bytes",
+                "a handle that may write would wait for its own view",
+            ));
         }
         let open = &self.open;
         let range = ByteRange::new(offset, len, open.len())?;
@@ -500,7 +503,7 @@ impl MemoryMappedFile {
             handle
                 .hop(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
                 .await
-                .map_err(MmapIoError::AdviceFailed)
+                .map_err(MmapIoError::advice_failed)
         })
     }
 

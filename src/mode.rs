@@ -18,7 +18,10 @@ impl MmapMode {
     pub(crate) fn require_write(self, operation: &'static str) -> Result<()> {
         match self {
             Self::ReadWrite => Ok(()),
-            Self::ReadOnly => Err(MmapIoError::InvalidMode(operation)),
+            Self::ReadOnly => Err(MmapIoError::invalid_mode(
+                operation,
+                "the handle is read-only",
+            )),
         }
     }
 }

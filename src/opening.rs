@@ -158,7 +158,7 @@ impl Opening {
             MmapMode::ReadWrite if access.append => "the descriptor is open for appending",
             MmapMode::ReadOnly | MmapMode::ReadWrite => return Ok(()),
         };
-        Err(MmapIoError::InvalidMode(problem))
+        Err(MmapIoError::invalid_mode("mapping", problem))
     }
 
     /// Shares what is open already.
@@ -203,7 +203,7 @@ impl Opening {
             if info.len > 0 {
                 target.file.set_len(0)?;
             }
-            sys::set_len(&target.file, len).map_err(MmapIoError::ResizeFailed)?;
+            sys::set_len(&target.file, len).map_err(MmapIoError::resize_failed)?;
         }
         let reserved = self.reserve(&target.file, len, size.is_some());
         let opened = reserved.and_then(|()| {
@@ -239,7 +239,7 @@ impl Opening {
     fn reserve(&self, file: &File, len: u64, is_new: bool) -> Result<()> {
         let may_reserve = is_new || sys::ALLOCATE_KEEPS_BYTES;
         if self.preallocate && self.mode == MmapMode::ReadWrite && len > 0 && may_reserve {
-            sys::allocate(file, 0, len).map_err(MmapIoError::ResizeFailed)?;
+            sys::allocate(file, 0, len).map_err(MmapIoError::resize_failed)?;
         }
         Ok(())
     }
@@ -383,7 +383,7 @@ pub(crate) fn identified(target: Target) -> Result<(Target, FileInfo)> {
     let info = sys::file_info(&target.file)?;
     if !info.is_regular {
         let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(MmapIoError::Io(problem));
+        return Err(MmapIoError::from(problem));
     }
     Ok((target, info))
 }

@@ -190,7 +190,7 @@ impl MemoryMappedFile {
                 open.unmap_pages(pages.into())?;
                 sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)
             });
-            evicted.await.map_err(MmapIoError::AdviceFailed)
+            evicted.await.map_err(MmapIoError::advice_failed)
         })
     }
 }

@@ -414,7 +414,7 @@ impl<L: Granted> Queue<L> {
                     drop(held);
                     contain(|| drop(old));
                 }
-                Err(error) => self.finish(&op, Err(MmapIoError::Io(error)), ended),
+                Err(error) => self.finish(&op, Err(MmapIoError::from(error)), ended),
             }
             // The owner of a `Bytes` may hold more than a view of ours: it is the user's code.
             contain(|| drop(shared));
@@ -553,7 +553,7 @@ impl<L: Granted> Queue<L> {
     fn fail(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
         for op in batch {
             let panicked = io::Error::other("the operation panicked");
-            self.finish(op, Err(MmapIoError::Io(panicked)), ended);
+            self.finish(op, Err(MmapIoError::from(panicked)), ended);
         }
     }
 }

@@ -140,6 +140,7 @@ impl ByteRange {
         MmapIoError::Busy {
             offset: self.start,
             len: self.len(),
+            path: None,
         }
     }
 }

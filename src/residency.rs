@@ -69,12 +69,12 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
             check_length(backing.file(), &[range])?;
             let reason = backing.file().and_then(|file| why_not_read(file, step));
             if let Some(reason) = reason {
-                return Err(MmapIoError::Io(reason));
+                return Err(MmapIoError::from(reason));
             }
             // Whatever it was, it may be over.
             // SAFETY: as above.
             if unsafe { sys::populate_read(map.run(step)) }.is_err() {
-                return Err(MmapIoError::Io(unreadable(error)));
+                return Err(MmapIoError::from(unreadable(error)));
             }
         }
     }
@@ -104,12 +104,12 @@ pub(crate) fn populate_write(
             return Unpopulated::Explained(truncated);
         }
         let Some(file) = backing.file() else {
-            return Unpopulated::Explained(MmapIoError::Io(error));
+            return Unpopulated::Explained(MmapIoError::from(error));
         };
         // Populating says only `EFAULT`; asking in other ways says why.
         let step = steps[index];
         match read_one_byte_a_page(file, step).and_then(|()| allocate(file, step)) {
-            Err(reason) => Unpopulated::Explained(MmapIoError::Io(reason)),
+            Err(reason) => Unpopulated::Explained(MmapIoError::from(reason)),
             Ok(()) => Unpopulated::Unexplained(why_not_stored(file, step)),
         }
     })
@@ -178,7 +178,7 @@ fn why_not_stored(file: &File, pages: PageRange) -> MmapIoError {
     });
     let allocated = inside.and_then(|pages| allocate(file, pages));
     let refused = || io::Error::other("the pages cannot be stored to through a mapping");
-    MmapIoError::Io(allocated.err().unwrap_or_else(refused))
+    MmapIoError::from(allocated.err().unwrap_or_else(refused))
 }
 
 /// Reserves the blocks of pages that may hold bytes, where that can be done and leaves them alone.

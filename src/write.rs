@@ -346,5 +346,5 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
         _ => return Ok(()),
     };
     let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
-    Err(MmapIoError::ResizeFailed(problem))
+    Err(MmapIoError::resize_failed(problem))
 }

@@ -539,10 +539,7 @@ fn modes_that_do_not_permit_it() {
         assert_error!(unsafe { file.as_mut_ptr() }, MmapIoError::InvalidMode(_));
         let error = file.update_region(0, b"x").await.unwrap_err();
         assert!(error.to_string().contains("update_region"), "{error}");
-        assert_error!(
-            writer.as_slice_bytes(0, 1),
-            MmapIoError::InvalidMode("as_slice_bytes")
-        );
+        assert_error!(writer.as_slice_bytes(0, 1), MmapIoError::InvalidMode(_));
         // There is nothing to flush, by whatever name.
         file.flush().await.unwrap();
         file.flush_async().await.unwrap();
@@ -650,7 +647,8 @@ fn paths_that_are_mapped_here() {
                 error,
                 MmapIoError::Busy {
                     offset: 0,
-                    len: 1000
+                    len: 1000,
+                    ..
                 }
             );
             assert!(told, "{error:?}");

@@ -172,7 +172,7 @@ impl OpenFile {
         self.cuts.fetch_add(1, Ordering::SeqCst);
         if let Err(error) = file.set_len(new_len) {
             self.hot.len.store(len, Ordering::Release);
-            return Err(MmapIoError::ResizeFailed(error));
+            return Err(MmapIoError::resize_failed(error));
         }
         self.pending.truncate(new_len);
         self.settle();
@@ -210,7 +210,7 @@ impl OpenFile {
                 sys::extend(file, min)
             })
         };
-        grow().map_err(MmapIoError::ResizeFailed)
+        grow().map_err(MmapIoError::resize_failed)
     }
 
     /// Gives the file its first bytes, unless it has some.
@@ -235,7 +235,7 @@ impl OpenFile {
         match file_len > self.len() {
             true => self
                 .cover(file_len, || Ok(()))
-                .map_err(MmapIoError::ResizeFailed),
+                .map_err(MmapIoError::resize_failed),
             false => Ok(()),
         }
     }
@@ -316,7 +316,7 @@ impl OpenFile {
     /// The file, if it is one, through a descriptor that may change it.
     fn writable_file(&self) -> Result<&File> {
         let file = self.writable()?.backing.file();
-        file.ok_or(MmapIoError::InvalidMode("memory has a fixed size"))
+        file.ok_or_else(|| MmapIoError::invalid_mode("resizing", "memory has a fixed size"))
     }
 }
 
@@ -330,5 +330,5 @@ enum Longer {
 }
 
 fn resize_failed(problem: String) -> MmapIoError {
-    MmapIoError::ResizeFailed(io::Error::new(io::ErrorKind::InvalidInput, problem))
+    MmapIoError::resize_failed(io::Error::new(io::ErrorKind::InvalidInput, problem))
 }

@@ -83,7 +83,7 @@ pub(crate) fn apply_writes<L: Granted>(
                 let error = error
                     .raw_os_error()
                     .map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error);
-                fail(op, MmapIoError::Io(error));
+                fail(op, MmapIoError::from(error));
             }
             return applied;
         }
@@ -132,7 +132,7 @@ pub(crate) fn apply_writes<L: Granted>(
     for ((op, result), due) in written.into_iter().zip(due) {
         if let Err(error) = result {
             applied.errors += 1;
-            ended.push(op, Err(MmapIoError::Io(error)));
+            ended.push(op, Err(MmapIoError::from(error)));
             continue;
         }
         applied.writes += 1;
@@ -193,7 +193,7 @@ fn make_writable<L: Send + 'static>(
     ready.retain(|(op, plan)| match reserve(site, plan) {
         Ok(()) => true,
         Err(error) => {
-            fail(op, MmapIoError::Io(error));
+            fail(op, MmapIoError::from(error));
             false
         }
     });

@@ -250,7 +250,8 @@ fn a_refused_range_keeps_nothing() {
                 refused,
                 MmapIoError::Busy {
                     offset: 100,
-                    len: 850
+                    len: 850,
+                    ..
                 }
             ),
             "{refused:?}"
