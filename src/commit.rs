@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::completion::{contain, wake_all, Completion};
-use crate::error::{MmapIoError, Result};
+use crate::error::{again, MmapIoError, Result};
 use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
@@ -217,7 +217,27 @@ pub(crate) struct Turn<D: Durable>(Arc<D>);
 impl<D: Durable> Turn<D> {
     /// Flushes in a job of its own.
     pub(crate) fn spawn(self) {
-        spawn(move || self.run(ROUNDS));
+        let target = self.0.clone();
+        if let Err(error) = spawn(move || self.run(ROUNDS)) {
+            Self(target).refuse(&error);
+        }
+    }
+
+    /// Gives the turn back: the job that was to flush cannot be run. Nothing sticks, since nothing
+    /// was tried.
+    fn refuse(self, error: &io::Error) {
+        let waiting = {
+            let mut state = lock(&self.0.commits().state);
+            state.everything = false;
+            state.taken = false;
+            std::mem::take(&mut state.waiting)
+        };
+        drop(self);
+        let refused = waiting.iter().filter_map(|waiter| {
+            let error = MmapIoError::Io(again(error));
+            waiter.acknowledge(Err(error))
+        });
+        wake_all(&mut refused.collect());
     }
 
     /// Flushes here; what is not done after `rounds` goes on in a job behind those that wait.

@@ -135,6 +135,14 @@ impl MmapIoError {
     }
 }
 
+/// The same error once more, for several waiters of one thing that failed.
+pub(crate) fn again(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(
+        || io::Error::new(error.kind(), error.to_string()),
+        io::Error::from_raw_os_error,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::error::Error;

@@ -41,13 +41,14 @@ use bytes::Bytes;
 
 use crate::commit::{Extent, Waiter};
 use crate::completion::{contain, wake_all, Completion};
-use crate::error::{MmapIoError, Result};
+use crate::error::{again, MmapIoError, Result};
 use crate::flush::FlushPolicy;
 use crate::lease::{Intervals, Kind, BRIEF};
-use crate::offload::{spawn, ROUNDS};
+use crate::offload::{check, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
+use crate::sys;
 
 pub(crate) use self::apply::{apply_writes, Site};
 pub(crate) use self::budget::{Budget, Permit};
@@ -245,6 +246,12 @@ impl<L> Op<L> {
         lock(&self.payload).is_some()
     }
 
+    /// Ends an operation that no queue has seen.
+    fn acknowledge_alone(&self, error: io::Error) {
+        // Its future was not polled yet: there is nothing to wake.
+        let _ = self.done.complete(Err(MmapIoError::Io(error)));
+    }
+
     /// It was found in use before.
     pub(crate) fn was_deferred(&self) -> bool {
         self.deferred_since.get().is_some()
@@ -328,13 +335,18 @@ impl<L: Send + 'static> Queue<L> {
     /// Puts an operation at the end of the queue. The future resolves when it is done.
     pub(crate) fn submit<T: Drain<Lease = L>>(target: &Arc<T>, op: Arc<Op<L>>) -> Submitted<T> {
         let queue = target.queue();
-        let start = {
-            let mut state = lock(&queue.state);
-            state.push(op.clone());
-            !std::mem::replace(&mut state.running, true)
-        };
-        if start {
-            queue.start(target);
+        if let Err(error) = check() {
+            // Before the lock: in a forked child a thread that is not there may hold it.
+            op.acknowledge_alone(error);
+        } else {
+            let start = {
+                let mut state = lock(&queue.state);
+                state.push(op.clone());
+                !std::mem::replace(&mut state.running, true)
+            };
+            if start {
+                queue.start(target);
+            }
         }
         Submitted {
             target: target.clone(),
@@ -344,6 +356,9 @@ impl<L: Send + 'static> Queue<L> {
 
     /// Has the deferred operations tried again.
     pub(crate) fn restart<T: Drain<Lease = L>>(target: &Arc<T>) {
+        if sys::is_forked() {
+            return;
+        }
         let queue = target.queue();
         let start = {
             let mut state = lock(&queue.state);
@@ -378,8 +393,36 @@ impl<L: Send + 'static> Queue<L> {
 
     fn start<T: Drain<Lease = L>>(&self, target: &Arc<T>) {
         self.drains.fetch_add(1, Ordering::Relaxed);
-        let target = target.clone();
-        spawn(move || Self::drain(target));
+        let job = {
+            let target = target.clone();
+            move || Self::drain(target)
+        };
+        if let Err(error) = spawn(job) {
+            self.refuse(&error);
+        }
+    }
+
+    /// Ends what the drain that cannot be run was to look at.
+    fn refuse(&self, error: &io::Error) {
+        let mut ended = Ended(Vec::new());
+        loop {
+            let refused = {
+                let mut state = lock(&self.state);
+                if std::mem::take(&mut state.retry) {
+                    state.undefer();
+                }
+                state.mapped.clear();
+                state.running = !state.fresh.is_empty();
+                std::mem::take(&mut state.fresh)
+            };
+            if refused.is_empty() {
+                break;
+            }
+            for op in refused.iter().filter(|op| op.is_queued()) {
+                self.finish(op, Err(MmapIoError::Io(again(error))), &mut ended);
+            }
+        }
+        ended.tell();
     }
 
     fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
@@ -621,6 +664,9 @@ impl<T: Drain> Future for Submitted<T> {
 
 impl<T: Drain> Drop for Submitted<T> {
     fn drop(&mut self) {
+        if sys::is_forked() {
+            return;
+        }
         if let Some(op) = &self.op {
             op.done.abandon();
             Queue::withdraw(&self.target, op);
