@@ -6,6 +6,7 @@ mod common;
 mod allocations;
 mod auto_traits;
 mod durable_log;
+mod forked;
 mod kill;
 mod openings;
 mod p10_errors;
