@@ -218,7 +218,25 @@ pub(crate) struct Turn<D: Durable>(Arc<D>);
 impl<D: Durable> Turn<D> {
     /// Flushes in a job of its own.
     pub(crate) fn spawn(self) {
-        spawn(move || self.run(ROUNDS));
+        let target = self.0.clone();
+        if let Err(error) = spawn(move || self.run(ROUNDS)) {
+            Self(target).refuse(&error.into());
+        }
+    }
+
+    /// Gives the turn back: the job that was to flush cannot be run. Nothing sticks, since nothing
+    /// was tried.
+    fn refuse(self, error: &MmapIoError) {
+        let waiting = {
+            let mut state = lock(&self.0.commits().state);
+            state.everything = false;
+            state.taken = false;
+            std::mem::take(&mut state.waiting)
+        };
+        drop(self);
+        let refused = waiting.iter();
+        let refused = refused.filter_map(|waiter| waiter.acknowledge(Err(error.clone())));
+        wake_all(&mut refused.collect());
     }
 
     /// Flushes here; what is not done after `rounds` goes on in a job behind those that wait.

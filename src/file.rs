@@ -16,7 +16,7 @@ use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
 use crate::map::{Backing, Protection};
 use crate::mode::MmapMode;
-use crate::offload::offload;
+use crate::offload::{check, offload};
 use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
 use crate::sys;
@@ -618,6 +618,7 @@ impl MemoryMappedFile {
         range: ByteRange,
         attempt: impl Fn() -> Result<T, crate::lease::Conflict>,
     ) -> Result<T> {
+        check()?;
         loop {
             self.make_resident(range).await?;
             if let Ok(lease) = attempt() {
@@ -738,10 +739,14 @@ impl Handle {
     }
 
     /// Runs a job on the pool with the file, which it keeps open.
-    pub(crate) fn hop<T: Send + 'static>(
+    pub(crate) fn hop<T, E>(
         &self,
-        job: impl FnOnce(&OpenFile) -> T + Send + 'static,
-    ) -> impl Future<Output = T> + Send + 'static {
+        job: impl FnOnce(&OpenFile) -> Result<T, E> + Send + 'static,
+    ) -> impl Future<Output = Result<T, E>> + Send + 'static
+    where
+        T: Send + 'static,
+        E: From<io::Error> + Send + 'static,
+    {
         let open = Arc::clone(&self.open);
         open.counters.hops.fetch_add(1, Ordering::Relaxed);
         offload(move || job(&open))

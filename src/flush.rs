@@ -37,7 +37,9 @@ pub enum FlushPolicy {
     /// In the background, at most that many milliseconds after the first write that is not
     /// flushed. 0 disables.
     ///
-    /// One job on the pool serves all files of the process, and is gone when nothing is written.
+    /// One job on the pool serves all files of the process, and is gone when nothing is written. It
+    /// flushes two files at a time; one that takes longer than 100 ms holds up no other, as long as
+    /// such files are fewer than half of the pool's threads.
     /// Dropping the last handle loses nothing: a flush is started right then
     /// ([`close`](crate::MemoryMappedFile::close) waits for one). An error of the
     /// background surfaces on the next durable operation, the next write under this policy, and

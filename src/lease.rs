@@ -26,6 +26,7 @@ use self::slots::{Block, Blocks};
 use self::table::{Table, Wake};
 use crate::error::Result;
 use crate::range::ByteRange;
+use crate::sys;
 use crate::wakers::Event;
 
 pub(crate) use self::intervals::{Intervals, Key};
@@ -95,6 +96,10 @@ impl Leases {
         &self,
         mut attempt: impl FnMut() -> Result<T, Conflict>,
     ) -> Result<T, Conflict> {
+        if sys::is_forked() {
+            // Whatever a reader met may last for ever there, the table's lock included.
+            return Err(Conflict::Held);
+        }
         loop {
             match attempt() {
                 Err(Conflict::Gate(until)) if until <= Instant::now() => {
@@ -258,6 +263,10 @@ fn restart(host: &impl LeaseHost) {
 
 #[cold]
 fn release_slowly(host: &impl LeaseHost, token: Token) {
+    if sys::is_forked() && !matches!(token, Token::Slot(_)) {
+        // The lock on the entries may never be free there, and no writer looks at them.
+        return;
+    }
     let leases = host.leases();
     let wake = leases.table.release(token);
     leases.wake(host, wake);
@@ -266,6 +275,9 @@ fn release_slowly(host: &impl LeaseHost, token: Token) {
 /// A shared lease that the caller turns into a [`Lease`].
 pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
     let leases = host.leases();
+    if sys::is_forked() {
+        return without_locks(host, range);
+    }
     leases.past_gates(|| {
         let lease = leases.table.try_shared(my_block(), range);
         lease.map_err(|(conflict, wake)| {
@@ -273,6 +285,20 @@ pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Toke
             conflict
         })
     })
+}
+
+/// A shared lease in a forked child, where a lock may never be free: from the slots alone.
+#[cold]
+fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
+    let block = my_block().ok_or(Conflict::Held)?;
+    match host.leases().table.publish(block, range) {
+        Some(Ok(slot)) => Ok(Token::Slot(slot)),
+        Some(Err(slot)) => {
+            release_slowly(host, Token::Slot(slot));
+            Err(Conflict::Held)
+        }
+        None => Err(Conflict::Held),
+    }
 }
 
 /// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
@@ -364,7 +390,8 @@ fn my_block() -> Option<&'static Block> {
 #[cold]
 fn claim_block() -> Option<&'static Block> {
     HAND_BACK.try_with(|_| ()).ok()?;
-    if !ProcessFences::can_be_light() {
+    // A forked child has no writers to fence with, and the thread that decides may be the parent's.
+    if !sys::is_forked() && !ProcessFences::can_be_light() {
         return None;
     }
     let block = BLOCKS.claim();

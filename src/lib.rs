@@ -82,8 +82,23 @@
 //! truncated file fail until its last handle here is gone; what others append is seen when the
 //! file is next opened, by every handle.
 //!
-//! Not supported: a fork without exec while files are open, use in a signal handler, and network
-//! file systems with more than one writer.
+//! A child that the process forks off, and that executes no other program, has none of the threads
+//! that do the work, and may find any lock taken for ever. On Unix everything `async` ends there in
+//! an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a lock, once the
+//! parent has opened a file (or written to anonymous memory); an operation that the parent began
+//! does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
+//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, but for bytes near which a write or a
+//! mutable view was at the time of the fork: those are `Busy` for good, and so is everything for
+//! [`bytes`](MemoryMappedFile::bytes). To the child the parent is another process: its writes show
+//! under the child's views. Handles and views can be dropped, and what is scheduled to be flushed
+//! is left to the parent. A child that is forked off before that works as any process does.
+//!
+//! Where the process may start no more threads (`RLIMIT_NPROC`, `pids.max`), operations take turns
+//! on the threads that the pool has; without any, they end in an [`Io`](MmapIoError::Io) error. To
+//! that end the pool's limit (`blocking::set_max_blocking_threads`) is lowered meanwhile, for the
+//! whole process, and set to what `BLOCKING_MAX_THREADS` says when threads can be started again.
+//!
+//! Not supported: use in a signal handler, and network file systems with more than one writer.
 //!
 //! # When not to use it
 //!

@@ -91,6 +91,10 @@ impl Deref for User {
 
 impl Drop for User {
     fn drop(&mut self) {
+        if sys::is_forked() {
+            // In a forked child there is nobody to tell, and a lock may never be free.
+            return;
+        }
         let was_last = self.0.users.fetch_sub(1, Ordering::SeqCst) == 1;
         // What is scheduled is done at once: nobody writes any more, and somebody may wait for the
         // file to be closed.
@@ -408,10 +412,13 @@ impl LeaseHost for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if let Some(key) = &self.key {
-            OPEN_FILES.remove(key, self);
+        // In a forked child nothing is opened any more, and a lock may never be free.
+        if !sys::is_forked() {
+            if let Some(key) = &self.key {
+                OPEN_FILES.remove(key, self);
+            }
+            self.closed.notify();
         }
-        self.closed.notify();
         if self.mapped_bytes() > UNMAP_INLINE {
             release(std::mem::take(&mut self.mapped));
         }

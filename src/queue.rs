@@ -46,13 +46,15 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::commit::Waiter;
 use crate::completion::{contain, wake_all};
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Intervals, BRIEF};
-use crate::offload::{spawn, ROUNDS};
+use crate::offload::{check, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
+use crate::sys;
 use crate::wakers::scope;
 
 use self::budget::{Account, Budget};
@@ -220,13 +222,18 @@ impl<L: Granted> Queue<L> {
     /// Puts an operation at the end of the queue. The future resolves when it is done.
     pub(crate) fn submit<T: Drain<Lease = L>>(target: &Arc<T>, op: Arc<Op<L>>) -> Submitted<'_, T> {
         let queue = target.queue();
-        let start = {
-            let mut state = lock(&queue.state);
-            state.push(op.clone());
-            !std::mem::replace(&mut state.running, true)
-        };
-        if start {
-            queue.start(target);
+        if let Err(error) = check() {
+            // Before the lock: in a forked child a thread that is not there may hold it.
+            wake_all(&mut op.acknowledge(Err(error.into())).into_iter().collect());
+        } else {
+            let start = {
+                let mut state = lock(&queue.state);
+                state.push(op.clone());
+                !std::mem::replace(&mut state.running, true)
+            };
+            if start {
+                queue.start(target);
+            }
         }
         Submitted::new(target, op)
     }
@@ -311,6 +318,9 @@ impl<L: Granted> Queue<L> {
 
     /// Has the deferred operations tried again.
     pub(crate) fn restart<T: Drain<Lease = L>>(target: &Arc<T>) {
+        if sys::is_forked() {
+            return;
+        }
         let queue = target.queue();
         let start = lock(&queue.state).restart();
         if start {
@@ -343,8 +353,36 @@ impl<L: Granted> Queue<L> {
 
     fn start<T: Drain<Lease = L>>(&self, target: &Arc<T>) {
         self.drains.fetch_add(1, Ordering::Relaxed);
-        let target = target.clone();
-        spawn(move || Self::drain(target));
+        let job = {
+            let target = target.clone();
+            move || Self::drain(target)
+        };
+        if let Err(error) = spawn(job) {
+            self.refuse(&error.into());
+        }
+    }
+
+    /// Ends what the drain that cannot be run was to look at.
+    fn refuse(&self, error: &MmapIoError) {
+        let mut ended = Ended::new();
+        loop {
+            let refused = {
+                let mut state = lock(&self.state);
+                if std::mem::take(&mut state.retry) {
+                    state.undefer();
+                }
+                state.mapped.clear();
+                state.running = !state.fresh.is_empty();
+                std::mem::take(&mut state.fresh)
+            };
+            if refused.is_empty() {
+                break;
+            }
+            for op in refused.iter().filter(|op| op.is_queued()) {
+                self.finish(op, Err(error.clone()), &mut ended);
+            }
+        }
+        ended.tell();
     }
 
     fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
@@ -744,6 +782,9 @@ impl<T: Drain, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T, H>
 
 impl<T: Drain, H: Deref<Target = Arc<T>>> Drop for Submitted<'_, T, H> {
     fn drop(&mut self) {
+        if sys::is_forked() {
+            return;
+        }
         if let Some(op) = &self.op {
             op.done.abandon();
             Queue::withdraw(&self.target, op);

@@ -11,6 +11,7 @@ use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::lease::{Asks, Kind, Lease};
 use crate::map::Protection;
+use crate::offload::check;
 use crate::open_file::OwnedLease;
 use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges, Source};
 use crate::range::{ByteRange, MAX_LEN};
@@ -328,6 +329,7 @@ impl MemoryMappedFile {
 
     fn writable_range(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
         self.handle.mode.require_write(operation)?;
+        check()?;
         ByteRange::new(offset, len, self.len())
     }
 

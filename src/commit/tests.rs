@@ -318,3 +318,28 @@ fn the_file_is_let_go_of_before_the_last_waiter_is_told() {
         assert!(Arc::into_inner(disk).is_some());
     }
 }
+
+#[test]
+fn a_turn_that_no_job_can_take_fails_its_waiters_and_no_later_ones() {
+    let disk = Arc::new(Disk::new(None));
+    disk.write(1, 1);
+    let (refused, also) = (
+        Arc::new(Flush::of_everything()),
+        Arc::new(Flush::of_everything()),
+    );
+    disk.commits.add(refused.clone(), false);
+    disk.commits.add(also.clone(), false);
+    let turn = Commits::turn(&disk).unwrap();
+    turn.refuse(&io::Error::from_raw_os_error(11).into());
+    for flush in [refused, also] {
+        let told = futures_lite::future::block_on(flush.done());
+        assert_eq!(told.unwrap_err().raw_os_error(), Some(11));
+    }
+    // Nothing sticks, and the next one has its turn.
+    assert!(disk.commits.failure().is_none());
+    let flush = Arc::new(Flush::of_everything());
+    disk.commits.add(flush.clone(), false);
+    Commits::turn(&disk).unwrap().run(1);
+    futures_lite::future::block_on(flush.done()).unwrap();
+    assert_eq!(disk.log.lock().unwrap().durable[&1], 1);
+}

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{ignore_poison, OpenFile};
-use crate::commit::{Commits, Durable, Extent, Flush};
+use crate::commit::{Commits, Durable, Extent, Flush, Waiter};
 use crate::flush::{Due, FlushPolicy, Taken};
 use crate::map::{Map, Protection};
+use crate::offload::check;
 use crate::range::ByteRange;
 use crate::sys;
 use crate::timer::{Alarmed, Timer};
@@ -22,13 +23,22 @@ impl OpenFile {
     /// Starts a flush, whether or not somebody waits for it; its error sticks.
     pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
         let flush = Arc::new(flush);
-        self.commits.add(flush.clone(), false);
-        Commits::start(self);
+        match check() {
+            Ok(()) => {
+                self.commits.add(flush.clone(), false);
+                Commits::start(self);
+            }
+            // Its future was not polled yet: there is nothing to wake.
+            Err(error) => drop(flush.acknowledge(Err(error.into()))),
+        }
         flush
     }
 
     /// Counts what was written through a view, and starts what the policy asks for.
     pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+        if sys::is_forked() {
+            return;
+        }
         self.start_due(self.pending.wrote(&[range], policy), range);
     }
 

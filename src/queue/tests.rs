@@ -106,3 +106,33 @@ fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
     assert!(queue.next_batch().0.is_empty());
     assert!(!lock(&queue.0.state).running);
 }
+
+#[test]
+fn a_drain_that_cannot_be_run_fails_what_it_was_to_look_at() {
+    let queue = Driven::new();
+    // What is deferred waits for a view, and not for this job.
+    let deferred = queue.submit(0, 10);
+    let batch = queue.next_batch().0;
+    queue.0.finish_batch(batch, &mut Ended::new());
+    let fresh = [queue.submit(5, 20), queue.submit(100, 110)];
+    let error = MmapIoError::from(io::Error::from_raw_os_error(11));
+    queue.0.refuse(&error);
+    let told = |op: &Arc<Op<()>>| {
+        let mut context = Context::from_waker(Waker::noop());
+        op.done.poll(&mut context).map(|told| told.unwrap_err())
+    };
+    for op in &fresh {
+        let Poll::Ready(error) = told(op) else {
+            panic!("left behind");
+        };
+        assert_eq!(error.raw_os_error(), Some(11));
+        assert!(!op.is_queued());
+    }
+    assert!(deferred.is_queued() && told(&deferred).is_pending());
+    assert!(!lock(&queue.0.state).running);
+    // Its view ends, and it is looked at in vain.
+    queue.retry();
+    queue.0.refuse(&error);
+    assert!(told(&deferred).is_ready());
+    assert_eq!(queue.0.backlog().operations, 0);
+}

@@ -18,6 +18,7 @@
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
 //! | [`sync_file`], [`sync_directory`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers`, nothing |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
+//! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
 
 use std::time::SystemTime;

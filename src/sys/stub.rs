@@ -19,6 +19,16 @@ pub(crate) fn page_size() -> usize {
     4096
 }
 
+/// There is no `fork` here.
+pub(crate) fn is_forked() -> bool {
+    false
+}
+
+/// Nothing to watch.
+pub(crate) fn watch_forks() -> io::Result<()> {
+    Ok(())
+}
+
 pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }

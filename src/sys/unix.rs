@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::io::AsRawFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
 use super::{Access, FileId, FileInfo};
@@ -25,6 +26,44 @@ pub(crate) fn page_size() -> usize {
         let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         usize::try_from(size).unwrap_or(4096)
     })
+}
+
+/// Set in a child of a process that called [`watch_forks`].
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was forked off one that had called [`watch_forks`], and has not executed
+/// another program since: of the threads that such a process had, one is left.
+///
+/// A child that a program makes with the bare system call is not noticed.
+#[inline]
+pub(crate) fn is_forked() -> bool {
+    // Relaxed: the one thread of the child has set it itself, before `fork` returned, and every
+    // other thread of the child was started after that.
+    FORKED.load(Ordering::Relaxed)
+}
+
+/// Has [`is_forked`] say so in children that are forked off from now on ([`pthread_atfork(3)`]).
+///
+/// # Errors
+///
+/// `ENOMEM`.
+///
+/// [`pthread_atfork(3)`]: https://man7.org/linux/man-pages/man3/pthread_atfork.3.html
+pub(crate) fn watch_forks() -> io::Result<()> {
+    type Handler = Option<unsafe extern "C" fn()>;
+    extern "C" {
+        // The `libc` crate has it for some systems only; POSIX has it for all.
+        fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> libc::c_int;
+    }
+    unsafe extern "C" fn in_child() {
+        // An atomic store is all that it does, which a signal handler may do, too.
+        FORKED.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the handler is a function of this program, and neither allocates, locks nor panics.
+    match unsafe { pthread_atfork(None, None, Some(in_child)) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// Prepares `options` so that opening a pipe or a device with them does not wait for a peer.

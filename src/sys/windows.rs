@@ -63,6 +63,16 @@ pub(crate) fn page_size() -> usize {
     })
 }
 
+/// There is no `fork` here.
+pub(crate) fn is_forked() -> bool {
+    false
+}
+
+/// Nothing to watch.
+pub(crate) fn watch_forks() -> io::Result<()> {
+    Ok(())
+}
+
 /// Nothing to prepare: no open waits for a peer.
 pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
     options

@@ -8,6 +8,7 @@ mod auto_traits;
 mod copies;
 mod durable_log;
 mod fairness;
+mod forked;
 mod growth;
 mod kill;
 mod openings;

@@ -247,3 +247,192 @@ fn the_same_with_a_pool_of_one_thread() {
         run_alone(&program, &format!("p2_pool::{test}"));
     }
 }
+
+/// Processes of their own, in which no thread can be started from some time on: `RLIMIT_NPROC` is
+/// lowered. Root is no subject to it, and becomes another user first.
+#[cfg(target_os = "linux")]
+mod thread_limit {
+    use std::time::Duration;
+
+    use mmap_io::FlushPolicy;
+
+    use super::*;
+    use crate::common::{eventually, skip, HeldQueue};
+    use crate::p5_durable::{as_child, child_dir};
+
+    /// Lets this user have so many threads, as far as the process may say so.
+    fn set_limit(threads: libc::rlim_t) {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the structure is live for the call.
+        let read = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &mut limit) };
+        limit.rlim_cur = threads.min(limit.rlim_max);
+        // SAFETY: as above.
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &limit) };
+        assert_eq!((read, set), (0, 0));
+    }
+
+    fn can_start() -> bool {
+        std::thread::Builder::new().spawn(|| ()).is_ok()
+    }
+
+    /// No other thread can be started from now on; says whether that is so.
+    fn no_more_threads() -> bool {
+        set_limit(1);
+        // SAFETY: the calls take no pointers.
+        unsafe {
+            if libc::geteuid() == 0 {
+                libc::setresuid(45_678, 45_678, 45_678);
+            }
+        }
+        !can_start()
+    }
+
+    fn in_child(test: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        // The other user finds its way.
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), permissions).unwrap();
+        let program = ["env", "--unset=BLOCKING_MAX_THREADS"];
+        let output = as_child(
+            &program,
+            &format!("p2_pool::thread_limit::{test}"),
+            dir.path(),
+        );
+        assert!(output.status.success(), "{output:?}");
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    /// Ends the process if the test does not: the thread that spins cannot be told to.
+    fn watch() {
+        std::thread::spawn(|| {
+            std::thread::sleep(Duration::from_secs(60));
+            eprintln!("the child hangs");
+            std::process::abort();
+        });
+    }
+
+    #[test]
+    fn without_any_thread_an_open_ends_in_an_error() {
+        in_child("cold_child");
+    }
+
+    #[test]
+    fn cold_child() {
+        let Some(dir) = child_dir() else {
+            return;
+        };
+        let path = dir.join("data");
+        std::fs::write(&path, pattern(100)).unwrap();
+        watch();
+        if !no_more_threads() {
+            return skip(
+                "without_any_thread_an_open_ends_in_an_error",
+                "no limit holds",
+            );
+        }
+        alone(async {
+            for _ in 0..10 {
+                let opened = poll_once(Box::pin(MemoryMappedFile::open_ro(&path))).await;
+                let error = opened.expect("at once").unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error:?}");
+            }
+            // Memory needs no thread, and its first write does.
+            let memory = mmap_io::AnonymousMmap::new(100).unwrap();
+            let mut write = Box::pin(memory.update_region(0, b"x"));
+            let error = poll_once(&mut write).await.expect("at once").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error:?}");
+            drop(write);
+            assert_eq!(
+                (memory.stats().queued_writes, memory.stats().queued_bytes),
+                (0, 0)
+            );
+            set_limit(libc::RLIM_INFINITY);
+            let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+            assert_eq!(file.slice(0, 100).await.unwrap(), &pattern(100)[..]);
+            memory.update_region(0, b"x").await.unwrap();
+        });
+    }
+
+    #[test]
+    fn at_a_thread_limit_operations_take_turns_on_a_warm_pool() {
+        in_child("warm_child");
+    }
+
+    #[test]
+    fn warm_child() {
+        let Some(dir) = child_dir() else {
+            return;
+        };
+        watch();
+        alone(async {
+            let mut files = Vec::new();
+            for name in 0..20 {
+                let builder = MemoryMappedFile::builder(dir.join(name.to_string()));
+                let builder = builder
+                    .size(10_000)
+                    .flush_policy(FlushPolicy::EveryMillis(5));
+                files.push(builder.create().await.unwrap());
+            }
+            // The watchdog of `soon` has a thread of its own.
+            soon(async { futures_lite::future::yield_now().await }).await;
+            // What was found out before, about room to grow, is forgotten after a moment.
+            std::thread::sleep(Duration::from_millis(50));
+            if !no_more_threads() {
+                return skip(
+                    "at_a_thread_limit_operations_take_turns_on_a_warm_pool",
+                    "no limit holds",
+                );
+            }
+            let everything = async {
+                // One thread waits, and what is submitted meanwhile would need others.
+                let held = HeldQueue::new(&files[0], 9_999);
+                let mut crowd = Crowd::default();
+                for (turn, file) in files[1..].iter().enumerate() {
+                    crowd.join(file.update_region(0, b"write"));
+                    crowd.join(file.update_region_async(100, b"durable"));
+                    crowd.join(async { file.as_slice_mut(200, 10).await?.commit().await });
+                    crowd.join(file.resize(20_000 + turn as u64));
+                    crowd.join(async { MemoryMappedFile::open_ro(file.path()).await.map(drop) });
+                    crowd.join(file.flush());
+                }
+                let mut pending = Crowd::default();
+                for mut operation in crowd.0 {
+                    match poll_once(&mut operation).await {
+                        Some(ended) => ended.unwrap(),
+                        None => pending.0.push(operation),
+                    }
+                }
+                held.let_go().await;
+                pending.all_end().await;
+                // One after the other, too.
+                for turn in 0..1_000_u64 {
+                    let file = &files[turn as usize % 20];
+                    file.update_region(turn, b"x").await.unwrap();
+                }
+                eventually("the background flushes", || {
+                    files.iter().all(|file| file.pending_bytes() == 0)
+                });
+            };
+            everything.await;
+            set_limit(libc::RLIM_INFINITY);
+            assert!(can_start());
+            // The pool may grow again: two jobs that need a thread each at the same time.
+            for file in &files {
+                file.flush().await.unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            let first = HeldQueue::new(&files[0], 9_999);
+            let held: Vec<_> = files[1..]
+                .iter()
+                .map(|file| HeldQueue::new(file, 9_999))
+                .collect();
+            first.let_go().await;
+            for queue in held {
+                queue.let_go().await;
+            }
+        });
+    }
+}

@@ -619,7 +619,9 @@ fn thousand_files_child() {
             let mut soon = files.iter().skip(1).step_by(2);
             soon.all(|file| state(file) == (1, 0))
         });
-        assert!(most <= before + 3, "{most} threads, {before} before");
+        // One that waits for the time and two that flush; and the pool grows by one or two more when
+        // a job is submitted before the thread of the last one is idle.
+        assert!(most <= before + 5, "{most} threads, {before} before");
         for file in files.iter().step_by(2) {
             assert_eq!(state(file), (0, 5));
             file.flush().await.unwrap();

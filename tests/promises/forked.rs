@@ -1,0 +1,208 @@
+//! A child that was forked off and executes no other program: the threads of the pool are the
+//! parent's, and any lock may be held for ever by a thread that is not there. What needs either is
+//! an error, views that can be had without are had, and handles can be dropped.
+
+#![cfg(target_os = "linux")]
+
+use std::future::Future;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_lite::future::poll_once;
+use mmap_io::{
+    copy_mmap, AnonymousMmap, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result,
+};
+
+use crate::common::{alone, pattern, patterned, soon};
+use crate::p5_durable::{as_child, child_dir};
+
+/// Runs `body` in a forked child, and says whether it returned in time, with `true`.
+fn in_fork(body: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child runs `body` and ends without unwinding into the test. What `body` calls
+    // allocates; the C library has its allocator ready in the child.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: the call takes no pointer. Its signal ends a child that hangs.
+        unsafe { libc::alarm(20) };
+        let is_right = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        // SAFETY: the child ends here, without what a process does at its end.
+        unsafe { libc::_exit(i32::from(!is_right.unwrap_or(false))) };
+    }
+    assert!(child > 0);
+    let mut status = 0;
+    // SAFETY: `status` is live for the call.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    status == 0
+}
+
+/// Whether an operation ends in the error at its first poll.
+fn is_refused<T>(operation: impl Future<Output = Result<T>>) -> bool {
+    match alone(poll_once(operation)) {
+        Some(Err(error)) => error.io_kind() == Some(ErrorKind::Unsupported),
+        _ => false,
+    }
+}
+
+fn is_busy<T>(result: Result<T>) -> bool {
+    matches!(result, Err(MmapIoError::Busy { .. }))
+}
+
+/// Every operation that needs the pool, or a lock.
+fn all_are_refused(file: &MemoryMappedFile, memory: &AnonymousMmap) -> bool {
+    let path = file.path();
+    let builder = || MemoryMappedFile::builder(path).size(10);
+    [
+        is_refused(file.update_region(0, b"x")),
+        is_refused(file.update_region_async(0, b"x")),
+        is_refused(file.update_regions(&[(0, b"x")])),
+        is_refused(file.update_regions_async(&[(0, b"x")])),
+        is_refused(file.write_bytes(0, Bytes::from_static(b"x"))),
+        is_refused(file.write_bytes_async(0, Bytes::from_static(b"x"))),
+        is_refused(file.try_update_region(0, b"x")),
+        is_refused(file.as_slice_mut(0, 10)),
+        is_refused(async { file.try_as_slice_mut(0, 10) }),
+        is_refused(file.resize(20_000)),
+        is_refused(file.slice(0, 10)),
+        is_refused(file.read_bytes(0, 10)),
+        is_refused(file.read_into(0, &mut [0; 10])),
+        is_refused(file.flush()),
+        is_refused(file.flush_range(0, 10)),
+        is_refused(file.schedule_flush()),
+        is_refused(file.evict(0, 10)),
+        is_refused(file.prefetch_range(0, 10)),
+        is_refused(file.copy_to(path.with_extension("copy"))),
+        is_refused(file.clone().close()),
+        is_refused(builder().create()),
+        is_refused(builder().open()),
+        is_refused(builder().open_or_create()),
+        is_refused(MemoryMappedFile::open_ro(path)),
+        is_refused(copy_mmap(path, path.with_extension("copy"))),
+        is_refused(memory.update_region(0, b"x")),
+        is_refused(memory.slice(0, 10)),
+        is_busy(file.bytes(0, 10)),
+    ]
+    .iter()
+    .all(|is_right| *is_right)
+}
+
+/// A test of its own process, which does nothing else at the time of the fork.
+fn in_child(test: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let output = as_child(&["env"], &format!("forked::{test}"), dir.path());
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_forked_child_gets_errors_and_drops_handles() {
+    in_child("errors_child");
+}
+
+#[test]
+fn errors_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (path, file) = alone(patterned(&dir, 200_000));
+    // Views are out of it, whatever is dropped.
+    let file: &MemoryMappedFile = Box::leak(Box::new(file));
+    let memory = AnonymousMmap::new(200_000).unwrap();
+    let reader = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let kept = reader.as_slice_bytes(100, 10).unwrap().to_vec();
+    let bytes = file.bytes(0, 100).unwrap();
+    let slice = file.as_slice(0, 100).unwrap();
+    let mut view = alone(file.as_slice_mut(200, 100)).unwrap();
+    let mut waiting = Box::pin(file.update_region(0, b"waits"));
+    assert!(alone(poll_once(&mut waiting)).is_none());
+    // The only handle on another file, of which something is to be flushed.
+    let policy = FlushPolicy::EveryMillis(3_600_000);
+    let lone = MemoryMappedFile::builder(dir.join("lone")).size(100);
+    let lone = alone(lone.flush_policy(policy).create()).unwrap();
+    alone(lone.update_region(0, b"pending")).unwrap();
+
+    // What it owns is dropped in the child while the pool is gone; and in the parent, unused.
+    assert!(in_fork(move || {
+        let all = pattern(200_000);
+        let is_right = all_are_refused(file, &memory)
+            && file.as_slice(100_000, 5_000).unwrap() == all[100_000..105_000]
+            && file.try_as_slice(100_000, 10).unwrap().is_some()
+            && is_busy(file.as_slice(200, 10))
+            && reader.as_slice_bytes(100, 10).unwrap() == kept
+            && slice == all[..100]
+            && bytes == all[..100];
+        view.fill(1);
+        let is_right = is_right && is_refused(view.commit());
+        drop((waiting, slice, bytes, lone, reader, memory));
+        is_right
+    }));
+    alone(async {
+        soon(file.update_region_async(0, b"parent")).await.unwrap();
+        assert_eq!(file.as_slice(0, 6).unwrap(), b"parent");
+        // The mapping is shared with the child.
+        assert_eq!(file.as_slice(200, 100).unwrap(), [1; 100]);
+    });
+}
+
+#[test]
+fn a_child_forked_off_busy_threads_does_not_hang() {
+    in_child("busy_child");
+}
+
+#[test]
+fn busy_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (path, file) = alone(patterned(&dir, 200_000));
+    let memory = AnonymousMmap::new(200_000).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for thread in 0..3 {
+            let (file, path, is_over) = (&file, &path, &is_over);
+            threads.spawn(move || {
+                let policy = FlushPolicy::EveryMillis(1);
+                while !is_over.load(Ordering::Relaxed) {
+                    let other = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+                    let other = alone(other.flush_policy(policy).open()).unwrap();
+                    for at in 0..20 {
+                        alone(other.update_region(thread * 100 + at, b"x")).unwrap();
+                        drop(file.bytes(at * 100, 100));
+                        drop(file.as_slice(at * 100, 100));
+                    }
+                }
+            });
+        }
+        let mut all_right = true;
+        for _ in 0..200 {
+            let (file, memory) = (file.clone(), memory.clone());
+            all_right &= in_fork(|| {
+                let is_right = all_are_refused(&file, &memory);
+                // Writes were applied below 1,000, and none up here.
+                let is_right = is_right && file.as_slice(150_000, 1_000).is_ok();
+                drop((file, memory));
+                is_right
+            });
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(all_right);
+    });
+}
+
+#[test]
+fn a_child_forked_before_any_file_is_opened_works() {
+    in_child("early_child");
+}
+
+#[test]
+fn early_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let path = dir.join("data");
+    assert!(in_fork(|| alone(async {
+        let file = MemoryMappedFile::create_rw(&path, 100).await.unwrap();
+        file.update_region_async(0, b"child").await.unwrap();
+        file.close().await.is_ok()
+    })));
+    assert_eq!(std::fs::read(&path).unwrap()[..5], *b"child");
+}
