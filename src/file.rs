@@ -1,13 +1,12 @@
 //! The handle, and reading through it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-use rangemap::RangeSet;
 
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, fair};
@@ -61,10 +60,38 @@ pub(crate) struct Handle {
     kept: Mutex<Kept>,
 }
 
+/// Ranges that stay leased: by their start, with their end. No two of them touch: those that would
+/// are one, so that a scan in small steps keeps one lease.
 #[derive(Default)]
-struct Kept {
-    ranges: RangeSet<u64>,
-    leases: Vec<OwnedLease>,
+struct Kept(BTreeMap<u64, (u64, OwnedLease)>);
+
+impl Kept {
+    /// The ranges that share a byte with `range` or touch it.
+    fn touching(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
+        let up_to = self.0.range(..=range.end()).rev();
+        let up_to = up_to.map(|(start, (end, _))| ByteRange::between(*start, *end));
+        up_to.take_while(move |other| other.end() >= range.start())
+    }
+
+    /// Makes sure that `range` is leased, by what `lease` gets.
+    fn keep(
+        &mut self,
+        range: ByteRange,
+        lease: impl FnOnce(ByteRange) -> Result<OwnedLease>,
+    ) -> Result<()> {
+        if self.touching(range).any(|other| other.contains(range)) {
+            return Ok(());
+        }
+        let joined: Vec<ByteRange> = self.touching(range).collect();
+        let all = joined.iter().copied().fold(range, ByteRange::hull);
+        // The new lease is there before those that it stands for go.
+        let lease = lease(all)?;
+        for other in joined {
+            self.0.remove(&other.start());
+        }
+        self.0.insert(all.start(), (all.end(), lease));
+        Ok(())
+    }
 }
 
 /// What a file is doing; see [`MemoryMappedFile::stats`].
@@ -248,7 +275,7 @@ impl MemoryMappedFile {
     ///
     /// The range stays leased until the last clone of the handle is dropped, so that a write of
     /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
-    /// more.
+    /// more, and ranges that touch each other share a lease. A call that fails keeps nothing.
     ///
     /// # Errors
     ///
@@ -273,15 +300,16 @@ impl MemoryMappedFile {
             .kept
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let gaps: Vec<_> = kept.ranges.gaps(&range.into()).collect();
-        for gap in gaps {
-            let part = ByteRange::from(gap.clone());
-            let attempt = || Lease::try_owned(open.clone(), part);
-            let lease = wait_briefly(open.leases(), part, || open.len(), attempt);
-            kept.leases
-                .push(lease.map_err(|busy| self.bounds_first(range, busy))?);
-            kept.ranges.insert(gap);
-        }
+        kept.keep(range, |all| {
+            let attempt = || Lease::try_owned(open.clone(), all);
+            let lease = wait_briefly(open.leases(), all, || open.len(), attempt);
+            // The caller asked for `range`.
+            lease.map_err(|error| match error {
+                MmapIoError::OutOfBounds { total, .. } => range.out_of_bounds(total),
+                _ => range.busy(),
+            })
+        })?;
+        drop(kept);
         let span = open.span(self.protection(), range)?;
         // SAFETY: every byte of the range is under a lease that lives as long as the handle,
         // which `self` borrows, and the handle keeps the map.
@@ -420,21 +448,26 @@ impl MemoryMappedFile {
         })
     }
 
-    /// The address of the first byte of the file.
+    /// Returns the address of the first byte of the file; null if the file is empty and was never
+    /// anything else.
     ///
     /// # Safety
     ///
-    /// What is read through the pointer is not protected by a lease. The caller makes sure that
-    /// nothing in this process writes to the bytes meanwhile, that they are below
-    /// [`len`](Self::len), and that the handle, or a clone, lives. Growing the file may map it
-    /// again elsewhere; the old address stays good for the bytes it covered.
+    /// What is read through the pointer is not protected by a lease. Until the last read through it,
+    /// the caller makes sure that
+    /// - the handle, or a clone of it, lives;
+    /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
+    /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
+    ///   them off (that would raise `SIGBUS`);
+    /// - nothing writes to the bytes: no operation or view of this process, and no other process.
     pub unsafe fn as_ptr(&self) -> *const u8 {
-        let map = self.handle.open.map(self.protection());
-        map.map_or(std::ptr::null(), |map| map.as_ptr().cast_const())
+        self.open.base(self.protection).cast_const()
     }
 
-    /// The address of the first byte of the file, to write through. Counts every byte of the file
-    /// as written.
+    /// Returns the address of the first byte of the file, to write through. Counts every byte of the
+    /// file as written, once: stores that come after a flush are covered by an explicit
+    /// [`flush`](Self::flush) alone, and [`EveryMillis`](FlushPolicy::EveryMillis) asks for the
+    /// address to be taken again for each round of stores.
     ///
     /// # Errors
     ///
@@ -442,9 +475,9 @@ impl MemoryMappedFile {
     ///
     /// # Safety
     ///
-    /// As for [`as_ptr`](Self::as_ptr), and nobody may look at the bytes while they change,
-    /// through this crate or otherwise. A store may raise a signal where
-    /// [`update_region`](Self::update_region) reports a full disk.
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks at
+    /// the bytes, through this crate or otherwise, unless all sides use atomic operations. A store may
+    /// raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
         self.handle.mode.require_write("as_mut_ptr")?;
         let open = &self.handle.open;
@@ -454,9 +487,7 @@ impl MemoryMappedFile {
             _ => FlushPolicy::Never,
         };
         open.wrote_view(ByteRange::between(0, open.len()), policy);
-        Ok(open
-            .map(Protection::ReadWrite)
-            .map_or(std::ptr::null_mut(), |map| map.as_ptr()))
+        Ok(open.base(Protection::ReadWrite))
     }
 
     pub(crate) fn protection(&self) -> Protection {

@@ -110,6 +110,11 @@ impl Leases {
         self.table.count()
     }
 
+    /// The same; see [`Table::count_after_fence`].
+    pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
+        self.table.count_after_fence()
+    }
+
     /// Has the readers that wait look again: what they wait for has changed, or the length has.
     pub(crate) fn recheck(&self) {
         self.freed.notify();

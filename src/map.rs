@@ -54,10 +54,11 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`, and address space for it to double.
+    /// Maps the first `len` bytes of `file`, and address space for it to grow: to double, and where
+    /// that much cannot be had (a huge file, `RLIMIT_AS`) by a half or an eighth.
     ///
-    /// Where the reservation cannot be had (`RLIMIT_AS`, a 32-bit address space, a platform that
-    /// does not map past the end) exactly `len` bytes are mapped; `len` is not 0 then.
+    /// Where nothing can be reserved (a 32-bit address space, a platform that does not map past the
+    /// end) exactly `len` bytes are mapped; `len` is not 0 then.
     ///
     /// Memory is mapped as it is: it does not grow.
     pub(crate) fn new(backing: &Backing, len: u64, protection: Protection) -> io::Result<Self> {
@@ -66,13 +67,12 @@ impl Map {
             Backing::Memory => return Self::memory(len),
         };
         if sys::CAN_MAP_PAST_END {
-            let reservation = len
-                .saturating_mul(2)
-                .max(LEAST_RESERVATION)
-                .checked_next_power_of_two()
-                .unwrap_or(len);
-            if let Ok(map) = Self::exact(file, reservation, protection) {
-                return Ok(map);
+            let double = len.saturating_mul(2).max(LEAST_RESERVATION);
+            let double = double.checked_next_power_of_two().unwrap_or(len);
+            for reservation in [double, len + len / 2, len + len / 8] {
+                if let Ok(map) = Self::exact(file, reservation, protection) {
+                    return Ok(map);
+                }
             }
         }
         Self::exact(file, len, protection)
@@ -127,10 +127,7 @@ impl Map {
     /// The last page of a file may end past its length; the map is a whole number of pages.
     pub(crate) fn run(&self, pages: PageRange) -> sys::Run {
         debug_assert!(pages.start() <= self.capacity());
-        sys::Run {
-            addr: self.raw.as_mut_ptr().wrapping_add(pages.start() as usize),
-            len: pages.len() as usize,
-        }
+        sys::Run::at(self.as_ptr(), pages)
     }
 }
 

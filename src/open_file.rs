@@ -110,8 +110,6 @@ struct Hot {
     len: AtomicU64,
     /// Where the current maps begin, by protection; null where there is none.
     bases: [AtomicPtr<u8>; 2],
-    /// The current maps, likewise.
-    maps: [AtomicPtr<Map>; 2],
 }
 
 /// The maps of one protection.
@@ -119,9 +117,15 @@ struct Hot {
 struct Mapped {
     backing: Backing,
     habits: Habits,
-    /// The last is the current one. The others were outgrown, and are kept for those who found
-    /// them current: each is at most half the size of the next.
+    /// The last is the current one. The others were outgrown, and are kept for the views that may
+    /// lie in them.
     maps: Mutex<Vec<Arc<Map>>>,
+}
+
+impl Mapped {
+    fn current(&self) -> Option<Arc<Map>> {
+        ignore_poison(&self.maps).last().cloned()
+    }
 }
 
 /// What a durable operation still owes to the file's length and name.
@@ -171,7 +175,6 @@ impl OpenFile {
                 leases: Leases::new(),
                 len: AtomicU64::new(len),
                 bases: [AtomicPtr::default(), AtomicPtr::default()],
-                maps: [AtomicPtr::default(), AtomicPtr::default()],
             },
             queue: Queue::new(),
             commits: Commits::default(),
@@ -249,8 +252,9 @@ impl OpenFile {
         }
         // Acquire: pairs with `make_current`.
         let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
-        // SAFETY: the base is that of a map which `mapped` keeps until `self` is dropped, and
-        // which covers the length that was read before: maps grow before the length does.
+        // SAFETY: the base is that of a map which covers the length that was read before, since maps
+        // grow before the length does. The map lives for as long as a lease that was there before
+        // this call: see `forget_outgrown`.
         Some(unsafe { Span::in_map(base, range) })
     }
 
@@ -263,21 +267,52 @@ impl OpenFile {
     /// The current map; `None` only where an empty file cannot be mapped.
     ///
     /// It covers the length that was read before the call.
-    #[inline]
-    pub(crate) fn map(&self, protection: Protection) -> Option<&Map> {
-        // Acquire: pairs with `make_current`, for the contents of the map.
-        let map = self.hot.maps[protection as usize].load(Ordering::Acquire);
-        // SAFETY: the pointer is null or that of a map in `mapped`, which keeps it until `self`
-        // is dropped.
-        unsafe { map.as_ref() }
+    pub(crate) fn map(&self, protection: Protection) -> Option<Arc<Map>> {
+        self.mapped[protection as usize].get()?.current()
+    }
+
+    /// Where the current map begins; null where there is none.
+    pub(crate) fn base(&self, protection: Protection) -> *mut u8 {
+        self.hot.bases[protection as usize].load(Ordering::Acquire)
+    }
+
+    /// Unmaps what was outgrown, if no view may lie there. Blocks.
+    ///
+    /// 1. A lease that is taken before the fence is found by the count, and everything stays.
+    /// 2. One that is taken after the fence finds the address of the current map, which was stored
+    ///    before: whoever takes a lease looks for the address afterwards.
+    fn forget_outgrown(&self) -> io::Result<()> {
+        let is_outgrown = |mapped: &Mapped| ignore_poison(&mapped.maps).len() > 1;
+        if !self
+            .mapped
+            .iter()
+            .filter_map(OnceLock::get)
+            .any(is_outgrown)
+        {
+            return Ok(());
+        }
+        if self.hot.leases.count_after_fence()? > 0 {
+            return Ok(());
+        }
+        for mapped in self.mapped.iter().filter_map(OnceLock::get) {
+            let mut maps = ignore_poison(&mapped.maps);
+            let current = maps.pop();
+            let outgrown = std::mem::take(&mut *maps);
+            maps.extend(current);
+            drop(maps);
+            // A job that still works on one has its own reference.
+            drop(outgrown);
+        }
+        Ok(())
     }
 
     /// Whether a range is in memory, as far as that can be told without waiting.
     pub(crate) fn is_resident(&self, protection: Protection, range: ByteRange) -> bool {
         let mapped = self.mapped[protection as usize].get();
-        let map = self.map(protection);
-        mapped.zip(map).is_some_and(|(mapped, map)| {
-            residency::is_resident(map, &mapped.backing, mapped.habits, range)
+        mapped.is_some_and(|mapped| {
+            // Without a lease the map may go meanwhile; its address is only asked about.
+            let run = sys::Run::at(self.base(protection), range.to_pages(sys::page_size()));
+            residency::is_resident(run, &mapped.backing, mapped.habits, range)
         })
     }
 
@@ -294,7 +329,7 @@ impl OpenFile {
             let Some((mapped, map)) = mapped.zip(self.map(protection)) else {
                 return Ok(());
             };
-            match residency::populate_read(map, &mapped.backing, range) {
+            match residency::populate_read(&map, &mapped.backing, range) {
                 // What this process cuts off, and grows again, is no other process's truncation.
                 Err(_) if self.cuts() != cuts => {}
                 populated => return populated,
@@ -351,10 +386,8 @@ impl OpenFile {
             .ok_or(MmapIoError::InvalidMode("no handle may write the file"))
     }
 
-    fn make_current(&self, protection: Protection, map: &Arc<Map>) {
-        let current = Arc::as_ptr(map).cast_mut();
-        // Release: pairs with the loads in `map` and `span_within`.
-        self.hot.maps[protection as usize].store(current, Ordering::Release);
+    fn make_current(&self, protection: Protection, map: &Map) {
+        // Release: pairs with the load in `span_within`.
         self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::Release);
     }
 }
@@ -398,7 +431,7 @@ fn ignore_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asserted here because the raw pointers in [`Hot`] are to maps, which are both.
+/// Asserted here because of the raw pointers in [`Hot`].
 const _: () = {
     const fn assert<T: Send + Sync + Deref>() {}
     assert::<Arc<OpenFile>>();
@@ -449,6 +482,49 @@ mod tests {
             wait_for_references(open, idle + 1);
             file.resize(10_000).await.unwrap();
             wait_for_references(open, idle);
+        });
+    }
+
+    #[test]
+    fn outgrown_maps_stay_while_a_view_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        futures_lite::future::block_on(async {
+            // A view of each kind lives; and none.
+            for kind in 0..4 {
+                let path = dir.path().join(format!("data{kind}"));
+                let file = MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
+                let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+                let open: &Arc<OpenFile> = &file.handle.open;
+                let maps = || {
+                    let count = |mapped: &Mapped| ignore_poison(&mapped.maps).len();
+                    [&open.mapped[0], &open.mapped[1]].map(|mapped| mapped.get().map_or(0, count))
+                };
+                let outgrow = || async {
+                    let capacity = open.map(Protection::ReadWrite).unwrap().capacity();
+                    file.resize(capacity + 1).await.unwrap();
+                };
+                outgrow().await;
+                assert_eq!(maps(), [1, 1]);
+                file.update_region(0, &[kind; 10]).await.unwrap();
+                let slice = reader.as_slice(0, 10).unwrap();
+                let bytes = file.bytes(0, 10).unwrap();
+                let mut view = file.as_slice_mut(100, 10).await.unwrap();
+                outgrow().await;
+                assert_eq!(maps(), [2, 2]);
+                assert_eq!(slice, [kind; 10]);
+                assert_eq!(*bytes, [kind; 10]);
+                view.fill(kind);
+                let slice = (kind == 0).then_some(slice);
+                let bytes = (kind == 1).then_some(bytes);
+                let view = (kind == 2).then_some(view);
+                outgrow().await;
+                let is_viewed = slice.is_some() || bytes.is_some() || view.is_some();
+                assert_eq!(maps(), if is_viewed { [3, 3] } else { [1, 1] });
+                drop((slice, bytes, view));
+                outgrow().await;
+                assert_eq!(maps(), [1, 1]);
+                assert_eq!(file.as_slice(100, 10).unwrap(), [kind; 10]);
+            }
         });
     }
 }

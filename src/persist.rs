@@ -116,7 +116,7 @@ impl MemoryMappedFile {
     ///
     /// # Platform-specific behavior
     ///
-    /// [`sync_file_range(2)`] on Linux; nothing elsewhere.
+    /// [`sync_file_range(2)`] on Linux, if no filter of system calls refuses it; nothing elsewhere.
     ///
     /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
     pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
@@ -210,6 +210,10 @@ impl Handle {
         let file = self.file().clone();
         let (offset, len) = (range.start(), range.len());
         let started = self.hop(move |_| sys::start_writeback(&file, offset, len));
-        Ok(started.await?)
+        match started.await {
+            // It is a hint.
+            Err(error) if sys::is_refused(&error) => Ok(()),
+            started => Ok(started?),
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use crate::error::{MmapIoError, Result};
 use crate::map::{pages_if_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, Habits};
+use crate::sys::{self, Habits, Run};
 
 /// Most bytes that one populate call asks for: it holds the address space's lock meanwhile.
 const STEP: u64 = 8 << 20;
@@ -27,11 +27,16 @@ const PROBE: u64 = 4 << 20;
 /// that neither owns nor may write the file, decided at each call by its capabilities. `cachestat`
 /// refuses such a process, but counts pages whose read is on its way. So both are asked; and
 /// `cachestat` of early kernels refused no process, so its count matters, too.
-pub(crate) fn is_resident(map: &Map, backing: &Backing, habits: Habits, range: ByteRange) -> bool {
+///
+/// `run` are the pages of `range`; no byte of them is touched.
+pub(crate) fn is_resident(run: Run, backing: &Backing, habits: Habits, range: ByteRange) -> bool {
+    if range.len() > PROBE {
+        return false;
+    }
     let Some(file) = backing.file() else {
-        return is_cached(map, range);
+        return is_cached(run);
     };
-    if !habits.is_local || range.len() > PROBE {
+    if !habits.is_local {
         return false;
     }
     let pages = range.to_pages(sys::page_size());
@@ -43,15 +48,13 @@ pub(crate) fn is_resident(map: &Map, backing: &Backing, habits: Habits, range: B
     // A large folio may stay in the cache after another process has truncated the file in its
     // middle; its last pages look resident, and raise a signal.
     may_trust
-        && is_cached(map, range)
+        && is_cached(run)
         && sys::known_len(file).is_ok_and(|file_len| range.end() <= file_len)
 }
 
-/// Whether every page of the range is in the page cache. No I/O; "no" when in doubt.
-pub(crate) fn is_cached(map: &Map, range: ByteRange) -> bool {
-    let run = map.run(range.to_pages(sys::page_size()));
-    // SAFETY: the range is inside the file, so its pages are inside the live map.
-    range.len() <= PROBE && unsafe { sys::resident(run) }.unwrap_or(false)
+/// Whether every page of the run is in the page cache. No I/O; "no" when in doubt.
+pub(crate) fn is_cached(run: Run) -> bool {
+    sys::resident(run).unwrap_or(false)
 }
 
 /// Reads the pages of the range in. Blocks.
@@ -178,11 +181,14 @@ fn why_not_stored(file: &File, pages: PageRange) -> MmapIoError {
     MmapIoError::Io(allocated.err().unwrap_or_else(refused))
 }
 
-/// Reserves the blocks of pages that may hold bytes, where that leaves them alone.
+/// Reserves the blocks of pages that may hold bytes, where that can be done and leaves them alone.
 fn allocate(file: &File, pages: PageRange) -> io::Result<()> {
-    match sys::ALLOCATE_KEEPS_BYTES && pages.len() > 0 {
-        true => sys::allocate(file, pages.start(), pages.len()),
-        false => Ok(()),
+    if !sys::ALLOCATE_KEEPS_BYTES || pages.len() == 0 {
+        return Ok(());
+    }
+    match sys::allocate(file, pages.start(), pages.len()) {
+        Err(error) if sys::is_refused(&error) => Ok(()),
+        allocated => allocated,
     }
 }
 

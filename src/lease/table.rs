@@ -407,6 +407,17 @@ impl<F: Fences> Table<F> {
         live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
     }
 
+    /// The same, after a heavy fence: a lease that is not counted is taken by a thread that sees all
+    /// that this one has stored before.
+    ///
+    /// # Errors
+    ///
+    /// A fence that the system refused.
+    pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
+        F::heavy()?;
+        Ok(self.count())
+    }
+
     #[cold]
     fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
         let mut state = lock(&self.state);

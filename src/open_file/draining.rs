@@ -103,7 +103,7 @@ impl OpenFile {
         };
         let site = Site {
             backing: &mapped.backing,
-            map,
+            map: &map,
             len: self.len(),
             coherent: match mapped.habits.coherent_writes {
                 true => mapped.backing.file(),
@@ -133,7 +133,7 @@ impl OpenFile {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
             residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
-                residency::make_writable(map, &mapped.backing, range)?;
+                residency::make_writable(&map, &mapped.backing, range)?;
             }
         }
         Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
@@ -264,11 +264,15 @@ impl OpenFile {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
             };
-            let map = self.map(protection);
-            if map.is_some_and(|map| map.capacity() >= len) {
+            if mapped.current().is_some_and(|map| map.capacity() >= len) {
                 continue;
             }
-            let map = Arc::new(Map::new(&mapped.backing, len, protection)?);
+            let map = Map::new(&mapped.backing, len, protection).or_else(|error| {
+                // What was outgrown may have left no address space.
+                self.forget_outgrown()?;
+                Map::new(&mapped.backing, len, protection).map_err(|_| error)
+            })?;
+            let map = Arc::new(map);
             self.make_current(protection, &map);
             ignore_poison(&mapped.maps).push(map);
         }
@@ -276,6 +280,8 @@ impl OpenFile {
         // Release: pairs with the load in `len`. A thread that sees the length sees maps that cover
         // it.
         self.hot.len.store(len, Ordering::Release);
+        // Without a fence all of them stay.
+        let _ = self.forget_outgrown();
         Ok(())
     }
 

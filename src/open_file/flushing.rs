@@ -117,7 +117,7 @@ impl Durable for OpenFile {
         let owed = std::mem::take(&mut *ignore_poison(&self.names));
         // Not the length: it may be cut right now, and come back if that fails.
         let map = self.map(Protection::ReadWrite);
-        let len = map.map_or(0, Map::capacity);
+        let len = map.as_deref().map_or(0, Map::capacity);
         let inside =
             |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
         let ranges: Vec<ByteRange> = match extent {
@@ -137,7 +137,7 @@ impl Durable for OpenFile {
                 directory.map_or(Ok(()), sys::sync_directory)
             })
         } else {
-            match (&writeback, map) {
+            match (&writeback, &map) {
                 (Some(writeback), Some(map)) => writeback.run(map, file),
                 _ => Ok(()),
             }

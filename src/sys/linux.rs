@@ -41,17 +41,27 @@ pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
         // SAFETY: the caller's contract; populating discards nothing.
         match unsafe { madvise(run.addr, run.len, libc::MADV_POPULATE_READ) } {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(error) if is_refused(&error) => break,
             result => return result,
         }
     }
+    // SAFETY: the caller vouches for the run.
+    unsafe { touch(run) };
+    Ok(())
+}
+
+/// Reads a byte of each page, where populating is refused.
+///
+/// # Safety
+///
+/// The run lies in one live, readable mapping, inside the file.
+unsafe fn touch(run: Run) {
     for at in (0..run.len).step_by(page_size()) {
         // SAFETY: `at` is below `run.len`, so it stays in the run.
         let byte = unsafe { run.addr.add(at) };
         // SAFETY: the caller vouches for the run; a volatile read has no other effect.
         unsafe { byte.read_volatile() };
     }
-    Ok(())
 }
 
 /// Makes the pages of every run writable, allocating holes ([`madvise(2)`],
@@ -63,8 +73,8 @@ pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
 /// # Errors
 ///
 /// The index of the run that failed, and why: `EFAULT` where a store would raise `SIGBUS` (no
-/// space for a hole, past the end of the file, a failed read). Kernels without the call succeed
-/// without having done anything.
+/// space for a hole, past the end of the file, a failed read). Kernels without the call, and filters
+/// that refuse it, get one volatile read a page, which cannot report anything.
 ///
 /// # Safety
 ///
@@ -84,7 +94,11 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
         match unsafe { madvise(run.addr, run.len, libc::MADV_POPULATE_WRITE) } {
             Ok(()) => done += 1,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => done += 1,
+            Err(error) if is_refused(&error) => {
+                // SAFETY: the caller vouches for every run.
+                unsafe { touch(run) };
+                done += 1;
+            }
             Err(error) => return Err((done, error)),
         }
     }
@@ -142,23 +156,18 @@ unsafe fn populate_write_vectored(runs: &[Run]) -> usize {
 }
 
 /// Whether every page of the run is in the page cache ([`mincore(2)`]); no I/O, about 0.6 us for
-/// 64 KiB.
-///
-/// # Safety
-///
-/// The run lies in one live mapping.
+/// 64 KiB. The run is not touched: where there is no mapping, that is an error.
 ///
 /// [`mincore(2)`]: https://man7.org/linux/man-pages/man2/mincore.2.html
-pub(crate) unsafe fn resident(run: Run) -> io::Result<bool> {
+pub(crate) fn resident(run: Run) -> io::Result<bool> {
     const PAGES_A_CALL: usize = 1024;
     let page = page_size();
     let mut present = [0_u8; PAGES_A_CALL];
     let mut at = 0;
     while at < run.len {
         let len = (run.len - at).min(PAGES_A_CALL * page);
-        // SAFETY: `at` is below `run.len`, so it stays in the run.
-        let addr = unsafe { run.addr.add(at) };
-        // SAFETY: `present` has a byte for each page of `len`; the caller vouches for the run.
+        let addr = run.addr.wrapping_add(at);
+        // SAFETY: `present` has a byte for each page of `len`; the kernel looks at no byte of the run.
         if unsafe { libc::mincore(addr.cast(), len, present.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -436,7 +445,7 @@ pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
         return Ok(());
     }
     match allocate(file, offset, len) {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        Err(error) if is_refused(&error) => Ok(()),
         result => result,
     }
 }
@@ -613,6 +622,15 @@ pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
 }
 
+/// Whether the error says that the kernel, the file system or a filter of system calls does not let a
+/// call be made at all, so that another way is to be tried.
+pub(crate) fn is_refused(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)
+    )
+}
+
 /// Makes a file `len` bytes long, unless it is longer, by a call that cannot cut what another
 /// process appends meanwhile: the block of the last byte is reserved ([`fallocate(2)`]), and the
 /// bytes before it are a hole.
@@ -634,14 +652,7 @@ pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
     }
     super::unix::check_file_limit(len)?;
     match fallocate(file, 0, len - 1, 1) {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM)
-            ) =>
-        {
-            extend_under_lock(file, len)
-        }
+        Err(error) if is_refused(&error) => extend_under_lock(file, len),
         extended => extended,
     }
 }
@@ -741,17 +752,74 @@ pub(crate) fn clone_file(source: &File, destination: &File) -> bool {
     unsafe { libc::ioctl(destination.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) == 0 }
 }
 
-/// Copies the first `len` bytes of `source` over `destination`, inside the kernel where it can
-/// ([`copy_file_range(2)`]). The position of neither descriptor matters or moves.
+/// Copies the first `len` bytes of `source` over `destination`, which is empty: what has data inside
+/// the kernel where it can ([`copy_file_range(2)`]), and holes as holes. The position of neither
+/// descriptor matters or moves.
 ///
 /// # Errors
 ///
+/// `EFBIG` past the process's limit on file sizes, where writing would raise `SIGXFSZ`;
 /// `UnexpectedEof` when the source is shorter.
 ///
 /// [`copy_file_range(2)`]: https://man7.org/linux/man-pages/man2/copy_file_range.2.html
 pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < len {
+    super::unix::check_file_limit(len)?;
+    // A descriptor with a position of its own; where it is refused, all of the file is data.
+    let finder = File::open(format!("/proc/self/fd/{}", source.as_raw_fd())).ok();
+    let mut end = 0;
+    while let Some(data) = next_data(finder.as_ref(), end, len)? {
+        copy_range(source, destination, data.0, data.1)?;
+        end = data.1;
+    }
+    match end < len {
+        true => destination.set_len(len),
+        false => Ok(()),
+    }
+}
+
+/// Start and end of the next bytes of a file from `start` on that are no hole, up to `len`
+/// ([`lseek(2)`], `SEEK_DATA`, which knows of pages that are not on the disk yet).
+///
+/// # Errors
+///
+/// `UnexpectedEof` when the file is shorter.
+///
+/// [`lseek(2)`]: https://man7.org/linux/man-pages/man2/lseek.2.html
+fn next_data(finder: Option<&File>, start: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    if start >= len {
+        return Ok(None);
+    }
+    let Some(finder) = finder else {
+        return Ok(Some((start, len)));
+    };
+    let seek = |from: u64, whence| {
+        // SAFETY: the call takes no pointer, and `finder` keeps the descriptor open.
+        let at = unsafe { libc::lseek64(finder.as_raw_fd(), from as libc::off64_t, whence) };
+        u64::try_from(at).map_err(|_| io::Error::last_os_error())
+    };
+    let data = match seek(start, libc::SEEK_DATA) {
+        Ok(data) => data,
+        // No data follows; or `start` is past the end.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            return match file_len(finder)? >= len {
+                true => Ok(None),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+        // The file system does not know.
+        Err(_) => return Ok(Some((start, len))),
+    };
+    if data >= len {
+        return Ok(None);
+    }
+    let hole = seek(data, libc::SEEK_HOLE).unwrap_or(len);
+    Ok(Some((data, hole.min(len))))
+}
+
+/// Copies bytes `start..end` of `source` to the same place in `destination`.
+fn copy_range(source: &File, destination: &File, start: u64, end: u64) -> io::Result<()> {
+    let mut done = start;
+    while done < end {
         let (mut from, mut to) = (done as libc::off64_t, done as libc::off64_t);
         // SAFETY: both offsets are live for the call, and both files are open.
         let copied = unsafe {
@@ -761,25 +829,35 @@ pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::
                 &mut from,
                 destination.as_raw_fd(),
                 &mut to,
-                usize::try_from(len - done)
+                usize::try_from(end - done)
                     .unwrap_or(usize::MAX)
                     .min(1 << 30),
                 0,
             )
         };
         match copied {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             1.. => done += copied as u64,
+            // Some file systems do nothing, and say so by copying no byte; at the end of the source
+            // the other way finds that out.
+            0 => return super::unix::copy_through_memory(source, destination, done, end),
             _ => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not between these two file systems, or not on this kernel.
+                // Not between these two file systems, or not here. A failing disk fails the other
+                // way as well.
                 error
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EXDEV | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
-                    ) =>
+                    if is_refused(&error)
+                        || matches!(
+                            error.raw_os_error(),
+                            Some(
+                                libc::EXDEV
+                                    | libc::EBADF
+                                    | libc::EIO
+                                    | libc::ETXTBSY
+                                    | libc::EOVERFLOW
+                            )
+                        ) =>
                 {
-                    return super::unix::copy_through_memory(source, destination, done, len);
+                    return super::unix::copy_through_memory(source, destination, done, end);
                 }
                 error => return Err(error),
             },

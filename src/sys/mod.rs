@@ -22,6 +22,8 @@
 
 use std::time::SystemTime;
 
+use crate::range::PageRange;
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -98,6 +100,16 @@ pub(crate) struct Run {
     pub(crate) addr: *mut u8,
     /// Length in bytes; whole pages.
     pub(crate) len: usize,
+}
+
+impl Run {
+    /// The run of `pages` in a map that begins at `base`. An address, and no access.
+    pub(crate) fn at(base: *mut u8, pages: PageRange) -> Self {
+        Self {
+            addr: base.wrapping_add(pages.start() as usize),
+            len: pages.len() as usize,
+        }
+    }
 }
 
 /// How soon the cached pages of a file range will be needed.

@@ -49,3 +49,8 @@ pub(crate) fn cached_pages(_file: &File, _offset: u64, _len: u64) -> io::Result<
 pub(crate) fn known_len(file: &File) -> io::Result<u64> {
     super::file_len(file)
 }
+
+/// Nothing is refused: what another system does not have is not called.
+pub(crate) fn is_refused(_error: &io::Error) -> bool {
+    false
+}

@@ -74,10 +74,7 @@ pub(crate) unsafe fn populate_write(_runs: &[Run]) -> Result<(), (usize, io::Err
     unsupported().map_err(|error| (0, error))
 }
 
-/// # Safety
-///
-/// None needed; the signature is shared with the other platforms.
-pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     unsupported()
 }
 

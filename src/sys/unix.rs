@@ -256,11 +256,7 @@ mod portable {
     }
 
     /// Unknown here: the probe always says "not all of it".
-    ///
-    /// # Safety
-    ///
-    /// None needed; the signature is shared with the platforms that look.
-    pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+    pub(crate) fn resident(_run: Run) -> io::Result<bool> {
         Ok(false)
     }
 

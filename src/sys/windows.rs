@@ -271,11 +271,7 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
 
 /// Unknown here: the probe always says "not all of it". (`QueryWorkingSetEx` tells what this
 /// process has touched of late, not what is in the cache.)
-///
-/// # Safety
-///
-/// None needed; the signature is shared with the platforms that look.
-pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     Ok(false)
 }
 

@@ -91,6 +91,15 @@ pub(crate) async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::poll_once(future).await
 }
 
+/// Completes an operation where it is polled: at the first poll, or at the second where its thread owed
+/// other tasks a turn.
+#[track_caller]
+pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
+    let mut operation = std::pin::pin!(operation);
+    let first = alone(poll_once(&mut operation));
+    first.unwrap_or_else(|| alone(poll_once(&mut operation)).expect("it waits"))
+}
+
 /// Waits until the pool has done what it does about the file, and `is_so` holds: a watchdog ends
 /// the test if it never does.
 pub(crate) async fn until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {

@@ -5,6 +5,7 @@ mod common;
 
 mod allocations;
 mod auto_traits;
+mod copies;
 mod durable_log;
 mod fairness;
 mod growth;
@@ -22,4 +23,5 @@ mod p7_cancel;
 mod p8_order;
 mod p9_bounded;
 mod policies;
+mod refused_calls;
 mod strategy;

@@ -432,7 +432,7 @@ mod cold {
 
     /// A file that is on the disk and not in memory.
     fn cold_file(path: &Path) {
-        let mut plain = File::create_new(path).unwrap();
+        let mut plain = File::create(path).unwrap();
         plain.write_all(&vec![7; 8 << 20]).unwrap();
         plain.sync_all().unwrap();
         // SAFETY: the call takes no pointer.
