@@ -533,12 +533,6 @@ impl MemoryMappedFile {
         ByteRange::new(offset, len, self.len()).err().map(Box::new)
     }
 
-    /// What stood in the way may have been a shrink.
-    #[cold]
-    pub(crate) fn bounds_first(&self, range: ByteRange, busy: MmapIoError) -> MmapIoError {
-        range.check(self.len()).err().unwrap_or(busy)
-    }
-
     /// What [`slice`](Self::slice) resolves to.
     async fn resident_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         if len == 0 {
