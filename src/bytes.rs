@@ -49,8 +49,8 @@ impl MemoryMappedFile {
         }
         let range = ByteRange::new(offset, len, self.len())?;
         let attempt = || Lease::try_owned(self.handle.clone(), range);
-        let lease = wait_briefly(self.handle.leases(), range, || self.len(), attempt)
-            .map_err(|busy| self.bounds_first(range, busy))?;
+        let lease = wait_briefly(self.handle.leases(), range, || self.len(), attempt)?;
+
         self.leased_bytes(range, lease)
     }
 

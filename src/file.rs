@@ -310,7 +310,10 @@ impl MemoryMappedFile {
             let attempt = || Lease::try_owned(open.clone(), all);
             let lease = wait_briefly(open.leases(), all, || open.len(), attempt);
             // The caller asked for `range`.
-            lease.map_err(|_| self.bounds_first(range, range.busy()))
+            lease.map_err(|error| match error {
+                MmapIoError::OutOfBounds { total, .. } => range.out_of_bounds(total),
+                _ => range.busy(),
+            })
         })?;
         drop(kept);
         let span = open.span(self.protection(), range)?;
@@ -590,12 +593,6 @@ impl MemoryMappedFile {
     #[cold]
     fn out_of_bounds(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
         ByteRange::new(offset, len, self.len()).err().map(Box::new)
-    }
-
-    /// What stood in the way may have been a shrink.
-    #[cold]
-    pub(crate) fn bounds_first(&self, range: ByteRange, busy: MmapIoError) -> MmapIoError {
-        range.check(self.len()).err().unwrap_or(busy)
     }
 
     /// What [`slice`](Self::slice) resolves to.

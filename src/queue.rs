@@ -750,16 +750,19 @@ impl<T: Drain, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
         let Some(op) = &self.op else {
             return;
         };
-        let handed_over = match &mut *lock(&op.held) {
-            Held::Called(payload) => payload.take(),
+        let copy = match &*lock(&op.held) {
+            Held::Called(Some(_)) => false,
+            Held::Called(None) => true,
             _ => return,
         };
-        let payload = handed_over.unwrap_or_else(|| source.copy());
+        let copied = copy.then(|| source.copy());
         let queue = self.target.queue();
         let start = {
             let mut state = lock(&queue.state);
-            // Only this future changes what it holds while it is called.
-            *lock(&op.held) = Held::Ready(payload, Account::Queued);
+            if !op.enter(copied) {
+                // Called off meanwhile.
+                return;
+            }
             state.take_in(op.clone());
             !std::mem::replace(&mut state.running, true)
         };

@@ -4,10 +4,14 @@
 //! until it is *called*: then the room is its own, and the future brings the data in. Later
 //! operations that overlap it are deferred meanwhile.
 //!
-//! Whoever waits for nothing but room stands in a *line*, first come, first served. What was found
+//! What waits for nothing but room stands in a *line*, first come, first served. What was found
 //! blocked when [`Account::Blocked`] was full stands beside the line: it was sent back without its
-//! data, and joins the line again when what it met has gone, or there is room for it where blocked
-//! writes are counted.
+//! data, and joins the line again, in its place, when what it met has gone, or there is room for it
+//! where blocked writes are counted.
+//!
+//! A task may poll several writes and then await them one by one, in that order. So a write never
+//! waits for the poll of a later one: if it finds no room when it has joined the line again, later
+//! ones that were called, and have not come in, give theirs back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,6 +74,8 @@ pub(super) struct Door<L> {
     ranges: Intervals<u64>,
     /// Those that wait for room alone.
     line: BTreeSet<u64>,
+    /// Those that were called, and have not come in yet.
+    called: BTreeSet<u64>,
     /// Those that were found blocked.
     blocked: BTreeSet<u64>,
 }
@@ -87,6 +93,7 @@ impl<L> Door<L> {
             writes: BTreeMap::new(),
             ranges: Intervals::new(),
             line: BTreeSet::new(),
+            called: BTreeSet::new(),
             blocked: BTreeSet::new(),
         }
     }
@@ -118,6 +125,7 @@ impl<L> Door<L> {
             }
         }
         self.line.remove(&place);
+        self.called.remove(&place);
         self.blocked.remove(&place);
     }
 
@@ -147,25 +155,49 @@ impl<L> Door<L> {
         self.writes.values().map(|outside| &outside.op)
     }
 
-    /// Gives room to those in the line who find it, in order; returns them, to be woken.
+    /// Gives room to those in the line that find it, in order; returns them, to be woken.
     pub(super) fn call(&mut self, budget: &Budget) -> Vec<Arc<Op<L>>> {
         let mut called = Vec::new();
         while let Some(place) = self.line.first().copied() {
-            let op = &self.writes[&place].op;
-            let mut held = lock(&op.held);
-            // One that is being withdrawn leaves the door by itself.
-            if let Held::Outside(payload) = &mut *held {
-                if !budget.try_take(Account::Queued, op.weight) {
-                    break;
+            let op = self.writes[&place].op.clone();
+            while !budget.try_take(Account::Queued, op.weight) {
+                if !self.call_off_after(place, budget) {
+                    budget.set_waiting(self.line.len());
+                    return called;
                 }
-                *held = Held::Called(payload.take());
-                called.push(op.clone());
             }
-            drop(held);
             self.line.remove(&place);
+            let mut held = lock(&op.held);
+            match &mut *held {
+                Held::Outside(payload) => {
+                    *held = Held::Called(payload.take());
+                    drop(held);
+                    self.called.insert(place);
+                    called.push(op);
+                }
+                // It is being withdrawn, and leaves the door by itself.
+                _ => budget.give_back(Account::Queued, op.weight),
+            }
         }
-        budget.set_waiting(self.line.len());
+        budget.set_waiting(0);
         called
+    }
+
+    /// Takes the room back from the last one that was called, if it stands behind `place`.
+    fn call_off_after(&mut self, place: u64, budget: &Budget) -> bool {
+        let Some(last) = self.called.last().copied().filter(|last| *last > place) else {
+            return false;
+        };
+        self.called.remove(&last);
+        let op = &self.writes[&last].op;
+        let mut held = lock(&op.held);
+        // Unless it is being withdrawn, and gives it back by itself.
+        if let Held::Called(payload) = &mut *held {
+            *held = Held::Outside(payload.take());
+            budget.give_back(Account::Queued, op.weight);
+            self.line.insert(last);
+        }
+        true
     }
 
     /// Lets those that were found blocked join the line again if nothing before them is known to

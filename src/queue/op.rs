@@ -181,6 +181,19 @@ impl<L> Op<L> {
         })
     }
 
+    /// Holds its payload, in the room that it was called to; `false` if it was not. The queue's lock
+    /// is held.
+    pub(super) fn enter(&self, copied: Option<Payload>) -> bool {
+        let mut held = lock(&self.held);
+        let Held::Called(handed_over) = &mut *held else {
+            return false;
+        };
+        let payload = handed_over.take().or(copied);
+        let payload = payload.expect("handed over or copied");
+        *held = Held::Ready(payload, Account::Queued);
+        true
+    }
+
     /// Neither started nor withdrawn.
     pub(super) fn is_queued(&self) -> bool {
         !matches!(*lock(&self.held), Held::Gone)
