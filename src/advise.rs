@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use crate::error::{MmapIoError, Result};
-use crate::fairness::fair;
+use crate::fairness::operation;
 use crate::file::MemoryMappedFile;
 use crate::sys;
 
@@ -58,7 +58,7 @@ impl MemoryMappedFile {
         advice: MmapAdvice,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        fair(async move {
+        operation("advising about", (offset, len), async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };

@@ -140,7 +140,7 @@ impl MemoryMappedFileBuilder {
     /// As [`create`](Self::create).
     pub async fn create_new(self) -> Result<MemoryMappedFile> {
         let mode = self.mode.unwrap_or(MmapMode::ReadWrite);
-        mode.require_write("create_new")?;
+        mode.require_write()?;
         let how = How::CreateNew(self.path.clone(), self.size);
         self.finish(how, mode).await
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::fairness::fair;
+use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::{wait_briefly, Lease, LeaseHost};
 use crate::map::Span;
@@ -70,7 +70,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<Bytes>> + Send + 'static {
         let file = self.clone();
-        fair(async move {
+        operation("reading", (offset, len), async move {
             if len == 0 {
                 return Ok(Bytes::new());
             }

@@ -7,8 +7,6 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::range::ByteRange;
-
 /// The result of this crate's operations.
 pub type Result<T, E = MmapIoError> = std::result::Result<T, E>;
 
@@ -181,10 +179,9 @@ impl MmapIoError {
         self
     }
 
-    /// An operation that the handle's mode does not permit.
-    pub(crate) fn invalid_mode(operation: &'static str, problem: &'static str) -> Self {
-        let refused = io::Error::new(io::ErrorKind::PermissionDenied, problem);
-        Self::InvalidMode(refused.into()).during(operation, Subject::Nothing)
+    /// What a mode, or a descriptor, does not permit.
+    pub(crate) fn invalid_mode(problem: &'static str) -> Self {
+        Self::InvalidMode(io::Error::new(io::ErrorKind::PermissionDenied, problem).into())
     }
 
     /// A size that the file cannot be given.
@@ -240,7 +237,8 @@ struct Context {
 pub(crate) enum Subject {
     Nothing,
     Path(Arc<Path>),
-    Range(ByteRange),
+    /// An offset and a number of bytes.
+    Bytes(u64, u64),
     /// A length in bytes.
     Len(u64),
 }
@@ -275,9 +273,7 @@ impl fmt::Display for Cause {
             match subject {
                 Subject::Nothing => {}
                 Subject::Path(path) => write!(f, " {}", path.display())?,
-                Subject::Range(range) => {
-                    write!(f, " {} bytes at offset {}", range.len(), range.start())?;
-                }
+                Subject::Bytes(offset, len) => write!(f, " {len} bytes at offset {offset}")?,
                 Subject::Len(len) => write!(f, " {len} bytes")?,
             }
             write!(f, " failed: ")?;
@@ -305,9 +301,9 @@ impl From<&PathBuf> for Subject {
     }
 }
 
-impl From<ByteRange> for Subject {
-    fn from(range: ByteRange) -> Self {
-        Self::Range(range)
+impl From<(u64, u64)> for Subject {
+    fn from((offset, len): (u64, u64)) -> Self {
+        Self::Bytes(offset, len)
     }
 }
 
@@ -334,6 +330,7 @@ impl fmt::Display for Busy<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::range::ByteRange;
 
     fn denied() -> io::Error {
         io::Error::new(
@@ -363,8 +360,8 @@ mod tests {
 
     #[test]
     fn the_innermost_operation_is_named() {
-        let range = ByteRange::between(10, 14);
-        let error = MmapIoError::from(io::Error::from_raw_os_error(28)).during("writing", range);
+        let error = MmapIoError::from(io::Error::from_raw_os_error(28));
+        let error = error.during("writing", (10, 4));
         let error = error.during("opening", Path::new("elsewhere"));
         let cause = io::Error::from_raw_os_error(28);
         let message = format!("writing 4 bytes at offset 10 failed: {cause}");

@@ -10,6 +10,8 @@ use std::pin::pin;
 
 use futures_lite::future::yield_now;
 
+use crate::error::{Result, Subject};
+
 /// Operations that may complete on a thread, one after the other, without its executor's turn.
 const OPERATIONS: u32 = 128;
 
@@ -27,7 +29,7 @@ thread_local! {
 /// full, it resolves one poll later.
 ///
 /// The wait comes last, so that an operation is submitted in the first poll, whatever the count.
-pub(crate) async fn fair<T>(operation: impl Future<Output = T>) -> T {
+async fn fair<T>(operation: impl Future<Output = T>) -> T {
     let mut operation = pin!(operation);
     let mut has_waited = false;
     let output = poll_fn(|context| {
@@ -45,6 +47,17 @@ pub(crate) async fn fair<T>(operation: impl Future<Output = T>) -> T {
         false => {}
     }
     output
+}
+
+/// Runs one operation of the public surface: [fairly](fair), and an error that has no context yet names
+/// it.
+pub(crate) async fn operation<T>(
+    name: &'static str,
+    subject: impl Into<Subject>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let done = fair(work).await;
+    done.map_err(|error| error.during(name, subject))
 }
 
 /// Counts bytes that the thread that polls has copied.

@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::{MmapIoError, Result};
-use crate::fairness::{copied, fair};
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::{copied, operation};
 use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
 use crate::map::{Backing, Protection};
@@ -295,7 +295,6 @@ impl MemoryMappedFile {
         }
         if self.handle.mode != MmapMode::ReadOnly {
             return Err(MmapIoError::invalid_mode(
-                "as_slice_bytes",
                 "a handle that may write would wait for its own view",
             ));
         }
@@ -350,7 +349,7 @@ impl MemoryMappedFile {
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        fair(self.resident_slice(offset, len)).await
+        operation("reading", (offset, len), self.resident_slice(offset, len)).await
     }
 
     /// Copies bytes of the file into `buffer`.
@@ -366,8 +365,9 @@ impl MemoryMappedFile {
     ///
     /// The bytes are copied in the last poll, all of them.
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        fair(async {
-            let slice = self.resident_slice(offset, buffer.len() as u64).await?;
+        let len = buffer.len() as u64;
+        operation("reading", (offset, len), async {
+            let slice = self.resident_slice(offset, len).await?;
             buffer.copy_from_slice(&slice);
             copied(buffer.len());
             Ok(())
@@ -387,10 +387,10 @@ impl MemoryMappedFile {
     /// Dropping the future leaves nothing behind.
     pub fn metadata(&self) -> impl Future<Output = Result<Metadata>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        operation("asking for the metadata", Subject::Nothing, async move {
             let file = handle.file().clone();
             Ok(handle.hop(move |_| file.metadata()).await?)
-        }
+        })
     }
 
     /// Returns whether the path that the file was opened by still names this file: it was neither
@@ -422,7 +422,8 @@ impl MemoryMappedFile {
     /// ```
     pub fn is_at_path(&self) -> impl Future<Output = Result<bool>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        let path = Subject::from(&handle.path);
+        operation("looking up", path, async move {
             let (file, path) = (handle.file().clone(), handle.path.clone());
             let looked = handle.hop(move |_| match sys::file_id_at(&path) {
                 Ok(there) => Ok(there == sys::file_info(&file)?.id),
@@ -430,7 +431,7 @@ impl MemoryMappedFile {
                 Err(error) => Err(error),
             });
             Ok(looked.await?)
-        }
+        })
     }
 
     /// Makes every page of the file resident.
@@ -446,7 +447,7 @@ impl MemoryMappedFile {
     /// nothing.
     pub fn touch_pages(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
-        fair(async move {
+        operation("reading the file in", Subject::Nothing, async move {
             match file.len() {
                 0 => Ok(()),
                 len => file.make_resident(ByteRange::between(0, len)).await,
@@ -470,7 +471,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
-        fair(async move {
+        operation("reading in", (offset, len), async move {
             let Some(range) = file.handle.range(offset, len)? else {
                 return Ok(());
             };
@@ -498,7 +499,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        fair(async move {
+        operation("prefetching", (offset, len), async move {
             if handle.range(offset, len)?.is_none() {
                 return Ok(());
             }
@@ -541,7 +542,7 @@ impl MemoryMappedFile {
     /// the bytes, through this crate or otherwise, unless all sides use atomic operations. A store may
     /// raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
-        self.handle.mode.require_write("as_mut_ptr")?;
+        self.handle.mode.require_write()?;
         let open = &self.handle.open;
         // Of the policies, the background alone comes after the stores.
         let policy = match self.handle.policy {

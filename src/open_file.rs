@@ -387,7 +387,7 @@ impl OpenFile {
     fn writable(&self) -> Result<&Mapped> {
         self.mapped[Protection::ReadWrite as usize]
             .get()
-            .ok_or_else(|| MmapIoError::invalid_mode("writing", "no handle may write the file"))
+            .ok_or_else(|| MmapIoError::invalid_mode("no handle may write the file"))
     }
 
     fn make_current(&self, protection: Protection, map: &Map) {

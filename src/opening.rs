@@ -158,7 +158,7 @@ impl Opening {
             MmapMode::ReadWrite if access.append => "the descriptor is open for appending",
             MmapMode::ReadOnly | MmapMode::ReadWrite => return Ok(()),
         };
-        Err(MmapIoError::invalid_mode("mapping", problem))
+        Err(MmapIoError::invalid_mode(problem))
     }
 
     /// Shares what is open already.

@@ -3,8 +3,8 @@
 use std::future::Future;
 
 use crate::commit::Flush;
-use crate::error::{MmapIoError, Result};
-use crate::fairness::fair;
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::mode::MmapMode;
 use crate::range::ByteRange;
@@ -29,7 +29,9 @@ impl MemoryMappedFile {
     /// Dropping the future does not stop a flush that has started.
     pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        fair(async move { handle.flush(Flush::of_everything()).await })
+        operation("flushing", Subject::Nothing, async move {
+            handle.flush(Flush::of_everything()).await
+        })
     }
 
     /// Makes a range durable; see [`flush`](Self::flush).
@@ -48,7 +50,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        fair(async move {
+        operation("flushing", (offset, len), async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
@@ -121,7 +123,7 @@ impl MemoryMappedFile {
     /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
     pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        fair(async move {
+        operation("writing back", Subject::Nothing, async move {
             let all = ByteRange::between(0, handle.open.len());
             handle.start_writeback(all).await
         })
@@ -143,7 +145,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        fair(async move {
+        operation("writing back", (offset, len), async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
@@ -176,7 +178,7 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let flushed = self.flush_range(offset, len);
         let handle = self.handle.clone();
-        fair(async move {
+        operation("evicting", (offset, len), async move {
             flushed.await?;
             if len == 0 {
                 return Ok(());

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::error::{MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::operation;
 use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::lease::{Asks, Kind, Lease};
@@ -151,14 +152,18 @@ impl MemoryMappedFile {
     ///
     /// See [Writing](#writing).
     pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
-        if data.is_empty() {
-            return Ok(true);
-        }
-        let range = self.writable_range(offset, data.len() as u64, "try_update_region")?;
-        let action = Action::TryWrite(self.handle.policy);
-        let source = Source::Slice(data);
-        let outcome = Queue::write(&self.handle.open, Ranges::One([range]), action, source).await?;
-        Ok(!matches!(outcome, Outcome::InUse))
+        let len = data.len() as u64;
+        operation("writing", (offset, len), async {
+            if data.is_empty() {
+                return Ok(true);
+            }
+            let range = self.writable_range(offset, len)?;
+            let action = Action::TryWrite(self.handle.policy);
+            let (ranges, source) = (Ranges::One([range]), Source::Slice(data));
+            let outcome = Queue::write(&self.handle.open, ranges, action, source).await?;
+            Ok(!matches!(outcome, Outcome::InUse))
+        })
+        .await
     }
 
     /// Bytes of the file, to change in place: resident, and nobody else's until the view is
@@ -172,15 +177,20 @@ impl MemoryMappedFile {
     ///
     /// Dropping the future leaves nothing behind.
     pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
-        if len == 0 {
-            return Ok(MappedSliceMut::EMPTY);
-        }
-        let range = self.writable_range(offset, len, "as_slice_mut")?;
-        let op = Op::new(range, Action::Lease(Kind::Exclusive));
-        match Queue::submit(&self.handle.open, op).await? {
-            Outcome::Leased(lease) => self.slice_mut(range, lease),
-            Outcome::Done | Outcome::InUse => unreachable!("a view ends in a lease or an error"),
-        }
+        operation("getting a mutable view of", (offset, len), async {
+            if len == 0 {
+                return Ok(MappedSliceMut::EMPTY);
+            }
+            let range = self.writable_range(offset, len)?;
+            let op = Op::new(range, Action::Lease(Kind::Exclusive));
+            match Queue::submit(&self.handle.open, op).await? {
+                Outcome::Leased(lease) => self.slice_mut(range, lease),
+                Outcome::Done | Outcome::InUse => {
+                    unreachable!("a view ends in a lease or an error")
+                }
+            }
+        })
+        .await
     }
 
     /// Bytes of the file, to change in place, if no view and no earlier operation is in the way.
@@ -199,13 +209,17 @@ impl MemoryMappedFile {
         if len == 0 {
             return Ok(Some(MappedSliceMut::EMPTY));
         }
-        let range = self.writable_range(offset, len, "try_as_slice_mut")?;
-        let open = &self.handle.open;
-        if open.queue().overlaps(range) {
-            return Ok(None);
-        }
-        let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, Asks::Caller)?;
-        lease.map(|lease| self.slice_mut(range, lease)).transpose()
+        let lease = || {
+            let range = self.writable_range(offset, len)?;
+            let open = &self.handle.open;
+            if open.queue().overlaps(range) {
+                return Ok(None);
+            }
+            let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, Asks::Caller)?;
+            lease.map(|lease| self.slice_mut(range, lease)).transpose()
+        };
+        lease()
+            .map_err(|error: MmapIoError| error.during("getting a mutable view of", (offset, len)))
     }
 
     /// Gives the file a new length in bytes. Growing fills with zeroes, and waits for no view;
@@ -242,13 +256,13 @@ impl MemoryMappedFile {
     /// ```
     pub fn resize(&self, new_size: u64) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
-            handle.mode.require_write("resize")?;
+        operation("resizing to", Subject::Len(new_size), async move {
+            handle.mode.require_write()?;
             check_size(new_size)?;
             let op = Op::new(ByteRange::between(new_size, u64::MAX), Action::Resize);
             Queue::submit(&handle.open, op).await?;
             Ok(())
-        }
+        })
     }
 
     /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
@@ -277,49 +291,60 @@ impl MemoryMappedFile {
     /// ```
     pub fn grow_to(&self, min: u64) -> impl Future<Output = Result<u64>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
-            handle.mode.require_write("grow_to")?;
+        operation("growing to", Subject::Len(min), async move {
+            handle.mode.require_write()?;
             check_size(min)?;
             let op = Op::new(ByteRange::between(min, u64::MAX), Action::GrowTo);
             Queue::submit(&handle.open, op).await?;
             Ok(handle.open.len())
-        }
+        })
     }
 
     async fn update(&self, offset: u64, data: &[u8], policy: FlushPolicy) -> Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let range = self.writable_range(offset, data.len() as u64, "update_region")?;
-        self.write(Ranges::One([range]), policy, Source::Slice(data))
-            .await
+        let len = data.len() as u64;
+        operation("writing", (offset, len), async {
+            if data.is_empty() {
+                return Ok(());
+            }
+            let range = self.writable_range(offset, len)?;
+            self.write(Ranges::One([range]), policy, Source::Slice(data))
+                .await
+        })
+        .await
     }
 
     async fn update_all(&self, regions: &[(u64, &[u8])], policy: FlushPolicy) -> Result<()> {
-        let ranges: Result<Box<[ByteRange]>> = regions
-            .iter()
-            .filter(|(_, data)| !data.is_empty())
-            .map(|(offset, data)| self.writable_range(*offset, data.len() as u64, "update_regions"))
-            .collect();
-        let ranges = ranges?;
-        if ranges.is_empty() {
-            return Ok(());
-        }
-        self.write(Ranges::Many(ranges), policy, Source::Parts(regions))
-            .await
+        operation("writing several ranges", Subject::Nothing, async {
+            let ranges: Result<Box<[ByteRange]>> = regions
+                .iter()
+                .filter(|(_, data)| !data.is_empty())
+                .map(|(offset, data)| self.writable_range(*offset, data.len() as u64))
+                .collect();
+            let ranges = ranges?;
+            if ranges.is_empty() {
+                return Ok(());
+            }
+            self.write(Ranges::Many(ranges), policy, Source::Parts(regions))
+                .await
+        })
+        .await
     }
 
     async fn write_owned(self, offset: u64, data: Bytes, policy: FlushPolicy) -> Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let range = self.writable_range(offset, data.len() as u64, "write_bytes")?;
-        let payload = match residency::is_mapped(&data) {
-            true => Payload::Mapped(data),
-            false => Payload::Shared(data),
-        };
-        self.write(Ranges::One([range]), policy, Source::Payload(payload))
-            .await
+        let len = data.len() as u64;
+        operation("writing", (offset, len), async move {
+            if data.is_empty() {
+                return Ok(());
+            }
+            let range = self.writable_range(offset, len)?;
+            let payload = match residency::is_mapped(&data) {
+                true => Payload::Mapped(data),
+                false => Payload::Shared(data),
+            };
+            self.write(Ranges::One([range]), policy, Source::Payload(payload))
+                .await
+        })
+        .await
     }
 
     async fn write(&self, ranges: Ranges, policy: FlushPolicy, source: Source<'_>) -> Result<()> {
@@ -327,8 +352,8 @@ impl MemoryMappedFile {
         Ok(())
     }
 
-    fn writable_range(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
-        self.handle.mode.require_write(operation)?;
+    fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        self.handle.mode.require_write()?;
         check()?;
         ByteRange::new(offset, len, self.len())
     }

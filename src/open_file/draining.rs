@@ -316,7 +316,7 @@ impl OpenFile {
     /// The file, if it is one, through a descriptor that may change it.
     fn writable_file(&self) -> Result<&File> {
         let file = self.writable()?.backing.file();
-        file.ok_or_else(|| MmapIoError::invalid_mode("resizing", "memory has a fixed size"))
+        file.ok_or_else(|| MmapIoError::invalid_mode("memory has a fixed size"))
     }
 }
 
