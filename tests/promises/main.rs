@@ -21,4 +21,6 @@ mod p7_cancel;
 mod p8_order;
 mod p9_bounded;
 mod policies;
+#[cfg(target_os = "linux")]
+mod remote;
 mod strategy;
