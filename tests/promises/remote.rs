@@ -10,7 +10,9 @@ use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::pin::Pin;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
@@ -18,7 +20,7 @@ use crate::common::fuse::{
     with_fuse, Fuse, Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE,
     SETATTR, WRITE,
 };
-use crate::common::{alone, eventually, pattern, poll_once, skip, soon};
+use crate::common::{alone, ends, eventually, pattern, poll_once, skip, soon};
 
 /// Bytes of the file `data`.
 const LEN: u64 = 1 << 20;
@@ -169,6 +171,51 @@ fn drop_waits_for_nothing<T>(fuse: &Fuse, what: &str, value: T) {
     assert_eq!(fuse.asked_here(), [], "the drop of {what} asked");
 }
 
+fuse_test!(a_dropped_second_handle_waits_for_no_close, |fuse| {
+    let (writer, reader) = (open_rw(fuse).await, open_ro(fuse).await);
+    drop_waits_for_nothing(fuse, "a second reader", open_ro(fuse).await);
+    drop_waits_for_nothing(fuse, "a second writer", open_rw(fuse).await);
+    drop_waits_for_nothing(fuse, "the first reader", reader);
+    drop_waits_for_nothing(fuse, "the first writer", writer);
+    all_close(fuse);
+});
+
+fuse_test!(a_dropped_last_handle_waits_for_no_close, |fuse| {
+    drop_waits_for_nothing(fuse, "a reader", open_ro(fuse).await);
+    drop_waits_for_nothing(fuse, "a writer", open_rw(fuse).await);
+    let created = MemoryMappedFile::create_rw(fuse.path("created"), 5000).await;
+    drop_waits_for_nothing(fuse, "a created file", created.unwrap());
+    let plain = File::open(fuse.path("data")).unwrap();
+    let adopted = MemoryMappedFile::from_file(plain, MmapMode::ReadOnly, "data").await;
+    drop_waits_for_nothing(fuse, "an adopted descriptor", adopted.unwrap());
+    all_close(fuse);
+});
+
+fuse_test!(dropped_unflushed_writes_wait_for_no_close, |fuse| {
+    const HOUR: u64 = 3_600_000;
+    for policy in [FlushPolicy::Never, FlushPolicy::EveryMillis(HOUR)] {
+        let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
+        let file = builder.flush_policy(policy).open().await.unwrap();
+        file.update_region(100, b"unflushed").await.unwrap();
+        drop_waits_for_nothing(fuse, "a handle with unflushed writes", file);
+        all_close(fuse);
+        assert_eq!(&fuse.content("data")[100..109], b"unflushed");
+    }
+});
+
+fuse_test!(dropped_bytes_wait_for_no_close, |fuse| {
+    for mode in [MmapMode::ReadOnly, MmapMode::ReadWrite] {
+        let builder = MemoryMappedFile::builder(fuse.path("data")).mode(mode);
+        let file = builder.open().await.unwrap();
+        let bytes = file.read_bytes(100, 100).await.unwrap();
+        let other = file.bytes(5000, 100).unwrap();
+        drop_waits_for_nothing(fuse, "a handle beside its bytes", file);
+        drop_waits_for_nothing(fuse, "bytes beside others", other);
+        drop_waits_for_nothing(fuse, "the last bytes", bytes);
+    }
+    all_close(fuse);
+});
+
 fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
     let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
     let file = builder
@@ -182,6 +229,121 @@ fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
     drop_waits_for_nothing(fuse, "a mutable slice", view);
     file.flush().await.unwrap();
     assert_eq!(fuse.content("data")[..100], [1; 100]);
+});
+
+fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
+    /// Says that it was woken.
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    // Alone, and beside another handle.
+    let mut first = None;
+    for _ in 0..2 {
+        // Its job is over, and it was not asked for the result.
+        let opened = fuse.count(OPEN);
+        let held = fuse.hold(&[OPEN]);
+        let mut opening = Box::pin(MemoryMappedFile::open_ro(fuse.path("data")));
+        let mut context = Context::from_waker(&waker);
+        assert!(opening.as_mut().poll(&mut context).is_pending());
+        eventually("it opens", || fuse.count(OPEN) > opened);
+        drop(held);
+        eventually("it is open", || woken.0.swap(false, Ordering::SeqCst));
+        drop_waits_for_nothing(fuse, "an opening that is over", opening);
+
+        // Its job is at work.
+        let opened = fuse.count(OPEN);
+        let held = fuse.hold(&[OPEN]);
+        let mut opening = Box::pin(MemoryMappedFile::open_rw(fuse.path("data")));
+        assert!(poll_once(&mut opening).await.is_none());
+        eventually("it opens", || fuse.count(OPEN) > opened);
+        drop_waits_for_nothing(fuse, "an opening at work", opening);
+        drop(held);
+        first.get_or_insert(open_ro(fuse).await);
+    }
+    drop_waits_for_nothing(fuse, "the other handle", first);
+    all_close(fuse);
+});
+
+/// Closes a handle while the server does not answer.
+async fn close_waits_elsewhere(fuse: &Fuse, file: MemoryMappedFile) {
+    fuse.asked_here();
+    let flushed = fuse.count(FLUSH);
+    let held = fuse.hold(&[FLUSH]);
+    let mut close = Box::pin(file.close());
+    eventually("a thread closes it", || {
+        assert!(alone(poll_once(&mut close)).is_none(), "it is not closed");
+        fuse.count(FLUSH) > flushed
+    });
+    for _ in 0..10 {
+        assert!(poll_once(&mut close).await.is_none(), "it is not closed");
+    }
+    assert_eq!(fuse.asked_here(), [], "while it closes");
+    drop(held);
+    soon(close).await.unwrap();
+    assert_eq!(fuse.asked_here(), [], "when it is closed");
+}
+
+fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
+    for _ in 0..5 {
+        close_waits_elsewhere(fuse, open_ro(fuse).await).await;
+        assert_eq!(fuse.count(RELEASE), fuse.count(OPEN));
+        let file = open_rw(fuse).await;
+        file.update_region(100, b"written").await.unwrap();
+        close_waits_elsewhere(fuse, file).await;
+        assert_eq!(fuse.count(RELEASE), fuse.count(OPEN));
+    }
+    assert_eq!(&fuse.content("data")[100..107], b"written");
+});
+
+fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
+    if is_single_threaded("remote::a_slow_flush_delays_no_other_file") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("quick"), [0; 5000]).unwrap();
+    let mut files = Vec::new();
+    for path in [fuse.path("data"), dir.path().join("quick")] {
+        let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+        let builder = builder.flush_policy(FlushPolicy::EveryMillis(1));
+        files.push(builder.open().await.unwrap());
+    }
+    let (slow, quick) = (&files[0], &files[1]);
+    let held = fuse.hold(&[FSYNC]);
+    slow.update_region(0, b"slow").await.unwrap();
+    eventually("the slow one is flushed", || fuse.count(FSYNC) > 0);
+    for _ in 0..5 {
+        quick.update_region(0, b"quick").await.unwrap();
+        eventually("the quick one is flushed", || quick.pending_bytes() == 0);
+    }
+    drop(held);
+    eventually("the slow one is flushed", || slow.pending_bytes() == 0);
+});
+
+fuse_test!(a_file_without_links_opens_or_fails, |fuse| {
+    fuse.set_links(0);
+    for what in ["open_ro", "open_rw", "open_or_create", "create_rw"] {
+        let path = fuse.path("data");
+        let opened = ends(what, async move {
+            match what {
+                "open_ro" => MemoryMappedFile::open_ro(path).await,
+                "open_rw" => MemoryMappedFile::open_rw(path).await,
+                "open_or_create" => MemoryMappedFile::open_or_create(path, LEN).await,
+                _ => MemoryMappedFile::create_rw(path, LEN).await,
+            }
+        });
+        if let Ok(file) = opened {
+            assert_eq!(file.len(), LEN);
+            file.slice(0, LEN).await.unwrap();
+            file.close().await.unwrap();
+        }
+    }
 });
 
 #[track_caller]
@@ -256,6 +418,15 @@ fuse_test!(files_grow_without_fallocate, |fuse| {
             file.close().await.unwrap();
             assert!(fuse.content(&name(what)) == expected);
         }
+    }
+});
+
+fuse_test!(a_refused_preallocation_empties_nothing, |fuse| {
+    fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
+    let builder = MemoryMappedFile::builder(fuse.path("data"));
+    let created = builder.size(5000).preallocate(true).create().await;
+    if created.is_err() {
+        assert!(fuse.content("data") == pattern(LEN as usize), "it is empty");
     }
 });
 
