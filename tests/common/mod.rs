@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mmap_io::{MemoryMappedFile, Stats};
 
+#[cfg(target_os = "linux")]
+pub(crate) mod fuse;
 pub(crate) mod operations;
 
 /// Makes a module with one test for each runtime out of one async body, which gets a directory of
@@ -218,8 +220,11 @@ pub(crate) fn run_alone(program: &[&str], test: &str) {
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}\n{errors}");
     assert!(printed.contains("1 passed"), "there is no {test}");
+    // It may say why it was skipped.
+    print!("{printed}");
 }
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);

@@ -25,4 +25,6 @@ mod p8_order;
 mod p9_bounded;
 mod policies;
 mod refused_calls;
+#[cfg(target_os = "linux")]
+mod remote;
 mod strategy;
