@@ -25,3 +25,4 @@ mod p9_bounded;
 mod policies;
 mod refused_calls;
 mod strategy;
+mod wakers;
