@@ -28,3 +28,4 @@ mod refused_calls;
 #[cfg(target_os = "linux")]
 mod remote;
 mod strategy;
+mod wakers;
