@@ -12,8 +12,8 @@ use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
-use crate::open_file::{OpenFile, OwnedLease, OPEN_FILES};
-use crate::opening::{identified, open_target, Target};
+use crate::open_file::{OpenFile, OwnedLease};
+use crate::opening::{find_open, identified, open_target, Target};
 use crate::queue::{Action, Op, Outcome, Queue, Submitted};
 use crate::range::ByteRange;
 use crate::registry::Found;
@@ -101,8 +101,8 @@ fn check_destination(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         target => target?,
     };
-    let (_, info) = identified(target)?;
-    match OPEN_FILES.find((&info).into()) {
+    let (target, info) = identified(target)?;
+    match find_open(&target, &info) {
         Found::Open(open) if open.check_in_use().is_ok() => {
             Err(ByteRange::between(0, info.len).busy())
         }
@@ -114,7 +114,7 @@ fn check_destination(path: &Path) -> Result<()> {
 fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
     let (target, claim) = loop {
         let (target, info) = open_target(path)?;
-        match OPEN_FILES.find((&info).into()) {
+        match find_open(&target, &info) {
             // Whoever had the claim before may have removed the file.
             Found::Vacant(claim) if sys::file_info(target.file())?.is_linked => {
                 break (target, claim)

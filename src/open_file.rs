@@ -26,8 +26,8 @@ use crate::map::{Backing, Map, Protection, Span};
 use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
-use crate::registry::{Claim, FileKey, Registry};
-use crate::sys::{self, Advice, Habits};
+use crate::registry::{Claim, Registry};
+use crate::sys::{self, Advice, FileId, Habits};
 
 /// The open files of the process.
 pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
@@ -58,7 +58,7 @@ pub(crate) struct OpenFile {
     preallocate: AtomicBool,
     pub(crate) counters: Counters,
     /// Its place in the registry; memory has none.
-    key: Option<FileKey>,
+    id: Option<FileId>,
     /// Handles, and futures that need none.
     users: AtomicUsize,
     /// Told when the file is closed, or somebody has joined it.
@@ -152,7 +152,7 @@ impl OpenFile {
         protection: Protection,
     ) -> io::Result<Arc<Self>> {
         let backing = Backing::File(file.clone());
-        Self::new(Some(claim.key().clone()), &backing, len, protection)
+        Self::new(Some(claim.id()), &backing, len, protection)
     }
 
     /// Memory of `len` bytes, all of them 0, which has no name and is never flushed.
@@ -161,7 +161,7 @@ impl OpenFile {
     }
 
     fn new(
-        key: Option<FileKey>,
+        id: Option<FileId>,
         backing: &Backing,
         len: u64,
         protection: Protection,
@@ -183,7 +183,7 @@ impl OpenFile {
             names: Mutex::default(),
             preallocate: AtomicBool::new(false),
             counters: Counters::default(),
-            key,
+            id,
             users: AtomicUsize::new(0),
             closed: Event::new(),
             this: this.clone(),
@@ -214,6 +214,23 @@ impl OpenFile {
             }
         }
         Ok(())
+    }
+
+    /// Whether `file` is a descriptor of this file. Both are asked now, since what tells files
+    /// apart may change. Blocks where the file system does.
+    pub(crate) fn is_file(&self, file: &File) -> bool {
+        let mapped = self.mapped.iter().find_map(OnceLock::get);
+        let Some(held) = mapped.and_then(|mapped| mapped.backing.file()) else {
+            return true;
+        };
+        match (sys::file_info(held), sys::file_info(file)) {
+            (Ok(held), Ok(file)) => {
+                let born = held.born.zip(file.born);
+                held.id == file.id && born.map_or(true, |(held, file)| held == file)
+            }
+            // In doubt it is, and shares the leases.
+            _ => true,
+        }
     }
 
     /// Whether somebody uses the file; if not, an event for when that has changed, or the file is
@@ -345,8 +362,8 @@ impl LeaseHost for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if let Some(key) = &self.key {
-            OPEN_FILES.remove(key, self);
+        if let Some(id) = self.id {
+            OPEN_FILES.remove(id, self);
         }
         self.closed.notify(usize::MAX);
         if self.mapped_bytes() > UNMAP_INLINE {

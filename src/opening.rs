@@ -87,7 +87,7 @@ impl Opening {
             if info.len > MAX_LEN {
                 check_size(info.len)?;
             }
-            match OPEN_FILES.find((&info).into()) {
+            match find_open(&target, &info) {
                 Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
                 Found::Open(open) => {
                     if let Some(path) = &target.created {
@@ -399,4 +399,11 @@ pub(crate) fn identified(target: Target) -> Result<(Target, FileInfo)> {
         return Err(MmapIoError::Io(problem));
     }
     Ok((target, info))
+}
+
+/// Looks for the file of a descriptor among those that are open.
+pub(crate) fn find_open(target: &Target, info: &FileInfo) -> Found<OpenFile> {
+    let is_it = |open: &Arc<OpenFile>| open.is_file(&target.file);
+    let habits = sys::habits(&target.file);
+    OPEN_FILES.find(info.id, (!habits.unique_ids).then_some(is_it))
 }

@@ -288,6 +288,8 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
 /// - *Syncs by range*: in ext4, xfs and tmpfs `fdatasync` of a range is a write-back of the range,
 ///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
 ///   do not depend on the range. btrfs logs the extents of the range.
+/// - *Unique ids*: disks and memory of this machine number their files by themselves. A file system
+///   that a program or another machine provides (FUSE, 9p) may give one number to several files.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn habits(file: &File) -> Habits {
@@ -295,6 +297,7 @@ pub(crate) fn habits(file: &File) -> Habits {
     const XFS: u64 = 0x5846_5342;
     const BTRFS: u64 = 0x9123_683e;
     const TMPFS: u64 = 0x0102_1994;
+    const OVERLAY: u64 = 0x794c_7630;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
@@ -314,6 +317,7 @@ pub(crate) fn habits(file: &File) -> Habits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
             && mounted & libc::ST_SYNCHRONOUS == 0,
         syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
+        unique_ids: matches!(kind, EXT | XFS | BTRFS | TMPFS | OVERLAY),
     }
 }
 

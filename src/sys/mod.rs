@@ -83,6 +83,8 @@ pub(crate) struct Habits {
     /// Once its pages were written back, a sync of any one range makes all of the file's metadata
     /// durable, and what the drive holds.
     pub(crate) syncs_by_range: bool,
+    /// A [`FileId`] is that of one file, as long as the file is open.
+    pub(crate) unique_ids: bool,
 }
 
 /// A run of mapped memory whose pages are asked for.

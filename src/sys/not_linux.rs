@@ -15,9 +15,12 @@ pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Res
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Nothing is relied on.
+/// Nothing is relied on but the ids.
 pub(crate) fn habits(_file: &File) -> Habits {
-    Habits::default()
+    Habits {
+        unique_ids: true,
+        ..Habits::default()
+    }
 }
 
 /// Never, where [`habits`] says so.
