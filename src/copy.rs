@@ -13,7 +13,7 @@ use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{OpenFile, OwnedLease};
-use crate::opening::{find_open, identified, open_target, Target};
+use crate::opening::{find_open, is_gone, Target, TRIES};
 use crate::queue::{Action, Op, Outcome, Queue, Submitted};
 use crate::range::ByteRange;
 use crate::registry::Found;
@@ -34,7 +34,7 @@ impl MemoryMappedFile {
     ///   it is the file itself.
     /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
     ///   failed. A file that was not there before is removed again; one that was is lost.
-    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
     ///
@@ -91,7 +91,7 @@ impl Handle {
 
 enum Copied {
     Done,
-    /// Somebody is opening or closing the destination; try again then.
+    /// The destination is being opened or closed; try again then.
     Later(Option<OwnedLease>, EventListener),
 }
 
@@ -101,8 +101,8 @@ fn check_destination(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         target => target?,
     };
-    let (target, info) = identified(target)?;
-    match find_open(&target, &info) {
+    let info = target.identify()?;
+    match find_open(&target, &info, sys::habits(target.file())) {
         Found::Open(open) if open.check_in_use().is_ok() => {
             Err(ByteRange::between(0, info.len).busy())
         }
@@ -110,17 +110,21 @@ fn check_destination(path: &Path) -> Result<()> {
     }
 }
 
-/// Copies to `path`, which nobody else can map meanwhile.
+/// Copies to `path`, which no other handle here can map meanwhile.
 fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
-    let (target, claim) = loop {
-        let (target, info) = open_target(path)?;
-        match find_open(&target, &info) {
-            // Whoever had the claim before may have removed the file.
-            Found::Vacant(claim) if sys::file_info(target.file())?.is_linked => {
-                break (target, claim)
+    for tries_left in (0..TRIES).rev() {
+        let target = Target::create(path, sys::FOR_ALL)?;
+        let info = target.identify()?;
+        let claim = match find_open(&target, &info, sys::habits(target.file())) {
+            // Another holder of the claim may have removed the file.
+            Found::Vacant(claim) => {
+                let info = sys::file_info(target.file())?;
+                if tries_left > 0 && is_gone(&info, path) {
+                    continue;
+                }
+                claim
             }
-            Found::Vacant(_) => {}
-            // What was created here is somebody else's by now.
+            // What was created here belongs to others by now.
             Found::Claimed(opening) => {
                 target.keep();
                 return Ok(Copied::Later(snapshot, opening));
@@ -132,18 +136,18 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
                     Err(closed) => return Ok(Copied::Later(snapshot, closed)),
                 }
             }
+        };
+        let copied = copy_all(source, target.file(), len);
+        drop(snapshot);
+        // If it failed, a file that was created goes before the claim on it does.
+        match &copied {
+            Ok(()) => drop(target.keep()),
+            Err(_) => target.discard(),
         }
-    };
-    let copied = copy_all(source, target.file(), len);
-    drop(snapshot);
-    // If it failed, a file that was created goes before the claim on it does.
-    if copied.is_ok() {
-        target.keep();
-    } else {
-        drop(target);
+        drop(claim);
+        return copied.map(|()| Copied::Done);
     }
-    drop(claim);
-    copied.map(|()| Copied::Done)
+    unreachable!("the last try takes the file as it is")
 }
 
 fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {

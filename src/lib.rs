@@ -82,6 +82,18 @@
 //! truncated file fail until its last handle here is gone; what others append is seen when the
 //! file is next opened, by every handle.
 //!
+//! Several processes may open, create and grow one file at the same time. Opening takes the length
+//! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and
+//! [`copy_to`](MemoryMappedFile::copy_to) do that, to a file that is not mapped in this process.
+//! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which is
+//! tried and not waited for: a lock of another process, or one that this process has set by
+//! `fcntl`, then makes growing fail. On NFS such a lock is a question to the server.
+//!
+//! Paths are opened as the system opens them: links are followed. The name that becomes durable with
+//! the first durable operation is the one that the file was opened by for writing; where its
+//! directory cannot be opened, or the file was moved before that, all of the file system is synced
+//! (Linux). The name of a file that is moved later, or given as a descriptor, is the caller's.
+//!
 //! Not supported: a fork without exec while files are open, use in a signal handler, and network
 //! file systems with more than one writer.
 //!

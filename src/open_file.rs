@@ -9,7 +9,7 @@ mod flushing;
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -53,7 +53,7 @@ pub(crate) struct OpenFile {
     /// always cover it.
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
-    names: Mutex<Names>,
+    owed: Mutex<Owed>,
     /// Blocks are reserved when the file grows.
     preallocate: AtomicBool,
     pub(crate) counters: Counters,
@@ -124,13 +124,34 @@ struct Mapped {
     maps: Mutex<Vec<Arc<Map>>>,
 }
 
-/// What a durable operation still owes to the file's length and name.
+/// A descriptor to map a file through.
+#[derive(Debug)]
+pub(crate) struct Source {
+    file: Arc<File>,
+    habits: Habits,
+}
+
+impl Source {
+    pub(crate) fn new(file: &Arc<File>, habits: Habits) -> Self {
+        Self {
+            file: file.clone(),
+            habits,
+        }
+    }
+
+    /// Maps the first `len` bytes.
+    pub(crate) fn map(&self, len: u64, protection: Protection) -> io::Result<Map> {
+        Map::new(&Backing::File(self.file.clone()), len, protection)
+    }
+}
+
+/// What a durable operation still owes to the file's length and names.
 #[derive(Debug, Default)]
-struct Names {
+struct Owed {
     /// The length has changed since it was last made durable.
     length: bool,
-    /// The directory of a file that was created here, until its entry is durable.
-    directory: Option<File>,
+    /// The paths by which the file was opened for writing since its names were made durable.
+    names: Vec<PathBuf>,
 }
 
 /// Counts for `stats`. Relaxed throughout: nothing follows from them.
@@ -144,29 +165,32 @@ pub(crate) struct Counters {
 }
 
 impl OpenFile {
-    /// A file of `len` bytes, for a claimed place.
+    /// A file of `len` bytes, for a claimed place, mapped through `source`; not mapped if it is
+    /// empty, and the platform cannot do that.
     pub(crate) fn open(
         claim: &Claim<Self>,
-        file: &Arc<File>,
+        source: &Source,
+        map: Option<Map>,
         len: u64,
         protection: Protection,
-    ) -> io::Result<Arc<Self>> {
-        let backing = Backing::File(file.clone());
-        Self::new(Some(claim.id()), &backing, len, protection)
+    ) -> Arc<Self> {
+        let opened = Self::new(Some(claim.id()), len);
+        if let Some(map) = map {
+            opened.install(map, source, protection);
+        }
+        opened
     }
 
     /// Memory of `len` bytes, all of them 0, which has no name and is never flushed.
     pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
-        Self::new(None, &Backing::Memory, len, Protection::ReadWrite)
+        let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
+        let opened = Self::new(None, len);
+        opened.set_map(map, Habits::default(), Protection::ReadWrite);
+        Ok(opened)
     }
 
-    fn new(
-        id: Option<FileId>,
-        backing: &Backing,
-        len: u64,
-        protection: Protection,
-    ) -> io::Result<Arc<Self>> {
-        let opened = Arc::new_cyclic(|this| Self {
+    fn new(id: Option<FileId>, len: u64) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
             hot: Hot {
                 leases: Leases::new(),
                 len: AtomicU64::new(len),
@@ -175,45 +199,61 @@ impl OpenFile {
             },
             queue: Queue::new(),
             commits: Commits::default(),
-            pending: Pending::new(backing.file().is_some()),
+            pending: Pending::new(id.is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
-            names: Mutex::default(),
+            owed: Mutex::default(),
             preallocate: AtomicBool::new(false),
             counters: Counters::default(),
             id,
             users: AtomicUsize::new(0),
             closed: Event::new(),
             this: this.clone(),
-        });
-        opened.attach(backing, protection)?;
-        Ok(opened)
+        })
     }
 
-    /// Maps the file with a protection that nobody has asked for yet, through `file`.
-    pub(crate) fn attach(&self, backing: &Backing, protection: Protection) -> io::Result<()> {
+    /// Maps the file with a protection that no handle has asked for yet, through `source`, or,
+    /// to read what is written, through the descriptor that writes.
+    pub(crate) fn attach(&self, source: Source, protection: Protection) -> io::Result<()> {
         let _remap = ignore_poison(&self.remap);
-        let mapped = &self.mapped[protection as usize];
-        if mapped.get().is_none() {
-            let len = self.len();
-            if len == 0 && !sys::CAN_MAP_PAST_END {
-                return Ok(());
-            }
-            let map = Arc::new(Map::new(backing, len, protection)?);
-            self.make_current(protection, &map);
-            let _ = mapped.set(Mapped {
-                backing: backing.clone(),
-                habits: backing.file().map(sys::habits).unwrap_or_default(),
-                maps: Mutex::new(vec![map]),
-            });
-            if protection == Protection::ReadWrite {
-                // Whoever had created or resized it may have gone before that was durable.
-                self.owes_its_length();
-            }
+        let source = match self.mapped[Protection::ReadWrite as usize].get() {
+            Some(Mapped {
+                backing: Backing::File(file),
+                ..
+            }) => Source {
+                file: file.clone(),
+                ..source
+            },
+            _ => source,
+        };
+        let len = self.len();
+        let can_map = len > 0 || sys::CAN_MAP_PAST_END;
+        if can_map && self.mapped[protection as usize].get().is_none() {
+            self.install(source.map(len, protection)?, &source, protection);
         }
         Ok(())
+    }
+
+    fn install(&self, map: Map, source: &Source, protection: Protection) {
+        self.set_map(map, source.habits, protection);
+        if protection == Protection::ReadWrite {
+            // Another process, or this one, may have created or resized it without making that
+            // durable.
+            self.owes_its_length();
+        }
+    }
+
+    fn set_map(&self, map: Map, habits: Habits, protection: Protection) {
+        let backing = map.backing().clone();
+        let map = Arc::new(map);
+        self.make_current(protection, &map);
+        let _ = self.mapped[protection as usize].set(Mapped {
+            backing,
+            habits,
+            maps: Mutex::new(vec![map]),
+        });
     }
 
     /// Whether `file` is a descriptor of this file. Both are asked now, since what tells files
@@ -369,15 +409,6 @@ impl Drop for OpenFile {
         if self.mapped_bytes() > UNMAP_INLINE {
             release(std::mem::take(&mut self.mapped));
         }
-    }
-}
-
-/// Opens the directory of a file that was created, for its name to become durable. `None` where
-/// it may not be read: then the name becomes durable as the file system sees fit.
-pub(crate) fn directory_of(path: &Path) -> io::Result<Option<File>> {
-    match sys::open_directory_of(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-        directory => directory,
     }
 }
 

@@ -187,13 +187,12 @@ impl OpenFile {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
             };
-            if self
-                .map(protection)
-                .is_some_and(|map| map.capacity() >= len)
-            {
+            let current = self.map(protection);
+            if current.is_some_and(|map| map.capacity() >= len) {
                 continue;
             }
-            let map = Arc::new(Map::new(&mapped.backing, len, protection)?);
+            let backing = current.map_or(&mapped.backing, Map::backing);
+            let map = Arc::new(Map::new(backing, len, protection)?);
             self.make_current(protection, &map);
             ignore_poison(&mapped.maps).push(map);
         }

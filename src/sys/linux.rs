@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::os::unix::io::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::unix::{madvise, msync, page_size};
+use super::unix::{directory_of, file_info, madvise, msync, page_size, sync_directory};
 use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
@@ -541,6 +542,26 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+/// Makes the name durable by which the file was opened: by an `fsync` of the directory, or, where
+/// the directory may not be opened or the file has another name by now, of all that its file system
+/// holds ([`syncfs(2)`]), which takes no descriptor and no permission. A file without a name has
+/// none to lose.
+///
+/// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
+pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
+    if let Ok(directory) = directory_of(file, path) {
+        return sync_directory(&directory);
+    }
+    if !file_info(file)?.is_linked {
+        return Ok(());
+    }
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    match unsafe { libc::syncfs(file.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

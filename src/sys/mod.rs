@@ -15,7 +15,8 @@
 //! | [`allocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
-//! | [`sync_file`], [`sync_directory`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers`, nothing |
+//! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
+//! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
 

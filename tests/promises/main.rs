@@ -7,6 +7,7 @@ mod allocations;
 mod auto_traits;
 mod durable_log;
 mod kill;
+mod neighbours;
 mod openings;
 mod p10_errors;
 mod p11_readers;
