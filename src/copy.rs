@@ -1,6 +1,6 @@
 //! Snapshots: a copy of the file that no write can tear.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -25,15 +25,20 @@ impl MemoryMappedFile {
     ///
     /// The copy is what the file was at one moment: it takes its turn among the writes, and those
     /// after it wait until it is done. Shares the blocks of the file where the file system can
-    /// (reflink), and else copies inside the kernel. What was there is replaced; permission bits
-    /// are copied. The copy is not durable.
+    /// (reflink), and else copies inside the kernel. What was there is replaced. The copy is not
+    /// durable.
+    ///
+    /// Until it is whole, the copy is for the process's own user alone, a file that was there as
+    /// well; then it gets the permissions of the file, without the set-user-id, set-group-id and
+    /// sticky bits. A process that had a file open that was there reads on.
     ///
     /// # Errors
     ///
     /// - [`Busy`](MmapIoError::Busy): `path` is mapped in this process, by whatever name: also if
     ///   it is the file itself.
-    /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
-    ///   failed. A file that was not there before is removed again; one that was is lost.
+    /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or others could
+    ///   read the copy who cannot read the file, and nothing can be done about it; or copying failed.
+    ///   A file that was not there before is removed again; one that was is lost.
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
@@ -113,7 +118,8 @@ fn check_destination(path: &Path) -> Result<()> {
 /// Copies to `path`, which no other handle here can map meanwhile.
 fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
     for tries_left in (0..TRIES).rev() {
-        let target = Target::create(path, sys::FOR_ALL)?;
+        // For other users only when it is whole, and if they may read the source.
+        let target = Target::create(path, sys::FOR_THE_OWNER)?;
         let info = target.identify()?;
         let claim = match find_open(&target, &info, sys::habits(target.file())) {
             // Another holder of the claim may have removed the file.
@@ -154,6 +160,7 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     // Before anything is lost that was there.
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
+    sys::restrict(destination, &metadata)?;
     // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
     if destination.metadata()?.len() > 0 {
         destination.set_len(0)?;
@@ -165,13 +172,5 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
             whole.err().unwrap_or(MmapIoError::Io(error))
         })?;
     }
-    Ok(set_permissions(destination, metadata.permissions())?)
-}
-
-/// Best effort, as some file systems have none.
-fn set_permissions(file: &File, permissions: fs::Permissions) -> std::io::Result<()> {
-    match file.set_permissions(permissions) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-        result => result,
-    }
+    Ok(sys::copy_permissions(destination, &metadata)?)
 }

@@ -2,7 +2,7 @@
 //! [`Unsupported`](io::ErrorKind::Unsupported) to whoever opens a file: everything starts with
 //! [`file_info`], so that what follows it is never reached, and asks nothing of the system.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
 
@@ -24,6 +24,7 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
 }
 
 pub(crate) const FOR_ALL: u32 = 0;
+pub(crate) const FOR_THE_OWNER: u32 = 0;
 
 pub(crate) fn open_or_create(options: &mut OpenOptions, _permissions: u32) -> &mut OpenOptions {
     let options = options.read(true).write(true);
@@ -41,6 +42,14 @@ impl Created {
     pub(crate) fn remove(&self, _file: &File) -> io::Result<()> {
         match *self {}
     }
+}
+
+pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn copy_permissions(_file: &File, _source: &Metadata) -> io::Result<()> {
+    unsupported()
 }
 
 pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {

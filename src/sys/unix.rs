@@ -1,10 +1,10 @@
 //! What all Unix systems share, and what those without a better call of their own fall back on.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::io::{AsRawFd, FromRawFd};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -36,6 +36,8 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
 
 /// The permissions of a new file, less what the process's `umask` takes from them.
 pub(crate) const FOR_ALL: u32 = 0o666;
+/// The permissions of a new file that is its owner's alone.
+pub(crate) const FOR_THE_OWNER: u32 = 0o600;
 
 /// Prepares `options` to open a file for reading and writing that is created if it is not there.
 ///
@@ -176,6 +178,37 @@ pub(super) fn directory_of(file: &File, path: &Path) -> io::Result<File> {
         }
     }
     Err(io::ErrorKind::NotFound.into())
+}
+
+/// Takes a file from everyone but its owner, before it gets the content of `source`.
+///
+/// # Errors
+///
+/// `PermissionDenied` where that cannot be done, and others may read it who may not read `source`.
+pub(crate) fn restrict(file: &File, source: &Metadata) -> io::Result<()> {
+    const READ_BY_OTHERS: u32 = 0o044;
+    let mode = file.metadata()?.mode();
+    if mode & 0o7777 & !FOR_THE_OWNER == 0 {
+        return Ok(());
+    }
+    match file.set_permissions(Permissions::from_mode(mode & FOR_THE_OWNER)) {
+        Err(error)
+            if error.kind() == io::ErrorKind::PermissionDenied
+                && mode & READ_BY_OTHERS & !source.mode() == 0 =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Gives a file the permissions of `source`: for reading, writing and executing, and no others.
+/// Best effort, as some file systems have none.
+pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()> {
+    match file.set_permissions(Permissions::from_mode(source.mode() & 0o777)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result,
+    }
 }
 
 /// Fails with `ENOMEM` if the address space has no room for `len` bytes ([`mmap(2)`],

@@ -5,7 +5,7 @@
 //! be cut, a name in a directory needs no flush of its own, and a lost page is a structured
 //! exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::fs::FileExt;
 use std::os::windows::io::AsRawHandle;
@@ -70,6 +70,8 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
 
 /// A new file has the permissions of its directory.
 pub(crate) const FOR_ALL: u32 = 0;
+/// The same: a program that wants another list of permissions creates the file itself.
+pub(crate) const FOR_THE_OWNER: u32 = 0;
 
 /// Prepares `options` to open a file for reading and writing that is created if it is not there.
 pub(crate) fn open_or_create(options: &mut OpenOptions, _permissions: u32) -> &mut OpenOptions {
@@ -96,6 +98,19 @@ impl Created {
             true => fs::remove_file(&self.0),
             false => Ok(()),
         }
+    }
+}
+
+/// Nothing to do: the permissions of a file that is there are its owner's choice.
+pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+/// Gives a file the attribute `FILE_ATTRIBUTE_READONLY` of `source`. Best effort.
+pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()> {
+    match file.set_permissions(source.permissions()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result,
     }
 }
 

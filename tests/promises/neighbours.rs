@@ -4,10 +4,10 @@
 #![cfg(target_os = "linux")]
 
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -384,6 +384,57 @@ fn a_file_without_a_name_is_opened_by_its_descriptor() {
             assert_eq!(again.len(), 5000);
         }
     });
+}
+
+#[test]
+fn a_copy_is_its_owners_alone_until_it_is_whole() {
+    let test = "a_copy_is_its_owners_alone_until_it_is_whole";
+    if !can_trace(test) {
+        return;
+    }
+    let dir = on_a_disk();
+    let trace = dir.path().join("trace");
+    let calls = "-etrace=openat,fchmod,copy_file_range,pwrite64,ioctl,ftruncate";
+    let program = ["strace", "-f", "-y", calls, "-o", trace.to_str().unwrap()];
+    let output = as_child(&program, "neighbours::copying_child", dir.path());
+    assert!(output.status.success(), "{output:?}");
+    let trace = fs::read_to_string(trace).unwrap();
+    for name in ["new", "old"] {
+        let of_copy = |line: &&str| line.contains(&format!("/{name}"));
+        let lines: Vec<_> = trace.lines().filter(of_copy).collect();
+        let first = |what: &str| lines.iter().position(|line| line.contains(what));
+        let copied = ["copy_file_range(", "pwrite64(", "FICLONE"];
+        let copied = copied.iter().filter_map(|call| first(call)).min().unwrap();
+        let private = first("0600").expect("never private");
+        assert!(private < copied, "{lines:#?}");
+        let cut = first("ftruncate(").unwrap_or(usize::MAX);
+        assert!(private < cut, "{lines:#?}");
+    }
+}
+
+#[test]
+fn copying_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let [source, new, old] = ["source", "new", "old"].map(|name| dir.join(name));
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    let set_mode = |path: &Path, mode| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    fs::write(&source, pattern(100_000)).unwrap();
+    fs::write(&old, b"old").unwrap();
+    for (of_source, of_copy) in [(0o600, 0o600), (0o4755, 0o755), (0o640, 0o640)] {
+        set_mode(&source, of_source);
+        set_mode(&old, 0o6777);
+        let file = alone(MemoryMappedFile::open_ro(&source)).unwrap();
+        for copy in [&new, &old] {
+            alone(file.copy_to(copy)).unwrap();
+            assert!(fs::read(copy).unwrap() == pattern(100_000));
+            assert_eq!(mode(copy), of_copy);
+        }
+        fs::remove_file(&new).unwrap();
+    }
 }
 
 /// An old ext4 has no room for a birth time in the inode, until the first write makes some.
