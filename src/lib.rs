@@ -94,6 +94,13 @@
 //! directory cannot be opened, or the file was moved before that, all of the file system is synced
 //! (Linux). The name of a file that is moved later, or given as a descriptor, is the caller's.
 //!
+//! On overlayfs, the first descriptor that may write copies a file up from the lower layer, and maps
+//! made before show the old file for ever. What this process opens is followed: the first handle
+//! that may write replaces the map that others read, or is [`Busy`](MmapIoError::Busy) while they
+//! have views of it. If another process copies a file up, handles that were opened before do not
+//! see what it writes, until the last of them is gone or the file is opened again; and one of
+//! several hard links to a file of a lower layer becomes a file of its own.
+//!
 //! Not supported: a fork without exec while files are open, use in a signal handler, and network
 //! file systems with more than one writer.
 //!

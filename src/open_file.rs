@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use event_listener::{Event, EventListener};
 
@@ -21,11 +22,11 @@ use self::flushing::TIMER;
 use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
-use crate::lease::{Lease, LeaseHost, Leases};
+use crate::lease::{Kind, Lease, LeaseHost, Leases};
 use crate::map::{Backing, Map, Protection, Span};
 use crate::offload::release;
 use crate::queue::Queue;
-use crate::range::ByteRange;
+use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, Registry};
 use crate::sys::{self, Advice, FileId, Habits};
 
@@ -35,6 +36,9 @@ pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
 /// Mappings of more bytes than this are unmapped on the pool: it takes 4 us a MiB that is
 /// resident.
 const UNMAP_INLINE: u64 = 4 << 20;
+
+/// How long an opening that has to replace a map waits for the views of a moment.
+const BRIEFLY: Duration = Duration::from_millis(1);
 
 /// A lease that owns its file.
 pub(crate) type OwnedLease = Lease<Arc<OpenFile>>;
@@ -59,6 +63,8 @@ pub(crate) struct OpenFile {
     pub(crate) counters: Counters,
     /// Its place in the registry; memory has none.
     id: Option<FileId>,
+    /// When the file was born that the read-only map shows, where it may be copied up.
+    shown: Mutex<Option<SystemTime>>,
     /// Handles, and futures that need none.
     users: AtomicUsize,
     /// Told when the file is closed, or somebody has joined it.
@@ -129,20 +135,42 @@ struct Mapped {
 pub(crate) struct Source {
     file: Arc<File>,
     habits: Habits,
+    /// When the file was born that a map shows, where that is worth knowing.
+    born: Option<SystemTime>,
 }
 
 impl Source {
-    pub(crate) fn new(file: &Arc<File>, habits: Habits) -> Self {
-        Self {
+    /// The descriptor itself; where files are copied up, a newer one for reading, since `file` may
+    /// have been opened before that.
+    pub(crate) fn new(file: &Arc<File>, habits: Habits, protection: Protection) -> Self {
+        let mut source = Self {
             file: file.clone(),
             habits,
+            born: None,
+        };
+        if habits.copies_up && protection == Protection::Read {
+            // First the question, then the descriptor: a copy that is made in between is seen
+            // as one that was made after.
+            source.born = born(file);
+            if let Ok(newer) = sys::reopen(file) {
+                source.file = Arc::new(newer);
+            }
         }
+        source
+    }
+
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Maps the first `len` bytes.
     pub(crate) fn map(&self, len: u64, protection: Protection) -> io::Result<Map> {
         Map::new(&Backing::File(self.file.clone()), len, protection)
     }
+}
+
+fn born(file: &File) -> Option<SystemTime> {
+    sys::file_info(file).ok()?.born
 }
 
 /// What a durable operation still owes to the file's length and names.
@@ -208,6 +236,7 @@ impl OpenFile {
             preallocate: AtomicBool::new(false),
             counters: Counters::default(),
             id,
+            shown: Mutex::default(),
             users: AtomicUsize::new(0),
             closed: Event::new(),
             this: this.clone(),
@@ -216,7 +245,11 @@ impl OpenFile {
 
     /// Maps the file with a protection that no handle has asked for yet, through `source`, or,
     /// to read what is written, through the descriptor that writes.
-    pub(crate) fn attach(&self, source: Source, protection: Protection) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// `Busy` where the file was copied up, and a view shows what it was before.
+    pub(crate) fn attach(&self, source: Source, protection: Protection) -> Result<()> {
         let _remap = ignore_poison(&self.remap);
         let source = match self.mapped[Protection::ReadWrite as usize].get() {
             Some(Mapped {
@@ -228,6 +261,9 @@ impl OpenFile {
             },
             _ => source,
         };
+        if source.habits.copies_up {
+            self.follow_copy(&source, protection)?;
+        }
         let len = self.len();
         let can_map = len > 0 || sys::CAN_MAP_PAST_END;
         if can_map && self.mapped[protection as usize].get().is_none() {
@@ -236,7 +272,62 @@ impl OpenFile {
         Ok(())
     }
 
+    /// Replaces the read-only map if the file was copied up since its descriptor was opened: no
+    /// write through this crate would ever be seen in it.
+    ///
+    /// Views of it that only look would not notice, since writes wait for them; those that are there
+    /// to see changes would. So there may be none.
+    fn follow_copy(&self, source: &Source, protection: Protection) -> Result<()> {
+        let (mapped, map) = (
+            self.mapped[Protection::Read as usize].get(),
+            self.map(Protection::Read),
+        );
+        let (Some(mapped), Some(map)) = (mapped, map) else {
+            return Ok(());
+        };
+        if matches!(map.backing(), Backing::File(file) if Arc::ptr_eq(file, &source.file)) {
+            return Ok(());
+        }
+        let now = match protection {
+            Protection::Read => source.born,
+            Protection::ReadWrite => born(&source.file),
+        };
+        let shown = *ignore_poison(&self.shown);
+        let is_current = match (shown, now) {
+            (Some(shown), Some(now)) => shown == now,
+            // It cannot be told: a descriptor that may write has copied the file up for certain.
+            _ => protection == Protection::Read,
+        };
+        if is_current {
+            return Ok(());
+        }
+        let map = Arc::new(source.map(self.len(), Protection::Read)?);
+        let _exclusive = self.lease_everything()?;
+        self.make_current(Protection::Read, &map);
+        ignore_poison(&mapped.maps).push(map);
+        *ignore_poison(&self.shown) = now;
+        Ok(())
+    }
+
+    /// An exclusive lease on the whole file; waits for views that are gone in a moment.
+    fn lease_everything(&self) -> Result<Lease<&Self>> {
+        let everything = ByteRange::between(0, MAX_LEN);
+        let began = Instant::now();
+        loop {
+            if let Some(lease) = Lease::try_acquire(self, Kind::Exclusive, everything, false)? {
+                return Ok(lease);
+            }
+            if began.elapsed() > BRIEFLY {
+                return Err(ByteRange::between(0, self.len()).busy());
+            }
+            thread::yield_now();
+        }
+    }
+
     fn install(&self, map: Map, source: &Source, protection: Protection) {
+        if protection == Protection::Read {
+            *ignore_poison(&self.shown) = source.born;
+        }
         self.set_map(map, source.habits, protection);
         if protection == Protection::ReadWrite {
             // Another process, or this one, may have created or resized it without making that

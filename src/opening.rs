@@ -204,7 +204,8 @@ impl Opening {
             // creation was over, or another process has changed it, which is for its queue to find.
             _ => self.check_not_empty(len)?,
         }
-        let source = Source::new(&file, habits);
+        let source = Source::new(&file, habits, self.protection());
+        let file = self.descriptor(&source, file);
         open.attach(source, self.protection())?;
         self.reserve(&file, info.len, false)?;
         self.prepare(&open);
@@ -235,7 +236,7 @@ impl Opening {
             }
         };
         let protection = self.protection();
-        let source = Source::new(&target.file, habits);
+        let source = Source::new(&target.file, habits, protection);
         let len = size.unwrap_or(info.len);
         // Where that is possible, before anything is changed.
         let early = sys::CAN_MAP_PAST_END.then(|| source.map(len, protection));
@@ -257,7 +258,7 @@ impl Opening {
         let open = OpenFile::open(&claim, &source, map, len, protection);
         self.prepare(&open);
         claim.fill(&open);
-        let file = target.keep();
+        let file = self.descriptor(&source, target.keep());
         Ok(Opened {
             may_probe: self.may_probe(&file),
             file,
@@ -273,6 +274,14 @@ impl Opening {
         }
         if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.how.path()) {
             open.owes_its_name(path);
+        }
+    }
+
+    /// The handle's own descriptor: the caller's, if it gave one.
+    fn descriptor(&self, source: &Source, file: Arc<File>) -> Arc<File> {
+        match self.how {
+            How::Descriptor(_) => file,
+            _ => source.file().clone(),
         }
     }
 

@@ -1,13 +1,13 @@
 //! Linux: the calls that make a mapping usable without signals, stalls or locked instructions.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::os::unix::io::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::unix::{directory_of, file_info, madvise, msync, page_size, sync_directory};
+use super::unix::{directory_of, file_info, madvise, msync, never_wait, page_size, sync_directory};
 use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
@@ -291,6 +291,7 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
 ///   do not depend on the range. btrfs logs the extents of the range.
 /// - *Unique ids*: disks and memory of this machine number their files by themselves. A file system
 ///   that a program or another machine provides (FUSE, 9p) may give one number to several files.
+/// - *Copies up*: overlayfs; a file keeps its id when it is copied up.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn habits(file: &File) -> Habits {
@@ -319,6 +320,7 @@ pub(crate) fn habits(file: &File) -> Habits {
             && mounted & libc::ST_SYNCHRONOUS == 0,
         syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
         unique_ids: matches!(kind, EXT | XFS | BTRFS | TMPFS | OVERLAY),
+        copies_up: kind == OVERLAY,
     }
 }
 
@@ -563,6 +565,20 @@ pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// A new descriptor of an open file, for reading ([`proc_pid_fd(5)`]). On overlayfs it shows what
+/// the file is now.
+///
+/// # Errors
+///
+/// Where `/proc` is not mounted, or the file may no longer be opened.
+///
+/// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
+pub(crate) fn reopen(file: &File) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    never_wait(options.read(true)).open(path)
 }
 
 /// Makes a range of a shared mapping durable, down to the drive's cache: `msync` with `MS_SYNC`

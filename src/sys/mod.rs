@@ -17,6 +17,7 @@
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
 //! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
 //! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
+//! | [`reopen`] | `/proc/self/fd` | not used | not used |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
 
@@ -86,6 +87,9 @@ pub(crate) struct Habits {
     pub(crate) syncs_by_range: bool,
     /// A [`FileId`] is that of one file, as long as the file is open.
     pub(crate) unique_ids: bool,
+    /// The first descriptor that may write makes a copy of the file, which is the file from then on.
+    /// A map made through a descriptor that was opened before shows the old one for ever.
+    pub(crate) copies_up: bool,
 }
 
 /// A run of mapped memory whose pages are asked for.
