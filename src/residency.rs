@@ -41,7 +41,7 @@ pub(crate) fn is_resident(run: Run, backing: &Backing, habits: Habits, range: By
     }
     let pages = range.to_pages(sys::page_size());
     let may_trust = match sys::cached_pages(file, pages.start(), pages.len()) {
-        Ok(Some(cached)) if habits.counts_cache => cached >= pages.len() / sys::page_size() as u64,
+        Ok(Some(cached)) if !habits.copies_up => cached >= pages.len() / sys::page_size() as u64,
         Ok(_) => sys::is_owner(file),
         Err(_) => false,
     };

@@ -914,6 +914,7 @@ fn without_permission_child() {
 fn without_room() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("data"), pattern(1000)).unwrap();
+    fs::write(dir.path().join("other"), pattern(500)).unwrap();
     fs::write(dir.path().join("empty"), b"").unwrap();
     symlink("nothing", dir.path().join("dangling")).unwrap();
     assert_child_passes("without_room_child", dir.path(), |_| ());
@@ -958,6 +959,8 @@ fn without_room_child() {
         assert_unmapped(MemoryMappedFile::open_or_create("empty", huge).await);
         let new = MemoryMappedFile::builder("new").size(huge);
         assert_unmapped(new.create_new().await);
+        // Before what was there is lost.
+        assert_unmapped(MemoryMappedFile::create_rw("other", huge).await);
         let error = file.resize(huge).await.unwrap_err();
         assert!(matches!(error, MmapIoError::ResizeFailed(_)), "{error:?}");
         assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
@@ -978,12 +981,15 @@ fn without_room_child() {
             assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
         };
         let large = 2 << 20;
-        for name in ["new", "dangling"] {
+        for name in ["new", "dangling", "other"] {
             let builder = || MemoryMappedFile::builder(name).size(large);
             assert_too_large(builder().create().await.map(drop));
             assert_too_large(builder().preallocate(true).create().await.map(drop));
-            assert_too_large(builder().open_or_create().await.map(drop));
+            if name != "other" {
+                assert_too_large(builder().open_or_create().await.map(drop));
+            }
         }
+        assert_eq!(fs::read("other").unwrap(), pattern(500));
         let new = MemoryMappedFile::builder("new").size(large);
         assert_too_large(new.create_new().await.map(drop));
         let empty = MemoryMappedFile::open_or_create("empty", large).await;

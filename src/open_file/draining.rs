@@ -264,13 +264,15 @@ impl OpenFile {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
             };
-            if mapped.current().is_some_and(|map| map.capacity() >= len) {
+            let current = mapped.current();
+            if current.as_ref().is_some_and(|map| map.capacity() >= len) {
                 continue;
             }
-            let map = Map::new(&mapped.backing, len, protection).or_else(|error| {
+            let backing = current.as_deref().map_or(&mapped.backing, Map::backing);
+            let map = Map::new(backing, len, protection).or_else(|error| {
                 // What was outgrown may have left no address space.
                 self.forget_outgrown()?;
-                Map::new(&mapped.backing, len, protection).map_err(|_| error)
+                Map::new(backing, len, protection).map_err(|_| error)
             })?;
             let map = Arc::new(map);
             self.make_current(protection, &map);

@@ -1,7 +1,9 @@
 //! Making a file durable: when it is asked for, when a policy says so, and what it owes.
 
+use std::env;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
@@ -67,17 +69,25 @@ impl OpenFile {
         TIMER.update(self);
     }
 
-    /// The file was created here: its length and its name in `directory` are not durable yet.
-    pub(crate) fn owes_its_name(&self, directory: Option<File>) {
-        let mut names = ignore_poison(&self.names);
-        names.length = true;
-        if directory.is_some() {
-            names.directory = directory;
+    /// The file was opened for writing by `path`, and that name may not be durable yet, whether it
+    /// was this process that gave it or another one.
+    ///
+    /// A path, and not a descriptor of the directory: it is wanted once, and only by those who ask
+    /// for durability.
+    pub(crate) fn owes_its_name(&self, path: &Path) {
+        // Where the process is when the name is made durable does not matter.
+        let path = match path.is_relative().then(env::current_dir) {
+            Some(Ok(here)) => here.join(path),
+            _ => path.to_path_buf(),
+        };
+        let mut owed = ignore_poison(&self.owed);
+        if !owed.names.contains(&path) {
+            owed.names.push(path);
         }
     }
 
-    pub(super) fn owes_its_length(&self) {
-        ignore_poison(&self.names).length = true;
+    pub(crate) fn owes_its_length(&self) {
+        ignore_poison(&self.owed).length = true;
     }
 
     /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
@@ -124,7 +134,7 @@ impl Durable for OpenFile {
         let Some((habits, file)) = file else {
             return Ok(());
         };
-        let owed = std::mem::take(&mut *ignore_poison(&self.names));
+        let owed = std::mem::take(&mut *ignore_poison(&self.owed));
         // Not the length: it may be cut right now, and come back if that fails.
         let map = self.map(Protection::ReadWrite);
         let len = map.as_deref().map_or(0, Map::capacity);
@@ -138,20 +148,17 @@ impl Durable for OpenFile {
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
         let taken = self.pending.take(covers);
         let lost = self.lost_to_others(file, &taken);
-        let result = if let Err(lost) = lost {
-            Err(lost)
-        } else if owed.length || owed.directory.is_some() {
-            // All of the file: no call makes the length durable and leaves bytes alone.
-            sys::sync_file(file).and_then(|()| {
-                let directory = owed.directory.as_ref();
-                directory.map_or(Ok(()), sys::sync_directory)
-            })
-        } else {
+        let result = lost.and_then(|()| {
             match (&writeback, &map) {
+                // All of the file: no call makes the length durable and leaves bytes alone.
+                _ if owed.length => sys::sync_file(file),
                 (Some(writeback), Some(map)) => writeback.run(map, file),
                 _ => Ok(()),
-            }
-        };
+            }?;
+            // After what they are the names of.
+            let mut names = owed.names.iter();
+            names.try_for_each(|path| sys::sync_name(file, path))
+        });
         self.flushed(taken, result)
     }
 }

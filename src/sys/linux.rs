@@ -1,12 +1,13 @@
 //! Linux: the calls that make a mapping usable without signals, stalls or locked instructions.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::io::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::unix::{madvise, msync, page_size};
+use super::unix::{directory_of, file_info, madvise, msync, never_wait, page_size, sync_directory};
 use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
@@ -351,8 +352,10 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
 ///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
 ///   do not depend on the range. btrfs logs the extents of the range.
 /// - *Local*: by name. NFS, SMB, 9p, FUSE, and what is not known here, may ask a server whatever they
-///   are asked. overlayfs is taken for local, though its layers need not be.
-/// - *Counts its cache*: overlayfs does not, since the pages belong to the files of its layers.
+///   are asked, and may give one number to several files. overlayfs is taken for local, though its
+///   layers need not be.
+/// - *Copies up*: overlayfs; a file keeps its id when it is copied up. It does not count its cache
+///   ([`cached_pages`]), since the pages belong to the files of its layers.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn habits(file: &File) -> Habits {
@@ -405,7 +408,7 @@ pub(crate) fn habits(file: &File) -> Habits {
                 | SQUASHFS
                 | ISO9660
         ),
-        counts_cache: kind != OVERLAYFS,
+        copies_up: kind == OVERLAYFS,
     }
 }
 
@@ -704,6 +707,40 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
             return Err(error);
         }
     }
+}
+
+/// Makes the name durable by which the file was opened: by an `fsync` of the directory, or, where
+/// the directory may not be opened or the file has another name by now, of all that its file system
+/// holds ([`syncfs(2)`]), which takes no descriptor and no permission. A file without a name has
+/// none to lose.
+///
+/// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
+pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
+    if let Ok(directory) = directory_of(file, path) {
+        return sync_directory(&directory);
+    }
+    if !file_info(file)?.is_linked {
+        return Ok(());
+    }
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    match unsafe { libc::syncfs(file.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A new descriptor of an open file, for reading ([`proc_pid_fd(5)`]). On overlayfs it shows what
+/// the file is now.
+///
+/// # Errors
+///
+/// Where `/proc` is not mounted, or the file may no longer be opened.
+///
+/// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
+pub(crate) fn reopen(file: &File) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    never_wait(options.read(true)).open(path)
 }
 
 /// Makes a range of a shared mapping durable, down to the drive's cache: `msync` with `MS_SYNC`

@@ -16,7 +16,9 @@
 //! | [`allocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
-//! | [`sync_file`], [`sync_directory`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers`, nothing |
+//! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
+//! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
+//! | [`reopen`] | `/proc/self/fd` | not used | not used |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
@@ -87,10 +89,13 @@ pub(crate) struct Habits {
     /// Once its pages were written back, a sync of any one range makes all of the file's metadata
     /// durable, and what the drive holds.
     pub(crate) syncs_by_range: bool,
-    /// What is asked about an open file is answered by this machine, without waiting.
+    /// What is asked about an open file is answered by this machine, without waiting; and a
+    /// [`FileId`] is that of one file, as long as the file is open.
     pub(crate) is_local: bool,
-    /// [`cached_pages`] counts the pages of the file.
-    pub(crate) counts_cache: bool,
+    /// The first descriptor that may write makes a copy of the file, which is the file from then on.
+    /// A map made through a descriptor that was opened before shows the old one for ever.
+    /// [`cached_pages`] counts nothing.
+    pub(crate) copies_up: bool,
 }
 
 /// A run of mapped memory whose pages are asked for.

@@ -11,6 +11,7 @@ mod fairness;
 mod forked;
 mod growth;
 mod kill;
+mod neighbours;
 mod openings;
 mod p10_errors;
 mod p11_readers;

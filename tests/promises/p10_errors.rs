@@ -23,16 +23,37 @@ pub(crate) struct Disk(tempfile::TempDir);
 
 impl Disk {
     pub(crate) fn tmpfs(test: &str, size: u64) -> Option<Self> {
-        Self::mount(test, &format!("size={size}"), "tmpfs", "tmpfs".as_ref())
+        Self::tmpfs_with(test, size, "rw")
+    }
+
+    pub(crate) fn tmpfs_with(test: &str, size: u64, options: &str) -> Option<Self> {
+        let options = format!("size={size},{options}");
+        Self::mount(test, &options, "tmpfs", "tmpfs".as_ref())
     }
 
     /// An ext4 in a sparse image of that size, which is made at `image`.
     pub(crate) fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
+        Self::ext4_with(test, image, size, &["-b4096"])
+    }
+
+    pub(crate) fn ext4_with(test: &str, image: &Path, size: u64, options: &[&str]) -> Option<Self> {
+        Self::ext4_prepared(test, image, size, options, |_| Some(()))
+    }
+
+    /// One that something is done to before it is mounted.
+    pub(crate) fn ext4_prepared(
+        test: &str,
+        image: &Path,
+        size: u64,
+        options: &[&str],
+        prepare: impl FnOnce(&Path) -> Option<()>,
+    ) -> Option<Self> {
         File::create(image).unwrap().set_len(size).unwrap();
         let features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"];
         let mut make = Command::new("mkfs.ext4");
-        make.args(["-q", "-m", "0", "-b", "4096"]).args(features);
+        make.args(["-q", "-m", "0"]).args(features).args(options);
         try_run(test, make.arg(image))?;
+        prepare(image)?;
         Self::loop_device(test, image)
     }
 
@@ -40,7 +61,7 @@ impl Disk {
         Self::mount(test, "loop,noatime,errors=continue", "ext4", image)
     }
 
-    fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
+    pub(crate) fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", kind, "-o", options]);
@@ -75,7 +96,7 @@ impl Drop for Disk {
 }
 
 /// Runs what only root may, or says why the test is skipped.
-fn try_run(test: &str, command: &mut Command) -> Option<()> {
+pub(crate) fn try_run(test: &str, command: &mut Command) -> Option<()> {
     // SAFETY: the call takes nothing and cannot fail.
     let problem = if unsafe { libc::geteuid() } != 0 {
         "needs root, for a disk of its own".to_owned()
@@ -292,9 +313,9 @@ fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
     };
     alone(async {
         // The last page, a hole, is not all inside the file.
-        let file = MemoryMappedFile::create_rw(disk.path("data"), 10_000)
-            .await
-            .unwrap();
+        let path = disk.path("data");
+        File::create(&path).unwrap().set_len(10_000).unwrap();
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
         disk.fill();
         assert_full(file.update_region(9_000, b"x").await);
         assert_full(file.as_slice_mut(9_000, 10).await);
