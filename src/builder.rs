@@ -3,16 +3,17 @@
 use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use crate::descriptor::Descriptor;
 #[cfg(doc)]
 use crate::error::MmapIoError;
-use crate::error::Result;
+use crate::error::{Result, Subject};
+use crate::fairness::operation;
 use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
-use crate::opening::{Attempt, How, Opening};
+use crate::opening::{absolute, Attempt, How, Opening};
 
 /// Opens or creates a file with options.
 ///
@@ -125,8 +126,8 @@ impl MemoryMappedFileBuilder {
     /// its end, and may leave the file created.
     pub fn create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
-            None | Some(MmapMode::ReadWrite) => How::Create(self.path.clone(), self.size),
-            Some(MmapMode::ReadOnly) => How::Existing(self.path.clone()),
+            None | Some(MmapMode::ReadWrite) => How::Create(absolute(&self.path), self.size),
+            Some(MmapMode::ReadOnly) => How::Existing(absolute(&self.path)),
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -142,11 +143,9 @@ impl MemoryMappedFileBuilder {
     /// # Cancel safety
     ///
     /// As [`create`](Self::create).
-    pub async fn create_new(self) -> Result<MemoryMappedFile> {
-        let mode = self.mode.unwrap_or(MmapMode::ReadWrite);
-        mode.require_write()?;
-        let how = How::CreateNew(self.path.clone(), self.size);
-        self.finish(how, mode).await
+    pub fn create_new(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        let how = How::CreateNew(absolute(&self.path), self.size);
+        self.finish(how, MmapMode::ReadWrite)
     }
 
     /// Opens a file that is there; read-only by default.
@@ -167,7 +166,7 @@ impl MemoryMappedFileBuilder {
     ///
     /// Dropping the future leaves nothing behind.
     pub fn open(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
-        let how = How::Existing(self.path.clone());
+        let how = How::Existing(absolute(&self.path));
         self.finish(how, MmapMode::ReadOnly)
     }
 
@@ -185,40 +184,55 @@ impl MemoryMappedFileBuilder {
     /// As [`create`](Self::create).
     pub fn open_or_create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
-            None | Some(MmapMode::ReadWrite) => How::OpenOrCreate(self.path.clone(), self.size),
-            Some(MmapMode::ReadOnly) => How::Existing(self.path.clone()),
+            None | Some(MmapMode::ReadWrite) => How::OpenOrCreate(absolute(&self.path), self.size),
+            Some(MmapMode::ReadOnly) => How::Existing(absolute(&self.path)),
         };
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    async fn finish(self, how: How, default: MmapMode) -> Result<MemoryMappedFile> {
-        let mode = self.mode.unwrap_or(default);
-        let opening = Opening {
-            how,
-            mode,
-            preallocate: self.preallocate,
+    fn finish(
+        self,
+        how: How,
+        default: MmapMode,
+    ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        let name = match how {
+            How::Create(..) | How::CreateNew(..) => "creating",
+            How::OpenOrCreate(..) | How::Existing(_) | How::Descriptor(_) => "opening",
         };
-        opening.check()?;
-        let mut again = None;
-        let opened = loop {
-            let (opening, what) = (opening.clone(), again.take());
-            match offload(move || opening.attempt(what)).await? {
-                Attempt::Opened(opened) => break opened,
-                Attempt::Later(listener, what) => {
-                    again = Some(what);
-                    listener.await;
+        let location = absolute(&self.path);
+        operation(name, Subject::from(&self.path), async move {
+            let mode = self.mode.unwrap_or(default);
+            let opening = Opening {
+                how,
+                mode,
+                preallocate: self.preallocate,
+            };
+            opening.check()?;
+            let mut again = None;
+            let opened = loop {
+                let (opening, what) = (opening.clone(), again.take());
+                match offload(move || opening.attempt(what)).await? {
+                    Attempt::Opened(opened) => break opened,
+                    Attempt::Later(listener, what) => {
+                        again = Some(what);
+                        listener.await;
+                    }
                 }
+            };
+            opened.finish().await?;
+            if let Some(bytes) = self.write_buffer {
+                opened.open.queue().budget.set_limit(bytes);
             }
-        };
-        opened.finish().await?;
-        if let Some(bytes) = self.write_buffer {
-            opened.open.queue().budget.set_limit(bytes);
-        }
-        let file = MemoryMappedFile::new(opened.open, opened.file, mode, self.policy, self.path);
-        if self.touch == TouchHint::Eager {
-            file.touch_pages().await?;
-        }
-        Ok(file)
+            let policy = match mode {
+                MmapMode::ReadOnly => FlushPolicy::Never,
+                MmapMode::ReadWrite => self.policy,
+            };
+            let file = MemoryMappedFile::new(opened.open, mode, policy, self.path, location);
+            if self.touch == TouchHint::Eager {
+                file.touch_pages().await?;
+            }
+            Ok(file)
+        })
     }
 }
 
@@ -314,7 +328,7 @@ impl MemoryMappedFile {
         path: impl AsRef<Path>,
     ) -> impl Future<Output = Result<Self>> + Send + 'static {
         let builder = Self::builder(path).mode(mode);
-        let how = How::Descriptor(Arc::new(file));
+        let how = How::Descriptor(Descriptor::new(file));
         builder.finish(how, mode)
     }
 }

@@ -5,13 +5,14 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
-use crate::error::{MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{OpenFile, OwnedLease};
-use crate::opening::{find_open, is_gone, Target, TRIES};
+use crate::opening::{absolute, find_open, is_gone, Target, TRIES};
 use crate::queue::{Action, Op, Outcome, Queue, Submitted};
 use crate::range::ByteRange;
 use crate::registry::Found;
@@ -49,8 +50,9 @@ impl MemoryMappedFile {
         path: impl AsRef<Path>,
     ) -> impl Future<Output = Result<u64>> + Send + 'static {
         let handle = self.handle.clone();
-        let path = path.as_ref().to_path_buf();
-        async move {
+        let path = path.as_ref();
+        let (subject, path) = (Subject::from(path), absolute(path));
+        operation("copying to", subject, async move {
             // It takes its turn now; but what cannot be waits for nobody.
             let mut turn = handle.snapshot_turn();
             let destination = path.clone();
@@ -80,7 +82,7 @@ impl MemoryMappedFile {
                     }
                 }
             }
-        }
+        })
     }
 }
 
@@ -157,6 +159,7 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
 
 fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     // Before anything is lost that was there.
+    sys::check_file_limit(len)?;
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
     sys::restrict(destination, &metadata)?;

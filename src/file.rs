@@ -10,11 +10,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::{copied, operation};
 use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
-use crate::map::{Backing, Protection};
+use crate::map::Protection;
 use crate::mode::MmapMode;
 use crate::offload::{check, offload};
 use crate::open_file::{OpenFile, OwnedLease, User};
@@ -55,10 +56,11 @@ pub struct MemoryMappedFile {
 /// What the clones of a handle share.
 pub(crate) struct Handle {
     pub(crate) open: User,
-    pub(crate) backing: Backing,
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
+    /// The same, from the root on.
+    location: PathBuf,
     /// What [`MemoryMappedFile::as_slice_bytes`] has given out.
     kept: Mutex<Kept>,
 }
@@ -424,8 +426,8 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         let path = Subject::from(&handle.path);
         operation("looking up", path, async move {
-            let (file, path) = (handle.file().clone(), handle.path.clone());
-            let looked = handle.hop(move |_| match sys::file_id_at(&path) {
+            let (file, location) = (handle.file().clone(), handle.location.clone());
+            let looked = handle.hop(move |_| match sys::file_id_at(&location) {
                 Ok(there) => Ok(there == sys::file_info(&file)?.id),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error),
@@ -652,17 +654,17 @@ impl MemoryMappedFile {
 impl MemoryMappedFile {
     pub(crate) fn new(
         open: User,
-        file: Arc<File>,
         mode: MmapMode,
         policy: FlushPolicy,
         path: PathBuf,
+        location: PathBuf,
     ) -> Self {
         Self::from(Arc::new(Handle {
             open,
-            backing: Backing::File(file),
             mode,
             policy,
             path,
+            location,
             kept: Mutex::default(),
         }))
     }
@@ -671,10 +673,10 @@ impl MemoryMappedFile {
     pub(crate) fn of_memory(open: User) -> Self {
         Self::from(Arc::new(Handle {
             open,
-            backing: Backing::Memory,
             mode: MmapMode::ReadWrite,
             policy: FlushPolicy::Never,
             path: PathBuf::new(),
+            location: PathBuf::new(),
             kept: Mutex::default(),
         }))
     }
@@ -724,16 +726,13 @@ impl Handle {
         }
     }
 
-    /// The descriptor of a file.
+    /// The descriptor of a file, which all handles share that map it in the same way.
     ///
     /// # Panics
     ///
-    /// For memory, whose handle is nobody's but [`AnonymousMmap`](crate::AnonymousMmap)'s.
-    pub(crate) fn file(&self) -> &Arc<File> {
-        match &self.backing {
-            Backing::File(file) => file,
-            Backing::Memory => unreachable!("nothing that needs a file is offered for memory"),
-        }
+    /// For memory, whose handle only [`AnonymousMmap`](crate::AnonymousMmap) has.
+    pub(crate) fn file(&self) -> &Arc<Descriptor> {
+        self.open.descriptor(self.protection())
     }
 
     /// Runs a job on the pool with the file, which it keeps open.

@@ -152,6 +152,8 @@ mod lease;
 
 mod offload;
 
+mod descriptor;
+
 #[allow(unsafe_code)]
 mod residency;
 

@@ -7,10 +7,12 @@
 use std::future::Future;
 use std::path::Path;
 
-use crate::error::Result;
+use crate::error::{Result, Subject};
+use crate::fairness::operation;
 use crate::file::MemoryMappedFile;
 use crate::mode::MmapMode;
 use crate::offload::offload;
+use crate::opening::absolute;
 
 /// Creates a file of `size` bytes, or truncates it; see [`MemoryMappedFile::create_rw`].
 ///
@@ -41,10 +43,13 @@ pub fn load_mmap(
 /// # Errors
 ///
 /// Those of [`MemoryMappedFile::open_rw`] and [`MemoryMappedFile::update_region`].
-pub async fn write_mmap(path: impl AsRef<Path>, offset: u64, data: &[u8]) -> Result<()> {
-    let path = path.as_ref().to_path_buf();
-    let file = MemoryMappedFile::open_rw(path).await?;
-    file.update_region(offset, data).await
+pub fn write_mmap(
+    path: impl AsRef<Path>,
+    offset: u64,
+    data: &[u8],
+) -> impl Future<Output = Result<()>> + Send + '_ {
+    let file = MemoryMappedFile::open_rw(path);
+    async move { file.await?.update_region(offset, data).await }
 }
 
 /// Writes `data` at `offset`; see [`MemoryMappedFile::update_region`].
@@ -74,12 +79,9 @@ pub fn copy_mmap(
     source: impl AsRef<Path>,
     destination: impl AsRef<Path>,
 ) -> impl Future<Output = Result<()>> + Send + 'static {
-    let source = source.as_ref().to_path_buf();
-    let destination = destination.as_ref().to_path_buf();
-    async move {
-        let source = MemoryMappedFile::open_ro(source).await?;
-        source.copy_to(destination).await.map(|_| ())
-    }
+    let source = MemoryMappedFile::open_ro(source);
+    let destination = absolute(destination.as_ref());
+    async move { source.await?.copy_to(destination).await.map(|_| ()) }
 }
 
 /// Removes a file. Handles that are open on it live on, on Unix.
@@ -88,8 +90,10 @@ pub fn copy_mmap(
 ///
 /// [`Io`](crate::MmapIoError::Io), as of [`std::fs::remove_file`].
 pub fn delete_mmap(path: impl AsRef<Path>) -> impl Future<Output = Result<()>> + Send + 'static {
-    let path = path.as_ref().to_path_buf();
-    async move { Ok(offload(move || std::fs::remove_file(path)).await?) }
+    let location = absolute(path.as_ref());
+    operation("deleting", Subject::from(path.as_ref()), async move {
+        Ok(offload(move || std::fs::remove_file(location)).await?)
+    })
 }
 
 /// The same functions under the names they had when the others were synchronous.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::descriptor::Descriptor;
 use crate::range::{ByteRange, PageRange};
 use crate::sys;
 
@@ -33,7 +34,7 @@ pub(crate) enum Protection {
 /// What keeps the bytes of an open file.
 #[derive(Clone, Debug)]
 pub(crate) enum Backing {
-    File(Arc<File>),
+    File(Arc<Descriptor>),
     /// Nothing but the map: anonymous memory, gone with it.
     Memory,
 }
@@ -262,7 +263,7 @@ mod tests {
     fn address_space_is_reserved_past_the_end() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(5000).unwrap();
-        let file = Backing::File(Arc::new(file));
+        let file = Backing::File(Descriptor::new(file));
         let map = Map::new(&file, 5000, Protection::ReadWrite).unwrap();
         assert!(map.capacity() >= 5000);
         if sys::CAN_MAP_PAST_END {
@@ -279,7 +280,7 @@ mod tests {
     fn bytes_of_a_map_are_recognised_while_it_lives() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(9000).unwrap();
-        let file = Backing::File(Arc::new(file));
+        let file = Backing::File(Descriptor::new(file));
         let map = Map::new(&file, 9000, Protection::Read).unwrap();
         // SAFETY: the map lives until the end of the test, and nobody writes to it.
         let inside = unsafe { map.span(ByteRange::between(5000, 9000)).as_slice() };

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use self::flushing::TIMER;
 use crate::commit::Commits;
+use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
 use crate::lease::{Asks, Kind, Lease, LeaseHost, Leases};
@@ -141,7 +142,7 @@ impl Mapped {
 /// A descriptor to map a file through.
 #[derive(Debug)]
 pub(crate) struct Source {
-    file: Arc<File>,
+    file: Arc<Descriptor>,
     habits: Habits,
     /// When the file was born that a map shows, where that is worth knowing.
     born: Option<SystemTime>,
@@ -150,7 +151,7 @@ pub(crate) struct Source {
 impl Source {
     /// The descriptor itself; where files are copied up, a newer one for reading, since `file` may
     /// have been opened before that.
-    pub(crate) fn new(file: &Arc<File>, habits: Habits, protection: Protection) -> Self {
+    pub(crate) fn new(file: &Arc<Descriptor>, habits: Habits, protection: Protection) -> Self {
         let mut source = Self {
             file: file.clone(),
             habits,
@@ -161,14 +162,13 @@ impl Source {
             // as one that was made after.
             source.born = born(file);
             if let Ok(newer) = sys::reopen(file) {
-                source.file = Arc::new(newer);
+                source.file = Descriptor::new(newer);
             }
         }
+        if habits.is_local && protection == Protection::Read {
+            source.file.is_only_read();
+        }
         source
-    }
-
-    pub(crate) fn file(&self) -> &Arc<File> {
-        &self.file
     }
 
     /// Maps the first `len` bytes.
@@ -211,9 +211,7 @@ impl OpenFile {
         protection: Protection,
     ) -> Arc<Self> {
         let opened = Self::new(Some(claim.id()), len);
-        if let Some(map) = map {
-            opened.install(map, source, protection);
-        }
+        opened.install(map, source, protection);
         opened
     }
 
@@ -221,7 +219,8 @@ impl OpenFile {
     pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
         let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
         let opened = Self::new(None, len);
-        opened.set_map(map, Habits::default(), Protection::ReadWrite);
+        let backing = Backing::Memory;
+        opened.set_map(Some(map), backing, Habits::default(), Protection::ReadWrite);
         Ok(opened)
     }
 
@@ -272,9 +271,10 @@ impl OpenFile {
             self.follow_copy(&source, protection)?;
         }
         let len = self.len();
-        let can_map = len > 0 || sys::CAN_MAP_PAST_END;
-        if can_map && self.mapped[protection as usize].get().is_none() {
-            self.install(source.map(len, protection)?, &source, protection);
+        if self.mapped[protection as usize].get().is_none() {
+            let can_map = len > 0 || sys::CAN_MAP_PAST_END;
+            let map = can_map.then(|| source.map(len, protection)).transpose()?;
+            self.install(map, &source, protection);
         }
         Ok(())
     }
@@ -332,11 +332,12 @@ impl OpenFile {
         }
     }
 
-    fn install(&self, map: Map, source: &Source, protection: Protection) {
+    fn install(&self, map: Option<Map>, source: &Source, protection: Protection) {
         if protection == Protection::Read {
             *ignore_poison(&self.shown) = source.born;
         }
-        self.set_map(map, source.habits, protection);
+        let backing = Backing::File(source.file.clone());
+        self.set_map(map, backing, source.habits, protection);
         if protection == Protection::ReadWrite {
             // Another process, or this one, may have created or resized it without making that
             // durable.
@@ -344,15 +345,32 @@ impl OpenFile {
         }
     }
 
-    fn set_map(&self, map: Map, habits: Habits, protection: Protection) {
-        let backing = map.backing().clone();
-        let map = Arc::new(map);
-        self.make_current(protection, &map);
+    fn set_map(&self, map: Option<Map>, backing: Backing, habits: Habits, protection: Protection) {
+        let map = map.map(Arc::new);
+        if let Some(map) = &map {
+            self.make_current(protection, map);
+        }
         let _ = self.mapped[protection as usize].set(Mapped {
             backing,
             habits,
-            maps: Mutex::new(vec![map]),
+            maps: Mutex::new(map.into_iter().collect()),
         });
+    }
+
+    /// The descriptor through which the file was first mapped with a protection, for as long as the
+    /// file is open: that of every handle that uses it so.
+    ///
+    /// # Panics
+    ///
+    /// For memory, and before [`attach`](Self::attach).
+    pub(crate) fn descriptor(&self, protection: Protection) -> &Arc<Descriptor> {
+        match self.mapped[protection as usize].get() {
+            Some(Mapped {
+                backing: Backing::File(file),
+                ..
+            }) => file,
+            _ => unreachable!("a handle is attached, and memory offers nothing that needs a file"),
+        }
     }
 
     /// Whether `file` is a descriptor of this file. Both are asked now, since what tells files
@@ -568,7 +586,12 @@ impl Drop for OpenFile {
             }
             self.closed.notify();
         }
-        if self.mapped_bytes() > UNMAP_INLINE {
+        let is_slow = |mapped: &Mapped| match &mapped.backing {
+            Backing::File(file) => file.may_block(),
+            Backing::Memory => false,
+        };
+        let mut mapped = self.mapped.iter().filter_map(OnceLock::get);
+        if self.mapped_bytes() > UNMAP_INLINE || mapped.any(is_slow) {
             release(std::mem::take(&mut self.mapped));
         }
     }

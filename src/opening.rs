@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::map::Protection;
 use crate::mode::MmapMode;
@@ -49,7 +50,7 @@ pub(crate) enum How {
     /// It is created if it is not there; one without bytes gets that many.
     OpenOrCreate(PathBuf, u64),
     /// It is open already.
-    Descriptor(Arc<File>),
+    Descriptor(Arc<Descriptor>),
 }
 
 /// One try at an opening.
@@ -62,21 +63,24 @@ pub(crate) enum Attempt {
 /// What an attempt had opened. It stays, whatever becomes of the next one: others have it by now.
 #[derive(Debug)]
 pub(crate) struct Again {
-    file: Arc<File>,
+    file: Arc<Descriptor>,
     created: Option<Created>,
 }
 
-/// An opened file, and its descriptor.
+/// An opened file.
 pub(crate) struct Opened {
     pub(crate) open: User,
-    pub(crate) file: Arc<File>,
     /// What is still to be done, in the file's queue, and the length it is about.
     rest: Option<(Action, u64)>,
 }
 
 impl Opening {
-    /// Fails unless the size is one that a file can have. Before the file system is touched.
+    /// Fails unless the mode permits it, and the size is one that a file can have. Before the file
+    /// system is touched.
     pub(crate) fn check(&self) -> Result<()> {
+        if let How::CreateNew(..) = self.how {
+            self.mode.require_write()?;
+        }
         match self.how {
             How::Create(_, size) | How::CreateNew(_, size) => check_size(size),
             How::OpenOrCreate(..) | How::Existing(_) | How::Descriptor(_) => Ok(()),
@@ -107,7 +111,7 @@ impl Opening {
                             return Ok(Attempt::Later(closed, target.into()));
                         }
                     }
-                    let joined = self.join(User::new(open), target.keep(), &info, habits);
+                    let joined = self.join(User::new(open), &target.keep(), &info, habits);
                     return joined.map(Attempt::Opened);
                 }
                 Found::Vacant(claim) => {
@@ -188,7 +192,13 @@ impl Opening {
     }
 
     /// Shares what is open already.
-    fn join(&self, open: User, file: Arc<File>, info: &FileInfo, habits: Habits) -> Result<Opened> {
+    fn join(
+        &self,
+        open: User,
+        file: &Arc<Descriptor>,
+        info: &FileInfo,
+        habits: Habits,
+    ) -> Result<Opened> {
         let len = open.len();
         // A longer one is adopted in its turn among what happens behind the end, and no more.
         let mut rest = (info.len != len).then_some((Action::AdoptLength, len));
@@ -201,12 +211,11 @@ impl Opening {
             // creation was over, or another process has changed it, which is for its queue to find.
             _ => self.check_not_empty(len)?,
         }
-        let source = Source::new(&file, habits, self.protection());
-        let file = self.descriptor(&source, file);
+        let source = Source::new(file, habits, self.protection());
         open.attach(source, self.protection())?;
-        self.reserve(&file, info.len, false)?;
+        self.reserve(file, info.len, false)?;
         self.prepare(&open);
-        Ok(Opened { file, open, rest })
+        Ok(Opened { open, rest })
     }
 
     /// Opens what is not open in this process.
@@ -250,9 +259,8 @@ impl Opening {
         let open = OpenFile::open(&claim, &source, map, len, protection);
         self.prepare(&open);
         claim.fill(&open);
-        let file = self.descriptor(&source, target.keep());
+        target.keep();
         Ok(Opened {
-            file,
             open: User::new(open),
             rest: None,
         })
@@ -265,14 +273,6 @@ impl Opening {
         }
         if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.how.path()) {
             open.owes_its_name(path);
-        }
-    }
-
-    /// The handle's own descriptor: the caller's, if it gave one.
-    fn descriptor(&self, source: &Source, file: Arc<File>) -> Arc<File> {
-        match self.how {
-            How::Descriptor(_) => file,
-            _ => source.file().clone(),
         }
     }
 
@@ -382,7 +382,7 @@ impl How {
 /// unless it is kept, or has got bytes.
 #[derive(Debug)]
 pub(crate) struct Target {
-    file: Arc<File>,
+    file: Arc<Descriptor>,
     created: Option<Created>,
 }
 
@@ -391,7 +391,7 @@ impl Target {
         let mut options = OpenOptions::new();
         options.read(true).write(mode == MmapMode::ReadWrite);
         Ok(Self {
-            file: Arc::new(sys::never_wait(&mut options).open(path)?),
+            file: Descriptor::new(sys::never_wait(&mut options).open(path)?),
             created: None,
         })
     }
@@ -410,7 +410,7 @@ impl Target {
     fn create_new(path: &Path, permissions: u32) -> io::Result<Self> {
         let (file, created) = sys::create_new(path, permissions)?;
         Ok(Self {
-            file: Arc::new(file),
+            file: Descriptor::new(file),
             created,
         })
     }
@@ -419,7 +419,7 @@ impl Target {
     fn open_or_create(path: &Path, permissions: u32) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         Ok(Self {
-            file: Arc::new(sys::open_or_create(&mut options, permissions).open(path)?),
+            file: Descriptor::new(sys::open_or_create(&mut options, permissions).open(path)?),
             created: None,
         })
     }
@@ -451,7 +451,7 @@ impl Target {
     }
 
     /// The file stays.
-    pub(crate) fn keep(mut self) -> Arc<File> {
+    pub(crate) fn keep(mut self) -> Arc<Descriptor> {
         self.created = None;
         self.file.clone()
     }
@@ -495,4 +495,13 @@ pub(crate) fn find_open(target: &Target, info: &FileInfo, habits: Habits) -> Fou
 /// name can be opened all the same (`/proc/self/fd`), and some FUSE file systems count no names.
 pub(crate) fn is_gone(info: &FileInfo, path: &Path) -> bool {
     !info.is_linked && !sys::file_id_at(path).is_ok_and(|id| id == info.id)
+}
+
+/// The path, from the current directory on where it is relative: as it is now, whenever it is used.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    if path.is_absolute() {
+        return path.to_path_buf();
+    }
+    // Where there is no such directory any more, opening says so.
+    std::env::current_dir().map_or_else(|_| path.to_path_buf(), |directory| directory.join(path))
 }

@@ -7,6 +7,7 @@ use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::mode::MmapMode;
+use crate::offload::offload;
 use crate::range::ByteRange;
 use crate::sys::{self, CacheHint};
 
@@ -99,7 +100,14 @@ impl MemoryMappedFile {
     ///
     /// As [`flush`](Self::flush).
     pub async fn close(self) -> Result<()> {
-        self.flush().await
+        let flushed = self.flush().await;
+        // The last close may block, and is over when this resolves.
+        offload(move || {
+            drop(self);
+            Ok::<_, MmapIoError>(())
+        })
+        .await?;
+        flushed
     }
 
     /// Starts writing everything back that was written before, and does not wait for it. Not

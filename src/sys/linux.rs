@@ -241,8 +241,30 @@ pub(crate) fn known_len(file: &File) -> io::Result<u64> {
     statx_len(file, libc::AT_STATX_DONT_SYNC)
 }
 
-#[cfg(not(target_os = "android"))]
+/// Whether an open file has a name in some directory, as this machine knows it ([`statx(2)`],
+/// `AT_STATX_DONT_SYNC`).
+///
+/// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
+pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
+    match statx(file, libc::AT_STATX_DONT_SYNC, STATX_NLINK) {
+        Some(stat) => Ok(stat.stx_nlink > 0),
+        None => Ok(file.metadata()?.nlink() > 0),
+    }
+}
+
 fn statx_len(file: &File, sync: libc::c_int) -> io::Result<u64> {
+    match statx(file, sync, STATX_SIZE) {
+        Some(stat) => Ok(stat.stx_size),
+        None => Ok(file.metadata()?.len()),
+    }
+}
+
+const STATX_NLINK: libc::c_uint = 0x4;
+const STATX_SIZE: libc::c_uint = 0x200;
+
+/// What is asked for by `mask`; `None` where the kernel does not have the call, or a filter refuses it.
+#[cfg(not(target_os = "android"))]
+fn statx(file: &File, sync: libc::c_int, mask: libc::c_uint) -> Option<libc::statx> {
     let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is empty and ends in a zero byte, `stat` is live for the call, and `file`
     // keeps the descriptor open.
@@ -251,21 +273,18 @@ fn statx_len(file: &File, sync: libc::c_int) -> io::Result<u64> {
             file.as_raw_fd(),
             b"\0".as_ptr().cast(),
             libc::AT_EMPTY_PATH | sync,
-            libc::STATX_SIZE,
+            mask,
             stat.as_mut_ptr(),
         )
     };
-    if result != 0 {
-        // Not in this kernel, or a filter refuses it.
-        return Ok(file.metadata()?.len());
-    }
     // SAFETY: all-zero bytes are a valid `statx`, and the call has filled in what it knows.
-    Ok(unsafe { stat.assume_init() }.stx_size)
+    (result == 0).then(|| unsafe { stat.assume_init() })
 }
 
+/// Android's C library does not have the call everywhere.
 #[cfg(target_os = "android")]
-fn statx_len(file: &File, _sync: libc::c_int) -> io::Result<u64> {
-    Ok(file.metadata()?.len())
+fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::statx> {
+    None
 }
 
 /// There is a barrier for the whole process, unless the kernel or a filter refuses it.

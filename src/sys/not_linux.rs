@@ -62,3 +62,8 @@ pub(crate) fn known_len(file: &File) -> io::Result<u64> {
 pub(crate) fn is_refused(_error: &io::Error) -> bool {
     false
 }
+
+/// Whether an open file has a name in some directory.
+pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
+    Ok(super::file_info(file)?.is_linked)
+}

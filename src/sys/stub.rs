@@ -142,11 +142,6 @@ pub(crate) fn barrier() -> io::Result<()> {
     unsupported()
 }
 
-/// Gives a file a new length.
-pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
-    file.set_len(len)
-}
-
 pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
     unsupported()
 }

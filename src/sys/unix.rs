@@ -334,20 +334,6 @@ pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     })
 }
 
-/// Gives a file a new length ([`ftruncate(2)`]).
-///
-/// # Errors
-///
-/// `EFBIG` past the process's limit on file sizes, where the call would raise `SIGXFSZ`.
-///
-/// [`ftruncate(2)`]: https://man7.org/linux/man-pages/man2/ftruncate.2.html
-pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
-    if len > file.metadata()?.len() {
-        check_file_limit(len)?;
-    }
-    file.set_len(len)
-}
-
 /// Fails with `EFBIG` if a file may not be written up to `end` ([`getrlimit(2)`],
 /// `RLIMIT_FSIZE`).
 ///
@@ -554,7 +540,10 @@ mod portable {
     pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
         match file_len(file)? >= len {
             true => Ok(()),
-            false => super::set_len(file, len),
+            false => {
+                super::check_file_limit(len)?;
+                file.set_len(len)
+            }
         }
     }
 

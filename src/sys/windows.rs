@@ -362,11 +362,6 @@ pub(crate) fn barrier() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a file a new length.
-pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
-    file.set_len(len)
-}
-
 /// Not needed for correctness, and not available.
 pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
     Ok(())
@@ -377,7 +372,7 @@ pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<(
 pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
     match file_len(file)? >= len {
         true => Ok(()),
-        false => set_len(file, len),
+        false => file.set_len(len),
     }
 }
 

@@ -370,7 +370,9 @@ mod calls {
             // The allocator gives memory back.
             "madvise" => arguments.contains("MADV_DONTNEED"),
             // The probe: what the kernel knows about an open file.
-            "statx" => arguments.contains("AT_STATX_DONT_SYNC|AT_EMPTY_PATH, STATX_SIZE, "),
+            "statx" => ["STATX_SIZE", "STATX_NLINK"].iter().any(|mask| {
+                arguments.contains(&format!("AT_STATX_DONT_SYNC|AT_EMPTY_PATH, {mask}, "))
+            }),
             "msync" | "membarrier" | "process_madvise" => false,
             // The standard library looks at files of the system.
             _ => !arguments.contains(dir),

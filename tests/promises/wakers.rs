@@ -113,10 +113,10 @@ fn check<'a>(
     // One that drops another future, and one that polls it.
     for polls in [false, true] {
         let let_go = hold();
-        let mut other = begin(wait(), Waker::noop());
+        let mut other = begin(wait(), &idle());
         let waker = Does::new(move || match (&mut other, polls) {
             (Some(other), true) => {
-                let _ = other.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                let _ = other.as_mut().poll(&mut Context::from_waker(&idle()));
             }
             _ => drop(other),
         });
@@ -207,4 +207,13 @@ fn wakers_of_jobs_may_panic_drop_and_poll() {
         let file = file.clone();
         Box::pin(async move { file.prefetch_range(0, 10_000).await.unwrap() })
     });
+}
+
+/// A waker that does nothing.
+fn idle() -> Waker {
+    struct Idle;
+    impl Wake for Idle {
+        fn wake(self: Arc<Self>) {}
+    }
+    Waker::from(Arc::new(Idle))
 }
