@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use crate::error::{MmapIoError, Result};
+use crate::fairness::operation;
 use crate::file::MemoryMappedFile;
 use crate::sys;
 
@@ -57,7 +58,7 @@ impl MemoryMappedFile {
         advice: MmapAdvice,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        operation("advising about", (offset, len), async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
@@ -71,8 +72,8 @@ impl MemoryMappedFile {
                 // which is a shared one of a file.
                 unsafe { sys::advise(run, advice.into()) }
             });
-            advised.await.map_err(MmapIoError::AdviceFailed)
-        }
+            advised.await.map_err(MmapIoError::advice_failed)
+        })
     }
 }
 

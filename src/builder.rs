@@ -89,8 +89,13 @@ impl MemoryMappedFileBuilder {
     }
 
     /// How many bytes of writes may be queued for the file, through all its handles; 64 MiB by
-    /// default. Writes beyond that wait for their turn, first come, first served, before their
-    /// data is copied. A larger write is admitted when nothing else is queued.
+    /// default. Writes beyond that keep their place in the order, and wait for room, first come,
+    /// first served, before their data is copied. A larger write is admitted when nothing else is
+    /// queued.
+    ///
+    /// Writes that views block, or earlier writes that views block, are counted on their own, up to
+    /// the same number of bytes, so that they take no room from the others. So the file holds up to
+    /// twice as many bytes.
     pub fn write_buffer(self, bytes: usize) -> Self {
         Self {
             write_buffer: Some(bytes),
@@ -99,7 +104,9 @@ impl MemoryMappedFileBuilder {
     }
 
     /// Creates the file, or truncates it; read-write by default. In a mode that does not write,
-    /// the file is opened as it is.
+    /// the file is opened as it is. Links are followed, where the system lets them be.
+    ///
+    /// If another process makes the file longer meanwhile, it stays that long.
     ///
     /// # Errors
     ///
@@ -108,7 +115,9 @@ impl MemoryMappedFileBuilder {
     /// - [`Busy`](MmapIoError::Busy): the file is mapped in this process.
     /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
     ///
-    /// A failure leaves no file that was not there before; one that was there may be empty then.
+    /// Whatever can be asked before is asked before a file that was there is truncated: only a full
+    /// disk may leave it empty. A failure leaves no file that was not there before, unless another
+    /// process has written to it, or removed and created it meanwhile, or a link led to it.
     ///
     /// # Cancel safety
     ///
@@ -122,7 +131,7 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    /// Creates a file that is not there; read-write only.
+    /// Creates a file that is not there; read-write only. A link is there, wherever it leads to.
     ///
     /// # Errors
     ///
@@ -135,7 +144,7 @@ impl MemoryMappedFileBuilder {
     /// As [`create`](Self::create).
     pub async fn create_new(self) -> Result<MemoryMappedFile> {
         let mode = self.mode.unwrap_or(MmapMode::ReadWrite);
-        mode.require_write("create_new")?;
+        mode.require_write()?;
         let how = How::CreateNew(self.path.clone(), self.size);
         self.finish(how, mode).await
     }
@@ -146,8 +155,11 @@ impl MemoryMappedFileBuilder {
     ///
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
     ///   its blocks cannot be [reserved](Self::preallocate).
-    /// - [`Truncated`](MmapIoError::Truncated): it is mapped in this process already, and somebody
-    ///   else has shortened it since.
+    /// - [`Truncated`](MmapIoError::Truncated): it is mapped in this process already, and another
+    ///   process has shortened it since.
+    /// - [`Busy`](MmapIoError::Busy): it was on the lower layer of an overlayfs, and this process
+    ///   has views of it that show what it was there; see
+    ///   [Safety and other processes](crate#safety-and-other-processes).
     /// - [`Io`](MmapIoError::Io): it cannot be opened, is no regular file, or cannot be read in
     ///   (with [`TouchHint::Eager`]).
     ///
@@ -160,12 +172,13 @@ impl MemoryMappedFileBuilder {
     }
 
     /// Opens the file, or creates it; read-write by default. Never truncates; a file without
-    /// bytes gets [`size`](Self::size) of them. In a mode that does not write, the file must be
-    /// there.
+    /// bytes gets [`size`](Self::size) of them, or stays as long as another process makes it
+    /// meanwhile. In a mode that does not write, the file must be there.
     ///
     /// # Errors
     ///
-    /// Those of [`create`](Self::create), but for `Busy`.
+    /// Those of [`create`](Self::create) and [`open`](Self::open). A failure removes nothing: a file
+    /// that was created may be left without bytes, since another process may have opened it.
     ///
     /// # Cancel safety
     ///
@@ -201,14 +214,7 @@ impl MemoryMappedFileBuilder {
         if let Some(bytes) = self.write_buffer {
             opened.open.queue().budget.set_limit(bytes);
         }
-        let file = MemoryMappedFile::new(
-            opened.open,
-            opened.file,
-            opened.may_probe,
-            mode,
-            self.policy,
-            self.path,
-        );
+        let file = MemoryMappedFile::new(opened.open, opened.file, mode, self.policy, self.path);
         if self.touch == TouchHint::Eager {
             file.touch_pages().await?;
         }
@@ -274,7 +280,7 @@ impl MemoryMappedFile {
     }
 
     /// Opens a file for reading and writing, or creates it with `default_size` bytes. It is never
-    /// truncated; if it is empty, it gets that many bytes.
+    /// truncated, emptied or removed; if it is empty, it gets that many bytes.
     ///
     /// # Errors
     ///
@@ -290,7 +296,8 @@ impl MemoryMappedFile {
         Self::builder(path).size(default_size).open_or_create()
     }
 
-    /// Maps a file that is open already. The path is only for [`path`](Self::path).
+    /// Maps a file that is open already. The path is only for [`path`](Self::path): that the file
+    /// has a name, and that the name is durable, is the caller's business.
     ///
     /// # Errors
     ///

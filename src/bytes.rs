@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
+use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::{wait_briefly, Lease, LeaseHost};
 use crate::map::Span;
@@ -48,8 +49,8 @@ impl MemoryMappedFile {
         }
         let range = ByteRange::new(offset, len, self.len())?;
         let attempt = || Lease::try_owned(self.handle.clone(), range);
-        let lease = wait_briefly(self.handle.leases(), range, attempt)
-            .map_err(|busy| self.bounds_first(range, busy))?;
+        let lease = wait_briefly(self.handle.leases(), range, || self.len(), attempt)?;
+
         self.leased_bytes(range, lease)
     }
 
@@ -69,7 +70,7 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<Bytes>> + Send + 'static {
         let file = self.clone();
-        async move {
+        operation("reading", (offset, len), async move {
             if len == 0 {
                 return Ok(Bytes::new());
             }
@@ -78,7 +79,7 @@ impl MemoryMappedFile {
                 .resident_lease(range, || Lease::try_owned(file.handle.clone(), range))
                 .await?;
             file.leased_bytes(range, lease)
-        }
+        })
     }
 
     fn leased_bytes(&self, range: ByteRange, lease: Lease<Arc<Handle>>) -> Result<Bytes> {

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::completion::{contain, wake_all, Completion};
-use crate::error::{again, MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
 use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
@@ -101,7 +101,7 @@ impl Waiter for Flush {
 pub(crate) struct Commits {
     state: Mutex<State>,
     /// The first error a flush met.
-    failed: OnceLock<Arc<io::Error>>,
+    failed: OnceLock<MmapIoError>,
     pub(crate) flushes: AtomicU64,
     pub(crate) served: AtomicU64,
 }
@@ -145,7 +145,7 @@ impl State {
 impl Commits {
     /// The error that sticks to the file, if a flush has failed.
     pub(crate) fn failure(&self) -> Option<MmapIoError> {
-        Some(MmapIoError::FlushFailed(self.failed.get()?.clone()))
+        self.failed.get().cloned()
     }
 
     /// Adds a waiter, to be told when its bytes are durable. With `everything`, or if that is what
@@ -203,8 +203,9 @@ impl Commits {
         let result = contain(|| target.flush(extent))
             .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));
         if let Err(error) = result {
+            let failed = MmapIoError::FlushFailed(error.into());
             // Only the turn sets it, and there is one at a time.
-            let _ = self.failed.set(Arc::new(error));
+            let _ = self.failed.set(failed.during("flushing", Subject::Nothing));
         }
     }
 }
@@ -219,13 +220,13 @@ impl<D: Durable> Turn<D> {
     pub(crate) fn spawn(self) {
         let target = self.0.clone();
         if let Err(error) = spawn(move || self.run(ROUNDS)) {
-            Self(target).refuse(&error);
+            Self(target).refuse(&error.into());
         }
     }
 
     /// Gives the turn back: the job that was to flush cannot be run. Nothing sticks, since nothing
     /// was tried.
-    fn refuse(self, error: &io::Error) {
+    fn refuse(self, error: &MmapIoError) {
         let waiting = {
             let mut state = lock(&self.0.commits().state);
             state.everything = false;
@@ -233,10 +234,8 @@ impl<D: Durable> Turn<D> {
             std::mem::take(&mut state.waiting)
         };
         drop(self);
-        let refused = waiting.iter().filter_map(|waiter| {
-            let error = MmapIoError::Io(again(error));
-            waiter.acknowledge(Err(error))
-        });
+        let refused = waiting.iter();
+        let refused = refused.filter_map(|waiter| waiter.acknowledge(Err(error.clone())));
         wake_all(&mut refused.collect());
     }
 
@@ -285,10 +284,7 @@ impl<D: Durable> Turn<D> {
             let tell = || {
                 let mut wakers: Vec<Waker> = waiting
                     .iter()
-                    .filter_map(|waiter| {
-                        let failed = failed.clone().map(MmapIoError::FlushFailed);
-                        waiter.acknowledge(failed.map_or(Ok(()), Err))
-                    })
+                    .filter_map(|waiter| waiter.acknowledge(failed.clone().map_or(Ok(()), Err)))
                     .collect();
                 wake_all(&mut wakers);
             };

@@ -1,40 +1,44 @@
 //! Snapshots: a copy of the file that no write can tear.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::path::Path;
-
-use event_listener::EventListener;
 
 use crate::error::{MmapIoError, Result};
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
-use crate::open_file::{OpenFile, OwnedLease, OPEN_FILES};
-use crate::opening::{identified, open_target, Target};
+use crate::open_file::{OpenFile, OwnedLease};
+use crate::opening::{find_open, is_gone, Target, TRIES};
 use crate::queue::{Action, Op, Outcome, Queue, Submitted};
 use crate::range::ByteRange;
 use crate::registry::Found;
 use crate::residency;
 use crate::sys;
+use crate::wakers::EventListener;
 
 impl MemoryMappedFile {
     /// Copies the file to `path`, and resolves to the number of bytes.
     ///
     /// The copy is what the file was at one moment: it takes its turn among the writes, and those
     /// after it wait until it is done. Shares the blocks of the file where the file system can
-    /// (reflink), and else copies inside the kernel. What was there is replaced; permission bits
-    /// are copied. The copy is not durable.
+    /// (reflink), and else copies inside the kernel. What was there is replaced. The copy is not
+    /// durable.
+    ///
+    /// Until it is whole, the copy is for the process's own user alone, a file that was there as
+    /// well; then it gets the permissions of the file, without the set-user-id, set-group-id and
+    /// sticky bits. A process that had a file open that was there reads on.
     ///
     /// # Errors
     ///
     /// - [`Busy`](MmapIoError::Busy): `path` is mapped in this process, by whatever name: also if
     ///   it is the file itself.
-    /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
-    ///   failed. A file that was not there before is removed again; one that was is lost.
-    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or others could
+    ///   read the copy who cannot read the file, and nothing can be done about it; or copying failed.
+    ///   A file that was not there before is removed again; one that was is lost.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
     ///
@@ -82,7 +86,7 @@ impl MemoryMappedFile {
 
 impl Handle {
     /// A turn among the writes, to keep all bytes as they are; says how many there are.
-    fn snapshot_turn(&self) -> Option<(u64, Submitted<OpenFile>)> {
+    fn snapshot_turn(&self) -> Option<(u64, Submitted<'_, OpenFile>)> {
         let len = self.open.len();
         let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
         (len > 0).then(|| (len, Queue::submit(&self.open, op)))
@@ -91,7 +95,7 @@ impl Handle {
 
 enum Copied {
     Done,
-    /// Somebody is opening or closing the destination; try again then.
+    /// The destination is being opened or closed; try again then.
     Later(Option<OwnedLease>, EventListener),
 }
 
@@ -101,8 +105,8 @@ fn check_destination(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         target => target?,
     };
-    let (_, info) = identified(target)?;
-    match OPEN_FILES.find((&info).into()) {
+    let info = target.identify()?;
+    match find_open(&target, &info, sys::habits(target.file())) {
         Found::Open(open) if open.check_in_use().is_ok() => {
             Err(ByteRange::between(0, info.len).busy())
         }
@@ -110,17 +114,22 @@ fn check_destination(path: &Path) -> Result<()> {
     }
 }
 
-/// Copies to `path`, which nobody else can map meanwhile.
+/// Copies to `path`, which no other handle here can map meanwhile.
 fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
-    let (target, claim) = loop {
-        let (target, info) = open_target(path)?;
-        match OPEN_FILES.find((&info).into()) {
-            // Whoever had the claim before may have removed the file.
-            Found::Vacant(claim) if sys::file_info(target.file())?.is_linked => {
-                break (target, claim)
+    for tries_left in (0..TRIES).rev() {
+        // For other users only when it is whole, and if they may read the source.
+        let target = Target::create(path, sys::FOR_THE_OWNER)?;
+        let info = target.identify()?;
+        let claim = match find_open(&target, &info, sys::habits(target.file())) {
+            // Another holder of the claim may have removed the file.
+            Found::Vacant(claim) => {
+                let info = sys::file_info(target.file())?;
+                if tries_left > 0 && is_gone(&info, path) {
+                    continue;
+                }
+                claim
             }
-            Found::Vacant(_) => {}
-            // What was created here is somebody else's by now.
+            // What was created here belongs to others by now.
             Found::Claimed(opening) => {
                 target.keep();
                 return Ok(Copied::Later(snapshot, opening));
@@ -132,24 +141,25 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
                     Err(closed) => return Ok(Copied::Later(snapshot, closed)),
                 }
             }
+        };
+        let copied = copy_all(source, target.file(), len);
+        drop(snapshot);
+        // If it failed, a file that was created goes before the claim on it does.
+        match &copied {
+            Ok(()) => drop(target.keep()),
+            Err(_) => target.discard(),
         }
-    };
-    let copied = copy_all(source, target.file(), len);
-    drop(snapshot);
-    // If it failed, a file that was created goes before the claim on it does.
-    if copied.is_ok() {
-        target.keep();
-    } else {
-        drop(target);
+        drop(claim);
+        return copied.map(|()| Copied::Done);
     }
-    drop(claim);
-    copied.map(|()| Copied::Done)
+    unreachable!("the last try takes the file as it is")
 }
 
 fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     // Before anything is lost that was there.
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
+    sys::restrict(destination, &metadata)?;
     // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
     if destination.metadata()?.len() > 0 {
         destination.set_len(0)?;
@@ -158,16 +168,8 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
         sys::copy_contents(source, destination, len).map_err(|error| {
             // The file may have become shorter meanwhile.
             let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);
-            whole.err().unwrap_or(MmapIoError::Io(error))
+            whole.err().unwrap_or(MmapIoError::from(error))
         })?;
     }
-    Ok(set_permissions(destination, metadata.permissions())?)
-}
-
-/// Best effort, as some file systems have none.
-fn set_permissions(file: &File, permissions: fs::Permissions) -> std::io::Result<()> {
-    match file.set_permissions(permissions) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-        result => result,
-    }
+    Ok(sys::copy_permissions(destination, &metadata)?)
 }

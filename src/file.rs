@@ -1,15 +1,17 @@
 //! The handle, and reading through it.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rangemap::RangeSet;
-
-use crate::error::{MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::{copied, operation};
 use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
 use crate::map::{Backing, Protection};
@@ -17,7 +19,7 @@ use crate::mode::MmapMode;
 use crate::offload::{check, offload};
 use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
-use crate::residency;
+use crate::sys;
 use crate::view::MappedSlice;
 
 /// A memory-mapped file.
@@ -57,16 +59,42 @@ pub(crate) struct Handle {
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
-    /// The residency probe tells the truth about this file.
-    may_probe: bool,
     /// What [`MemoryMappedFile::as_slice_bytes`] has given out.
     kept: Mutex<Kept>,
 }
 
+/// Ranges that stay leased: by their start, with their end. No two of them touch: those that would
+/// are one, so that a scan in small steps keeps one lease.
 #[derive(Default)]
-struct Kept {
-    ranges: RangeSet<u64>,
-    leases: Vec<OwnedLease>,
+struct Kept(BTreeMap<u64, (u64, OwnedLease)>);
+
+impl Kept {
+    /// The ranges that share a byte with `range` or touch it.
+    fn touching(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
+        let up_to = self.0.range(..=range.end()).rev();
+        let up_to = up_to.map(|(start, (end, _))| ByteRange::between(*start, *end));
+        up_to.take_while(move |other| other.end() >= range.start())
+    }
+
+    /// Makes sure that `range` is leased, by what `lease` gets.
+    fn keep(
+        &mut self,
+        range: ByteRange,
+        lease: impl FnOnce(ByteRange) -> Result<OwnedLease>,
+    ) -> Result<()> {
+        if self.touching(range).any(|other| other.contains(range)) {
+            return Ok(());
+        }
+        let joined: Vec<ByteRange> = self.touching(range).collect();
+        let all = joined.iter().copied().fold(range, ByteRange::hull);
+        // The new lease is there before those that it stands for go.
+        let lease = lease(all)?;
+        for other in joined {
+            self.0.remove(&other.start());
+        }
+        self.0.insert(all.start(), (all.end(), lease));
+        Ok(())
+    }
 }
 
 /// What a file is doing; see [`MemoryMappedFile::stats`].
@@ -201,15 +229,22 @@ impl MemoryMappedFile {
     /// neither.
     #[inline(always)]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        let slice = self.slice_or(offset, len, |open, range| {
-            #[cold]
-            fn wait(open: &OpenFile, range: ByteRange) -> Option<Token> {
-                range.check(open.len()).ok()?;
-                wait_briefly(open.leases(), range, || try_shared(open, range)).ok()
+        loop {
+            let slice = self.slice_or(offset, len, |open, range| {
+                #[cold]
+                fn wait(open: &OpenFile, range: ByteRange) -> Option<Token> {
+                    let attempt = || try_shared(open, range);
+                    wait_briefly(open.leases(), range, || open.len(), attempt).ok()
+                }
+                wait(open, range)
+            });
+            if let Some(slice) = slice {
+                return Ok(slice);
             }
-            wait(open, range)
-        });
-        slice.ok_or_else(|| *self.refusal(offset, len))
+            if let Some(refusal) = self.refusal(offset, len) {
+                return Err(*refusal);
+            }
+        }
     }
 
     /// Bytes of the file, to read in place, unless something is in the way.
@@ -232,9 +267,9 @@ impl MemoryMappedFile {
         });
         match slice {
             Some(slice) => Ok(Some(slice)),
-            None => match *self.refusal(offset, len) {
-                MmapIoError::Busy { .. } => Ok(None),
-                error => Err(error),
+            None => match self.out_of_bounds(offset, len) {
+                Some(error) => Err(*error),
+                None => Ok(None),
             },
         }
     }
@@ -243,7 +278,7 @@ impl MemoryMappedFile {
     ///
     /// The range stays leased until the last clone of the handle is dropped, so that a write of
     /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
-    /// more.
+    /// more, and ranges that touch each other share a lease. A call that fails keeps nothing.
     ///
     /// # Errors
     ///
@@ -259,7 +294,9 @@ impl MemoryMappedFile {
             return Ok(&[]);
         }
         if self.handle.mode != MmapMode::ReadOnly {
-            return Err(MmapIoError::InvalidMode("as_slice_bytes"));
+            return Err(MmapIoError::invalid_mode(
+                "a handle that may write would wait for its own view",
+            ));
         }
         let open = &self.open;
         let range = ByteRange::new(offset, len, open.len())?;
@@ -268,14 +305,16 @@ impl MemoryMappedFile {
             .kept
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let gaps: Vec<_> = kept.ranges.gaps(&range.into()).collect();
-        for gap in gaps {
-            let part = ByteRange::from(gap.clone());
-            let lease = wait_briefly(open.leases(), part, || Lease::try_owned(open.clone(), part));
-            kept.leases
-                .push(lease.map_err(|busy| self.bounds_first(range, busy))?);
-            kept.ranges.insert(gap);
-        }
+        kept.keep(range, |all| {
+            let attempt = || Lease::try_owned(open.clone(), all);
+            let lease = wait_briefly(open.leases(), all, || open.len(), attempt);
+            // The caller asked for `range`.
+            lease.map_err(|error| match error {
+                MmapIoError::OutOfBounds { total, .. } => range.out_of_bounds(total),
+                _ => range.busy(),
+            })
+        })?;
+        drop(kept);
         let span = open.span(self.protection(), range)?;
         // SAFETY: every byte of the range is under a lease that lives as long as the handle,
         // which `self` borrows, and the handle keeps the map.
@@ -310,18 +349,7 @@ impl MemoryMappedFile {
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        if len == 0 {
-            return Ok(MappedSlice::EMPTY);
-        }
-        let open: &OpenFile = &self.open;
-        let range = ByteRange::new(offset, len, open.len())?;
-        let lease = self
-            .resident_lease(range, || Lease::try_shared(open, range))
-            .await?;
-        Ok(MappedSlice::new(
-            open.span(self.protection(), range)?,
-            lease,
-        ))
+        operation("reading", (offset, len), self.resident_slice(offset, len)).await
     }
 
     /// Copies bytes of the file into `buffer`.
@@ -337,9 +365,73 @@ impl MemoryMappedFile {
     ///
     /// The bytes are copied in the last poll, all of them.
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let slice = self.slice(offset, buffer.len() as u64).await?;
-        buffer.copy_from_slice(&slice);
-        Ok(())
+        let len = buffer.len() as u64;
+        operation("reading", (offset, len), async {
+            let slice = self.resident_slice(offset, len).await?;
+            buffer.copy_from_slice(&slice);
+            copied(buffer.len());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns what the file system knows of the file, through the descriptor: length, times,
+    /// permissions, whatever has become of the path.
+    ///
+    /// # Errors
+    ///
+    /// [`Io`](MmapIoError::Io), as of [`File::metadata`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub fn metadata(&self) -> impl Future<Output = Result<Metadata>> + Send + 'static {
+        let handle = self.handle.clone();
+        operation("asking for the metadata", Subject::Nothing, async move {
+            let file = handle.file().clone();
+            Ok(handle.hop(move |_| file.metadata()).await?)
+        })
+    }
+
+    /// Returns whether the path that the file was opened by still names this file: it was neither
+    /// removed nor replaced by another one.
+    ///
+    /// A handle of a file that is gone goes on working; what is written to it is lost with the last
+    /// handle.
+    ///
+    /// # Errors
+    ///
+    /// [`Io`](MmapIoError::Io): the path cannot be looked up, for another reason than that there is
+    /// nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("data");
+    /// let file = mmap_io::create_mmap(&path, 100).await?;
+    /// assert!(file.is_at_path().await?);
+    /// std::fs::remove_file(&path)?;
+    /// assert!(!file.is_at_path().await?);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn is_at_path(&self) -> impl Future<Output = Result<bool>> + Send + 'static {
+        let handle = self.handle.clone();
+        let path = Subject::from(&handle.path);
+        operation("looking up", path, async move {
+            let (file, path) = (handle.file().clone(), handle.path.clone());
+            let looked = handle.hop(move |_| match sys::file_id_at(&path) {
+                Ok(there) => Ok(there == sys::file_info(&file)?.id),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error),
+            });
+            Ok(looked.await?)
+        })
     }
 
     /// Makes every page of the file resident.
@@ -353,14 +445,14 @@ impl MemoryMappedFile {
     ///
     /// Dropping the future withdraws what has not started; what has runs to its end, and harms
     /// nothing.
-    pub fn touch_pages(&self) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+    pub fn touch_pages(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
-        async move {
+        operation("reading the file in", Subject::Nothing, async move {
             match file.len() {
                 0 => Ok(()),
                 len => file.make_resident(ByteRange::between(0, len)).await,
             }
-        }
+        })
     }
 
     /// Makes the pages of a range resident.
@@ -377,14 +469,14 @@ impl MemoryMappedFile {
         &self,
         offset: u64,
         len: u64,
-    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
-        async move {
+        operation("reading in", (offset, len), async move {
             let Some(range) = file.handle.range(offset, len)? else {
                 return Ok(());
             };
             file.make_resident(range).await
-        }
+        })
     }
 
     /// Starts reading the pages of a range in, and does not wait for them.
@@ -405,37 +497,40 @@ impl MemoryMappedFile {
         &self,
         offset: u64,
         len: u64,
-    ) -> impl std::future::Future<Output = Result<()>> + Send + 'static {
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        operation("prefetching", (offset, len), async move {
             if handle.range(offset, len)?.is_none() {
                 return Ok(());
             }
             let file = handle.file().clone();
             handle
-                .hop(move |_| {
-                    crate::sys::cache_hint(&file, offset, len, crate::sys::CacheHint::WillNeed)
-                })
+                .hop(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
                 .await
-                .map_err(MmapIoError::AdviceFailed)
-        }
+                .map_err(MmapIoError::advice_failed)
+        })
     }
 
-    /// The address of the first byte of the file.
+    /// Returns the address of the first byte of the file; null if the file is empty and was never
+    /// anything else.
     ///
     /// # Safety
     ///
-    /// What is read through the pointer is not protected by a lease. The caller makes sure that
-    /// nothing in this process writes to the bytes meanwhile, that they are below
-    /// [`len`](Self::len), and that the handle, or a clone, lives. Growing the file may map it
-    /// again elsewhere; the old address stays good for the bytes it covered.
+    /// What is read through the pointer is not protected by a lease. Until the last read through it,
+    /// the caller makes sure that
+    /// - the handle, or a clone of it, lives;
+    /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
+    /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
+    ///   them off (that would raise `SIGBUS`);
+    /// - nothing writes to the bytes: no operation or view of this process, and no other process.
     pub unsafe fn as_ptr(&self) -> *const u8 {
-        let map = self.handle.open.map(self.protection());
-        map.map_or(std::ptr::null(), |map| map.as_ptr().cast_const())
+        self.open.base(self.protection).cast_const()
     }
 
-    /// The address of the first byte of the file, to write through. Counts every byte of the file
-    /// as written.
+    /// Returns the address of the first byte of the file, to write through. Counts every byte of the
+    /// file as written, once: stores that come after a flush are covered by an explicit
+    /// [`flush`](Self::flush) alone, and [`EveryMillis`](FlushPolicy::EveryMillis) asks for the
+    /// address to be taken again for each round of stores.
     ///
     /// # Errors
     ///
@@ -443,11 +538,11 @@ impl MemoryMappedFile {
     ///
     /// # Safety
     ///
-    /// As for [`as_ptr`](Self::as_ptr), and nobody may look at the bytes while they change,
-    /// through this crate or otherwise. A store may raise a signal where
-    /// [`update_region`](Self::update_region) reports a full disk.
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks at
+    /// the bytes, through this crate or otherwise, unless all sides use atomic operations. A store may
+    /// raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
-        self.handle.mode.require_write("as_mut_ptr")?;
+        self.handle.mode.require_write()?;
         let open = &self.handle.open;
         // Of the policies, the background alone comes after the stores.
         let policy = match self.handle.policy {
@@ -455,9 +550,7 @@ impl MemoryMappedFile {
             _ => FlushPolicy::Never,
         };
         open.wrote_view(ByteRange::between(0, open.len()), policy);
-        Ok(open
-            .map(Protection::ReadWrite)
-            .map_or(std::ptr::null_mut(), |map| map.as_ptr()))
+        Ok(open.base(Protection::ReadWrite))
     }
 
     pub(crate) fn protection(&self) -> Protection {
@@ -483,17 +576,38 @@ impl MemoryMappedFile {
         Some(MappedSlice::new(span, lease))
     }
 
-    /// Why there was no lease for a range, in a box, so that it comes in a register.
+    /// Why there was no lease for a range, in a box, so that it comes in a register. `None` if there
+    /// is one now: what refused it was a cut, and the file has grown again.
     #[cold]
-    fn refusal(&self, offset: u64, len: u64) -> Box<MmapIoError> {
-        let range = ByteRange::new(offset, len, self.len());
-        Box::new(range.map_or_else(|error| error, ByteRange::busy))
+    fn refusal(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        let range = match ByteRange::new(offset, len, self.len()) {
+            Ok(range) => range,
+            Err(error) => return Some(Box::new(error)),
+        };
+        let open: &OpenFile = &self.open;
+        let attempt = || Lease::try_shared(open, range);
+        let lease = wait_briefly(open.leases(), range, || open.len(), attempt);
+        lease.err().map(Box::new)
     }
 
-    /// What stood in the way may have been a shrink.
+    /// The error of a range that is out of bounds, in a box as above.
     #[cold]
-    pub(crate) fn bounds_first(&self, range: ByteRange, busy: MmapIoError) -> MmapIoError {
-        range.check(self.len()).err().unwrap_or(busy)
+    fn out_of_bounds(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        ByteRange::new(offset, len, self.len()).err().map(Box::new)
+    }
+
+    /// What [`slice`](Self::slice) resolves to.
+    async fn resident_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        if len == 0 {
+            return Ok(MappedSlice::EMPTY);
+        }
+        let open: &OpenFile = &self.open;
+        let range = ByteRange::new(offset, len, open.len())?;
+        let lease = self
+            .resident_lease(range, || Lease::try_shared(open, range))
+            .await?;
+        let span = open.span(self.protection(), range)?;
+        Ok(MappedSlice::new(span, lease))
     }
 
     /// A lease that `attempt` gets, over pages that are resident when it is there.
@@ -518,34 +632,20 @@ impl MemoryMappedFile {
     }
 
     pub(crate) async fn make_resident(&self, range: ByteRange) -> Result<()> {
-        let counters = &self.handle.open.counters;
+        let counters = &self.open.counters;
         if self.is_resident(range) {
             counters.resident_hits.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         counters.resident_misses.fetch_add(1, Ordering::Relaxed);
-        let handle = &self.handle;
-        let (protection, backing) = (self.protection(), handle.backing.clone());
-        handle
-            .hop(move |open| loop {
-                let cuts = open.cuts();
-                range.check(open.len())?;
-                let Some(map) = open.map(protection) else {
-                    return Ok(());
-                };
-                match residency::populate_read(map, &backing, range) {
-                    // What this process cuts off, and grows again, is nobody else's truncation.
-                    Err(_) if open.cuts() != cuts => {}
-                    populated => return populated,
-                }
-            })
+        let protection = self.protection;
+        self.handle
+            .hop(move |open| open.read_in(protection, range))
             .await
     }
 
     fn is_resident(&self, range: ByteRange) -> bool {
-        let map = self.handle.open.map(self.protection());
-        let backing = &self.handle.backing;
-        self.handle.may_probe && map.is_some_and(|map| residency::is_resident(map, backing, range))
+        self.open.is_resident(self.protection, range)
     }
 }
 
@@ -553,7 +653,6 @@ impl MemoryMappedFile {
     pub(crate) fn new(
         open: User,
         file: Arc<File>,
-        may_probe: bool,
         mode: MmapMode,
         policy: FlushPolicy,
         path: PathBuf,
@@ -564,7 +663,6 @@ impl MemoryMappedFile {
             mode,
             policy,
             path,
-            may_probe,
             kept: Mutex::default(),
         }))
     }
@@ -577,7 +675,6 @@ impl MemoryMappedFile {
             mode: MmapMode::ReadWrite,
             policy: FlushPolicy::Never,
             path: PathBuf::new(),
-            may_probe: true,
             kept: Mutex::default(),
         }))
     }
@@ -643,10 +740,10 @@ impl Handle {
     pub(crate) fn hop<T, E>(
         &self,
         job: impl FnOnce(&OpenFile) -> Result<T, E> + Send + 'static,
-    ) -> impl std::future::Future<Output = Result<T, E>> + Send + 'static
+    ) -> impl Future<Output = Result<T, E>> + Send + 'static
     where
         T: Send + 'static,
-        E: From<std::io::Error> + Send + 'static,
+        E: From<io::Error> + Send + 'static,
     {
         let open = Arc::clone(&self.open);
         open.counters.hops.fetch_add(1, Ordering::Relaxed);

@@ -1,12 +1,14 @@
 //! When written bytes are flushed without being asked for, and which are still to be.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rangemap::RangeSet;
 
 use crate::range::ByteRange;
+use crate::sys;
 
 /// Milliseconds in a year: a longer wait is as good as none, and does not overflow a clock.
 const LONGEST_WAIT: u64 = 365 * 24 * 60 * 60 * 1000;
@@ -25,8 +27,9 @@ pub enum FlushPolicy {
     Manual,
     /// With every write, before it returns.
     Always,
-    /// As soon as that many distinct bytes of the file are written and not flushed: the write that
-    /// makes them so many returns when all of them are durable. 0 disables.
+    /// As soon as that many bytes were written to the file since it was last flushed, a byte that is
+    /// written again counted again: the write that reaches the number returns when all of them are
+    /// durable. A flush of a part takes off what it covered. 0 disables.
     EveryBytes(usize),
     /// With every n-th write since everything was last flushed: that one returns when all of them
     /// are durable. 0 disables.
@@ -66,32 +69,54 @@ pub(crate) struct Pending(Mutex<Ranges>);
 #[derive(Debug)]
 pub(crate) struct Writing<'a>(MutexGuard<'a, Ranges>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ranges {
     /// There is something to flush to.
     counts: bool,
     set: RangeSet<u64>,
+    /// Ranges in the set.
+    len: usize,
     /// Bytes in the set.
     bytes: u64,
+    /// Ranges are widened to multiples of this power of two, so that the set stays small.
+    granule: u64,
     /// What the flush that is running took out of the set: not durable yet, either.
     flushing: Vec<ByteRange>,
-    /// Writes since the set was last empty.
-    writes: usize,
+    /// What the policies count.
+    since_flush: Written,
     /// When everything is flushed in the background.
     alarm: Option<Instant>,
 }
+
+/// What was written since the set of ranges was last empty, rewrites included.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    bytes: u64,
+    writes: usize,
+}
+
+/// The most ranges that are kept apart. One more, and all of them are widened: first to pages, which
+/// is what a flush writes anyway, then to twice as much.
+const MOST_RANGES: usize = 4096;
 
 impl Pending {
     /// Of memory without a file nothing is ever pending.
     pub(crate) fn new(has_file: bool) -> Self {
         Self(Mutex::new(Ranges {
             counts: has_file,
-            ..Ranges::default()
+            set: RangeSet::new(),
+            len: 0,
+            bytes: 0,
+            granule: 1,
+            flushing: Vec::new(),
+            since_flush: Written::default(),
+            alarm: None,
         }))
     }
 
     /// Number of distinct bytes, those that are being flushed included: they are not durable
-    /// before the flush has ended.
+    /// before the flush has ended. Of more than some thousand ranges, the whole pages that they
+    /// lie in.
     pub(crate) fn bytes(&self) -> u64 {
         let pending = self.ranges();
         let flushing = pending.flushing.iter().map(|range| pending.missing(*range));
@@ -115,18 +140,38 @@ impl Pending {
         self.writing().wrote(ranges, policy)
     }
 
+    /// What `policy` asks for, for the sake of a write that has been counted.
+    pub(crate) fn due(&self, policy: FlushPolicy) -> Due {
+        let mut pending = self.ranges();
+        match pending.bytes {
+            0 => Due::Nothing,
+            _ => pending.due(policy),
+        }
+    }
+
     /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
     /// the flush may miss them. One flush at a time.
     pub(crate) fn take(&self, ranges: &[ByteRange]) -> Taken<'_> {
         let mut pending = self.ranges();
         debug_assert!(pending.flushing.is_empty());
-        let writes = pending.writes;
-        pending.flushing = pending.remove(ranges);
-        let writes = writes - pending.writes;
+        let before = pending.since_flush;
+        pending.flushing = match pending.granule {
+            1 => pending.remove(ranges),
+            // A flush writes whole pages, and so all that is counted for them.
+            _ => {
+                let pages = ranges.iter().map(|range| range.to_pages(sys::page_size()));
+                let pages: Vec<ByteRange> = pages.map(ByteRange::from).collect();
+                pending.remove(&pages)
+            }
+        };
+        let after = pending.since_flush;
         Taken {
             pending: self,
             is_durable: false,
-            writes,
+            written: Written {
+                bytes: before.bytes - after.bytes,
+                writes: before.writes - after.writes,
+            },
         }
     }
 
@@ -182,8 +227,16 @@ impl Writing<'_> {
         }
         for range in ranges {
             pending.add(*range);
+            pending.since_flush.bytes += range.len();
         }
-        pending.writes += 1;
+        pending.since_flush.writes += 1;
+        pending.due(policy)
+    }
+}
+
+impl Ranges {
+    /// What `policy` asks for now.
+    fn due(&mut self, policy: FlushPolicy) -> Due {
         let reached = |is_reached: bool| match is_reached {
             true => Due::Everything,
             false => Due::Nothing,
@@ -194,27 +247,66 @@ impl Writing<'_> {
             FlushPolicy::EveryBytes(0)
             | FlushPolicy::EveryWrites(0)
             | FlushPolicy::EveryMillis(0) => Due::Nothing,
-            FlushPolicy::EveryBytes(bytes) => reached(pending.bytes >= bytes as u64),
-            FlushPolicy::EveryWrites(writes) => reached(pending.writes >= writes),
+            FlushPolicy::EveryBytes(bytes) => reached(self.since_flush.bytes >= bytes as u64),
+            FlushPolicy::EveryWrites(writes) => reached(self.since_flush.writes >= writes),
             FlushPolicy::EveryMillis(millis) => {
                 let wait = Duration::from_millis(millis.min(LONGEST_WAIT));
                 let at = Instant::now() + wait;
-                if pending.alarm.is_some_and(|alarm| alarm <= at) {
+                if self.alarm.is_some_and(|alarm| alarm <= at) {
                     return Due::Alarmed;
                 }
-                pending.alarm = Some(at);
+                self.alarm = Some(at);
                 Due::Alarm(at)
             }
         }
     }
-}
 
-impl Ranges {
     fn add(&mut self, range: ByteRange) {
-        let new = self.missing(range);
-        if new > 0 {
-            self.set.insert(range.into());
-            self.bytes += new;
+        let range = self.widened(range);
+        let within = range.into();
+        // Ranges that it touches become one with it.
+        let (mut new, mut joined) = (range.len(), 0);
+        let touching = range.start().saturating_sub(1)..range.end().saturating_add(1);
+        for other in self.set.overlapping(&touching) {
+            let shared = other
+                .end
+                .min(range.end())
+                .saturating_sub(other.start.max(range.start()));
+            new -= shared;
+            joined += 1;
+        }
+        if new == 0 {
+            return;
+        }
+        self.set.insert(within);
+        self.bytes += new;
+        self.len = self.len + 1 - joined;
+        if self.len > MOST_RANGES {
+            self.coarsen();
+        }
+    }
+
+    fn widened(&self, range: ByteRange) -> ByteRange {
+        match self.granule {
+            1 => range,
+            granule => ByteRange::from(range.to_pages(granule as usize)),
+        }
+    }
+
+    /// Widens all ranges until they are half as many as they may be: each one is then moved a few
+    /// times at most, however many come.
+    fn coarsen(&mut self) {
+        while self.len > MOST_RANGES / 2 {
+            self.granule = (self.granule * 2).max(sys::page_size() as u64);
+            let ranges = std::mem::take(&mut self.set);
+            let widened = ranges
+                .iter()
+                .map(|range| self.widened(range.clone().into()));
+            let mut widened: Vec<ByteRange> = widened.collect();
+            ByteRange::merge(&mut widened);
+            self.len = widened.len();
+            self.bytes = widened.iter().map(|range| range.len()).sum();
+            self.set = widened.into_iter().map(Range::from).collect();
         }
     }
 
@@ -231,17 +323,25 @@ impl Ranges {
         for range in ranges.iter().filter(|range| !range.is_empty()) {
             let within = (*range).into();
             let before = removed.len();
-            let parts = self.set.overlapping(&within);
-            removed.extend(parts.map(|part| {
-                ByteRange::between(part.start.max(range.start()), part.end.min(range.end()))
-            }));
+            for part in self.set.overlapping(&within) {
+                let there = ByteRange::from(part.clone());
+                let part = there.intersection(*range);
+                // What is left of it stands at its two ends.
+                let left = usize::from(there.start() < part.start())
+                    + usize::from(part.end() < there.end());
+                self.len = self.len + left - 1;
+                removed.push(part);
+            }
             if removed.len() > before {
                 self.set.remove(within);
             }
         }
-        self.bytes -= removed.iter().map(|part| part.len()).sum::<u64>();
+        let covered = removed.iter().map(|part| part.len()).sum::<u64>();
+        self.bytes -= covered;
+        self.since_flush.bytes = self.since_flush.bytes.saturating_sub(covered);
         if self.bytes == 0 {
-            self.writes = 0;
+            self.since_flush = Written::default();
+            self.granule = 1;
         }
         removed
     }
@@ -253,8 +353,8 @@ impl Ranges {
 pub(crate) struct Taken<'a> {
     pending: &'a Pending,
     is_durable: bool,
-    /// Writes that count no more, if everything was taken.
-    writes: usize,
+    /// What the policies count no more.
+    written: Written,
 }
 
 impl Taken<'_> {
@@ -277,7 +377,8 @@ impl Drop for Taken<'_> {
         let flushing = std::mem::take(&mut pending.flushing);
         if !self.is_durable {
             flushing.into_iter().for_each(|range| pending.add(range));
-            pending.writes += self.writes;
+            pending.since_flush.bytes += self.written.bytes;
+            pending.since_flush.writes += self.written.writes;
         }
     }
 }
@@ -346,13 +447,87 @@ mod tests {
     fn the_write_that_reaches_a_threshold_flushes_everything() {
         let pending = written(&[range(0, 60)]);
         let policy = FlushPolicy::EveryBytes(100);
-        // Written again, and so not counted twice.
-        assert_eq!(pending.wrote(&[range(10, 60)], policy), Due::Nothing);
         assert_eq!(pending.wrote(&[range(60, 99)], policy), Due::Nothing);
         assert_eq!(pending.wrote(&[range(99, 100)], policy), Due::Everything);
+        // A partial flush takes off what it covers.
         flush(&pending, &[range(0, 50)]);
         assert_eq!(pending.wrote(&[range(100, 149)], policy), Due::Nothing);
         assert_eq!(pending.wrote(&[range(0, 1)], policy), Due::Everything);
+    }
+
+    #[test]
+    fn every_bytes_counts_rewrites() {
+        let pending = written(&[range(0, 60)]);
+        let policy = FlushPolicy::EveryBytes(100);
+        assert_eq!(pending.wrote(&[range(0, 39)], policy), Due::Nothing);
+        assert_eq!(pending.bytes(), 60);
+        assert_eq!(pending.wrote(&[range(0, 1)], policy), Due::Everything);
+        flush(&pending, &[range(0, 60)]);
+        for _ in 0..11 {
+            assert_eq!(pending.wrote(&[range(0, 9)], policy), Due::Nothing);
+        }
+        assert_eq!(pending.wrote(&[range(0, 9)], policy), Due::Everything);
+        // A failed flush takes nothing off.
+        let taken = pending.take(&[range(0, 9)]);
+        taken.flushed(Err(io::ErrorKind::Other.into())).unwrap_err();
+        assert_eq!(pending.wrote(&[range(0, 1)], policy), Due::Everything);
+    }
+
+    #[test]
+    fn many_ranges_are_counted_in_pages_and_more() {
+        let page = sys::page_size() as u64;
+        let pending = Pending::new(true);
+        let write = |at| pending.wrote(&[range(at, at + 1)], FlushPolicy::Never);
+        for number in 0..MOST_RANGES as u64 {
+            write(2 * number);
+        }
+        assert_eq!(pending.bytes(), MOST_RANGES as u64);
+        write(2 * MOST_RANGES as u64);
+        assert_eq!(
+            pending.bytes(),
+            (2 * MOST_RANGES as u64 + 1).next_multiple_of(page)
+        );
+        flush(&pending, &[range(0, 100 * page)]);
+        assert_eq!(pending.bytes(), 0);
+        // Pages that do not touch each other, from both ends.
+        for number in 0..50_000 {
+            write(page * 2 * number);
+            write(page * 2 * (200_000 - number));
+            let pending = pending.ranges();
+            assert!(pending.set.iter().count() == pending.len || number % 1000 != 0);
+            assert!(pending.len <= MOST_RANGES);
+        }
+        assert!(pending.covers(range(page * 2000, page * 2000 + 1)));
+        pending.truncate(page * 1000);
+        assert!(pending.bytes() <= page * 1000);
+        flush(&pending, &[range(0, page * 1000)]);
+        write(7);
+        assert_eq!(pending.bytes(), 1, "exact again");
+    }
+
+    #[test]
+    fn the_number_of_ranges_is_known() {
+        let mut seed = 7_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let pending = Pending::new(true);
+        let mut bytes = vec![false; 1000];
+        for _ in 0..3000 {
+            let start = random(1000);
+            let end = (start + 1 + random(50)).min(1000);
+            let writes = random(3) > 0;
+            match writes {
+                true => drop(pending.wrote(&[range(start, end)], FlushPolicy::Never)),
+                false => flush(&pending, &[range(start, end)]),
+            }
+            bytes[start as usize..end as usize].fill(writes);
+            let count = bytes.iter().filter(|byte| **byte).count();
+            assert_eq!(pending.bytes(), count as u64);
+            let pending = pending.ranges();
+            assert_eq!(pending.set.iter().count(), pending.len);
+        }
     }
 
     #[test]

@@ -19,19 +19,18 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use event_listener::{Event, Listener};
 use futures_lite::future::yield_now;
 
 use self::fence::ProcessFences;
 use self::slots::{Block, Blocks};
 use self::table::{Table, Wake};
-use crate::completion::contain;
 use crate::error::Result;
 use crate::range::ByteRange;
 use crate::sys;
+use crate::wakers::Event;
 
-pub(crate) use self::intervals::Intervals;
-pub(crate) use self::table::{Conflict, Kind, Token, Want, BRIEF};
+pub(crate) use self::intervals::{Intervals, Key};
+pub(crate) use self::table::{Asks, Conflict, Kind, Token, Want, BRIEF};
 
 /// How long a blocked write keeps new readers out, at most.
 const GATE: Duration = Duration::from_millis(1);
@@ -58,7 +57,10 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
+    /// No leases. The first call of the process registers its memory barriers, which may take
+    /// milliseconds where threads are running: a first read or write would pay for that otherwise.
     pub(crate) fn new() -> Self {
+        ProcessFences::can_be_light();
         // Ids are never used again, so that a slot that a scan reads too late names no other file.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
@@ -113,18 +115,23 @@ impl Leases {
         self.table.count()
     }
 
+    /// The same; see [`Table::count_after_fence`].
+    pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
+        self.table.count_after_fence()
+    }
+
+    /// Has the readers that wait look again: what they wait for has changed, or the length has.
+    pub(crate) fn recheck(&self) {
+        self.freed.notify();
+    }
+
     fn wake(&self, host: &impl LeaseHost, wake: Wake) {
         if wake.writers {
             host.restart();
         }
         if wake.readers {
-            self.wake_readers();
+            self.freed.notify();
         }
-    }
-
-    fn wake_readers(&self) {
-        // The executors' code.
-        contain(|| self.freed.notify(usize::MAX));
     }
 }
 
@@ -137,7 +144,7 @@ impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let wake = self.0.table.end_batch();
         if wake.readers {
-            self.0.wake_readers();
+            self.0.freed.notify();
         }
     }
 }
@@ -210,9 +217,9 @@ where
         host: H,
         kind: Kind,
         range: ByteRange,
-        watch: bool,
+        asks: Asks,
     ) -> io::Result<Option<Self>> {
-        let token = host.leases().table.try_acquire(kind, range, watch)?;
+        let token = host.leases().table.try_acquire(kind, range, asks)?;
         Ok(token.map(|token| Self {
             host,
             token: Some(token),
@@ -221,6 +228,15 @@ where
 
     pub(crate) fn host(&self) -> &H {
         &self.host
+    }
+
+    /// A caller has the lease from now on: readers that meet it do not wait for its end.
+    pub(crate) fn mark_lasting(&self) {
+        if let Some(token) = &self.token {
+            let leases = self.host.leases();
+            leases.table.mark_lasting(token);
+            leases.recheck();
+        }
     }
 }
 
@@ -286,19 +302,23 @@ fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Confl
 }
 
 /// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
-/// applied, and the gate of a write that readers kept out for long. Blocks the thread meanwhile.
+/// applied, a cut, a view that is about to be given to its caller or dropped with its future, and
+/// the gate of a write that readers kept out for long. Blocks the thread meanwhile.
 ///
 /// # Errors
 ///
-/// `Busy` against anything that may last.
+/// - `OutOfBounds` as soon as the range is outside of `len` bytes, which is asked at each turn.
+/// - `Busy` against anything that may last.
 pub(crate) fn wait_briefly<T>(
     leases: &Leases,
     range: ByteRange,
+    len: impl Fn() -> u64,
     mut attempt: impl FnMut() -> Result<T, Conflict>,
 ) -> Result<T> {
     let mut spins = 0;
     let mut listener = None;
     loop {
+        range.check(len())?;
         let conflict = match attempt() {
             Ok(lease) => return Ok(lease),
             Err(Conflict::Held) => return Err(range.busy()),
@@ -312,8 +332,8 @@ pub(crate) fn wait_briefly<T>(
         // Listen first, then try once more: what ends in between is heard.
         match (listener.take(), conflict) {
             (None, _) => listener = Some(leases.freed.listen()),
-            (Some(listening), Conflict::Gate(until)) => drop(listening.wait_deadline(until)),
-            (Some(listening), _) => listening.wait(),
+            (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
+            (Some(listening), _) => listening.wait(None),
         }
     }
 }

@@ -82,6 +82,25 @@
 //! truncated file fail until its last handle here is gone; what others append is seen when the
 //! file is next opened, by every handle.
 //!
+//! Several processes may open, create and grow one file at the same time. Opening takes the length
+//! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and
+//! [`copy_to`](MemoryMappedFile::copy_to) do that, to a file that is not mapped in this process.
+//! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which is
+//! tried and not waited for: a lock of another process, or one that this process has set by
+//! `fcntl`, then makes growing fail. On NFS such a lock is a question to the server.
+//!
+//! Paths are opened as the system opens them: links are followed. The name that becomes durable with
+//! the first durable operation is the one that the file was opened by for writing; where its
+//! directory cannot be opened, or the file was moved before that, all of the file system is synced
+//! (Linux). The name of a file that is moved later, or given as a descriptor, is the caller's.
+//!
+//! On overlayfs, the first descriptor that may write copies a file up from the lower layer, and maps
+//! made before show the old file for ever. What this process opens is followed: the first handle
+//! that may write replaces the map that others read, or is [`Busy`](MmapIoError::Busy) while they
+//! have views of it. If another process copies a file up, handles that were opened before do not
+//! see what it writes, until the last of them is gone or the file is opened again; and one of
+//! several hard links to a file of a lower layer becomes a file of its own.
+//!
 //! A child that the process forks off, and that executes no other program, has none of the threads
 //! that do the work, and may find any lock taken for ever. On Unix everything `async` ends there in
 //! an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a lock, once the
@@ -116,9 +135,11 @@
 
 mod completion;
 mod error;
+mod fairness;
 mod mode;
 mod range;
 mod sync;
+mod wakers;
 
 #[allow(unsafe_code)]
 mod sys;

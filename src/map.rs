@@ -51,13 +51,15 @@ impl Backing {
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
+    backing: Backing,
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`, and address space for it to double.
+    /// Maps the first `len` bytes of `file`, and address space for it to grow: to double, and where
+    /// that much cannot be had (a huge file, `RLIMIT_AS`) by a half or an eighth.
     ///
-    /// Where the reservation cannot be had (`RLIMIT_AS`, a 32-bit address space, a platform that
-    /// does not map past the end) exactly `len` bytes are mapped; `len` is not 0 then.
+    /// Where nothing can be reserved (a 32-bit address space, a platform that does not map past the
+    /// end) exactly `len` bytes are mapped; `len` is not 0 then.
     ///
     /// Memory is mapped as it is: it does not grow.
     pub(crate) fn new(backing: &Backing, len: u64, protection: Protection) -> io::Result<Self> {
@@ -65,39 +67,43 @@ impl Map {
             Backing::File(file) => file,
             Backing::Memory => return Self::memory(len),
         };
+        let listed = |raw| Self::listed(raw, backing.clone());
         if sys::CAN_MAP_PAST_END {
-            let reservation = len
-                .saturating_mul(2)
-                .max(LEAST_RESERVATION)
-                .checked_next_power_of_two()
-                .unwrap_or(len);
-            if let Ok(map) = Self::exact(file, reservation, protection) {
-                return Ok(map);
+            let double = len.saturating_mul(2).max(LEAST_RESERVATION);
+            let double = double.checked_next_power_of_two().unwrap_or(len);
+            for reservation in [double, len + len / 2, len + len / 8] {
+                if let Ok(raw) = Self::exact(file, reservation, protection) {
+                    return Ok(listed(raw));
+                }
             }
         }
-        Self::exact(file, len, protection)
+        Self::exact(file, len, protection).map(listed)
     }
 
     fn memory(len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
-        Ok(Self::listed(raw))
+        Ok(Self::listed(raw, Backing::Memory))
     }
 
-    fn exact(file: &File, len: u64, protection: Protection) -> io::Result<Self> {
+    fn exact(file: &File, len: u64, protection: Protection) -> io::Result<MmapRaw> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut options = MmapOptions::new();
         options.len(len);
-        let raw = match protection {
+        match protection {
             Protection::Read => options.map_raw_read_only(file),
             Protection::ReadWrite => options.map_raw(file),
-        }?;
-        Ok(Self::listed(raw))
+        }
     }
 
-    fn listed(raw: MmapRaw) -> Self {
+    fn listed(raw: MmapRaw, backing: Backing) -> Self {
         addresses().insert(raw.as_ptr() as usize, raw.len());
-        Self { raw }
+        Self { raw, backing }
+    }
+
+    /// What the map was made of.
+    pub(crate) fn backing(&self) -> &Backing {
+        &self.backing
     }
 
     /// Bytes of address space, of which the file's length may be used.
@@ -127,10 +133,7 @@ impl Map {
     /// The last page of a file may end past its length; the map is a whole number of pages.
     pub(crate) fn run(&self, pages: PageRange) -> sys::Run {
         debug_assert!(pages.start() <= self.capacity());
-        sys::Run {
-            addr: self.raw.as_mut_ptr().wrapping_add(pages.start() as usize),
-            len: pages.len() as usize,
-        }
+        sys::Run::at(self.as_ptr(), pages)
     }
 }
 

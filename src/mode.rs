@@ -13,12 +13,12 @@ pub enum MmapMode {
 }
 
 impl MmapMode {
-    /// Fails unless the mode permits `operation` to change the file.
+    /// Fails unless the mode permits to change the file.
     #[inline]
-    pub(crate) fn require_write(self, operation: &'static str) -> Result<()> {
+    pub(crate) fn require_write(self) -> Result<()> {
         match self {
             Self::ReadWrite => Ok(()),
-            Self::ReadOnly => Err(MmapIoError::InvalidMode(operation)),
+            Self::ReadOnly => Err(MmapIoError::invalid_mode("the handle is read-only")),
         }
     }
 }

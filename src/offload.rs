@@ -30,6 +30,8 @@ use std::sync::OnceLock;
 
 use self::room::Place;
 
+use crate::wakers::Shielded;
+
 /// Rounds of work after which a job that finds ever more goes back behind the jobs that wait, so
 /// that a pool of one thread serves everybody.
 pub(crate) const ROUNDS: usize = if cfg!(mmap_io_loom) { 2 } else { 64 };
@@ -47,7 +49,7 @@ where
     E: From<io::Error> + Send + 'static,
 {
     let task = Place::take().map(|place| blocking::unblock(move || run(&place, job)));
-    async move { task?.await }
+    async move { Shielded::new(task?).await }
 }
 
 /// Runs `job` on the pool, whether or not another one waits for it.

@@ -9,25 +9,26 @@ mod flushing;
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Instant;
-
-use event_listener::{Event, EventListener};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use self::flushing::TIMER;
 use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
 use crate::flush::Pending;
-use crate::lease::{Lease, LeaseHost, Leases};
+use crate::lease::{Asks, Kind, Lease, LeaseHost, Leases};
 use crate::map::{Backing, Map, Protection, Span};
 use crate::offload::release;
 use crate::queue::Queue;
-use crate::range::ByteRange;
-use crate::registry::{Claim, FileKey, Registry};
-use crate::sys::{self, Advice, Habits};
+use crate::range::{ByteRange, MAX_LEN};
+use crate::registry::{Claim, Registry};
+use crate::residency;
+use crate::sys::{self, Advice, FileId, Habits};
+use crate::wakers::{Event, EventListener};
 
 /// The open files of the process.
 pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
@@ -35,6 +36,9 @@ pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
 /// Mappings of more bytes than this are unmapped on the pool: it takes 4 us a MiB that is
 /// resident.
 const UNMAP_INLINE: u64 = 4 << 20;
+
+/// How long an opening that has to replace a map waits for the views of a moment.
+const BRIEFLY: Duration = Duration::from_millis(1);
 
 /// A lease that owns its file.
 pub(crate) type OwnedLease = Lease<Arc<OpenFile>>;
@@ -53,12 +57,14 @@ pub(crate) struct OpenFile {
     /// always cover it.
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
-    names: Mutex<Names>,
+    owed: Mutex<Owed>,
     /// Blocks are reserved when the file grows.
     preallocate: AtomicBool,
     pub(crate) counters: Counters,
     /// Its place in the registry; memory has none.
-    key: Option<FileKey>,
+    id: Option<FileId>,
+    /// When the file was born that the read-only map shows, where it may be copied up.
+    shown: Mutex<Option<SystemTime>>,
     /// Handles, and futures that need none.
     users: AtomicUsize,
     /// Told when the file is closed, or somebody has joined it.
@@ -76,7 +82,7 @@ impl User {
     pub(crate) fn new(open: Arc<OpenFile>) -> Self {
         // SeqCst: against `check_in_use`, which listens and then looks.
         open.users.fetch_add(1, Ordering::SeqCst);
-        open.closed.notify(usize::MAX);
+        open.closed.notify();
         Self(open)
     }
 }
@@ -114,8 +120,6 @@ struct Hot {
     len: AtomicU64,
     /// Where the current maps begin, by protection; null where there is none.
     bases: [AtomicPtr<u8>; 2],
-    /// The current maps, likewise.
-    maps: [AtomicPtr<Map>; 2],
 }
 
 /// The maps of one protection.
@@ -123,18 +127,67 @@ struct Hot {
 struct Mapped {
     backing: Backing,
     habits: Habits,
-    /// The last is the current one. The others were outgrown, and are kept for those who found
-    /// them current: each is at most half the size of the next.
+    /// The last is the current one. The others were outgrown, and are kept for the views that may
+    /// lie in them.
     maps: Mutex<Vec<Arc<Map>>>,
 }
 
-/// What a durable operation still owes to the file's length and name.
+impl Mapped {
+    fn current(&self) -> Option<Arc<Map>> {
+        ignore_poison(&self.maps).last().cloned()
+    }
+}
+
+/// A descriptor to map a file through.
+#[derive(Debug)]
+pub(crate) struct Source {
+    file: Arc<File>,
+    habits: Habits,
+    /// When the file was born that a map shows, where that is worth knowing.
+    born: Option<SystemTime>,
+}
+
+impl Source {
+    /// The descriptor itself; where files are copied up, a newer one for reading, since `file` may
+    /// have been opened before that.
+    pub(crate) fn new(file: &Arc<File>, habits: Habits, protection: Protection) -> Self {
+        let mut source = Self {
+            file: file.clone(),
+            habits,
+            born: None,
+        };
+        if habits.copies_up && protection == Protection::Read {
+            // First the question, then the descriptor: a copy that is made in between is seen
+            // as one that was made after.
+            source.born = born(file);
+            if let Ok(newer) = sys::reopen(file) {
+                source.file = Arc::new(newer);
+            }
+        }
+        source
+    }
+
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Maps the first `len` bytes.
+    pub(crate) fn map(&self, len: u64, protection: Protection) -> io::Result<Map> {
+        Map::new(&Backing::File(self.file.clone()), len, protection)
+    }
+}
+
+fn born(file: &File) -> Option<SystemTime> {
+    sys::file_info(file).ok()?.born
+}
+
+/// What a durable operation still owes to the file's length and names.
 #[derive(Debug, Default)]
-struct Names {
+struct Owed {
     /// The length has changed since it was last made durable.
     length: bool,
-    /// The directory of a file that was created here, until its entry is durable.
-    directory: Option<File>,
+    /// The paths by which the file was opened for writing since its names were made durable.
+    names: Vec<PathBuf>,
 }
 
 /// Counts for `stats`. Relaxed throughout: nothing follows from them.
@@ -148,76 +201,175 @@ pub(crate) struct Counters {
 }
 
 impl OpenFile {
-    /// A file of `len` bytes, for a claimed place.
+    /// A file of `len` bytes, for a claimed place, mapped through `source`; not mapped if it is
+    /// empty, and the platform cannot do that.
     pub(crate) fn open(
         claim: &Claim<Self>,
-        file: &Arc<File>,
+        source: &Source,
+        map: Option<Map>,
         len: u64,
         protection: Protection,
-    ) -> io::Result<Arc<Self>> {
-        let backing = Backing::File(file.clone());
-        Self::new(Some(claim.key().clone()), &backing, len, protection)
+    ) -> Arc<Self> {
+        let opened = Self::new(Some(claim.id()), len);
+        if let Some(map) = map {
+            opened.install(map, source, protection);
+        }
+        opened
     }
 
     /// Memory of `len` bytes, all of them 0, which has no name and is never flushed.
     pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
-        Self::new(None, &Backing::Memory, len, Protection::ReadWrite)
+        let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
+        let opened = Self::new(None, len);
+        opened.set_map(map, Habits::default(), Protection::ReadWrite);
+        Ok(opened)
     }
 
-    fn new(
-        key: Option<FileKey>,
-        backing: &Backing,
-        len: u64,
-        protection: Protection,
-    ) -> io::Result<Arc<Self>> {
-        let opened = Arc::new_cyclic(|this| Self {
+    fn new(id: Option<FileId>, len: u64) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
             hot: Hot {
                 leases: Leases::new(),
                 len: AtomicU64::new(len),
                 bases: [AtomicPtr::default(), AtomicPtr::default()],
-                maps: [AtomicPtr::default(), AtomicPtr::default()],
             },
             queue: Queue::new(),
             commits: Commits::default(),
-            pending: Pending::new(backing.file().is_some()),
+            pending: Pending::new(id.is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
-            names: Mutex::default(),
+            owed: Mutex::default(),
             preallocate: AtomicBool::new(false),
             counters: Counters::default(),
-            key,
+            id,
+            shown: Mutex::default(),
             users: AtomicUsize::new(0),
             closed: Event::new(),
             this: this.clone(),
-        });
-        opened.attach(backing, protection)?;
-        Ok(opened)
+        })
     }
 
-    /// Maps the file with a protection that nobody has asked for yet, through `file`.
-    pub(crate) fn attach(&self, backing: &Backing, protection: Protection) -> io::Result<()> {
+    /// Maps the file with a protection that no handle has asked for yet, through `source`, or,
+    /// to read what is written, through the descriptor that writes.
+    ///
+    /// # Errors
+    ///
+    /// `Busy` where the file was copied up, and a view shows what it was before.
+    pub(crate) fn attach(&self, source: Source, protection: Protection) -> Result<()> {
         let _remap = ignore_poison(&self.remap);
-        let mapped = &self.mapped[protection as usize];
-        if mapped.get().is_none() {
-            let len = self.len();
-            if len == 0 && !sys::CAN_MAP_PAST_END {
-                return Ok(());
-            }
-            let map = Arc::new(Map::new(backing, len, protection)?);
-            self.make_current(protection, &map);
-            let _ = mapped.set(Mapped {
-                backing: backing.clone(),
-                habits: backing.file().map(sys::habits).unwrap_or_default(),
-                maps: Mutex::new(vec![map]),
-            });
-            if protection == Protection::ReadWrite {
-                // Whoever had created or resized it may have gone before that was durable.
-                self.owes_its_length();
-            }
+        let source = match self.mapped[Protection::ReadWrite as usize].get() {
+            Some(Mapped {
+                backing: Backing::File(file),
+                ..
+            }) => Source {
+                file: file.clone(),
+                ..source
+            },
+            _ => source,
+        };
+        if source.habits.copies_up {
+            self.follow_copy(&source, protection)?;
+        }
+        let len = self.len();
+        let can_map = len > 0 || sys::CAN_MAP_PAST_END;
+        if can_map && self.mapped[protection as usize].get().is_none() {
+            self.install(source.map(len, protection)?, &source, protection);
         }
         Ok(())
+    }
+
+    /// Replaces the read-only map if the file was copied up since its descriptor was opened: no
+    /// write through this crate would ever be seen in it.
+    ///
+    /// Views of it that only look would not notice, since writes wait for them; those that are there
+    /// to see changes would. So there may be none.
+    fn follow_copy(&self, source: &Source, protection: Protection) -> Result<()> {
+        let (mapped, map) = (
+            self.mapped[Protection::Read as usize].get(),
+            self.map(Protection::Read),
+        );
+        let (Some(mapped), Some(map)) = (mapped, map) else {
+            return Ok(());
+        };
+        if matches!(map.backing(), Backing::File(file) if Arc::ptr_eq(file, &source.file)) {
+            return Ok(());
+        }
+        let now = match protection {
+            Protection::Read => source.born,
+            Protection::ReadWrite => born(&source.file),
+        };
+        let shown = *ignore_poison(&self.shown);
+        let is_current = match (shown, now) {
+            (Some(shown), Some(now)) => shown == now,
+            // It cannot be told: a descriptor that may write has copied the file up for certain.
+            _ => protection == Protection::Read,
+        };
+        if is_current {
+            return Ok(());
+        }
+        let map = Arc::new(source.map(self.len(), Protection::Read)?);
+        let _exclusive = self.lease_everything()?;
+        self.make_current(Protection::Read, &map);
+        ignore_poison(&mapped.maps).push(map);
+        *ignore_poison(&self.shown) = now;
+        Ok(())
+    }
+
+    /// An exclusive lease on the whole file; waits for views that are gone in a moment.
+    fn lease_everything(&self) -> Result<Lease<&Self>> {
+        let everything = ByteRange::between(0, MAX_LEN);
+        let began = Instant::now();
+        loop {
+            if let Some(lease) = Lease::try_acquire(self, Kind::Exclusive, everything, Asks::Queue)?
+            {
+                return Ok(lease);
+            }
+            if began.elapsed() > BRIEFLY {
+                return Err(ByteRange::between(0, self.len()).busy());
+            }
+            thread::yield_now();
+        }
+    }
+
+    fn install(&self, map: Map, source: &Source, protection: Protection) {
+        if protection == Protection::Read {
+            *ignore_poison(&self.shown) = source.born;
+        }
+        self.set_map(map, source.habits, protection);
+        if protection == Protection::ReadWrite {
+            // Another process, or this one, may have created or resized it without making that
+            // durable.
+            self.owes_its_length();
+        }
+    }
+
+    fn set_map(&self, map: Map, habits: Habits, protection: Protection) {
+        let backing = map.backing().clone();
+        let map = Arc::new(map);
+        self.make_current(protection, &map);
+        let _ = self.mapped[protection as usize].set(Mapped {
+            backing,
+            habits,
+            maps: Mutex::new(vec![map]),
+        });
+    }
+
+    /// Whether `file` is a descriptor of this file. Both are asked now, since what tells files
+    /// apart may change. Blocks where the file system does.
+    pub(crate) fn is_file(&self, file: &File) -> bool {
+        let mapped = self.mapped.iter().find_map(OnceLock::get);
+        let Some(held) = mapped.and_then(|mapped| mapped.backing.file()) else {
+            return true;
+        };
+        match (sys::file_info(held), sys::file_info(file)) {
+            (Ok(held), Ok(file)) => {
+                let born = held.born.zip(file.born);
+                held.id == file.id && born.map_or(true, |(held, file)| held == file)
+            }
+            // In doubt it is, and shares the leases.
+            _ => true,
+        }
     }
 
     /// Whether somebody uses the file; if not, an event for when that has changed, or the file is
@@ -253,8 +405,9 @@ impl OpenFile {
         }
         // Acquire: pairs with `make_current`.
         let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
-        // SAFETY: the base is that of a map which `mapped` keeps until `self` is dropped, and
-        // which covers the length that was read before: maps grow before the length does.
+        // SAFETY: the base is that of a map which covers the length that was read before, since maps
+        // grow before the length does. The map lives for as long as a lease that was there before
+        // this call: see `forget_outgrown`.
         Some(unsafe { Span::in_map(base, range) })
     }
 
@@ -267,13 +420,74 @@ impl OpenFile {
     /// The current map; `None` only where an empty file cannot be mapped.
     ///
     /// It covers the length that was read before the call.
-    #[inline]
-    pub(crate) fn map(&self, protection: Protection) -> Option<&Map> {
-        // Acquire: pairs with `make_current`, for the contents of the map.
-        let map = self.hot.maps[protection as usize].load(Ordering::Acquire);
-        // SAFETY: the pointer is null or that of a map in `mapped`, which keeps it until `self`
-        // is dropped.
-        unsafe { map.as_ref() }
+    pub(crate) fn map(&self, protection: Protection) -> Option<Arc<Map>> {
+        self.mapped[protection as usize].get()?.current()
+    }
+
+    /// Where the current map begins; null where there is none.
+    pub(crate) fn base(&self, protection: Protection) -> *mut u8 {
+        self.hot.bases[protection as usize].load(Ordering::Acquire)
+    }
+
+    /// Unmaps what was outgrown, if no view may lie there. Blocks.
+    ///
+    /// 1. A lease that is taken before the fence is found by the count, and everything stays.
+    /// 2. One that is taken after the fence finds the address of the current map, which was stored
+    ///    before: whoever takes a lease looks for the address afterwards.
+    fn forget_outgrown(&self) -> io::Result<()> {
+        let is_outgrown = |mapped: &Mapped| ignore_poison(&mapped.maps).len() > 1;
+        if !self
+            .mapped
+            .iter()
+            .filter_map(OnceLock::get)
+            .any(is_outgrown)
+        {
+            return Ok(());
+        }
+        if self.hot.leases.count_after_fence()? > 0 {
+            return Ok(());
+        }
+        for mapped in self.mapped.iter().filter_map(OnceLock::get) {
+            let mut maps = ignore_poison(&mapped.maps);
+            let current = maps.pop();
+            let outgrown = std::mem::take(&mut *maps);
+            maps.extend(current);
+            drop(maps);
+            // A job that still works on one has its own reference.
+            drop(outgrown);
+        }
+        Ok(())
+    }
+
+    /// Whether a range is in memory, as far as that can be told without waiting.
+    pub(crate) fn is_resident(&self, protection: Protection, range: ByteRange) -> bool {
+        let mapped = self.mapped[protection as usize].get();
+        mapped.is_some_and(|mapped| {
+            // Without a lease the map may go meanwhile; its address is only asked about.
+            let run = sys::Run::at(self.base(protection), range.to_pages(sys::page_size()));
+            residency::is_resident(run, &mapped.backing, mapped.habits, range)
+        })
+    }
+
+    /// Reads the pages of a range in. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// `OutOfBounds` if a shrink went first, and those of [`residency::populate_read`].
+    pub(crate) fn read_in(&self, protection: Protection, range: ByteRange) -> Result<()> {
+        loop {
+            let cuts = self.cuts();
+            range.check(self.len())?;
+            let mapped = self.mapped[protection as usize].get();
+            let Some((mapped, map)) = mapped.zip(self.map(protection)) else {
+                return Ok(());
+            };
+            match residency::populate_read(&map, &mapped.backing, range) {
+                // What this process cuts off, and grows again, is no other process's truncation.
+                Err(_) if self.cuts() != cuts => {}
+                populated => return populated,
+            }
+        }
     }
 
     pub(crate) fn queue(&self) -> &Queue<OwnedLease> {
@@ -322,13 +536,11 @@ impl OpenFile {
     fn writable(&self) -> Result<&Mapped> {
         self.mapped[Protection::ReadWrite as usize]
             .get()
-            .ok_or(MmapIoError::InvalidMode("no handle may write the file"))
+            .ok_or_else(|| MmapIoError::invalid_mode("no handle may write the file"))
     }
 
-    fn make_current(&self, protection: Protection, map: &Arc<Map>) {
-        let current = Arc::as_ptr(map).cast_mut();
-        // Release: pairs with the loads in `map` and `span_within`.
-        self.hot.maps[protection as usize].store(current, Ordering::Release);
+    fn make_current(&self, protection: Protection, map: &Map) {
+        // Release: pairs with the load in `span_within`.
         self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::Release);
     }
 }
@@ -351,10 +563,10 @@ impl Drop for OpenFile {
     fn drop(&mut self) {
         // In a forked child nothing is opened any more, and a lock may never be free.
         if !sys::is_forked() {
-            if let Some(key) = &self.key {
-                OPEN_FILES.remove(key, self);
+            if let Some(id) = self.id {
+                OPEN_FILES.remove(id, self);
             }
-            self.closed.notify(usize::MAX);
+            self.closed.notify();
         }
         if self.mapped_bytes() > UNMAP_INLINE {
             release(std::mem::take(&mut self.mapped));
@@ -362,20 +574,11 @@ impl Drop for OpenFile {
     }
 }
 
-/// Opens the directory of a file that was created, for its name to become durable. `None` where
-/// it may not be read: then the name becomes durable as the file system sees fit.
-pub(crate) fn directory_of(path: &Path) -> io::Result<Option<File>> {
-    match sys::open_directory_of(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-        directory => directory,
-    }
-}
-
 fn ignore_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asserted here because the raw pointers in [`Hot`] are to maps, which are both.
+/// Asserted here because of the raw pointers in [`Hot`].
 const _: () = {
     const fn assert<T: Send + Sync + Deref>() {}
     assert::<Arc<OpenFile>>();
@@ -426,6 +629,49 @@ mod tests {
             wait_for_references(open, idle + 1);
             file.resize(10_000).await.unwrap();
             wait_for_references(open, idle);
+        });
+    }
+
+    #[test]
+    fn outgrown_maps_stay_while_a_view_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        futures_lite::future::block_on(async {
+            // A view of each kind lives; and none.
+            for kind in 0..4 {
+                let path = dir.path().join(format!("data{kind}"));
+                let file = MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
+                let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+                let open: &Arc<OpenFile> = &file.handle.open;
+                let maps = || {
+                    let count = |mapped: &Mapped| ignore_poison(&mapped.maps).len();
+                    [&open.mapped[0], &open.mapped[1]].map(|mapped| mapped.get().map_or(0, count))
+                };
+                let outgrow = || async {
+                    let capacity = open.map(Protection::ReadWrite).unwrap().capacity();
+                    file.resize(capacity + 1).await.unwrap();
+                };
+                outgrow().await;
+                assert_eq!(maps(), [1, 1]);
+                file.update_region(0, &[kind; 10]).await.unwrap();
+                let slice = reader.as_slice(0, 10).unwrap();
+                let bytes = file.bytes(0, 10).unwrap();
+                let mut view = file.as_slice_mut(100, 10).await.unwrap();
+                outgrow().await;
+                assert_eq!(maps(), [2, 2]);
+                assert_eq!(slice, [kind; 10]);
+                assert_eq!(*bytes, [kind; 10]);
+                view.fill(kind);
+                let slice = (kind == 0).then_some(slice);
+                let bytes = (kind == 1).then_some(bytes);
+                let view = (kind == 2).then_some(view);
+                outgrow().await;
+                let is_viewed = slice.is_some() || bytes.is_some() || view.is_some();
+                assert_eq!(maps(), if is_viewed { [3, 3] } else { [1, 1] });
+                drop((slice, bytes, view));
+                outgrow().await;
+                assert_eq!(maps(), [1, 1]);
+                assert_eq!(file.as_slice(100, 10).unwrap(), [kind; 10]);
+            }
         });
     }
 }

@@ -1,24 +1,33 @@
 //! Opening and creating: from a path to a descriptor, and from a descriptor to an [`OpenFile`].
 //!
-//! Nothing is truncated before the file is known to be nobody else's: a file is opened as it is,
-//! identified, looked up, and only then changed.
+//! Nothing is truncated before the file is known not to be in use here: a file is opened as it is,
+//! identified, looked up, and only then changed. And nothing is lost before all that can fail was
+//! asked.
+//!
+//! Other processes open, grow and shrink the same files at the same time. So an opening that did not
+//! create the file alone (`O_EXCL`) only ever adds to it, by a call that cannot cut, takes the length
+//! that comes out, and cleans nothing up if it fails. Links are the kernel's business, and so is
+//! which of them may be followed: there is one call of `open` for each try.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use event_listener::EventListener;
-
 use crate::error::{MmapIoError, Result};
-use crate::map::{Backing, Protection};
+use crate::map::Protection;
 use crate::mode::MmapMode;
-use crate::open_file::{directory_of, OpenFile, User, OPEN_FILES};
+use crate::open_file::{OpenFile, Source, User, OPEN_FILES};
 use crate::queue::{Action, Op, Queue};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
-use crate::sys::{self, FileInfo};
+use crate::sys::{self, Created, FileInfo, Habits};
+use crate::wakers::EventListener;
 use crate::write::check_size;
+
+/// Times that a path is followed again because its file had gone when it was looked at. After that
+/// the file counts that was opened last, as it does for the kernel.
+pub(crate) const TRIES: usize = 8;
 
 /// How a file is to be opened.
 #[derive(Clone, Debug)]
@@ -46,7 +55,7 @@ pub(crate) enum How {
 /// One try at an opening.
 pub(crate) enum Attempt {
     Opened(Opened),
-    /// Somebody is opening or closing the same file; try again then.
+    /// The same file is being opened or closed; try again then.
     Later(EventListener, Again),
 }
 
@@ -54,15 +63,13 @@ pub(crate) enum Attempt {
 #[derive(Debug)]
 pub(crate) struct Again {
     file: Arc<File>,
-    created: Option<PathBuf>,
+    created: Option<Created>,
 }
 
 /// An opened file, and its descriptor.
 pub(crate) struct Opened {
     pub(crate) open: User,
     pub(crate) file: Arc<File>,
-    /// The residency probe tells the truth about this file.
-    pub(crate) may_probe: bool,
     /// What is still to be done, in the file's queue, and the length it is about.
     rest: Option<(Action, u64)>,
 }
@@ -78,69 +85,75 @@ impl Opening {
 
     /// Tries to open the file, perhaps again. Blocks.
     pub(crate) fn attempt(&self, mut again: Option<Again>) -> Result<Attempt> {
-        loop {
-            let (target, info) = match again.take() {
-                // By its descriptor: the path may name somebody else's file by now.
-                Some(again) => identified(again.into())?,
-                None => self.open_descriptor()?,
+        for tries_left in (0..TRIES).rev() {
+            let target = match again.take() {
+                // By its descriptor: the path may be another file's by now.
+                Some(again) => again.into(),
+                None => self.open_target()?,
             };
+            let info = target.identify()?;
             if info.len > MAX_LEN {
                 check_size(info.len)?;
             }
-            match OPEN_FILES.find((&info).into()) {
+            if let (0, How::OpenOrCreate(_, size)) = (info.len, &self.how) {
+                check_size(*size)?;
+            }
+            let habits = sys::habits(&target.file);
+            match find_open(&target, &info, habits) {
                 Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
                 Found::Open(open) => {
-                    if let Some(path) = &target.created {
-                        // Whoever has opened it first does not know that it is new.
-                        open.owes_its_name(directory_of(path)?);
-                    }
                     if self.creates() {
                         if let Err(closed) = open.check_in_use() {
                             return Ok(Attempt::Later(closed, target.into()));
                         }
                     }
-                    let joined = self.join(User::new(open), target.keep(), &info);
+                    let joined = self.join(User::new(open), target.keep(), &info, habits);
                     return joined.map(Attempt::Opened);
                 }
                 Found::Vacant(claim) => {
-                    // Whoever had the claim before may have changed the file, or removed it.
+                    // Another holder of the claim may have changed the file, or removed it.
                     let info = sys::file_info(&target.file)?;
                     if matches!(self.how, How::CreateNew(..)) && info.len > 0 {
-                        // Somebody has had it, and written to it, since it was created here.
-                        target.keep();
+                        // Or another process has written to it since it was created here.
                         return Err(MmapIoError::Io(io::ErrorKind::AlreadyExists.into()));
                     }
-                    if info.is_linked || matches!(self.how, How::Descriptor(_)) {
-                        return self.fill(claim, target, &info).map(Attempt::Opened);
+                    let path = self.how.path().filter(|_| tries_left > 0);
+                    if !path.is_some_and(|path| is_gone(&info, path)) {
+                        return self.fill(claim, target, &info, habits).map(Attempt::Opened);
                     }
-                    target.keep();
                 }
             }
         }
+        unreachable!("the last try takes the file as it is")
     }
 
-    /// Whether the file may be nobody else's.
+    /// Whether no other handle here may have the file.
     fn creates(&self) -> bool {
         matches!(self.how, How::Create(..) | How::CreateNew(..))
     }
 
-    fn open_descriptor(&self) -> Result<(Target, FileInfo)> {
+    fn open_target(&self) -> Result<Target> {
         let target = match &self.how {
             How::Existing(path) => Target::existing(path, self.mode)?,
-            How::Create(path, _) => return open_target(path),
-            How::CreateNew(path, _) => Target::new(path)?,
+            How::Create(path, size) => {
+                self.check_room(path, *size)?;
+                Target::create(path, sys::FOR_ALL)?
+            }
+            How::CreateNew(path, size) => {
+                self.check_room(path, *size)?;
+                Target::create_new(path, sys::FOR_ALL)?
+            }
             How::OpenOrCreate(path, size) => {
-                let (target, info) = match Target::existing(path, self.mode) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        check_size(*size)?;
-                        open_target(path)?
-                    }
-                    target => identified(target?)?,
-                };
-                if info.len == 0 {
-                    check_size(*size)?;
+                match check_size(*size).and_then(|()| self.check_room(path, *size)) {
+                    Ok(()) => Target::open_or_create(path, sys::FOR_ALL)?,
+                    // It may be there, and have a size of its own.
+                    Err(problem) => match Target::existing(path, self.mode) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            return Err(problem);
+                        }
+                        target => target?,
+                    },
                 }
-                return Ok((target, info));
             }
             How::Descriptor(file) => {
                 self.check_access(file)?;
@@ -150,7 +163,17 @@ impl Opening {
                 }
             }
         };
-        identified(target)
+        Ok(target)
+    }
+
+    /// Fails if a file of that size could not be written, mapped, or reserved. Before there is one.
+    fn check_room(&self, path: &Path, size: u64) -> Result<()> {
+        sys::check_file_limit(size).map_err(MmapIoError::resize_failed)?;
+        sys::check_address_space(size)?;
+        match self.preallocate {
+            true => sys::check_free_space_for(path, size).map_err(MmapIoError::resize_failed),
+            false => Ok(()),
+        }
     }
 
     fn check_access(&self, file: &File) -> Result<()> {
@@ -161,11 +184,11 @@ impl Opening {
             MmapMode::ReadWrite if access.append => "the descriptor is open for appending",
             MmapMode::ReadOnly | MmapMode::ReadWrite => return Ok(()),
         };
-        Err(MmapIoError::InvalidMode(problem))
+        Err(MmapIoError::invalid_mode(problem))
     }
 
     /// Shares what is open already.
-    fn join(&self, open: User, file: Arc<File>, info: &FileInfo) -> Result<Opened> {
+    fn join(&self, open: User, file: Arc<File>, info: &FileInfo, habits: Habits) -> Result<Opened> {
         let len = open.len();
         // A longer one is adopted in its turn among what happens behind the end, and no more.
         let mut rest = (info.len != len).then_some((Action::AdoptLength, len));
@@ -175,82 +198,138 @@ impl Opening {
                 rest = Some((Action::FirstLength, self.size()));
             }
             // What counts is the length it has here: the other one was looked at before its
-            // creation was over, or somebody else has changed it, which is for its queue to find.
+            // creation was over, or another process has changed it, which is for its queue to find.
             _ => self.check_not_empty(len)?,
         }
-        open.attach(&Backing::File(file.clone()), self.protection())?;
+        let source = Source::new(&file, habits, self.protection());
+        let file = self.descriptor(&source, file);
+        open.attach(source, self.protection())?;
         self.reserve(&file, info.len, false)?;
-        if self.preallocate {
-            open.reserve_on_growth();
-        }
-        Ok(Opened {
-            may_probe: self.may_probe(&file),
-            file,
-            open,
-            rest,
-        })
+        self.prepare(&open);
+        Ok(Opened { file, open, rest })
     }
 
-    /// Opens what nobody else in this process has open.
-    fn fill(&self, claim: Claim<OpenFile>, target: Target, info: &FileInfo) -> Result<Opened> {
-        let writes = self.mode == MmapMode::ReadWrite;
+    /// Opens what is not open in this process.
+    fn fill(
+        &self,
+        claim: Claim<OpenFile>,
+        target: Target,
+        info: &FileInfo,
+        habits: Habits,
+    ) -> Result<Opened> {
         let size = match &self.how {
             How::Create(_, size) | How::CreateNew(_, size) => Some(*size),
-            How::OpenOrCreate(_, size) if info.len == 0 && writes => Some(*size),
+            How::OpenOrCreate(_, size) if info.len == 0 && self.mode == MmapMode::ReadWrite => {
+                Some(*size)
+            }
             _ => {
                 self.check_not_empty(info.len)?;
                 None
             }
         };
+        let protection = self.protection();
+        let source = Source::new(&target.file, habits, protection);
         let len = size.unwrap_or(info.len);
-        let directory = match &target.created {
-            Some(path) => directory_of(path)?,
-            None => None,
-        };
-        if size.is_some() {
-            if info.len > 0 {
-                target.file.set_len(0)?;
-            }
-            sys::set_len(&target.file, len).map_err(MmapIoError::ResizeFailed)?;
-        }
-        let reserved = self.reserve(&target.file, len, size.is_some());
-        let opened = reserved.and_then(|()| {
-            Ok(OpenFile::open(
-                &claim,
-                &target.file,
-                len,
-                self.protection(),
-            )?)
-        });
-        let open = opened.map_err(|error| {
-            if size.is_some() {
-                // It was empty, or is by now; a file that was not there goes with `target`.
-                let _ = target.file.set_len(0);
-            }
+        // Where that is possible, before anything is changed.
+        let early = sys::CAN_MAP_PAST_END.then(|| source.map(len, protection));
+        let early = early.transpose()?;
+        let mapped = self
+            .give_length(&target.file, info.len, size)
+            .and_then(|len| {
+                let map = match early {
+                    Some(map) if len <= map.capacity() => Some(map),
+                    _ if len > 0 => Some(source.map(len, protection)?),
+                    _ => None,
+                };
+                Ok((map, len))
+            });
+        let (map, len) = mapped.map_err(|error| {
+            self.give_back(&target.file, size);
             error
         })?;
-        if self.preallocate {
-            open.reserve_on_growth();
-        }
-        if size.is_some() {
-            open.owes_its_name(directory);
-        }
+        let open = OpenFile::open(&claim, &source, map, len, protection);
+        self.prepare(&open);
         claim.fill(&open);
-        let file = target.keep();
+        let file = self.descriptor(&source, target.keep());
         Ok(Opened {
-            open: User::new(open),
-            may_probe: self.may_probe(&file),
             file,
+            open: User::new(open),
             rest: None,
         })
     }
 
-    fn reserve(&self, file: &File, len: u64, is_new: bool) -> Result<()> {
-        let may_reserve = is_new || sys::ALLOCATE_KEEPS_BYTES;
-        if self.preallocate && self.mode == MmapMode::ReadWrite && len > 0 && may_reserve {
-            sys::allocate(file, 0, len).map_err(MmapIoError::ResizeFailed)?;
+    /// What is true of the file as soon as any handle has it.
+    fn prepare(&self, open: &OpenFile) {
+        if self.preallocate {
+            open.reserve_on_growth();
         }
-        Ok(())
+        if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.how.path()) {
+            open.owes_its_name(path);
+        }
+    }
+
+    /// The handle's own descriptor: the caller's, if it gave one.
+    fn descriptor(&self, source: &Source, file: Arc<File>) -> Arc<File> {
+        match self.how {
+            How::Descriptor(_) => file,
+            _ => source.file().clone(),
+        }
+    }
+
+    /// Gives a file of `old` bytes its size, and says how long it is then: longer, if another
+    /// process was faster.
+    fn give_length(&self, file: &File, old: u64, size: Option<u64>) -> Result<u64> {
+        let Some(size) = size else {
+            self.reserve(file, old, false)?;
+            return Ok(old);
+        };
+        if self.preallocate {
+            sys::check_free_space(file, size).map_err(MmapIoError::resize_failed)?;
+        }
+        // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
+        if old > 0 {
+            if self.preallocate && sys::ALLOCATE_KEEPS_BYTES {
+                // Whether the file system can do that at all.
+                sys::allocate(file, size - 1, 1).map_err(MmapIoError::resize_failed)?;
+            }
+            file.set_len(0)?;
+        }
+        self.reserve(file, size, true)?;
+        // Last: as long as the file has no bytes, no other process has a use for it.
+        sys::extend(file, size).map_err(MmapIoError::resize_failed)?;
+        let len = sys::file_len(file)?;
+        check_size(len)?;
+        Ok(len)
+    }
+
+    /// Empties a file that could not be created; not if another process has given it bytes.
+    fn give_back(&self, file: &File, size: Option<u64>) {
+        let ours = match size {
+            Some(size) if self.creates() => size,
+            _ => return,
+        };
+        // The length comes last where blocks can be reserved without it.
+        let is_last = sys::ALLOCATE_KEEPS_BYTES && sys::CAN_MAP_PAST_END;
+        let ours = if is_last { 0 } else { ours };
+        if sys::file_len(file).is_ok_and(|len| len <= ours) {
+            // The error that led here is the one that counts.
+            let _ = file.set_len(0);
+        }
+    }
+
+    /// Reserves the blocks of a file; of one that is `new`, from its end on, if reserving changes
+    /// bytes.
+    fn reserve(&self, file: &File, len: u64, new: bool) -> Result<()> {
+        let start = match sys::ALLOCATE_KEEPS_BYTES {
+            _ if !self.preallocate || self.mode != MmapMode::ReadWrite => return Ok(()),
+            true => 0,
+            false if new => sys::file_len(file)?,
+            false => return Ok(()),
+        };
+        match start < len {
+            true => sys::allocate(file, start, len - start).map_err(MmapIoError::resize_failed),
+            false => Ok(()),
+        }
     }
 
     fn check_not_empty(&self, len: u64) -> Result<()> {
@@ -258,10 +337,6 @@ impl Opening {
             MmapMode::ReadWrite => check_size(len),
             MmapMode::ReadOnly => Ok(()),
         }
-    }
-
-    fn may_probe(&self, file: &File) -> bool {
-        self.mode == MmapMode::ReadWrite || sys::is_owner(file)
     }
 
     fn protection(&self) -> Protection {
@@ -290,12 +365,25 @@ impl Opened {
     }
 }
 
-/// An opened descriptor. If the file was created with it, it is removed again unless it is kept.
+impl How {
+    /// The path that is opened; a descriptor has none.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Existing(path)
+            | Self::Create(path, _)
+            | Self::CreateNew(path, _)
+            | Self::OpenOrCreate(path, _) => Some(path),
+            Self::Descriptor(_) => None,
+        }
+    }
+}
+
+/// An opened descriptor. If the file was created with it, and by it alone, it is removed again
+/// unless it is kept, or has got bytes.
 #[derive(Debug)]
 pub(crate) struct Target {
     file: Arc<File>,
-    /// Where the file was created.
-    created: Option<PathBuf>,
+    created: Option<Created>,
 }
 
 impl Target {
@@ -308,20 +396,58 @@ impl Target {
         })
     }
 
-    fn new(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
+    /// A file to be written from scratch: as it is, or created. Which of the two it was is not
+    /// known if another process has created or removed it meanwhile: then it was not created here.
+    pub(crate) fn create(path: &Path, permissions: u32) -> io::Result<Self> {
+        match Self::create_new(path, permissions) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Self::open_or_create(path, permissions)
+            }
+            target => target,
+        }
+    }
+
+    fn create_new(path: &Path, permissions: u32) -> io::Result<Self> {
+        let (file, created) = sys::create_new(path, permissions)?;
         Ok(Self {
             file: Arc::new(file),
-            created: Some(path.to_path_buf()),
+            created,
         })
+    }
+
+    /// Links are followed, also one that points nowhere: there the file is created.
+    fn open_or_create(path: &Path, permissions: u32) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        Ok(Self {
+            file: Arc::new(sys::open_or_create(&mut options, permissions).open(path)?),
+            created: None,
+        })
+    }
+
+    /// What was opened.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if it is no regular file.
+    pub(crate) fn identify(&self) -> Result<FileInfo> {
+        let info = sys::file_info(&self.file)?;
+        if !info.is_regular {
+            let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+            return Err(MmapIoError::from(problem));
+        }
+        Ok(info)
     }
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Empties the file if it was created here, so that it is removed: the bytes that it has are
+    /// those that were copied to it.
+    pub(crate) fn discard(self) {
+        if self.created.is_some() {
+            let _ = self.file.set_len(0);
+        }
     }
 
     /// The file stays.
@@ -333,11 +459,9 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some(path) = self.created.take() {
-            // Somebody may have put another file there. There is nobody to tell of an error, and
-            // the one that led here is the one that counts.
-            if is_at(&self.file, &path) {
-                let _ = fs::remove_file(path);
+        if let Some(created) = self.created.take() {
+            if sys::file_len(&self.file).is_ok_and(|len| len == 0) {
+                let _ = created.remove(&self.file);
             }
         }
     }
@@ -361,42 +485,14 @@ impl From<Target> for Again {
     }
 }
 
-/// Whether the path names the file that is open.
-fn is_at(file: &File, path: &Path) -> bool {
-    let id = sys::file_info(file).map(|info| info.id);
-    id.is_ok_and(|id| sys::file_id_at(path).is_ok_and(|found| id == found))
+/// Looks for the file of a descriptor among those that are open.
+pub(crate) fn find_open(target: &Target, info: &FileInfo, habits: Habits) -> Found<OpenFile> {
+    let is_it = |open: &Arc<OpenFile>| open.is_file(&target.file);
+    OPEN_FILES.find(info.id, (!habits.is_local).then_some(is_it))
 }
 
-/// Opens a file to be written from scratch: as it is, or created. Blocks.
-pub(crate) fn open_target(path: &Path) -> Result<(Target, FileInfo)> {
-    /// As many links as Linux follows.
-    const LINKS: usize = 40;
-    let mut path = path.to_path_buf();
-    for _ in 0..LINKS {
-        match Target::new(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            target => return identified(target?),
-        }
-        match Target::existing(&path, MmapMode::ReadWrite) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            target => return identified(target?),
-        }
-        // Removed in between; or a link that points nowhere, and then it is created there.
-        if let Ok(link) = fs::read_link(&path) {
-            path = match path.parent() {
-                Some(directory) => directory.join(link),
-                None => link,
-            };
-        }
-    }
-    Err(MmapIoError::Io(io::ErrorKind::NotFound.into()))
-}
-
-pub(crate) fn identified(target: Target) -> Result<(Target, FileInfo)> {
-    let info = sys::file_info(&target.file)?;
-    if !info.is_regular {
-        let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(MmapIoError::Io(problem));
-    }
-    Ok((target, info))
+/// Whether a file has lost its name, and the path leads to another one, or nowhere. One without a
+/// name can be opened all the same (`/proc/self/fd`), and some FUSE file systems count no names.
+pub(crate) fn is_gone(info: &FileInfo, path: &Path) -> bool {
+    !info.is_linked && !sys::file_id_at(path).is_ok_and(|id| id == info.id)
 }

@@ -3,7 +3,8 @@
 use std::future::Future;
 
 use crate::commit::Flush;
-use crate::error::{MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::mode::MmapMode;
 use crate::range::ByteRange;
@@ -28,7 +29,9 @@ impl MemoryMappedFile {
     /// Dropping the future does not stop a flush that has started.
     pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move { handle.flush(Flush::of_everything()).await }
+        operation("flushing", Subject::Nothing, async move {
+            handle.flush(Flush::of_everything()).await
+        })
     }
 
     /// Makes a range durable; see [`flush`](Self::flush).
@@ -47,12 +50,12 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        operation("flushing", (offset, len), async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
             handle.flush(Flush::of(range)).await
-        }
+        })
     }
 
     /// The same as [`flush`](Self::flush), under its old name.
@@ -115,15 +118,15 @@ impl MemoryMappedFile {
     ///
     /// # Platform-specific behavior
     ///
-    /// [`sync_file_range(2)`] on Linux; nothing elsewhere.
+    /// [`sync_file_range(2)`] on Linux, if no filter of system calls refuses it; nothing elsewhere.
     ///
     /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
     pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        operation("writing back", Subject::Nothing, async move {
             let all = ByteRange::between(0, handle.open.len());
             handle.start_writeback(all).await
-        }
+        })
     }
 
     /// Starts writing a range back; see [`schedule_flush`](Self::schedule_flush).
@@ -142,12 +145,12 @@ impl MemoryMappedFile {
         len: u64,
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
+        operation("writing back", (offset, len), async move {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
             handle.start_writeback(range).await
-        }
+        })
     }
 
     /// Flushes a range, and drops its pages from the page cache: for what will not be read again
@@ -175,7 +178,7 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let flushed = self.flush_range(offset, len);
         let handle = self.handle.clone();
-        async move {
+        operation("evicting", (offset, len), async move {
             flushed.await?;
             if len == 0 {
                 return Ok(());
@@ -189,8 +192,8 @@ impl MemoryMappedFile {
                 open.unmap_pages(pages.into())?;
                 sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)
             });
-            evicted.await.map_err(MmapIoError::AdviceFailed)
-        }
+            evicted.await.map_err(MmapIoError::advice_failed)
+        })
     }
 }
 
@@ -209,6 +212,10 @@ impl Handle {
         let file = self.file().clone();
         let (offset, len) = (range.start(), range.len());
         let started = self.hop(move |_| sys::start_writeback(&file, offset, len));
-        Ok(started.await?)
+        match started.await {
+            // It is a hint.
+            Err(error) if sys::is_refused(&error) => Ok(()),
+            started => Ok(started?),
+        }
     }
 }

@@ -15,15 +15,22 @@
 //! | deferred | | started (at a retry) | deferred | withdrawn, and a retry |
 //! | started | | | | goes on, nobody is told |
 //!
-//! The payload tells which it is: it is there until somebody takes it, to start or to withdraw.
+//! What the operation [holds](Held) tells which it is. A write that finds no room for its data
+//! takes its place in the order all the same, and waits at the [door].
 //!
 //! The job ends when it finds nothing to do, and says so under the same lock under which it looked;
 //! whoever adds something afterwards starts the next one.
+//!
+//! Locks are taken in this order: the queue's state, what an operation holds, its completion, the
+//! lease table's state. Wakers, and the owners of a `Bytes`, are other people's code: they are
+//! called and dropped when none is held, and no lease either.
 
 mod apply;
 mod budget;
+mod door;
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
+mod op;
 mod strategy;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
@@ -31,32 +38,37 @@ mod tests;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use crate::commit::{Extent, Waiter};
-use crate::completion::{contain, wake_all, Completion};
-use crate::error::{again, MmapIoError, Result};
-use crate::flush::FlushPolicy;
-use crate::lease::{Intervals, Kind, BRIEF};
+use crate::commit::Waiter;
+use crate::completion::{contain, wake_all};
+use crate::error::{MmapIoError, Result};
+use crate::lease::{Intervals, BRIEF};
 use crate::offload::{check, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
 use crate::sys;
+use crate::wakers::scope;
+
+use self::budget::{Account, Budget};
+use self::door::Door;
+use self::op::Held;
 
 pub(crate) use self::apply::{apply_writes, Site};
-pub(crate) use self::budget::{Budget, Permit};
+pub(crate) use self::door::Source;
+pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
 
 /// A file whose exclusive operations are queued.
 pub(crate) trait Drain: Send + Sync + Sized + 'static {
     /// What a granted view or snapshot holds.
-    type Lease: Send + 'static;
+    type Lease: Granted;
 
     fn queue(&self) -> &Queue<Self::Lease>;
 
@@ -84,196 +96,65 @@ pub(crate) trait Drain: Send + Sync + Sized + 'static {
     fn finish(self: Arc<Self>);
 }
 
-/// Operations that have ended, and whose futures are not told yet.
+/// A lease that an operation ends in.
+pub(crate) trait Granted: Send + 'static {
+    /// A future waits for the lease, and has it from now on. The lock of its completion is held, so
+    /// that this comes before the drop of the future, or not at all.
+    fn delivered(&self);
+}
+
+/// What is to be done when no lock is held, and no lease: operations that have ended, and whose
+/// futures are not told yet, futures that are to be polled again, and data to be dropped.
 ///
-/// They are told when the job holds no reference to the file any more, so that a file is closed
+/// Futures are told when the job holds no reference to the file any more, so that a file is closed
 /// when the last handle is, and not a moment later.
 #[derive(Debug)]
-pub(crate) struct Ended<L>(Vec<End<L>>);
+pub(crate) struct Ended<L> {
+    ends: Vec<End<L>>,
+    called: Vec<Waker>,
+    dropped: Vec<Payload>,
+}
 
 type End<L> = (Arc<Op<L>>, Result<Outcome<L>>);
 
-impl<L> Ended<L> {
+impl<L: Granted> Ended<L> {
+    fn new() -> Self {
+        Self {
+            ends: Vec::new(),
+            called: Vec::new(),
+            dropped: Vec::new(),
+        }
+    }
+
     pub(crate) fn push(&mut self, op: &Arc<Op<L>>, outcome: Result<Outcome<L>>) {
-        self.0.push((op.clone(), outcome));
+        self.ends.push((op.clone(), outcome));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ends.is_empty() && self.called.is_empty() && self.dropped.is_empty()
     }
 
     fn tell(&mut self) {
-        let mut wakers: Vec<Waker> = self
-            .0
-            .drain(..)
-            .filter_map(|(op, outcome)| op.done.complete(outcome))
-            .collect();
+        let mut wakers = std::mem::take(&mut self.called);
+        let ends = self.ends.drain(..);
+        // In a scope, since a lease that is delivered has readers look again.
+        scope(|| {
+            let told = ends.filter_map(|(op, outcome)| {
+                op.done.deliver(outcome, |outcome| {
+                    outcome.iter().for_each(Outcome::delivered);
+                })
+            });
+            wakers.extend(told);
+        });
+        drop_payloads(&mut self.dropped);
         wake_all(&mut wakers);
     }
 }
 
-/// One operation, shared by the queue and the future that waits for it.
-#[derive(Debug)]
-pub(crate) struct Op<L> {
-    pub(crate) ranges: Ranges,
-    pub(crate) action: Action,
-    /// Bytes of the budget that the payload holds.
-    budgeted: usize,
-    payload: Mutex<Option<Payload>>,
-    /// Its place in the order of submission; written and read under the queue's lock.
-    place: AtomicU64,
-    /// When it was first found in use.
-    deferred_since: OnceLock<Instant>,
-    done: Completion<Result<Outcome<L>>>,
-}
-
-/// What an operation does to its ranges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Copies its payload there; done when what the policy asks for is.
-    Write(FlushPolicy),
-    /// The same, but gives up instead of being deferred.
-    TryWrite(FlushPolicy),
-    /// Leases its one range to the caller.
-    Lease(Kind),
-    /// Changes the length of the file to the start of its one range, which is unbounded.
-    Resize,
-    /// The same, unless the file has bytes already.
-    FirstLength,
-    /// Takes note of what somebody else appended to the file. Its range is all that follows.
-    AdoptLength,
-}
-
-impl Action {
-    fn is_write(self) -> bool {
-        matches!(self, Self::Write(_) | Self::TryWrite(_))
-    }
-
-    /// When what it writes is flushed.
-    fn policy(self) -> FlushPolicy {
-        match self {
-            Self::Write(policy) | Self::TryWrite(policy) => policy,
-            Self::Lease(_) | Self::Resize | Self::FirstLength | Self::AdoptLength => {
-                FlushPolicy::Never
-            }
-        }
-    }
-}
-
-/// The ranges of an operation, in the order in which they are written.
-#[derive(Debug)]
-pub(crate) enum Ranges {
-    One([ByteRange; 1]),
-    Many(Box<[ByteRange]>),
-}
-
-impl std::ops::Deref for Ranges {
-    type Target = [ByteRange];
-
-    fn deref(&self) -> &[ByteRange] {
-        match self {
-            Self::One(range) => range,
-            Self::Many(ranges) => ranges,
-        }
-    }
-}
-
-/// What an operation owns until it starts: the bytes to write, one range after the other.
-#[derive(Debug)]
-pub(crate) enum Payload {
-    Owned(Box<[u8]>),
-    Shared(Bytes),
-    /// Bytes that lie in a map of ours; copied before anything else is done with the operation.
-    /// They hold a lease, which this write, or one that it waits for, may have to wait for.
-    Mapped(Bytes),
-    /// For operations that write nothing.
-    Nothing,
-}
-
-impl Payload {
-    pub(crate) fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Owned(bytes) => bytes,
-            Self::Shared(bytes) | Self::Mapped(bytes) => bytes,
-            Self::Nothing => &[],
-        }
-    }
-}
-
-/// How an operation ended well.
-#[derive(Debug)]
-pub(crate) enum Outcome<L> {
-    Done,
-    /// Something was in the way of a [`Action::TryWrite`].
-    InUse,
-    Leased(L),
-}
-
-impl<L> Op<L> {
-    /// An operation of nothing but an action.
-    pub(crate) fn new(range: ByteRange, action: Action) -> Arc<Self> {
-        Self::with_payload(Ranges::One([range]), action, Payload::Nothing, 0)
-    }
-
-    /// A write; the permit covers its payload.
-    pub(crate) fn write(
-        ranges: Ranges,
-        action: Action,
-        payload: Payload,
-        permit: Permit<'_>,
-    ) -> Arc<Self> {
-        debug_assert_eq!(
-            ranges.iter().map(|range| range.len()).sum::<u64>(),
-            payload.bytes().len() as u64
-        );
-        Self::with_payload(ranges, action, payload, permit.keep())
-    }
-
-    fn with_payload(
-        ranges: Ranges,
-        action: Action,
-        payload: Payload,
-        budgeted: usize,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            ranges,
-            action,
-            budgeted,
-            payload: Mutex::new(Some(payload)),
-            place: AtomicU64::new(0),
-            deferred_since: OnceLock::new(),
-            done: Completion::new(),
-        })
-    }
-
-    fn is_queued(&self) -> bool {
-        lock(&self.payload).is_some()
-    }
-
-    /// Ends an operation that no queue has seen.
-    fn acknowledge_alone(&self, error: io::Error) {
-        // Its future was not polled yet: there is nothing to wake.
-        let _ = self.done.complete(Err(MmapIoError::Io(error)));
-    }
-
-    /// It was found in use before.
-    pub(crate) fn was_deferred(&self) -> bool {
-        self.deferred_since.get().is_some()
-    }
-
-    /// Bytes that a write writes.
-    fn len(&self) -> u64 {
-        self.ranges.iter().map(|range| range.len()).sum()
-    }
-
-    fn hull(&self) -> Option<ByteRange> {
-        self.ranges.iter().copied().reduce(ByteRange::hull)
-    }
-}
-
-impl<L: Send> Waiter for Op<L> {
-    fn extent(&self) -> Extent<'_> {
-        Extent::Ranges(&self.ranges)
-    }
-
-    fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
-        self.done.complete(result.map(|()| Outcome::Done))
+/// Drops each of them, whatever another one's owner does.
+fn drop_payloads(payloads: &mut Vec<Payload>) {
+    for payload in payloads.drain(..) {
+        contain(|| drop(payload));
     }
 }
 
@@ -288,16 +169,20 @@ pub(crate) struct Queue<L> {
 
 #[derive(Debug)]
 struct State<L> {
-    /// Not looked at yet, in order of submission. Withdrawn ones are passed over.
+    /// To be looked at, in order of submission. Withdrawn ones are passed over.
     fresh: VecDeque<Arc<Op<L>>>,
     /// Those of `fresh` whose payload is still to be copied.
     mapped: Vec<Arc<Op<L>>>,
-    /// Looked at, and found in use; submitted before all of `fresh`.
+    /// Looked at, and found in use.
     deferred: Vec<Arc<Op<L>>>,
-    /// The ranges of `deferred`.
-    deferred_ranges: Intervals<()>,
-    /// Something that a deferred operation met has gone.
+    /// The ranges of `deferred`, with their places.
+    deferred_ranges: Intervals<u64>,
+    door: Door<L>,
+    /// Something that a deferred operation met has gone, or one that was sent back to the door.
     retry: bool,
+    /// Those that were sent back are to be looked at when all that was submitted before that place
+    /// has been.
+    reconsider: Option<u64>,
     /// A job exists that will look again.
     running: bool,
     /// Hull of the batch that is being applied.
@@ -314,7 +199,7 @@ pub(crate) struct Backlog {
     pub(crate) oldest: Option<Duration>,
 }
 
-impl<L: Send + 'static> Queue<L> {
+impl<L: Granted> Queue<L> {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
@@ -322,7 +207,9 @@ impl<L: Send + 'static> Queue<L> {
                 mapped: Vec::new(),
                 deferred: Vec::new(),
                 deferred_ranges: Intervals::new(),
+                door: Door::new(),
                 retry: false,
+                reconsider: None,
                 running: false,
                 applying: None,
                 submitted: 0,
@@ -333,11 +220,11 @@ impl<L: Send + 'static> Queue<L> {
     }
 
     /// Puts an operation at the end of the queue. The future resolves when it is done.
-    pub(crate) fn submit<T: Drain<Lease = L>>(target: &Arc<T>, op: Arc<Op<L>>) -> Submitted<T> {
+    pub(crate) fn submit<T: Drain<Lease = L>>(target: &Arc<T>, op: Arc<Op<L>>) -> Submitted<'_, T> {
         let queue = target.queue();
         if let Err(error) = check() {
             // Before the lock: in a forked child a thread that is not there may hold it.
-            op.acknowledge_alone(error);
+            wake_all(&mut op.acknowledge(Err(error.into())).into_iter().collect());
         } else {
             let start = {
                 let mut state = lock(&queue.state);
@@ -348,10 +235,85 @@ impl<L: Send + 'static> Queue<L> {
                 queue.start(target);
             }
         }
-        Submitted {
-            target: target.clone(),
-            op: Some(op),
+        Submitted::new(target, op)
+    }
+
+    /// Writes `source` to `ranges`, one after the other: submits the write when it is first polled,
+    /// whether there is room for its data or not. A [`TryWrite`](Action::TryWrite) without room
+    /// gives up at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`Submitted`].
+    pub(crate) async fn write<T: Drain<Lease = L>>(
+        target: &Arc<T>,
+        ranges: Ranges,
+        action: Action,
+        mut source: Source<'_>,
+    ) -> Result<Outcome<L>> {
+        let mut unsubmitted = Some(ranges);
+        let mut submitted = None;
+        std::future::poll_fn(|context| {
+            let Some(submitted) = &mut submitted else {
+                let waker = context.waker().clone();
+                let ranges = unsubmitted.take().expect("it is submitted once");
+                let Some(write) = Self::enter(target, ranges, action, &mut source, waker) else {
+                    return Poll::Ready(Ok(Outcome::InUse));
+                };
+                submitted = Some(write);
+                return Poll::Pending;
+            };
+            let outcome = Pin::new(&mut *submitted).poll(context);
+            if outcome.is_pending() {
+                submitted.bring_in(&source);
+            }
+            outcome
+        })
+        .await
+    }
+
+    /// The first poll of a write. `None` if it gives up.
+    fn enter<'a, T: Drain<Lease = L>>(
+        target: &'a Arc<T>,
+        ranges: Ranges,
+        action: Action,
+        source: &mut Source<'_>,
+        waker: Waker,
+    ) -> Option<Submitted<'a, T>> {
+        let queue = target.queue();
+        let weight = source.len() as u64;
+        let account = if queue.budget.try_enter(weight) {
+            Some(Account::Queued)
+        } else if matches!(action, Action::TryWrite(_)) {
+            return None;
+        } else {
+            // Its lease may be what the others wait for: it is copied and let go before it waits,
+            // if its copy can be counted anywhere.
+            let is_mapped = matches!(source, Source::Payload(Payload::Mapped(_)));
+            let takes = is_mapped && queue.budget.try_take(Account::Blocked, weight);
+            takes.then_some(Account::Blocked)
+        };
+        let payload = source.hand_over();
+        let held = match account {
+            Some(account) => Held::Ready(payload.unwrap_or_else(|| source.copy()), account),
+            None => Held::Outside(payload),
+        };
+        let op = Op::write(ranges, action, weight, held, waker);
+        if account.is_some() {
+            return Some(Self::submit(target, op));
         }
+        let mut called = Vec::new();
+        {
+            let mut state = lock(&queue.state);
+            state.number(&op);
+            state.door.join(op.clone());
+            // Room may have been given back before there was a line to look at.
+            state.call(&queue.budget, &mut called);
+        }
+        let submitted = Submitted::new(target, op);
+        submitted.bring_in(source);
+        wake_all(&mut called);
+        Some(submitted)
     }
 
     /// Has the deferred operations tried again.
@@ -360,11 +322,7 @@ impl<L: Send + 'static> Queue<L> {
             return;
         }
         let queue = target.queue();
-        let start = {
-            let mut state = lock(&queue.state);
-            state.retry = !state.deferred.is_empty() || state.applying.is_some();
-            state.retry && !std::mem::replace(&mut state.running, true)
-        };
+        let start = lock(&queue.state).restart();
         if start {
             queue.start(target);
         }
@@ -377,16 +335,18 @@ impl<L: Send + 'static> Queue<L> {
         let overlaps = |op: &Arc<Op<L>>| op.ranges.iter().any(|other| other.overlaps(range));
         state.applying.is_some_and(|hull| hull.overlaps(range))
             || state.deferred_ranges.overlaps(range)
+            || state.door.overlaps(range)
             || state.fresh.iter().any(|op| op.is_queued() && overlaps(op))
     }
 
     pub(crate) fn backlog(&self) -> Backlog {
         let state = lock(&self.state);
         let fresh = state.fresh.iter().filter(|op| op.is_queued()).count();
-        let deferred = state.deferred.iter().filter(|op| op.is_queued());
-        let since = deferred.clone().filter_map(|op| op.deferred_since.get());
+        let waiting = state.deferred.iter().chain(state.door.ops());
+        let waiting: Vec<_> = waiting.filter(|op| op.is_queued()).collect();
+        let since = waiting.iter().filter_map(|op| op.deferred_since.get());
         Backlog {
-            operations: fresh + deferred.count(),
+            operations: fresh + waiting.len(),
             oldest: since.min().map(Instant::elapsed),
         }
     }
@@ -398,13 +358,13 @@ impl<L: Send + 'static> Queue<L> {
             move || Self::drain(target)
         };
         if let Err(error) = spawn(job) {
-            self.refuse(&error);
+            self.refuse(&error.into());
         }
     }
 
     /// Ends what the drain that cannot be run was to look at.
-    fn refuse(&self, error: &io::Error) {
-        let mut ended = Ended(Vec::new());
+    fn refuse(&self, error: &MmapIoError) {
+        let mut ended = Ended::new();
         loop {
             let refused = {
                 let mut state = lock(&self.state);
@@ -419,14 +379,14 @@ impl<L: Send + 'static> Queue<L> {
                 break;
             }
             for op in refused.iter().filter(|op| op.is_queued()) {
-                self.finish(op, Err(MmapIoError::Io(again(error))), &mut ended);
+                self.finish(op, Err(error.clone()), &mut ended);
             }
         }
         ended.tell();
     }
 
     fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
-        let mut ended = Ended(Vec::new());
+        let mut ended = Ended::new();
         let mut rounds = 0;
         while rounds < ROUNDS {
             target.queue().copy_mapped(&mut ended);
@@ -434,7 +394,7 @@ impl<L: Send + 'static> Queue<L> {
             let Some(batch) = target.queue().next_batch(&mut ended, lingers) else {
                 continue;
             };
-            if batch.is_empty() && ended.0.is_empty() {
+            if batch.is_empty() && ended.is_empty() {
                 if !lingers {
                     return target.finish();
                 }
@@ -452,7 +412,7 @@ impl<L: Send + 'static> Queue<L> {
                     target.queue().fail(&batch, &mut ended);
                     Vec::new()
                 });
-                target.queue().finish_batch(deferred);
+                target.queue().finish_batch(deferred, &mut ended);
             }
             drop(batch);
             let file = Arc::downgrade(&target);
@@ -475,21 +435,24 @@ impl<L: Send + 'static> Queue<L> {
     fn copy_mapped(&self, ended: &mut Ended<L>) {
         let mapped = std::mem::take(&mut lock(&self.state).mapped);
         for op in mapped {
-            let shared = match &*lock(&op.payload) {
-                Some(Payload::Mapped(bytes)) => bytes.clone(),
+            let shared = match &*lock(&op.held) {
+                Held::Ready(Payload::Mapped(bytes), _) => bytes.clone(),
                 _ => continue,
             };
             match residency::copy_mapped(&shared) {
                 Ok(owned) => {
-                    let mut payload = lock(&op.payload);
+                    let mut held = lock(&op.held);
                     // Unless it was withdrawn meanwhile.
-                    let old = payload
-                        .as_mut()
-                        .map(|payload| std::mem::replace(payload, Payload::Owned(owned)));
-                    drop(payload);
+                    let old = match &mut *held {
+                        Held::Ready(payload, _) => {
+                            Some(std::mem::replace(payload, Payload::Unmapped(owned)))
+                        }
+                        _ => None,
+                    };
+                    drop(held);
                     contain(|| drop(old));
                 }
-                Err(error) => self.finish(&op, Err(MmapIoError::Io(error)), ended),
+                Err(error) => self.finish(&op, Err(MmapIoError::from(error)), ended),
             }
             // The owner of a `Bytes` may hold more than a view of ours: it is the user's code.
             contain(|| drop(shared));
@@ -500,10 +463,12 @@ impl<L: Send + 'static> Queue<L> {
     /// unless it lingers. `None` while there are [payloads to copy](Self::copy_mapped).
     fn next_batch(&self, ended: &mut Ended<L>, lingers: bool) -> Option<Vec<Arc<Op<L>>>> {
         let mut refused = Vec::new();
-        let mut state = lock(&self.state);
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
         if !state.mapped.is_empty() {
             return None;
         }
+        state.reconsider(&self.budget);
         if std::mem::take(&mut state.retry) {
             state.undefer();
         }
@@ -513,15 +478,11 @@ impl<L: Send + 'static> Queue<L> {
             if !op.is_queued() {
                 continue;
             }
-            if op
-                .ranges
-                .iter()
-                .any(|range| state.deferred_ranges.overlaps(*range))
-            {
+            if state.is_behind(&op) {
                 match op.action {
                     // Later: it runs other people's code.
                     Action::TryWrite(_) => refused.push(op),
-                    _ => state.defer(op),
+                    _ => state.defer(op, &self.budget, ended),
                 }
                 continue;
             }
@@ -543,40 +504,45 @@ impl<L: Send + 'static> Queue<L> {
             .iter()
             .filter_map(|op| op.hull())
             .reduce(ByteRange::hull);
-        // Whoever is still to be told may submit more before long.
-        let is_over = batch.is_empty() && ended.0.is_empty() && refused.is_empty();
+        if batch.is_empty() {
+            state.reconsider(&self.budget);
+        }
+        state.call(&self.budget, &mut ended.called);
+        // A future that is still to be told may submit more before long.
+        let is_over = batch.is_empty() && ended.is_empty() && refused.is_empty();
         state.running = !is_over || lingers;
-        drop(state);
+        drop(guard);
         for op in refused {
             self.finish(&op, Ok(Outcome::InUse), ended);
         }
         Some(batch)
     }
 
-    fn finish_batch(&self, deferred: Vec<Arc<Op<L>>>) {
+    fn finish_batch(&self, deferred: Vec<Arc<Op<L>>>, ended: &mut Ended<L>) {
         let mut state = lock(&self.state);
         state.applying = None;
-        if deferred.is_empty() {
-            return;
-        }
         for op in deferred {
             if op.is_queued() {
-                state.defer(op);
+                state.defer(op, &self.budget, ended);
             } else {
                 // Withdrawn meanwhile, and others may have been deferred for its sake.
                 state.retry = true;
             }
         }
+        state.call(&self.budget, &mut ended.called);
     }
 
-    /// Starts an operation, or withdraws it: whoever gets the payload decides what becomes of it.
-    /// Its bytes leave the budget.
+    /// Starts an operation: the payload, unless it was withdrawn. Its bytes leave the budget.
     pub(crate) fn begin(&self, op: &Op<L>) -> Option<Payload> {
-        let payload = lock(&op.payload).take();
-        if payload.is_some() {
-            self.budget.release(op.budgeted);
+        let mut held = lock(&op.held);
+        match std::mem::replace(&mut *held, Held::Gone) {
+            Held::Ready(payload, account) => {
+                self.budget.give_back(account, op.weight);
+                Some(payload)
+            }
+            Held::Gone => None,
+            Held::Outside(_) | Held::Called(_) => unreachable!("it is not at the door"),
         }
-        payload
     }
 
     /// Ends an operation, started or not, with its outcome.
@@ -586,72 +552,227 @@ impl<L: Send + 'static> Queue<L> {
         outcome: Result<Outcome<L>>,
         ended: &mut Ended<L>,
     ) {
-        let payload = self.begin(op);
-        contain(|| drop(payload));
+        // The caller may hold leases.
+        ended.dropped.extend(self.begin(op));
         ended.push(op, outcome);
     }
 
-    /// Takes a queued operation out, if it has not started.
+    /// Takes an operation out, if it has not started.
     fn withdraw<T: Drain<Lease = L>>(target: &Arc<T>, op: &Op<L>) {
-        if let Some(payload) = target.queue().begin(op) {
-            Self::restart(target);
-            contain(|| drop(payload));
+        let queue = target.queue();
+        let held = std::mem::replace(&mut *lock(&op.held), Held::Gone);
+        let (payload, account, is_outside) = match held {
+            Held::Gone => return,
+            Held::Ready(payload, account) => (Some(payload), Some(account), false),
+            Held::Called(payload) => (payload, Some(Account::Queued), true),
+            Held::Outside(payload) => (payload, None, true),
+        };
+        if let Some(account) = account {
+            queue.budget.give_back(account, op.weight);
         }
+        let mut called = Vec::new();
+        let start = {
+            let mut state = lock(&queue.state);
+            if is_outside {
+                let place = op.place();
+                state.door.remove(place);
+            }
+            state.call(&queue.budget, &mut called);
+            state.restart()
+        };
+        if start {
+            queue.start(target);
+        }
+        wake_all(&mut called);
+        contain(|| drop(payload));
     }
 
     /// Completes what a panic left over.
     fn fail(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
         for op in batch {
             let panicked = io::Error::other("the operation panicked");
-            self.finish(op, Err(MmapIoError::Io(panicked)), ended);
+            self.finish(op, Err(MmapIoError::from(panicked)), ended);
         }
     }
 }
 
 impl<L> State<L> {
-    fn push(&mut self, op: Arc<Op<L>>) {
+    /// Gives an operation its place in the order.
+    fn number(&mut self, op: &Op<L>) {
         op.place.store(self.submitted, Ordering::Relaxed);
         self.submitted += 1;
-        if matches!(*lock(&op.payload), Some(Payload::Mapped(_))) {
-            self.mapped.push(op.clone());
-        }
+    }
+
+    fn push(&mut self, op: Arc<Op<L>>) {
+        self.number(&op);
+        self.note_mapped(&op);
         self.fresh.push_back(op);
     }
 
-    fn defer(&mut self, op: Arc<Op<L>>) {
+    /// Has the payload copied, if that is to be done first.
+    fn note_mapped(&mut self, op: &Arc<Op<L>>) {
+        if matches!(*lock(&op.held), Held::Ready(Payload::Mapped(_), _)) {
+            self.mapped.push(op.clone());
+        }
+    }
+
+    /// Takes one in from the door, to its place among those that are to be looked at.
+    fn take_in(&mut self, op: Arc<Op<L>>) {
+        let place = op.place();
+        self.door.remove(place);
+        let blocks = |range: &ByteRange| {
+            let is_later = |other: &u64| *other > place;
+            self.deferred_ranges.any_overlap(*range, is_later)
+                || self.door.blocks_behind(*range, place)
+        };
+        self.retry |= op.ranges.iter().any(blocks);
+        self.note_mapped(&op);
+        let at = self.fresh.partition_point(|other| other.place() < place);
+        self.fresh.insert(at, op);
+    }
+
+    /// Whether one that was submitted earlier is deferred, or at the door, and overlaps it.
+    fn is_behind(&self, op: &Op<L>) -> bool {
+        let place = op.place();
+        op.ranges.iter().any(|range| {
+            self.deferred_ranges
+                .any_overlap(*range, |other| *other < place)
+                || self.door.overlaps_before(*range, place)
+        })
+    }
+
+    /// Puts one aside that was found in use. Its bytes are counted as blocked; if there is no room
+    /// for them, it is sent back to the door.
+    fn defer(&mut self, op: Arc<Op<L>>, budget: &Budget, ended: &mut Ended<L>) {
         op.deferred_since.get_or_init(Instant::now);
+        let mut held = lock(&op.held);
+        if let Held::Ready(payload, account @ Account::Queued) = &mut *held {
+            let fits = op.weight == 0 || budget.try_take(Account::Blocked, op.weight);
+            if !fits && !matches!(payload, Payload::Unmapped(_)) {
+                let payload = std::mem::replace(payload, Payload::Nothing);
+                budget.give_back(*account, op.weight);
+                *held = match payload {
+                    Payload::Owned(_) => {
+                        ended.dropped.push(payload);
+                        Held::Outside(None)
+                    }
+                    payload => Held::Outside(Some(payload)),
+                };
+                drop(held);
+                return self.door.send_back(op);
+            }
+            if !fits {
+                // The only copy of bytes whose lease was let go: it is kept, and others make room.
+                budget.take(Account::Blocked, op.weight);
+            }
+            budget.give_back(*account, op.weight);
+            *account = Account::Blocked;
+        }
+        drop(held);
         for range in op.ranges.iter() {
-            self.deferred_ranges.insert(*range, ());
+            self.deferred_ranges.insert(*range, op.place());
         }
         self.deferred.push(op);
     }
 
-    /// Puts the deferred operations back in front of the others, in the order of submission: one
-    /// that was deferred while its batch was made up stands before the batch's own.
+    /// Has all that is put aside looked at again; says whether a job is to be started for it.
+    fn restart(&mut self) -> bool {
+        self.retry =
+            !self.deferred.is_empty() || self.applying.is_some() || self.door.has_blocked();
+        self.retry && !std::mem::replace(&mut self.running, true)
+    }
+
+    /// Puts the deferred operations back among the others, in the order of submission: one that was
+    /// deferred while its batch was made up stands before the batch's own.
     fn undefer(&mut self) {
-        self.deferred_ranges = Intervals::new();
-        self.deferred
-            .sort_unstable_by_key(|op| op.place.load(Ordering::Relaxed));
-        for op in self.deferred.drain(..).rev() {
-            self.fresh.push_front(op);
+        if self.door.has_blocked() {
+            self.reconsider.get_or_insert(self.submitted);
         }
+        if self.deferred.is_empty() {
+            return;
+        }
+        self.deferred_ranges = Intervals::new();
+        self.fresh.extend(self.deferred.drain(..));
+        let fresh = self.fresh.make_contiguous();
+        // Fast for what is two sorted runs, or nearly.
+        fresh.sort_by_key(|op| op.place());
+    }
+
+    /// Lets those that were sent back to the door join the line again, when what could block them
+    /// has been looked at.
+    fn reconsider(&mut self, budget: &Budget) {
+        let Some(until) = self.reconsider else {
+            return;
+        };
+        if self.fresh.front().is_some_and(|op| op.place() < until) {
+            return;
+        }
+        self.reconsider = None;
+        let deferred = &self.deferred_ranges;
+        let is_behind =
+            |range: ByteRange, place: u64| deferred.any_overlap(range, |other| *other < place);
+        self.door.reconsider(budget, is_behind);
+    }
+
+    /// Calls in those at the door for whom there is room.
+    fn call(&mut self, budget: &Budget, wakers: &mut Vec<Waker>) {
+        let called = self.door.call(budget);
+        wakers.extend(called.iter().filter_map(|op| op.done.nudge()));
     }
 }
 
-/// An operation in the queue; resolves when it is done.
+/// An operation in the queue; resolves when it is done. `H` is a reference to the file, whose user
+/// keeps it: a future that is forgotten keeps nothing.
 ///
 /// # Cancel safety
 ///
 /// Dropping it withdraws the operation if it has not started; one that has runs to its end.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub(crate) struct Submitted<T: Drain> {
-    target: Arc<T>,
+pub(crate) struct Submitted<'a, T: Drain, H: Deref<Target = Arc<T>> = &'a Arc<T>> {
+    target: H,
     /// Present until it is done.
     op: Option<Arc<Op<T::Lease>>>,
+    lifetime: PhantomData<&'a T>,
 }
 
-impl<T: Drain> Future for Submitted<T> {
+impl<T: Drain, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
+    fn new(target: H, op: Arc<Op<T::Lease>>) -> Self {
+        Self {
+            target,
+            op: Some(op),
+            lifetime: PhantomData,
+        }
+    }
+
+    /// Brings the data in, if the operation was called from the door.
+    fn bring_in(&self, source: &Source<'_>) {
+        let Some(op) = &self.op else {
+            return;
+        };
+        let copy = match &*lock(&op.held) {
+            Held::Called(Some(_)) => false,
+            Held::Called(None) => true,
+            _ => return,
+        };
+        let copied = copy.then(|| source.copy());
+        let queue = self.target.queue();
+        let start = {
+            let mut state = lock(&queue.state);
+            if !op.enter(copied) {
+                // Called off meanwhile.
+                return;
+            }
+            state.take_in(op.clone());
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            queue.start(&self.target);
+        }
+    }
+}
+
+impl<T: Drain, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T, H> {
     type Output = Result<Outcome<T::Lease>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -662,7 +783,7 @@ impl<T: Drain> Future for Submitted<T> {
     }
 }
 
-impl<T: Drain> Drop for Submitted<T> {
+impl<T: Drain, H: Deref<Target = Arc<T>>> Drop for Submitted<'_, T, H> {
     fn drop(&mut self) {
         if sys::is_forked() {
             return;

@@ -94,6 +94,12 @@ impl ByteRange {
         }
     }
 
+    /// What lies in both, which overlap.
+    #[inline]
+    pub(crate) fn intersection(self, other: Self) -> Self {
+        Self::between(self.start.max(other.start), self.end.min(other.end))
+    }
+
     /// Checks the range against a length that may have shrunk since it was made.
     #[inline]
     pub(crate) fn check(self, total: u64) -> Result<()> {
@@ -134,6 +140,7 @@ impl ByteRange {
         MmapIoError::Busy {
             offset: self.start,
             len: self.len(),
+            path: None,
         }
     }
 }
@@ -174,6 +181,11 @@ impl PageRange {
     #[inline]
     pub(crate) fn len(self) -> u64 {
         self.0.len()
+    }
+
+    /// The smallest range that covers both.
+    pub(crate) fn hull(self, other: Self) -> Self {
+        Self(self.0.hull(other.0))
     }
 
     /// Sorts ranges, and joins those that touch.

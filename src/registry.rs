@@ -1,50 +1,33 @@
 //! The open files of the process, found by identity.
 //!
-//! Two handles on one file must share its leases, or they would alias each other's bytes. So
-//! whoever opens a file looks here, by the identity of the descriptor it has just opened, and
-//! either joins what is there or claims the place. A claim is held over the slow part of an
-//! opening (truncating, mapping) without any lock; others who come meanwhile wait for an event,
-//! as tasks, not as pool threads.
+//! Two handles on one file must share its leases, or they would alias each other's bytes. So every
+//! opening looks here, by the identity of the descriptor it has just opened, and either joins what
+//! is there or claims the place. A claim is held over the slow part of an opening (truncating,
+//! mapping) without any lock; others who come meanwhile wait for an event, as tasks, not as pool
+//! threads.
+//!
+//! The identity is (device, inode), and nothing that can change under an open file: a birth time
+//! does, when a file of an old ext4 gets one by its first write, and when overlayfs copies it up.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::SystemTime;
 
-use event_listener::{Event, EventListener};
+use crate::sys::FileId;
+use crate::wakers::{Event, EventListener};
 
-use crate::sys::{FileId, FileInfo};
-
-/// What names a file here. Some FUSE file systems give one inode number to several files; their
-/// birth times differ. Only Linux has such, and keeps everybody from setting a birth time: with one
-/// that changes, a file would be open twice.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct FileKey {
-    id: FileId,
-    born: Option<SystemTime>,
-}
-
-impl From<&FileInfo> for FileKey {
-    fn from(info: &FileInfo) -> Self {
-        Self {
-            id: info.id,
-            born: info
-                .born
-                .filter(|_| cfg!(any(target_os = "linux", target_os = "android"))),
-        }
-    }
-}
-
-/// Open files by key. The references are weak: the registry keeps nothing open.
+/// Open files by identity. The references are weak: the registry keeps nothing open.
 #[derive(Debug)]
 pub(crate) struct Registry<T> {
-    places: OnceLock<Mutex<HashMap<FileKey, Place<T>>>>,
+    places: OnceLock<Mutex<HashMap<FileId, Place<T>>>>,
 }
 
+/// What is known of one identity.
 #[derive(Debug)]
-enum Place<T> {
-    /// Somebody is opening the file; told when that is over.
-    Claimed(Arc<Event>),
-    Open(Weak<T>),
+struct Place<T> {
+    /// A caller is looking at the place, or opening a file in it; told when that is over.
+    claimed: Option<Arc<Event>>,
+    /// One file; several where a file system gives one identity to several files.
+    open: Vec<Weak<T>>,
 }
 
 /// What stands in a place.
@@ -54,7 +37,7 @@ pub(crate) enum Found<T: 'static> {
     Open(Arc<T>),
     /// It is not, and now the place is the caller's.
     Vacant(Claim<T>),
-    /// Somebody is opening it; look again after the event.
+    /// Another caller has the place; look again after the event.
     Claimed(EventListener),
 }
 
@@ -65,71 +48,100 @@ impl<T> Registry<T> {
         }
     }
 
-    /// Looks a file up, and claims its place if it is vacant.
-    pub(crate) fn find(&'static self, key: FileKey) -> Found<T> {
-        let mut places = self.places();
-        match places.get(&key) {
-            Some(Place::Claimed(event)) => return Found::Claimed(event.listen()),
-            Some(Place::Open(file)) => {
-                if let Some(file) = file.upgrade() {
-                    return Found::Open(file);
-                }
+    /// Looks a file up, and claims its place if it is not open.
+    ///
+    /// Where several files may have the identity, `is_it` says of each whether it is the file. That
+    /// may be a question to a slow file system: it is asked under a claim, and not under the lock.
+    pub(crate) fn find(
+        &'static self,
+        id: FileId,
+        is_it: Option<impl FnMut(&Arc<T>) -> bool>,
+    ) -> Found<T> {
+        let (claim, open) = {
+            let mut places = self.places();
+            let place = places.entry(id).or_insert_with(Place::vacant);
+            if let Some(event) = &place.claimed {
+                return Found::Claimed(event.listen());
             }
-            None => {}
-        }
-        let event = Arc::new(Event::new());
-        places.insert(key.clone(), Place::Claimed(event.clone()));
-        Found::Vacant(Claim {
-            registry: self,
-            key,
-            event,
-        })
+            let mut open = place.open.iter().filter_map(Weak::upgrade);
+            let open: Vec<Arc<T>> = match &is_it {
+                Some(_) => open.collect(),
+                None => match open.next() {
+                    Some(file) => return Found::Open(file),
+                    None => Vec::new(),
+                },
+            };
+            let event = Arc::new(Event::new());
+            place.claimed = Some(event.clone());
+            let claim = Claim {
+                registry: self,
+                id,
+                event,
+            };
+            (claim, open)
+        };
+        let found = is_it.and_then(|is_it| open.into_iter().find(is_it));
+        found.map_or(Found::Vacant(claim), Found::Open)
     }
 
-    /// Removes the place of a file that is being dropped, if it is still its own.
-    pub(crate) fn remove(&self, key: &FileKey, file: *const T) {
-        if let Entry::Occupied(place) = self.places().entry(key.clone()) {
-            if matches!(place.get(), Place::Open(open) if std::ptr::eq(open.as_ptr(), file)) {
+    /// Removes a file that is being dropped from its place.
+    pub(crate) fn remove(&self, id: FileId, file: *const T) {
+        self.update(id, |place| {
+            place.open.retain(|open| !std::ptr::eq(open.as_ptr(), file));
+        });
+    }
+
+    /// Changes a place, and removes it if nothing is left in it.
+    fn update(&self, id: FileId, change: impl FnOnce(&mut Place<T>)) {
+        if let Entry::Occupied(mut place) = self.places().entry(id) {
+            change(place.get_mut());
+            if place.get().claimed.is_none() && place.get().open.is_empty() {
                 place.remove();
             }
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<FileKey, Place<T>>> {
+    fn places(&self) -> MutexGuard<'_, HashMap<FileId, Place<T>>> {
         let places = self.places.get_or_init(Mutex::default);
         places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A place that the holder may fill. Dropped unfilled, it is vacant again.
+impl<T> Place<T> {
+    fn vacant() -> Self {
+        Self {
+            claimed: None,
+            open: Vec::new(),
+        }
+    }
+}
+
+/// A place that the holder may put a file in. Dropped without one, it is as it was.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Claim<T: 'static> {
     registry: &'static Registry<T>,
-    key: FileKey,
+    id: FileId,
     event: Arc<Event>,
 }
 
 impl<T> Claim<T> {
-    pub(crate) fn key(&self) -> &FileKey {
-        &self.key
+    pub(crate) fn id(&self) -> FileId {
+        self.id
     }
 
     /// Puts the opened file in its place.
     pub(crate) fn fill(self, file: &Arc<T>) {
-        let place = Place::Open(Arc::downgrade(file));
-        self.registry.places().insert(self.key.clone(), place);
+        // The place is there: it is claimed.
+        self.registry
+            .update(self.id, |place| place.open.push(Arc::downgrade(file)));
     }
 }
 
 impl<T> Drop for Claim<T> {
     fn drop(&mut self) {
-        if let Entry::Occupied(place) = self.registry.places().entry(self.key.clone()) {
-            if matches!(place.get(), Place::Claimed(event) if Arc::ptr_eq(event, &self.event)) {
-                place.remove();
-            }
-        }
-        self.event.notify(usize::MAX);
+        self.registry.update(self.id, |place| place.claimed = None);
+        self.event.notify();
     }
 }
 
@@ -137,45 +149,83 @@ impl<T> Drop for Claim<T> {
 mod tests {
     use super::*;
 
-    fn key(index: u128) -> FileKey {
-        FileKey {
-            id: FileId { volume: 1, index },
-            born: None,
+    const UNIQUE: Option<fn(&Arc<u32>) -> bool> = None;
+
+    fn id(index: u128) -> FileId {
+        FileId { volume: 1, index }
+    }
+
+    fn claim(registry: &'static Registry<u32>) -> Claim<u32> {
+        match registry.find(id(1), UNIQUE) {
+            Found::Vacant(claim) => claim,
+            found => panic!("{found:?}"),
         }
     }
 
     #[test]
     fn a_place_is_claimed_filled_and_vacated() {
         static REGISTRY: Registry<u32> = Registry::new();
-        let Found::Vacant(claim) = REGISTRY.find(key(1)) else {
-            panic!("nobody has it");
-        };
-        assert!(matches!(REGISTRY.find(key(1)), Found::Claimed(_)));
-        assert!(matches!(REGISTRY.find(key(2)), Found::Vacant(_)));
+        let claim = claim(&REGISTRY);
+        assert!(matches!(REGISTRY.find(id(1), UNIQUE), Found::Claimed(_)));
+        assert!(matches!(REGISTRY.find(id(2), UNIQUE), Found::Vacant(_)));
         let file = Arc::new(7);
         claim.fill(&file);
-        assert!(matches!(REGISTRY.find(key(1)), Found::Open(found) if *found == 7));
-        REGISTRY.remove(&key(1), Arc::as_ptr(&file));
-        assert!(matches!(REGISTRY.find(key(1)), Found::Vacant(_)));
+        assert!(matches!(REGISTRY.find(id(1), UNIQUE), Found::Open(found) if *found == 7));
+        REGISTRY.remove(id(1), Arc::as_ptr(&file));
+        assert!(matches!(REGISTRY.find(id(1), UNIQUE), Found::Vacant(_)));
+        assert!(REGISTRY.places().is_empty());
     }
 
     #[test]
     fn an_abandoned_claim_is_heard_and_a_stranger_removes_nothing() {
         static REGISTRY: Registry<u32> = Registry::new();
-        let Found::Vacant(claim) = REGISTRY.find(key(1)) else {
-            panic!("nobody has it");
-        };
-        let Found::Claimed(listener) = REGISTRY.find(key(1)) else {
+        let first = claim(&REGISTRY);
+        let Found::Claimed(listener) = REGISTRY.find(id(1), UNIQUE) else {
             panic!("it is claimed");
         };
-        drop(claim);
+        drop(first);
         futures_lite::future::block_on(listener);
-        let Found::Vacant(claim) = REGISTRY.find(key(1)) else {
-            panic!("it was abandoned");
-        };
         let (mine, other) = (Arc::new(1), Arc::new(2));
-        claim.fill(&mine);
-        REGISTRY.remove(&key(1), Arc::as_ptr(&other));
-        assert!(matches!(REGISTRY.find(key(1)), Found::Open(found) if *found == 1));
+        claim(&REGISTRY).fill(&mine);
+        REGISTRY.remove(id(1), Arc::as_ptr(&other));
+        assert!(matches!(REGISTRY.find(id(1), UNIQUE), Found::Open(found) if *found == 1));
+    }
+
+    #[test]
+    fn files_that_share_an_identity_are_told_apart() {
+        static REGISTRY: Registry<u32> = Registry::new();
+        let find = |number| REGISTRY.find(id(1), Some(move |file: &Arc<u32>| **file == number));
+        let files = [Arc::new(1), Arc::new(2)];
+        for file in &files {
+            let Found::Vacant(claim) = find(**file) else {
+                panic!("another file has the place");
+            };
+            assert!(matches!(find(**file), Found::Claimed(_)));
+            claim.fill(file);
+        }
+        for file in &files {
+            assert!(matches!(find(**file), Found::Open(found) if Arc::ptr_eq(&found, file)));
+        }
+        REGISTRY.remove(id(1), Arc::as_ptr(&files[0]));
+        assert!(matches!(find(2), Found::Open(found) if *found == 2));
+        assert!(matches!(find(1), Found::Vacant(_)));
+        // The file that was found, and the claim on the place, are gone by now.
+        REGISTRY.remove(id(1), Arc::as_ptr(&files[1]));
+        assert!(REGISTRY.places().is_empty());
+    }
+
+    #[test]
+    fn the_lock_is_free_while_files_are_compared() {
+        static REGISTRY: Registry<u32> = Registry::new();
+        let file = Arc::new(1);
+        claim(&REGISTRY).fill(&file);
+        let is_it = |_: &Arc<u32>| {
+            assert!(matches!(REGISTRY.find(id(2), UNIQUE), Found::Vacant(_)));
+            false
+        };
+        assert!(matches!(
+            REGISTRY.find(id(1), Some(is_it)),
+            Found::Vacant(_)
+        ));
     }
 }

@@ -186,20 +186,41 @@ impl MappedSliceMut<'_> {
     ///
     /// # Cancel safety
     ///
-    /// The view ends when this is called. Dropping the future leaves the bytes written; whether
-    /// they are durable is unknown.
+    /// The view ends when this is called, and the bytes are written. Dropping the future before it
+    /// is polled is like dropping the view: what the policy asks for is started. Dropping it later
+    /// leaves the flush to run to its end.
     pub fn commit(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
         // What is flushed below need not be flushed twice.
-        self.policy = FlushPolicy::Never;
+        let policy = std::mem::replace(&mut self.policy, FlushPolicy::Never);
         let lease = self.lease.as_ref();
-        let target = lease.map(|lease| (User::new(lease.host().clone()), self.range));
+        let uncommitted = lease.map(|lease| Uncommitted {
+            open: User::new(lease.host().clone()),
+            range: self.range,
+            policy,
+        });
         drop(self);
         async move {
-            let Some((open, range)) = target else {
+            let Some(mut uncommitted) = uncommitted else {
                 return Ok(());
             };
-            open.start(Flush::of(range)).done().await
+            uncommitted.policy = FlushPolicy::Never;
+            let flush = uncommitted.open.start(Flush::of(uncommitted.range));
+            flush.done().await
         }
+    }
+}
+
+/// The bytes of a view that has ended, to be committed. Dropped before that, it starts what the
+/// policy asks for.
+struct Uncommitted {
+    open: User,
+    range: ByteRange,
+    policy: FlushPolicy,
+}
+
+impl Drop for Uncommitted {
+    fn drop(&mut self) {
+        self.open.start_late(self.range, self.policy);
     }
 }
 

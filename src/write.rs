@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::error::{MmapIoError, Result};
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::operation;
 use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
-use crate::lease::{Kind, Lease};
+use crate::lease::{Asks, Kind, Lease};
 use crate::map::Protection;
 use crate::offload::check;
 use crate::open_file::OwnedLease;
-use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges};
+use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges, Source};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::view::MappedSliceMut;
@@ -22,8 +23,9 @@ use crate::view::MappedSliceMut;
 ///
 /// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not
 /// at all, whatever becomes of its future. Writes that overlap take effect in the order in which
-/// they were first polled. A write waits for the views that overlap it, and for nothing else but
-/// its turn: see [`write_buffer`](crate::MemoryMappedFileBuilder::write_buffer).
+/// they were first polled, whether there is room in the
+/// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then or not. A write waits for the
+/// views that overlap it, and for nothing else but its turn and room for its data.
 ///
 /// All of them fail with
 /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
@@ -108,7 +110,9 @@ impl MemoryMappedFile {
 
     /// Writes `data` at `offset`, without copying it first.
     ///
-    /// Bytes that lie in a mapping of this crate are copied, on the pool.
+    /// Bytes that lie in a mapping of this crate are copied, on the pool, and let go before the
+    /// write waits for any view. That copy is kept while views block the write, also where the write
+    /// buffer has no room for it: then other writes wait until it has.
     ///
     /// # Errors
     ///
@@ -135,8 +139,10 @@ impl MemoryMappedFile {
         self.clone().write_owned(offset, data, FlushPolicy::Always)
     }
 
-    /// Writes `data` at `offset` unless a view or an earlier operation is in the way: then it
-    /// resolves to `false`, and nothing was written.
+    /// Writes `data` at `offset` unless that would have to wait: for a view, for an earlier
+    /// operation, or for room in the
+    /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer). Then it resolves to `false`, and
+    /// nothing was written.
     ///
     /// # Errors
     ///
@@ -146,20 +152,18 @@ impl MemoryMappedFile {
     ///
     /// See [Writing](#writing).
     pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
-        if data.is_empty() {
-            return Ok(true);
-        }
-        let range = self.writable_range(offset, data.len() as u64, "try_update_region")?;
-        let action = Action::TryWrite(self.handle.policy);
-        let permit = self.handle.open.queue().budget.admit(data.len()).await;
-        let op = Op::write(
-            Ranges::One([range]),
-            action,
-            Payload::Owned(data.into()),
-            permit,
-        );
-        let outcome = Queue::submit(&self.handle.open, op).await?;
-        Ok(!matches!(outcome, Outcome::InUse))
+        let len = data.len() as u64;
+        operation("writing", (offset, len), async {
+            if data.is_empty() {
+                return Ok(true);
+            }
+            let range = self.writable_range(offset, len)?;
+            let action = Action::TryWrite(self.handle.policy);
+            let (ranges, source) = (Ranges::One([range]), Source::Slice(data));
+            let outcome = Queue::write(&self.handle.open, ranges, action, source).await?;
+            Ok(!matches!(outcome, Outcome::InUse))
+        })
+        .await
     }
 
     /// Bytes of the file, to change in place: resident, and nobody else's until the view is
@@ -173,15 +177,20 @@ impl MemoryMappedFile {
     ///
     /// Dropping the future leaves nothing behind.
     pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
-        if len == 0 {
-            return Ok(MappedSliceMut::EMPTY);
-        }
-        let range = self.writable_range(offset, len, "as_slice_mut")?;
-        let op = Op::new(range, Action::Lease(Kind::Exclusive));
-        match Queue::submit(&self.handle.open, op).await? {
-            Outcome::Leased(lease) => self.slice_mut(range, lease),
-            Outcome::Done | Outcome::InUse => unreachable!("a view ends in a lease or an error"),
-        }
+        operation("getting a mutable view of", (offset, len), async {
+            if len == 0 {
+                return Ok(MappedSliceMut::EMPTY);
+            }
+            let range = self.writable_range(offset, len)?;
+            let op = Op::new(range, Action::Lease(Kind::Exclusive));
+            match Queue::submit(&self.handle.open, op).await? {
+                Outcome::Leased(lease) => self.slice_mut(range, lease),
+                Outcome::Done | Outcome::InUse => {
+                    unreachable!("a view ends in a lease or an error")
+                }
+            }
+        })
+        .await
     }
 
     /// Bytes of the file, to change in place, if no view and no earlier operation is in the way.
@@ -200,26 +209,34 @@ impl MemoryMappedFile {
         if len == 0 {
             return Ok(Some(MappedSliceMut::EMPTY));
         }
-        let range = self.writable_range(offset, len, "try_as_slice_mut")?;
-        let open = &self.handle.open;
-        if open.queue().overlaps(range) {
-            return Ok(None);
-        }
-        let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, false)?;
-        lease.map(|lease| self.slice_mut(range, lease)).transpose()
+        let lease = || {
+            let range = self.writable_range(offset, len)?;
+            let open = &self.handle.open;
+            if open.queue().overlaps(range) {
+                return Ok(None);
+            }
+            let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, Asks::Caller)?;
+            lease.map(|lease| self.slice_mut(range, lease)).transpose()
+        };
+        lease()
+            .map_err(|error: MmapIoError| error.during("getting a mutable view of", (offset, len)))
     }
 
     /// Gives the file a new length in bytes. Growing fills with zeroes, and waits for no view;
     /// shrinking waits for the views of the part that is cut off.
     ///
-    /// It takes its turn among the writes: those submitted before it see the old length.
+    /// It takes its turn among the writes: those submitted before it see the old length. What
+    /// another process has appended meanwhile is not cut by growing: [`grow_to`](Self::grow_to)
+    /// takes it as it is.
     ///
     /// # Errors
     ///
     /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB on 32-bit
-    ///   platforms), or the system's refusal; then the length is what it was.
-    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    ///   platforms), or the system's refusal; then the length is what it was. Also if the file was
+    ///   to grow and another process has made it longer than that: then the length is what the
+    ///   other process has made it.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
     ///
@@ -239,72 +256,104 @@ impl MemoryMappedFile {
     /// ```
     pub fn resize(&self, new_size: u64) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
-        async move {
-            handle.mode.require_write("resize")?;
+        operation("resizing to", Subject::Len(new_size), async move {
+            handle.mode.require_write()?;
             check_size(new_size)?;
             let op = Op::new(ByteRange::between(new_size, u64::MAX), Action::Resize);
             Queue::submit(&handle.open, op).await?;
             Ok(())
-        }
+        })
+    }
+
+    /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
+    /// that is longer, also because another process has appended to it, is taken as it is.
+    ///
+    /// Growing fills with zeroes, waits for no view, and takes its turn as
+    /// [`resize`](Self::resize) does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`resize`](Self::resize).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for a write.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// assert_eq!(file.grow_to(4096).await?, 4096);
+    /// assert_eq!(file.grow_to(10).await?, 4096);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn grow_to(&self, min: u64) -> impl Future<Output = Result<u64>> + Send + 'static {
+        let handle = self.handle.clone();
+        operation("growing to", Subject::Len(min), async move {
+            handle.mode.require_write()?;
+            check_size(min)?;
+            let op = Op::new(ByteRange::between(min, u64::MAX), Action::GrowTo);
+            Queue::submit(&handle.open, op).await?;
+            Ok(handle.open.len())
+        })
     }
 
     async fn update(&self, offset: u64, data: &[u8], policy: FlushPolicy) -> Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let range = self.writable_range(offset, data.len() as u64, "update_region")?;
-        let permit = self.handle.open.queue().budget.admit(data.len()).await;
-        let op = Op::write(
-            Ranges::One([range]),
-            Action::Write(policy),
-            Payload::Owned(data.into()),
-            permit,
-        );
-        Queue::submit(&self.handle.open, op).await?;
-        Ok(())
+        let len = data.len() as u64;
+        operation("writing", (offset, len), async {
+            if data.is_empty() {
+                return Ok(());
+            }
+            let range = self.writable_range(offset, len)?;
+            self.write(Ranges::One([range]), policy, Source::Slice(data))
+                .await
+        })
+        .await
     }
 
     async fn update_all(&self, regions: &[(u64, &[u8])], policy: FlushPolicy) -> Result<()> {
-        let regions = || regions.iter().filter(|(_, data)| !data.is_empty());
-        let ranges: Result<Box<[ByteRange]>> = regions()
-            .map(|(offset, data)| self.writable_range(*offset, data.len() as u64, "update_regions"))
-            .collect();
-        let ranges = ranges?;
-        if ranges.is_empty() {
-            return Ok(());
-        }
-        let len = regions().map(|(_, data)| data.len()).sum();
-        let permit = self.handle.open.queue().budget.admit(len).await;
-        let mut data = Vec::with_capacity(len);
-        regions().for_each(|(_, part)| data.extend_from_slice(part));
-        let op = Op::write(
-            Ranges::Many(ranges),
-            Action::Write(policy),
-            Payload::Owned(data.into()),
-            permit,
-        );
-        Queue::submit(&self.handle.open, op).await?;
-        Ok(())
+        operation("writing several ranges", Subject::Nothing, async {
+            let ranges: Result<Box<[ByteRange]>> = regions
+                .iter()
+                .filter(|(_, data)| !data.is_empty())
+                .map(|(offset, data)| self.writable_range(*offset, data.len() as u64))
+                .collect();
+            let ranges = ranges?;
+            if ranges.is_empty() {
+                return Ok(());
+            }
+            self.write(Ranges::Many(ranges), policy, Source::Parts(regions))
+                .await
+        })
+        .await
     }
 
     async fn write_owned(self, offset: u64, data: Bytes, policy: FlushPolicy) -> Result<()> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let range = self.writable_range(offset, data.len() as u64, "write_bytes")?;
-        let open = &self.handle.open;
-        let permit = open.queue().budget.admit(data.len()).await;
-        let payload = match residency::is_mapped(&data) {
-            true => Payload::Mapped(data),
-            false => Payload::Shared(data),
-        };
-        let op = Op::write(Ranges::One([range]), Action::Write(policy), payload, permit);
-        Queue::submit(open, op).await?;
+        let len = data.len() as u64;
+        operation("writing", (offset, len), async move {
+            if data.is_empty() {
+                return Ok(());
+            }
+            let range = self.writable_range(offset, len)?;
+            let payload = match residency::is_mapped(&data) {
+                true => Payload::Mapped(data),
+                false => Payload::Shared(data),
+            };
+            self.write(Ranges::One([range]), policy, Source::Payload(payload))
+                .await
+        })
+        .await
+    }
+
+    async fn write(&self, ranges: Ranges, policy: FlushPolicy, source: Source<'_>) -> Result<()> {
+        Queue::write(&self.handle.open, ranges, Action::Write(policy), source).await?;
         Ok(())
     }
 
-    fn writable_range(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
-        self.handle.mode.require_write(operation)?;
+    fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        self.handle.mode.require_write()?;
         check()?;
         ByteRange::new(offset, len, self.len())
     }
@@ -324,5 +373,5 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
         _ => return Ok(()),
     };
     let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
-    Err(MmapIoError::ResizeFailed(problem))
+    Err(MmapIoError::resize_failed(problem))
 }

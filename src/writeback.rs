@@ -67,6 +67,19 @@ impl Writeback {
     ///
     /// When the map does not cover the ranges.
     pub(crate) fn run(&self, map: &Map, file: &File) -> io::Result<()> {
+        let (first, last) = (self.runs[0], self.runs[self.runs.len() - 1]);
+        let pages = match self.write_each(file) {
+            // Not allowed here: all between them is written with them.
+            Err(error) if sys::is_refused(&error) => first.hull(last),
+            written => written.map(|()| first)?,
+        };
+        assert!(pages.end() <= map.capacity().next_multiple_of(sys::page_size() as u64));
+        // SAFETY: the pages are inside the live map, as was just checked.
+        unsafe { sys::sync_range(file, map.run(pages)) }
+    }
+
+    /// Writes back the pages of ranges that lie far apart, all at the same time.
+    fn write_each(&self, file: &File) -> io::Result<()> {
         if self.runs.len() > 1 {
             for run in &self.runs {
                 sys::start_writeback(file, run.start(), run.len())?;
@@ -75,10 +88,7 @@ impl Writeback {
                 sys::finish_writeback(file, run.start(), run.len())?;
             }
         }
-        let first = self.runs[0];
-        assert!(first.end() <= map.capacity().next_multiple_of(sys::page_size() as u64));
-        // SAFETY: the pages are inside the live map, as was just checked.
-        unsafe { sys::sync_range(file, map.run(first)) }
+        Ok(())
     }
 }
 

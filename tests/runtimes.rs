@@ -453,3 +453,27 @@ fn slices_compare_and_show_as_bytes_do() {
         assert!(words.iter().all(|word| shown.contains(word)), "{shown}");
     });
 }
+
+rt_test!(path_and_metadata_tell_what_became_of_the_file, |dir| {
+    let path = dir.join("data");
+    let file = mmap_io::create_mmap(&path, 100).await.unwrap();
+    let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+    for handle in [&file, &reader] {
+        assert!(handle.is_at_path().await.unwrap());
+        assert_eq!(handle.metadata().await.unwrap().len(), 100);
+    }
+    file.resize(5000).await.unwrap();
+    assert_eq!(reader.metadata().await.unwrap().len(), 5000);
+    // Moved away, replaced, and gone.
+    let elsewhere = dir.join("elsewhere");
+    std::fs::rename(&path, &elsewhere).unwrap();
+    assert!(!file.is_at_path().await.unwrap());
+    std::fs::write(&path, b"another file").unwrap();
+    assert!(!reader.is_at_path().await.unwrap());
+    std::fs::rename(&elsewhere, &path).unwrap();
+    assert!(file.is_at_path().await.unwrap());
+    std::fs::remove_file(&path).unwrap();
+    assert!(!file.is_at_path().await.unwrap());
+    assert_eq!(file.metadata().await.unwrap().len(), 5000);
+    file.update_region(0, b"lives on").await.unwrap();
+});

@@ -158,10 +158,7 @@ trait Steps: 'static {
             }
             let mut wakers = waiting
                 .iter()
-                .filter_map(|waiter| {
-                    let failed = failed.clone().map(MmapIoError::FlushFailed);
-                    waiter.acknowledge(failed.map_or(Ok(()), Err))
-                })
+                .filter_map(|waiter| waiter.acknowledge(failed.clone().map_or(Ok(()), Err)))
                 .collect();
             wake_all(&mut wakers);
             if !more {

@@ -330,7 +330,7 @@ fn a_turn_that_no_job_can_take_fails_its_waiters_and_no_later_ones() {
     disk.commits.add(refused.clone(), false);
     disk.commits.add(also.clone(), false);
     let turn = Commits::turn(&disk).unwrap();
-    turn.refuse(&io::Error::from_raw_os_error(11));
+    turn.refuse(&io::Error::from_raw_os_error(11).into());
     for flush in [refused, also] {
         let told = futures_lite::future::block_on(flush.done());
         assert_eq!(told.unwrap_err().raw_os_error(), Some(11));

@@ -124,6 +124,24 @@ impl<V: Copy> Intervals<V> {
         self.find_overlap(range).is_some()
     }
 
+    /// Whether `is_so` holds for a range that shares a byte with `range`. Costs as much as there are
+    /// such ranges for which it does not.
+    pub(crate) fn any_overlap(&self, range: ByteRange, is_so: impl Fn(&V) -> bool) -> bool {
+        self.any_below(self.root, range, &is_so)
+    }
+
+    fn any_below(&self, at: u32, range: ByteRange, is_so: &impl Fn(&V) -> bool) -> bool {
+        if at == NIL {
+            return false;
+        }
+        let node = &self.nodes[at as usize];
+        // All of the subtree ends before the range; all on the right starts behind it.
+        node.furthest > range.start()
+            && (node.range.overlaps(range) && is_so(&node.value)
+                || self.any_below(node.left, range, is_so)
+                || node.range.start() < range.end() && self.any_below(node.right, range, is_so))
+    }
+
     pub(crate) fn value_mut(&mut self, key: Key) -> &mut V {
         &mut self.nodes[key.0 as usize].value
     }
@@ -250,6 +268,11 @@ mod tests {
                         let found = set.find_overlap(range);
                         let expected = list.iter().any(|(_, other)| other.overlaps(range));
                         prop_assert_eq!(found.is_some(), expected);
+                        let is_odd = |start: &u64| start % 2 == 1;
+                        let expected = list
+                            .iter()
+                            .any(|(_, other)| other.overlaps(range) && is_odd(&other.start()));
+                        prop_assert_eq!(set.any_overlap(range, is_odd), expected);
                         if let Some(key) = found {
                             let (_, other) = list.iter().find(|(known, _)| *known == key).unwrap();
                             prop_assert!(other.overlaps(range));

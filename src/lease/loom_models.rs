@@ -17,7 +17,7 @@ use loom::thread;
 
 use super::fence::Fences;
 use super::slots::{Block, Blocks};
-use super::table::{Conflict, Kind, Table, Token, Want};
+use super::table::{Asks, Conflict, Kind, Table, Token, Want};
 use crate::range::ByteRange;
 use crate::sync::{fence, AtomicU32, Ordering};
 
@@ -68,7 +68,7 @@ impl<F: Fences> File<F> {
 
     /// Changes the cell, if that is permitted right now.
     fn write(&self) -> bool {
-        let token = self.table.try_acquire(Kind::Exclusive, CELL(), true);
+        let token = self.table.try_acquire(Kind::Exclusive, CELL(), Asks::Queue);
         match token.unwrap() {
             Some(token) => {
                 // SAFETY: loom checks the access.
@@ -367,7 +367,9 @@ fn requests_on_equal_ranges_are_not_mistaken_for_each_other() {
         let other = {
             let file = file.clone();
             thread::spawn(move || {
-                let token = file.table.try_acquire(Kind::Exclusive, CELL(), false);
+                let token = file
+                    .table
+                    .try_acquire(Kind::Exclusive, CELL(), Asks::Caller);
                 if let Some(token) = token.unwrap() {
                     file.release(token);
                 }

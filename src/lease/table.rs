@@ -98,10 +98,21 @@ impl Entry {
     }
 }
 
-/// What stands in the way of a lease.
+/// Who asks for a lease that is not a reader's, and so how long it may last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// An operation of the queue. What conflicts with it tells when it goes. Its lease is over in a
+    /// moment, unless it is given to a caller: then it is [marked](Table::mark_lasting).
+    Queue,
+    /// A caller, who has it at once and may keep it.
+    Caller,
+}
+
+/// What conflicts with a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Small writes that are being applied: over in a moment.
+    /// Small writes that are being applied, a cut, or a view that its caller does not have yet: over
+    /// in a moment.
     Applying,
     /// A large write, a mutable or an atomic view, or a reader: over when it is.
     Held,
@@ -150,8 +161,8 @@ pub(crate) struct Table<F> {
 /// What is known under the mutex.
 #[derive(Debug)]
 struct State {
-    /// Leases in the map by kind, each with its `watched` mark.
-    entries: [Intervals<bool>; 4],
+    /// Leases in the map by kind.
+    entries: [Intervals<Marks>; 4],
     /// Ranges of the batch of writes that is being applied: sorted, disjoint.
     applying: Vec<ByteRange>,
     /// The batch is at most [`BRIEF`].
@@ -169,6 +180,15 @@ struct State {
     gate: Option<Gate>,
     /// Scratch of the scan.
     live: Vec<(ByteRange, &'static Slot)>,
+}
+
+/// What is known of a lease in the map.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
+    /// A writer waits for its end.
+    watched: bool,
+    /// A caller has it, and may keep it. Readers do not look at that of another reader.
+    lasting: bool,
 }
 
 /// The turn of a write that was blocked by ever new readers.
@@ -270,15 +290,14 @@ impl<F: Fences> Table<F> {
         let mut state = lock(&self.state);
         match state.in_a_readers_way(range) {
             None => {
-                let key = state.entries[Kind::Shared as usize].insert(range, false);
+                let key = state.entries[Kind::Shared as usize].insert(range, Marks::default());
                 Ok(Token::Entry(Entry::new(Kind::Shared, key)))
             }
             Some(conflict) => Err(conflict),
         }
     }
 
-    /// A lease of any kind in the map, for one who may run a heavy fence. With `watch`, what is in
-    /// the way will tell when it goes.
+    /// A lease of any kind in the map, for one who may run a heavy fence.
     ///
     /// # Errors
     ///
@@ -287,17 +306,31 @@ impl<F: Fences> Table<F> {
         &self,
         kind: Kind,
         range: ByteRange,
-        watch: bool,
+        asks: Asks,
     ) -> io::Result<Option<Token>> {
         let mut wants = [Want {
             ranges: &[range],
             gives_up: false,
             granted: false,
         }];
-        self.request(kind, &mut wants, watch, |state, _| {
-            let key = state.entries[kind as usize].insert(range, false);
+        let marks = Marks {
+            watched: false,
+            lasting: asks == Asks::Caller,
+        };
+        self.request(kind, &mut wants, asks, |state, _| {
+            let key = state.entries[kind as usize].insert(range, marks);
             Token::Entry(Entry::new(kind, key))
         })
+    }
+
+    /// A caller has the lease from now on, and may keep it: readers that meet it do not wait any
+    /// more, and those that wait are to be woken.
+    pub(crate) fn mark_lasting(&self, token: &Token) {
+        if let Token::Entry(entry) = token {
+            let mut state = lock(&self.state);
+            let entries = &mut state.entries[entry.kind() as usize];
+            entries.value_mut(entry.key()).lasting = true;
+        }
     }
 
     /// Exclusive leases for a batch of writes: each want is granted whole or not at all, and not
@@ -311,7 +344,7 @@ impl<F: Fences> Table<F> {
     ///
     /// A fence that the system refused.
     pub(crate) fn begin_batch(&self, wants: &mut [Want<'_>]) -> io::Result<()> {
-        self.request(Kind::Exclusive, wants, true, |state, wants| {
+        self.request(Kind::Exclusive, wants, Asks::Queue, |state, wants| {
             debug_assert!(state.applying.is_empty(), "one batch at a time");
             let granted = wants.iter().filter(|want| want.granted);
             state.applying.extend(granted.flat_map(|want| want.ranges));
@@ -374,6 +407,17 @@ impl<F: Fences> Table<F> {
         live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
     }
 
+    /// The same, after a heavy fence: a lease that is not counted is taken by a thread that sees all
+    /// that this one has stored before.
+    ///
+    /// # Errors
+    ///
+    /// A fence that the system refused.
+    pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
+        F::heavy()?;
+        Ok(self.count())
+    }
+
     #[cold]
     fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
         let mut state = lock(&self.state);
@@ -407,7 +451,7 @@ impl<F: Fences> Table<F> {
     fn release_entry(&self, entry: Entry) -> Wake {
         let (kind, key) = (entry.kind(), entry.key());
         let mut state = lock(&self.state);
-        let writers = state.entries[kind as usize].remove(key);
+        let writers = state.entries[kind as usize].remove(key).watched;
         let readers = kind != Kind::Shared;
         if readers {
             self.announce(&state);
@@ -420,7 +464,7 @@ impl<F: Fences> Table<F> {
         &self,
         kind: Kind,
         wants: &mut [Want<'_>],
-        watch: bool,
+        asks: Asks,
         mark: impl FnOnce(&mut State, &[Want<'_>]) -> T,
     ) -> io::Result<Option<T>> {
         let all = wants.iter().flat_map(|want| want.ranges);
@@ -448,7 +492,7 @@ impl<F: Fences> Table<F> {
                 state.closed = Some(state.closed.map_or(hull, |closed| closed.hull(hull)));
             }
         }
-        if fenced.is_ok() && self.scan(&mut state, kind, wants, watch) {
+        if fenced.is_ok() && self.scan(&mut state, kind, wants, asks) {
             // Slots were marked: only a look after another fence tells whether their owners will
             // see the marks.
             let request = state
@@ -460,7 +504,7 @@ impl<F: Fences> Table<F> {
             fenced = F::heavy_again();
             state = lock(&self.state);
             if fenced.is_ok() {
-                self.scan(&mut state, kind, wants, watch);
+                self.scan(&mut state, kind, wants, asks);
             }
         }
         let done = state
@@ -483,7 +527,7 @@ impl<F: Fences> Table<F> {
     }
 
     /// Judges every want; says whether slots were marked as watched.
-    fn scan(&self, state: &mut State, kind: Kind, wants: &mut [Want<'_>], watch: bool) -> bool {
+    fn scan(&self, state: &mut State, kind: Kind, wants: &mut [Want<'_>], asks: Asks) -> bool {
         let mut live = std::mem::take(&mut state.live);
         if kind.excludes(Kind::Shared) {
             for slot in self.blocks.slots() {
@@ -504,11 +548,11 @@ impl<F: Fences> Table<F> {
             };
             want.granted = !is_behind && obstacle.is_none() && slots.clone().next().is_none();
             match obstacle {
-                _ if !watch => {}
+                _ if asks == Asks::Caller => {}
                 // One mark in the map is enough, for it cannot be missed; the slots are not asked
                 // to tell, since that would be in vain until this has gone.
                 Some(Obstacle::Entry(kind, key)) => {
-                    *state.entries[kind as usize].value_mut(key) = true;
+                    state.entries[kind as usize].value_mut(key).watched = true;
                 }
                 Some(Obstacle::Applying) => {}
                 // All of them: the second look may find one gone that the first one found, and
@@ -546,7 +590,16 @@ impl State {
             });
         }
         if self.find_excluding(Kind::Shared, range).is_some() {
-            return Some(Conflict::Held);
+            let lasts = Kind::ALL.into_iter().any(|kind| {
+                let lasting = |marks: &Marks| marks.lasting;
+                kind.excludes(Kind::Shared)
+                    && self.entries[kind as usize].any_overlap(range, lasting)
+            });
+            return Some(if lasts {
+                Conflict::Held
+            } else {
+                Conflict::Applying
+            });
         }
         match &self.gate {
             Some(gate) if gate.overlaps(range) => Some(Conflict::Gate(gate.until)),

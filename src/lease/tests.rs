@@ -68,7 +68,7 @@ impl Way {
         match self {
             Self::Borrowed => Lease::try_shared(host.clone(), range).ok(),
             Self::Owned => Lease::try_owned(host.clone(), range).ok(),
-            Self::Of(kind) => Lease::try_acquire(host.clone(), kind, range, false).unwrap(),
+            Self::Of(kind) => Lease::try_acquire(host.clone(), kind, range, Asks::Caller).unwrap(),
         }
     }
 }
@@ -78,7 +78,7 @@ fn range(start: u64, end: u64) -> ByteRange {
 }
 
 fn exclusive(host: &Arc<Host>, bytes: ByteRange) -> Option<Held> {
-    Lease::try_acquire(host.clone(), Kind::Exclusive, bytes, true).unwrap()
+    Lease::try_acquire(host.clone(), Kind::Exclusive, bytes, Asks::Queue).unwrap()
 }
 
 #[test]
@@ -500,9 +500,8 @@ fn a_gate_keeps_new_readers_out_of_its_range_until_it_is_lowered() {
     }
     assert!(Way::Borrowed.take(&host, range(100, 500)).is_some());
     // Somebody who waits finds it down when its time has come, and takes it down for all.
-    let lease = wait_briefly(&host.leases, range(0, 10), || {
-        Lease::try_shared(host.clone(), range(0, 10))
-    });
+    let attempt = || Lease::try_shared(host.clone(), range(0, 10));
+    let lease = wait_briefly(&host.leases, range(0, 10), || 1000, attempt);
     assert!(Instant::now() >= until);
     drop(lease.unwrap());
     assert!(Way::Borrowed.take(&host, range(0, 10)).is_some());
@@ -531,7 +530,7 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
     let reader = thread::spawn(move || {
         sender.send(()).unwrap();
         let attempt = || Lease::try_shared(waiting.clone(), range(0, 10));
-        wait_briefly(&waiting.leases, range(0, 10), attempt).map(drop)
+        wait_briefly(&waiting.leases, range(0, 10), || 1000, attempt).map(drop)
     });
     receiver.recv().unwrap();
     assert!(!reader.is_finished());
@@ -546,7 +545,7 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
     }];
     let _batch = host.leases.begin_batch(&mut wants).unwrap();
     let attempt = || Lease::try_shared(host.clone(), range(0, 10));
-    assert!(wait_briefly(&host.leases, range(0, 10), attempt).is_err());
+    assert!(wait_briefly(&host.leases, range(0, 10), || 1000, attempt).is_err());
 }
 
 #[test]

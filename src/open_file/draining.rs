@@ -8,10 +8,10 @@ use std::sync::{Arc, OnceLock};
 use super::{ignore_poison, OpenFile, OwnedLease};
 use crate::commit::Commits;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Kind, Lease};
+use crate::lease::{Asks, Kind, Lease};
 use crate::map::{Map, Protection};
 use crate::offload::ROUNDS;
-use crate::queue::{apply_writes, Action, Drain, Ended, Op, Outcome, Queue, Site};
+use crate::queue::{apply_writes, Action, Drain, Ended, Granted, Op, Outcome, Queue, Site};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::sys;
@@ -38,10 +38,20 @@ impl Drain for OpenFile {
             Action::Lease(kind) => self
                 .lease(kind, range)
                 .map(|lease| lease.map(Outcome::Leased)),
-            Action::FirstLength if self.len() > 0 => Ok(Some(Outcome::Done)),
-            Action::Resize | Action::FirstLength => self
+            Action::Resize => self
                 .resize(range.start(), || self.queue.begin(op).is_some())
                 .map(|resized| resized.then_some(Outcome::Done)),
+            Action::GrowTo | Action::FirstLength => {
+                let grown = match self.queue.begin(op) {
+                    Some(_) if op.action == Action::GrowTo => {
+                        self.grow(range.start(), Longer::Welcome)
+                    }
+                    Some(_) => self.first_length(range.start()),
+                    // Withdrawn.
+                    None => Ok(()),
+                };
+                grown.map(|()| Some(Outcome::Done))
+            }
             Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
         };
         match outcome.transpose() {
@@ -74,6 +84,12 @@ impl Drain for OpenFile {
     }
 }
 
+impl Granted for OwnedLease {
+    fn delivered(&self) {
+        self.mark_lasting();
+    }
+}
+
 impl OpenFile {
     /// Applies writes, or defers them.
     fn write(
@@ -87,7 +103,7 @@ impl OpenFile {
         };
         let site = Site {
             backing: &mapped.backing,
-            map,
+            map: &map,
             len: self.len(),
             coherent: match mapped.habits.coherent_writes {
                 true => mapped.backing.file(),
@@ -117,110 +133,204 @@ impl OpenFile {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
             residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
-                residency::populate_write(map, &mapped.backing, std::iter::once(range))?;
+                residency::make_writable(&map, &mapped.backing, range)?;
             }
         }
-        Ok(Lease::try_acquire(self.clone(), kind, range, true)?)
+        Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
     }
 
-    /// Gives the file a new length; `false` while views of the tail are in the way. Nothing is
-    /// done any more if `starts` says that the operation was withdrawn.
+    /// Gives the file a new length; `false` while views of the tail block that. Nothing is done any
+    /// more if `starts` says that the operation was withdrawn.
     fn resize(self: &Arc<Self>, new_len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
         let len = self.len();
-        let backing = &self.writable()?.backing;
-        residency::check_length(backing.file(), &[ByteRange::between(0, len)])?;
-        let Some(file) = backing.file() else {
-            return Err(MmapIoError::InvalidMode("memory has a fixed size"));
-        };
-        if new_len >= len {
-            if !starts() {
-                return Ok(true);
+        if new_len > len {
+            if starts() {
+                self.grow(new_len, Longer::Refused)?;
             }
-            self.grow(len, new_len, file)
-                .map_err(MmapIoError::ResizeFailed)?;
-        } else {
-            let tail = ByteRange::between(new_len, len);
-            let Some(tail) = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, true)? else {
-                return Ok(false);
-            };
-            if !starts() {
-                return Ok(true);
-            }
-            // The length first: nobody may look past it when the pages go.
-            self.hot.len.store(new_len, Ordering::Release);
-            // SeqCst: whoever has seen the old length before this, and asks again after a page
-            // was gone, sees the count.
-            self.cuts.fetch_add(1, Ordering::SeqCst);
-            if let Err(error) = file.set_len(new_len) {
-                self.hot.len.store(len, Ordering::Release);
-                return Err(MmapIoError::ResizeFailed(error));
-            }
-            self.pending.truncate(new_len);
-            self.settle();
-            self.owes_its_length();
-            drop(tail);
+            return Ok(true);
         }
+        let file = self.writable_file()?;
+        residency::check_length(Some(file), &[ByteRange::between(0, len)])?;
+        if new_len == len {
+            starts();
+            return Ok(true);
+        }
+        let tail = ByteRange::between(new_len, len);
+        let tail = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, Asks::Queue)?;
+        let Some(tail) = tail else {
+            return Ok(false);
+        };
+        if !starts() {
+            return Ok(true);
+        }
+        // The length first: no reader may look past it when the pages go. One that waits for the
+        // tail knows now that it has gone, and need not wait for the file system.
+        self.hot.len.store(new_len, Ordering::Release);
+        self.hot.leases.recheck();
+        // SeqCst: a reader that has seen the old length before this, and asks again after a page
+        // was gone, sees the count.
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        if let Err(error) = file.set_len(new_len) {
+            self.hot.len.store(len, Ordering::Release);
+            return Err(MmapIoError::resize_failed(error));
+        }
+        self.pending.truncate(new_len);
+        self.settle();
+        self.owes_its_length();
+        drop(tail);
         Ok(true)
     }
 
-    fn grow(&self, len: u64, new_len: u64, file: &File) -> io::Result<()> {
-        sys::set_len(file, new_len)?;
-        // Before anybody can write, and flush, past the old end.
-        self.owes_its_length();
-        let reserve = || match self.preallocate.load(Ordering::Relaxed) {
-            true if new_len > len => sys::allocate(file, len, new_len - len),
-            _ => Ok(()),
-        };
-        reserve()
-            .and_then(|()| self.extend(new_len))
-            .map_err(|error| {
-                // What cannot be had is not left half done; the file was that long before.
-                let _ = file.set_len(len);
-                error
+    /// Makes the file at least `min` bytes long. One that another process has made longer than it is
+    /// known to be is taken as it is, and never cut: see [`Longer`] for what is said of that.
+    ///
+    /// All that can fail is done before the file grows, so that there is nothing to take back: that
+    /// would be a cut.
+    fn grow(&self, min: u64, longer: Longer) -> Result<()> {
+        let file = self.writable_file()?;
+        let file_len = self.file_len(file)?;
+        if file_len >= min {
+            self.adopt(file_len)?;
+            return match longer {
+                Longer::Refused if file_len > min => Err(resize_failed(format!(
+                    "the file cannot grow to {min} bytes: another process has made it {file_len} \
+                     bytes long"
+                ))),
+                Longer::Refused | Longer::Welcome => Ok(()),
+            };
+        }
+        let grow = || {
+            if self.preallocate.load(Ordering::Relaxed) {
+                sys::allocate(file, file_len, min - file_len)?;
+            }
+            self.cover(min, || {
+                self.clear_tail(ByteRange::between(file_len, min))?;
+                // Before a write past the old end can be made, and flushed.
+                self.owes_its_length();
+                sys::extend(file, min)
             })
+        };
+        grow().map_err(MmapIoError::resize_failed)
     }
 
-    /// Moves the end of the file, which is that long already.
-    fn extend(&self, len: u64) -> io::Result<()> {
+    /// Gives the file its first bytes, unless it has some.
+    fn first_length(&self, len: u64) -> Result<()> {
+        self.adopt_length()?;
+        match self.len() {
+            0 => self.grow(len, Longer::Welcome),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes note of what another process has appended.
+    fn adopt_length(&self) -> Result<()> {
+        let mapped = self.mapped.iter().find_map(OnceLock::get);
+        match mapped.and_then(|mapped| mapped.backing.file()) {
+            Some(file) => self.adopt(self.file_len(file)?),
+            None => Ok(()),
+        }
+    }
+
+    fn adopt(&self, file_len: u64) -> Result<()> {
+        match file_len > self.len() {
+            true => self
+                .cover(file_len, || Ok(()))
+                .map_err(MmapIoError::resize_failed),
+            false => Ok(()),
+        }
+    }
+
+    /// Length of the file as it is.
+    ///
+    /// # Errors
+    ///
+    /// `Truncated` if it is shorter than it is known to be, `ResizeFailed` if it is too long.
+    fn file_len(&self, file: &File) -> Result<u64> {
+        residency::check_length(Some(file), &[ByteRange::between(0, self.len())])?;
+        let file_len = sys::file_len(file)?;
+        match file_len > MAX_LEN {
+            true => Err(resize_failed(format!(
+                "{file_len} bytes are more than can be mapped"
+            ))),
+            false => Ok(file_len),
+        }
+    }
+
+    /// Moves the end of the mapped bytes to `len`, after the maps cover them and `grow_file` has made
+    /// the file that long. If anything fails, the end stays.
+    fn cover(&self, len: u64, grow_file: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let _remap = ignore_poison(&self.remap);
         for protection in [Protection::Read, Protection::ReadWrite] {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
             };
-            if self
-                .map(protection)
-                .is_some_and(|map| map.capacity() >= len)
-            {
+            let current = mapped.current();
+            if current.as_ref().is_some_and(|map| map.capacity() >= len) {
                 continue;
             }
-            let map = Arc::new(Map::new(&mapped.backing, len, protection)?);
+            let backing = current.as_deref().map_or(&mapped.backing, Map::backing);
+            let map = Map::new(backing, len, protection).or_else(|error| {
+                // What was outgrown may have left no address space.
+                self.forget_outgrown()?;
+                Map::new(backing, len, protection).map_err(|_| error)
+            })?;
+            let map = Arc::new(map);
             self.make_current(protection, &map);
             ignore_poison(&mapped.maps).push(map);
         }
-        // Release: pairs with the load in `len`. Whoever sees the length sees maps that cover it.
+        grow_file()?;
+        // Release: pairs with the load in `len`. A thread that sees the length sees maps that cover
+        // it.
         self.hot.len.store(len, Ordering::Release);
+        // Without a fence all of them stay.
+        let _ = self.forget_outgrown();
         Ok(())
     }
 
-    /// Adopts what somebody else appended.
-    fn adopt_length(&self) -> Result<()> {
-        let mapped = self.mapped.iter().find_map(OnceLock::get);
-        let Some(mapped) = mapped else {
+    /// Clears what stands behind the end of the file in its last page, as far as `grown` goes, which
+    /// begins at that end: another process may have stored there through a map, and growth would
+    /// uncover it.
+    ///
+    /// No view of this process lies past the end, and the maps cover what is to be grown.
+    fn clear_tail(&self, grown: ByteRange) -> io::Result<()> {
+        let page = sys::page_size();
+        let last = ByteRange::between(grown.start(), grown.start()).to_pages(page);
+        let tail = ByteRange::between(grown.start(), last.end().min(grown.end()));
+        let Some(map) = self.map(Protection::ReadWrite).filter(|_| !tail.is_empty()) else {
             return Ok(());
         };
-        residency::check_length(mapped.backing.file(), &[ByteRange::between(0, self.len())])?;
-        let len = mapped
-            .backing
-            .file()
-            .map_or(Ok(self.len()), sys::file_len)?;
-        if len > MAX_LEN {
-            return Err(MmapIoError::ResizeFailed(
-                io::ErrorKind::InvalidInput.into(),
-            ));
-        }
-        if len > self.len() {
-            self.extend(len).map_err(MmapIoError::ResizeFailed)?;
+        let run = map.run(tail.to_pages(page));
+        // SAFETY: the page holds the last byte of the file, and the live map covers it.
+        unsafe { sys::populate_read(run) }?;
+        let span = map.span(tail);
+        // SAFETY: the map lives, and no writer of this process has a lease past the end; growth
+        // takes its turn among the writers.
+        let is_clear = unsafe { span.as_slice() }.iter().all(|byte| *byte == 0);
+        if !is_clear {
+            // SAFETY: as for reading; this map is writable.
+            unsafe { sys::populate_write(&[run]) }.map_err(|(_, error)| error)?;
+            // SAFETY: as above, and no reader of this process has a lease past the end either.
+            unsafe { span.copy_from(&vec![0; tail.len() as usize]) };
         }
         Ok(())
     }
+
+    /// The file, if it is one, through a descriptor that may change it.
+    fn writable_file(&self) -> Result<&File> {
+        let file = self.writable()?.backing.file();
+        file.ok_or_else(|| MmapIoError::invalid_mode("memory has a fixed size"))
+    }
+}
+
+/// What is said of a file that is longer already than it is to grow.
+#[derive(Clone, Copy, Debug)]
+enum Longer {
+    /// An error: the caller asked for that length.
+    Refused,
+    /// Nothing: the caller asked for at least that length.
+    Welcome,
+}
+
+fn resize_failed(problem: String) -> MmapIoError {
+    MmapIoError::resize_failed(io::Error::new(io::ErrorKind::InvalidInput, problem))
 }

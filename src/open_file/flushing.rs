@@ -1,14 +1,15 @@
 //! Making a file durable: when it is asked for, when a policy says so, and what it owes.
 
+use std::env;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{ignore_poison, OpenFile};
 use crate::commit::{Commits, Durable, Extent, Flush, Waiter};
-use crate::error::MmapIoError;
 use crate::flush::{Due, FlushPolicy, Taken};
 use crate::map::{Map, Protection};
 use crate::offload::check;
@@ -30,7 +31,7 @@ impl OpenFile {
                 Commits::start(self);
             }
             // Its future was not polled yet: there is nothing to wake.
-            Err(error) => drop(flush.acknowledge(Err(MmapIoError::Io(error)))),
+            Err(error) => drop(flush.acknowledge(Err(error.into()))),
         }
         flush
     }
@@ -40,7 +41,16 @@ impl OpenFile {
         if sys::is_forked() {
             return;
         }
-        match self.pending.wrote(&[range], policy) {
+        self.start_due(self.pending.wrote(&[range], policy), range);
+    }
+
+    /// Starts what the policy asks for because of bytes that were counted before.
+    pub(crate) fn start_late(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+        self.start_due(self.pending.due(policy), range);
+    }
+
+    fn start_due(self: &Arc<Self>, due: Due, range: ByteRange) {
+        match due {
             Due::Nothing | Due::Alarmed => {}
             Due::Write => drop(self.start(Flush::of(range))),
             Due::Everything => drop(self.start(Flush::of_everything())),
@@ -59,17 +69,25 @@ impl OpenFile {
         TIMER.update(self);
     }
 
-    /// The file was created here: its length and its name in `directory` are not durable yet.
-    pub(crate) fn owes_its_name(&self, directory: Option<File>) {
-        let mut names = ignore_poison(&self.names);
-        names.length = true;
-        if directory.is_some() {
-            names.directory = directory;
+    /// The file was opened for writing by `path`, and that name may not be durable yet, whether it
+    /// was this process that gave it or another one.
+    ///
+    /// A path, and not a descriptor of the directory: it is wanted once, and only by those who ask
+    /// for durability.
+    pub(crate) fn owes_its_name(&self, path: &Path) {
+        // Where the process is when the name is made durable does not matter.
+        let path = match path.is_relative().then(env::current_dir) {
+            Some(Ok(here)) => here.join(path),
+            _ => path.to_path_buf(),
+        };
+        let mut owed = ignore_poison(&self.owed);
+        if !owed.names.contains(&path) {
+            owed.names.push(path);
         }
     }
 
-    pub(super) fn owes_its_length(&self) {
-        ignore_poison(&self.names).length = true;
+    pub(crate) fn owes_its_length(&self) {
+        ignore_poison(&self.owed).length = true;
     }
 
     /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
@@ -116,10 +134,10 @@ impl Durable for OpenFile {
         let Some((habits, file)) = file else {
             return Ok(());
         };
-        let owed = std::mem::take(&mut *ignore_poison(&self.names));
+        let owed = std::mem::take(&mut *ignore_poison(&self.owed));
         // Not the length: it may be cut right now, and come back if that fails.
         let map = self.map(Protection::ReadWrite);
-        let len = map.map_or(0, Map::capacity);
+        let len = map.as_deref().map_or(0, Map::capacity);
         let inside =
             |range: &ByteRange| ByteRange::between(range.start().min(len), range.end().min(len));
         let ranges: Vec<ByteRange> = match extent {
@@ -130,20 +148,17 @@ impl Durable for OpenFile {
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
         let taken = self.pending.take(covers);
         let lost = self.lost_to_others(file, &taken);
-        let result = if let Err(lost) = lost {
-            Err(lost)
-        } else if owed.length || owed.directory.is_some() {
-            // All of the file: no call makes the length durable and leaves bytes alone.
-            sys::sync_file(file).and_then(|()| {
-                let directory = owed.directory.as_ref();
-                directory.map_or(Ok(()), sys::sync_directory)
-            })
-        } else {
-            match (&writeback, map) {
+        let result = lost.and_then(|()| {
+            match (&writeback, &map) {
+                // All of the file: no call makes the length durable and leaves bytes alone.
+                _ if owed.length => sys::sync_file(file),
                 (Some(writeback), Some(map)) => writeback.run(map, file),
                 _ => Ok(()),
-            }
-        };
+            }?;
+            // After what they are the names of.
+            let mut names = owed.names.iter();
+            names.try_for_each(|path| sys::sync_name(file, path))
+        });
         self.flushed(taken, result)
     }
 }

@@ -5,15 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::strategy::{reserve, Plan};
-use super::{Action, Ended, Op, Outcome, Payload, Queue};
+use super::{drop_payloads, Action, Ended, Granted, Op, Outcome, Payload, Queue};
 use crate::commit::Commits;
-use crate::completion::contain;
 use crate::error::{MmapIoError, Result};
 use crate::flush::{Due, Pending};
 use crate::lease::{Leases, Want};
 use crate::map::{Backing, Map};
 use crate::range::ByteRange;
-use crate::residency;
+use crate::residency::{self, Unpopulated};
 use crate::sys;
 
 /// What writes are applied to.
@@ -50,7 +49,7 @@ pub(crate) struct Applied<L> {
 ///
 /// The pages are made writable *before* any lease is taken: that may wait for the disk, and
 /// readers of the range go on meanwhile. It also finds a full disk before the first byte changes.
-pub(crate) fn apply_writes<L: Send + 'static>(
+pub(crate) fn apply_writes<L: Granted>(
     site: &Site<'_>,
     queue: &Queue<L>,
     batch: &[Arc<Op<L>>],
@@ -84,7 +83,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
                 let error = error
                     .raw_os_error()
                     .map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error);
-                fail(op, MmapIoError::Io(error));
+                fail(op, MmapIoError::from(error));
             }
             return applied;
         }
@@ -133,7 +132,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
     for ((op, result), due) in written.into_iter().zip(due) {
         if let Err(error) = result {
             applied.errors += 1;
-            ended.push(op, Err(MmapIoError::Io(error)));
+            ended.push(op, Err(MmapIoError::from(error)));
             continue;
         }
         applied.writes += 1;
@@ -150,7 +149,7 @@ pub(crate) fn apply_writes<L: Send + 'static>(
         applied.alarm |= matches!(due, Due::Alarm(_));
     }
     // The owner of a `Bytes` is the user's code.
-    contain(|| drop(payloads));
+    drop_payloads(&mut payloads);
     applied
 }
 
@@ -194,7 +193,7 @@ fn make_writable<L: Send + 'static>(
     ready.retain(|(op, plan)| match reserve(site, plan) {
         Ok(()) => true,
         Err(error) => {
-            fail(op, MmapIoError::Io(error));
+            fail(op, MmapIoError::from(error));
             false
         }
     });
@@ -203,7 +202,7 @@ fn make_writable<L: Send + 'static>(
         return;
     }
     // Some of them are in trouble: each is asked on its own.
-    ready.retain(|(op, plan)| match populate(site, plan.copied(&op.ranges)) {
+    ready.retain_mut(|(op, plan)| match make_one_writable(site, op, plan) {
         Ok(()) => true,
         Err(error) => {
             fail(op, error);
@@ -212,7 +211,22 @@ fn make_writable<L: Send + 'static>(
     });
 }
 
-fn populate(site: &Site<'_>, ranges: impl Iterator<Item = ByteRange> + Clone) -> Result<()> {
+fn make_one_writable<L>(site: &Site<'_>, op: &Op<L>, plan: &mut Plan) -> Result<()> {
+    match populate(site, plan.copied(&op.ranges)) {
+        Err(Unpopulated::Unexplained(error)) => {
+            let direct = Plan::all_direct(site, &op.ranges).ok_or(error)?;
+            reserve(site, &direct)?;
+            *plan = direct;
+            Ok(())
+        }
+        populated => Ok(populated?),
+    }
+}
+
+fn populate(
+    site: &Site<'_>,
+    ranges: impl Iterator<Item = ByteRange> + Clone,
+) -> Result<(), Unpopulated> {
     residency::populate_write(site.map, site.backing, ranges)
 }
 

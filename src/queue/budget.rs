@@ -1,290 +1,136 @@
-//! The bound on queued write data: back-pressure, first come, first served.
+//! The bound on the data of queued writes.
+//!
+//! There are two accounts of the same size. What a view blocks, or an earlier write that a view
+//! blocks, moves to an account of its own when the drain finds that out, so that it takes no room
+//! from writes that nothing blocks; those leave theirs as fast as the drain applies them, whatever
+//! views there are. What finds neither account open waits at the [door](super::door).
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use crate::sync::{AtomicU64, Ordering};
 
-use crate::completion::contain;
-use crate::sync::{lock, Mutex};
+/// Bytes that an account holds at a time, unless told otherwise.
+const DEFAULT_LIMIT: u64 = 64 << 20;
 
-/// Bytes that may be queued at a time, unless told otherwise.
-const DEFAULT_LIMIT: usize = 64 << 20;
+/// Where the bytes of a write are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Account {
+    /// Nothing is known to block it.
+    Queued,
+    /// It was found blocked.
+    Blocked,
+}
 
-/// How many bytes of queued data a file may hold.
+/// How many bytes of writes a file may hold, and how many it does.
 ///
-/// The line is kept here, and not by a lock whose holder waits for room: such locks let a newcomer
-/// in before the one who was told that it is his turn.
+/// Relaxed throughout: each account is a sum, and nothing else follows from it. Room that is given
+/// back is looked for under the queue's lock, by the one who gave it back and by the one who waits.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    limit: AtomicUsize,
-    used: AtomicUsize,
-    /// Length of the line.
-    waiting: AtomicUsize,
-    line: Mutex<Line>,
-}
-
-/// Tasks that wait for room, in the order in which they came; nobody overtakes them.
-#[derive(Debug)]
-struct Line {
-    places: VecDeque<(u64, Waker)>,
-    /// Places that were taken.
-    taken: u64,
-}
-
-impl Line {
-    /// Where a place stands; their numbers go up.
-    fn position(&self, number: u64) -> Option<usize> {
-        self.places
-            .binary_search_by_key(&number, |place| place.0)
-            .ok()
-    }
+    limit: AtomicU64,
+    /// By account.
+    used: [AtomicU64; 2],
+    /// Length of the line at the door; changed under the queue's lock.
+    waiting: AtomicU64,
 }
 
 impl Budget {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            limit: AtomicUsize::new(DEFAULT_LIMIT),
-            used: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            line: Mutex::new(Line {
-                places: VecDeque::new(),
-                taken: 0,
-            }),
+            limit: AtomicU64::new(DEFAULT_LIMIT),
+            used: [AtomicU64::new(0), AtomicU64::new(0)],
+            waiting: AtomicU64::new(0),
         }
     }
 
-    /// Changes the limit, for what is admitted from now on.
+    /// Changes the limit, for what is admitted from now on. If writes wait, others hold room, and
+    /// will give it back.
     pub(crate) fn set_limit(&self, bytes: usize) {
-        self.limit.store(bytes, Ordering::Relaxed);
-        self.wake_first();
+        self.limit.store(bytes as u64, Ordering::Relaxed);
     }
 
     /// Bytes that are queued or about to be.
     pub(crate) fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
+        let used = self.used.iter().map(|used| used.load(Ordering::Relaxed));
+        used.sum::<u64>() as usize
     }
 
-    /// Waits until `bytes` more may be queued. More than the limit are admitted when nothing else
-    /// is queued.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future takes nothing from the budget.
-    pub(crate) async fn admit(&self, bytes: usize) -> Permit<'_> {
-        let mut place = Place {
-            budget: self,
-            number: None,
-        };
-        std::future::poll_fn(|context| place.poll(bytes, context)).await
+    /// Takes room for a newcomer, who overtakes no one.
+    pub(super) fn try_enter(&self, bytes: u64) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0 && self.try_take(Account::Queued, bytes)
     }
 
-    /// Gives bytes back.
-    pub(crate) fn release(&self, bytes: usize) {
-        if bytes == 0 {
-            return;
-        }
-        // SeqCst, as in `Place::poll`: a task that joins the line and a release that looks for one
-        // cannot both miss each other.
-        self.used.fetch_sub(bytes, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.wake_first();
-        }
-    }
-
-    fn wake_first(&self) {
-        let first = {
-            let line = lock(&self.line);
-            line.places.front().map(|(_, waker)| waker.clone())
-        };
-        if let Some(waker) = first {
-            // The executor's code.
-            contain(|| waker.wake());
-        }
-    }
-
-    fn try_admit(&self, bytes: usize) -> Option<Permit<'_>> {
+    /// Takes room. More than the limit are let in where nothing else is.
+    pub(super) fn try_take(&self, account: Account, bytes: u64) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
-        let fits = |used: usize| {
+        let fits = |used: u64| {
             let total = used.checked_add(bytes)?;
             (used == 0 || total <= limit).then_some(total)
         };
-        self.used
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits)
-            .ok()?;
-        Some(Permit {
-            budget: self,
-            bytes,
-        })
+        self.used[account as usize]
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
     }
-}
 
-/// Admitted bytes; given back when dropped, unless [`keep`](Self::keep) hands them on.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct Permit<'a> {
-    budget: &'a Budget,
-    bytes: usize,
-}
-
-impl Permit<'_> {
-    /// The bytes stay taken, until somebody calls [`Budget::release`] for them.
-    pub(crate) fn keep(mut self) -> usize {
-        std::mem::take(&mut self.bytes)
+    /// Takes room that may not be there.
+    pub(super) fn take(&self, account: Account, bytes: u64) {
+        self.used[account as usize].fetch_add(bytes, Ordering::Relaxed);
     }
-}
 
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        self.budget.release(self.bytes);
-    }
-}
-
-/// A place in the line, if one had to be taken.
-struct Place<'a> {
-    budget: &'a Budget,
-    number: Option<u64>,
-}
-
-impl<'a> Place<'a> {
-    fn poll(&mut self, bytes: usize, context: &mut Context<'_>) -> Poll<Permit<'a>> {
-        let budget = self.budget;
-        if self.number.is_none() && budget.waiting.load(Ordering::SeqCst) == 0 {
-            if let Some(permit) = budget.try_admit(bytes) {
-                return Poll::Ready(permit);
-            }
-        }
-        let waker = context.waker().clone();
-        let mut line = lock(&budget.line);
-        // In the line before the look at what is used: see `release`.
-        let (is_first, old) = match self.number {
-            None => {
-                self.number = Some(line.taken);
-                let place = (line.taken, waker);
-                line.taken += 1;
-                line.places.push_back(place);
-                budget.waiting.fetch_add(1, Ordering::SeqCst);
-                (line.places.len() == 1, None)
-            }
-            Some(number) => {
-                let at = line.position(number).expect("it was not left yet");
-                (
-                    at == 0,
-                    Some(std::mem::replace(&mut line.places[at].1, waker)),
-                )
-            }
-        };
-        let permit = match is_first {
-            true => budget.try_admit(bytes),
-            false => None,
-        };
-        drop(line);
-        // A waker's drop is the executor's code, as its wake is.
-        drop(old);
-        match permit {
-            Some(permit) => {
-                self.leave();
-                Poll::Ready(permit)
-            }
-            None => Poll::Pending,
+    pub(super) fn give_back(&self, account: Account, bytes: u64) {
+        if bytes > 0 {
+            self.used[account as usize].fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
-    /// Lets the next one look for room.
-    fn leave(&mut self) {
-        let Some(number) = self.number.take() else {
-            return;
-        };
-        let left = {
-            let mut line = lock(&self.budget.line);
-            let at = line.position(number);
-            self.budget.waiting.fetch_sub(1, Ordering::SeqCst);
-            at.and_then(|at| Some((at, line.places.remove(at)?)))
-        };
-        if let Some((0, _)) = left {
-            self.budget.wake_first();
-        }
+    /// Says how many writes wait at the door; the queue's lock is held.
+    pub(super) fn set_waiting(&self, writes: usize) {
+        self.waiting.store(writes as u64, Ordering::Relaxed);
     }
-}
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.leave();
+    /// Which of the writes of these weights, in order, would find room now; from the first one on
+    /// that would not, none does.
+    pub(super) fn would_take(&self, account: Account) -> impl FnMut(u64) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let mut used = self.used[account as usize].load(Ordering::Relaxed);
+        move |bytes| {
+            let total = used.saturating_add(bytes);
+            let fits = used == 0 || total <= limit;
+            used = if fits { total } else { u64::MAX };
+            fits
+        }
     }
 }
 
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests {
-    use std::pin::pin;
-
-    use futures_lite::future::{block_on, poll_once};
-
     use super::*;
 
     #[test]
-    fn the_line_is_served_in_order_and_nobody_overtakes_it() {
+    fn an_account_takes_its_limit_or_one_larger_write() {
         let budget = Budget::new();
         budget.set_limit(100);
-        block_on(async {
-            let first = budget.admit(80).await;
-            let mut second = pin!(budget.admit(50));
-            assert!(poll_once(&mut second).await.is_none());
-            // It would fit, but somebody waits.
-            let mut third = pin!(budget.admit(10));
-            assert!(poll_once(&mut third).await.is_none());
-            drop(first);
-            assert!(poll_once(&mut third).await.is_none());
-            let second = poll_once(&mut second).await.unwrap();
-            let third = poll_once(&mut third).await.unwrap();
-            assert_eq!(budget.used(), 60);
-            drop((second, third));
-            assert_eq!(budget.used(), 0);
-        });
-    }
-
-    #[test]
-    fn a_newcomer_does_not_overtake_one_who_was_told_that_it_is_his_turn() {
-        let budget = Budget::new();
-        budget.set_limit(100);
-        block_on(async {
-            let first = budget.admit(100).await;
-            let mut second = pin!(budget.admit(10));
-            assert!(poll_once(&mut second).await.is_none());
-            let mut third = pin!(budget.admit(10));
-            assert!(poll_once(&mut third).await.is_none());
-            drop(first);
-            let _second = poll_once(&mut second).await.unwrap();
-            assert!(poll_once(budget.admit(10)).await.is_none());
-            assert!(poll_once(&mut third).await.is_some());
-        });
-    }
-
-    #[test]
-    fn a_write_above_the_limit_is_admitted_alone() {
-        let budget = Budget::new();
-        budget.set_limit(100);
-        block_on(async {
-            let small = budget.admit(1).await;
-            let mut large = pin!(budget.admit(1000));
-            assert!(poll_once(&mut large).await.is_none());
-            drop(small);
-            assert_eq!(poll_once(&mut large).await.unwrap().keep(), 1000);
+        for account in [Account::Queued, Account::Blocked] {
+            let mut would_take = budget.would_take(account);
+            assert_eq!([60, 40, 1].map(&mut would_take), [true, true, false]);
+            assert_eq!([101, 1].map(budget.would_take(account)), [true, false]);
+            assert!(budget.try_take(account, 60));
+            assert!(!budget.try_take(account, 41));
+            assert!(budget.try_take(account, 40));
+            assert!(!budget.would_take(account)(1));
+            budget.give_back(account, 100);
+            assert!(budget.try_take(account, 1000));
+            assert!(!budget.try_take(account, 1));
             assert_eq!(budget.used(), 1000);
-        });
+            budget.give_back(account, 1000);
+        }
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]
-    fn leaving_the_line_lets_the_next_one_go() {
+    fn a_newcomer_does_not_pass_the_line() {
         let budget = Budget::new();
-        budget.set_limit(100);
-        block_on(async {
-            let first = budget.admit(100).await;
-            let mut second = Box::pin(budget.admit(50));
-            assert!(poll_once(&mut second).await.is_none());
-            let mut third = pin!(budget.admit(50));
-            assert!(poll_once(&mut third).await.is_none());
-            drop(first);
-            drop(second);
-            assert!(poll_once(&mut third).await.is_some());
-        });
+        budget.set_waiting(1);
+        assert!(!budget.try_enter(1));
+        budget.set_waiting(0);
+        assert!(budget.try_enter(1));
     }
 }

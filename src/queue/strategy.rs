@@ -32,7 +32,7 @@ const ALWAYS_DIRECT: u64 = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Plan {
     /// One for each range; none at all for the many writes that are only copied.
-    direct: Box<[Option<PageRange>]>,
+    direct: Box<[Option<ByteRange>]>,
 }
 
 impl Plan {
@@ -42,13 +42,26 @@ impl Plan {
             for (index, range) in ranges.iter().enumerate() {
                 if let Some(pages) = direct_pages(site, *range) {
                     direct.resize(ranges.len(), None);
-                    direct[index] = Some(pages);
+                    direct[index] = Some(pages.into());
                 }
             }
         }
         Self {
             direct: direct.into(),
         }
+    }
+
+    /// Everything goes through the descriptor: pages cannot be made writable in the map, though the
+    /// file has room for the bytes. A large folio wants all of its blocks when it is stored to, and
+    /// a full disk may have those of the bytes alone.
+    ///
+    /// `None` where the two ways are not coherent.
+    pub(super) fn all_direct(site: &Site<'_>, ranges: &[ByteRange]) -> Option<Self> {
+        let file = site.coherent?;
+        let end = ranges.iter().map(|range| range.end()).max()?;
+        sys::may_write_at(file, end).then(|| Self {
+            direct: ranges.iter().copied().map(Some).collect(),
+        })
     }
 
     /// Whether anything goes through the descriptor.
@@ -62,8 +75,8 @@ impl Plan {
         ranges: &'a [ByteRange],
     ) -> impl Iterator<Item = ByteRange> + Clone + 'a {
         let parts = ranges.iter().enumerate().flat_map(|(index, range)| {
-            let (before, pages, after) = self.parts(index, *range);
-            match pages {
+            let (before, direct, after) = self.parts(index, *range);
+            match direct {
                 Some(_) => [before, after],
                 None => [*range, ByteRange::EMPTY],
             }
@@ -94,28 +107,28 @@ impl Plan {
         for (index, range) in ranges.iter().enumerate() {
             let (now, later) = data.split_at(range.len() as usize);
             data = later;
-            let (before, pages, after) = self.parts(index, *range);
-            let Some(pages) = pages else {
+            let (before, direct, after) = self.parts(index, *range);
+            let Some(direct) = direct else {
                 copy(*range, now);
                 continue;
             };
             let (first, rest) = now.split_at(before.len() as usize);
-            let (middle, last) = rest.split_at(pages.len() as usize);
+            let (middle, last) = rest.split_at(direct.len() as usize);
             copy(before, first);
-            let file = site.coherent.expect("or no pages were chosen");
-            sys::write_at(file, middle, pages.start())?;
+            let file = site.coherent.expect("or nothing was chosen");
+            sys::write_at(file, middle, direct.start())?;
             copy(after, last);
         }
         Ok(())
     }
 
     /// What of a range goes through the descriptor, and what stands before and after that.
-    fn parts(&self, index: usize, range: ByteRange) -> (ByteRange, Option<PageRange>, ByteRange) {
+    fn parts(&self, index: usize, range: ByteRange) -> (ByteRange, Option<ByteRange>, ByteRange) {
         match self.direct.get(index).copied().flatten() {
-            Some(pages) => (
-                ByteRange::between(range.start(), pages.start()),
-                Some(pages),
-                ByteRange::between(pages.end(), range.end()),
+            Some(direct) => (
+                ByteRange::between(range.start(), direct.start()),
+                Some(direct),
+                ByteRange::between(direct.end(), range.end()),
             ),
             None => (ByteRange::EMPTY, None, ByteRange::EMPTY),
         }
@@ -128,7 +141,8 @@ pub(super) fn reserve(site: &Site<'_>, plan: &Plan) -> io::Result<()> {
     let Some(file) = site.coherent else {
         return Ok(());
     };
-    for pages in plan.direct.iter().flatten() {
+    for direct in plan.direct.iter().flatten() {
+        let pages = direct.to_pages(sys::page_size());
         sys::reserve(file, pages.start(), pages.len())?;
     }
     Ok(())
@@ -139,7 +153,7 @@ fn direct_pages(site: &Site<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
     let stays_mapped = pages.len() < ALWAYS_DIRECT
         && site.pending.covers(pages.into())
-        && residency::is_cached(site.map, pages.into());
+        && residency::is_cached(site.map.run(pages));
     let may_write = || {
         let file = site.coherent?;
         sys::may_write_at(file, pages.end()).then_some(pages)

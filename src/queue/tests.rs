@@ -1,6 +1,11 @@
 //! The order of the queue, driven step by step.
 
 use super::*;
+use crate::flush::FlushPolicy;
+
+impl Granted for () {
+    fn delivered(&self) {}
+}
 
 /// A queue whose drain job is the test.
 struct Driven(Queue<()>);
@@ -23,7 +28,7 @@ impl Driven {
 
     /// The places of the operations in the next batch.
     fn next_batch(&self) -> (Vec<Arc<Op<()>>>, Vec<u64>) {
-        let batch = self.0.next_batch(&mut Ended(Vec::new()), false).unwrap();
+        let batch = self.0.next_batch(&mut Ended::new(), false).unwrap();
         let places = batch.iter().map(|op| op.place.load(Ordering::Relaxed));
         let places = places.collect();
         (batch, places)
@@ -40,13 +45,13 @@ fn one_that_is_deferred_while_its_batch_is_made_up_keeps_its_place() {
     queue.submit(0, 10);
     let (batch, places) = queue.next_batch();
     assert_eq!(places, [0]);
-    queue.0.finish_batch(batch);
+    queue.0.finish_batch(batch, &mut Ended::new());
     // The last meets the first, and is deferred at once; the second is when it is applied.
     queue.submit(300, 600);
     queue.submit(5, 405);
     let (batch, places) = queue.next_batch();
     assert_eq!(places, [1]);
-    queue.0.finish_batch(batch);
+    queue.0.finish_batch(batch, &mut Ended::new());
     queue.retry();
     assert_eq!(queue.next_batch().1, [0, 1, 2]);
 }
@@ -55,13 +60,14 @@ fn one_that_is_deferred_while_its_batch_is_made_up_keeps_its_place() {
 fn what_overlaps_a_deferred_one_is_deferred_and_the_rest_goes_on() {
     let queue = Driven::new();
     queue.submit(0, 10);
-    queue.0.finish_batch(queue.next_batch().0);
+    let (batch, _) = queue.next_batch();
+    queue.0.finish_batch(batch, &mut Ended::new());
     queue.submit(5, 20);
     queue.submit(15, 30);
     queue.submit(40, 50);
     let (batch, places) = queue.next_batch();
     assert_eq!(places, [3]);
-    queue.0.finish_batch(Vec::new());
+    queue.0.finish_batch(Vec::new(), &mut Ended::new());
     drop(batch);
     assert!(queue.0.overlaps(ByteRange::between(29, 30)));
     assert!(!queue.0.overlaps(ByteRange::between(30, 100)));
@@ -77,7 +83,7 @@ fn one_that_is_withdrawn_is_passed_over_and_frees_those_behind_it() {
     queue.submit(5, 20);
     // It is withdrawn while it is applied, and found in use.
     drop(queue.0.begin(&first));
-    queue.0.finish_batch(batch);
+    queue.0.finish_batch(batch, &mut Ended::new());
     assert_eq!(queue.next_batch().1, [1]);
 }
 
@@ -93,11 +99,9 @@ fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
         let (batch, places) = queue.next_batch();
         assert_eq!(places, expected);
         for op in &batch {
-            queue
-                .0
-                .finish(op, Ok(Outcome::Done), &mut Ended(Vec::new()));
+            queue.0.finish(op, Ok(Outcome::Done), &mut Ended::new());
         }
-        queue.0.finish_batch(Vec::new());
+        queue.0.finish_batch(Vec::new(), &mut Ended::new());
     }
     assert!(queue.next_batch().0.is_empty());
     assert!(!lock(&queue.0.state).running);
@@ -108,9 +112,10 @@ fn a_drain_that_cannot_be_run_fails_what_it_was_to_look_at() {
     let queue = Driven::new();
     // What is deferred waits for a view, and not for this job.
     let deferred = queue.submit(0, 10);
-    queue.0.finish_batch(queue.next_batch().0);
+    let batch = queue.next_batch().0;
+    queue.0.finish_batch(batch, &mut Ended::new());
     let fresh = [queue.submit(5, 20), queue.submit(100, 110)];
-    let error = io::Error::from_raw_os_error(11);
+    let error = MmapIoError::from(io::Error::from_raw_os_error(11));
     queue.0.refuse(&error);
     let told = |op: &Arc<Op<()>>| {
         let mut context = Context::from_waker(Waker::noop());

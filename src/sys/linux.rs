@@ -1,12 +1,13 @@
 //! Linux: the calls that make a mapping usable without signals, stalls or locked instructions.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::io::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::unix::{madvise, msync, page_size};
+use super::unix::{directory_of, file_info, madvise, msync, never_wait, page_size, sync_directory};
 use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
@@ -41,17 +42,27 @@ pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
         // SAFETY: the caller's contract; populating discards nothing.
         match unsafe { madvise(run.addr, run.len, libc::MADV_POPULATE_READ) } {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(error) if is_refused(&error) => break,
             result => return result,
         }
     }
+    // SAFETY: the caller vouches for the run.
+    unsafe { touch(run) };
+    Ok(())
+}
+
+/// Reads a byte of each page, where populating is refused.
+///
+/// # Safety
+///
+/// The run lies in one live, readable mapping, inside the file.
+unsafe fn touch(run: Run) {
     for at in (0..run.len).step_by(page_size()) {
         // SAFETY: `at` is below `run.len`, so it stays in the run.
         let byte = unsafe { run.addr.add(at) };
         // SAFETY: the caller vouches for the run; a volatile read has no other effect.
         unsafe { byte.read_volatile() };
     }
-    Ok(())
 }
 
 /// Makes the pages of every run writable, allocating holes ([`madvise(2)`],
@@ -63,8 +74,8 @@ pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
 /// # Errors
 ///
 /// The index of the run that failed, and why: `EFAULT` where a store would raise `SIGBUS` (no
-/// space for a hole, past the end of the file, a failed read). Kernels without the call succeed
-/// without having done anything.
+/// space for a hole, past the end of the file, a failed read). Kernels without the call, and filters
+/// that refuse it, get one volatile read a page, which cannot report anything.
 ///
 /// # Safety
 ///
@@ -84,7 +95,11 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
         match unsafe { madvise(run.addr, run.len, libc::MADV_POPULATE_WRITE) } {
             Ok(()) => done += 1,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => done += 1,
+            Err(error) if is_refused(&error) => {
+                // SAFETY: the caller vouches for every run.
+                unsafe { touch(run) };
+                done += 1;
+            }
             Err(error) => return Err((done, error)),
         }
     }
@@ -142,23 +157,18 @@ unsafe fn populate_write_vectored(runs: &[Run]) -> usize {
 }
 
 /// Whether every page of the run is in the page cache ([`mincore(2)`]); no I/O, about 0.6 us for
-/// 64 KiB.
-///
-/// # Safety
-///
-/// The run lies in one live mapping.
+/// 64 KiB. The run is not touched: where there is no mapping, that is an error.
 ///
 /// [`mincore(2)`]: https://man7.org/linux/man-pages/man2/mincore.2.html
-pub(crate) unsafe fn resident(run: Run) -> io::Result<bool> {
+pub(crate) fn resident(run: Run) -> io::Result<bool> {
     const PAGES_A_CALL: usize = 1024;
     let page = page_size();
     let mut present = [0_u8; PAGES_A_CALL];
     let mut at = 0;
     while at < run.len {
         let len = (run.len - at).min(PAGES_A_CALL * page);
-        // SAFETY: `at` is below `run.len`, so it stays in the run.
-        let addr = unsafe { run.addr.add(at) };
-        // SAFETY: `present` has a byte for each page of `len`; the caller vouches for the run.
+        let addr = run.addr.wrapping_add(at);
+        // SAFETY: `present` has a byte for each page of `len`; the kernel looks at no byte of the run.
         if unsafe { libc::mincore(addr.cast(), len, present.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -171,14 +181,68 @@ pub(crate) unsafe fn resident(run: Run) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Number of pages of a file range that are in the page cache ([`cachestat(2)`], Linux 6.5; 0.3 us),
+/// those included whose read has begun. `None` where the kernel does not have the call.
+///
+/// # Errors
+///
+/// `EPERM` where the kernel hides the cache of other users' files from this process: where
+/// [`resident`] answers that all of it is there.
+///
+/// [`cachestat(2)`]: https://www.kernel.org/doc/html/latest/mm/cachestat.html
+pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Option<u64>> {
+    const SYS_CACHESTAT: libc::c_long = 451;
+    static IS_MISSING: AtomicBool = AtomicBool::new(false);
+    // Relaxed: a stale answer costs one refused call.
+    if IS_MISSING.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    // `struct cachestat` of `linux/mman.h`; the cached pages come first.
+    let mut counts = [0_u64; 5];
+    let range = [offset, len];
+    // SAFETY: both arrays are live for the call and of the sizes that it knows, and `file` keeps the
+    // descriptor open.
+    let result = unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_raw_fd(),
+            range.as_ptr(),
+            counts.as_mut_ptr(),
+            0,
+        )
+    };
+    if result == 0 {
+        return Ok(Some(counts[0]));
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENOSYS) {
+        IS_MISSING.store(true, Ordering::Relaxed);
+        return Ok(None);
+    }
+    Err(error)
+}
+
 /// Length of an open file in bytes ([`statx(2)`], `STATX_SIZE` alone).
 ///
-/// The times are left out on purpose: who asks for them makes the next store to the file change
-/// its inode, and an `msync` after it takes a fifth longer (multigrain timestamps, Linux 6.13).
+/// The times are left out on purpose: a process that asks for them makes the next store to the file
+/// change its inode, and an `msync` after it takes a fifth longer (multigrain timestamps, Linux
+/// 6.13).
 ///
 /// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
-#[cfg(not(target_os = "android"))]
 pub(crate) fn file_len(file: &File) -> io::Result<u64> {
+    statx_len(file, libc::AT_STATX_SYNC_AS_STAT)
+}
+
+/// Length of an open file in bytes, as this machine knows it: no server is asked
+/// ([`statx(2)`], `AT_STATX_DONT_SYNC`).
+///
+/// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
+pub(crate) fn known_len(file: &File) -> io::Result<u64> {
+    statx_len(file, libc::AT_STATX_DONT_SYNC)
+}
+
+#[cfg(not(target_os = "android"))]
+fn statx_len(file: &File, sync: libc::c_int) -> io::Result<u64> {
     let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is empty and ends in a zero byte, `stat` is live for the call, and `file`
     // keeps the descriptor open.
@@ -186,7 +250,7 @@ pub(crate) fn file_len(file: &File) -> io::Result<u64> {
         libc::statx(
             file.as_raw_fd(),
             b"\0".as_ptr().cast(),
-            libc::AT_EMPTY_PATH | libc::AT_STATX_SYNC_AS_STAT,
+            libc::AT_EMPTY_PATH | sync,
             libc::STATX_SIZE,
             stat.as_mut_ptr(),
         )
@@ -199,9 +263,8 @@ pub(crate) fn file_len(file: &File) -> io::Result<u64> {
     Ok(unsafe { stat.assume_init() }.stx_size)
 }
 
-/// Length of an open file in bytes.
 #[cfg(target_os = "android")]
-pub(crate) fn file_len(file: &File) -> io::Result<u64> {
+fn statx_len(file: &File, _sync: libc::c_int) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
@@ -288,6 +351,11 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
 /// - *Syncs by range*: in ext4, xfs and tmpfs `fdatasync` of a range is a write-back of the range,
 ///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
 ///   do not depend on the range. btrfs logs the extents of the range.
+/// - *Local*: by name. NFS, SMB, 9p, FUSE, and what is not known here, may ask a server whatever they
+///   are asked, and may give one number to several files. overlayfs is taken for local, though its
+///   layers need not be.
+/// - *Copies up*: overlayfs; a file keeps its id when it is copied up. It does not count its cache
+///   ([`cached_pages`]), since the pages belong to the files of its layers.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn habits(file: &File) -> Habits {
@@ -295,6 +363,16 @@ pub(crate) fn habits(file: &File) -> Habits {
     const XFS: u64 = 0x5846_5342;
     const BTRFS: u64 = 0x9123_683e;
     const TMPFS: u64 = 0x0102_1994;
+    const OVERLAYFS: u64 = 0x794c_7630;
+    const F2FS: u64 = 0xf2f5_2010;
+    const ZFS: u64 = 0x2fc1_2fc1;
+    const BCACHEFS: u64 = 0xca45_1a4e;
+    const RAMFS: u64 = 0x8584_58f6;
+    const EXFAT: u64 = 0x2011_bab0;
+    const FAT: u64 = 0x4d44;
+    const EROFS: u64 = 0xe0f5_e1e2;
+    const SQUASHFS: u64 = 0x7371_7368;
+    const ISO9660: u64 = 0x9660;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
@@ -314,6 +392,23 @@ pub(crate) fn habits(file: &File) -> Habits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
             && mounted & libc::ST_SYNCHRONOUS == 0,
         syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
+        is_local: matches!(
+            kind,
+            EXT | XFS
+                | BTRFS
+                | TMPFS
+                | OVERLAYFS
+                | F2FS
+                | ZFS
+                | BCACHEFS
+                | RAMFS
+                | EXFAT
+                | FAT
+                | EROFS
+                | SQUASHFS
+                | ISO9660
+        ),
+        copies_up: kind == OVERLAYFS,
     }
 }
 
@@ -353,16 +448,80 @@ pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
         return Ok(());
     }
     match allocate(file, offset, len) {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        Err(error) if is_refused(&error) => Ok(()),
         result => result,
     }
 }
 
 /// Whether every byte of the range has a block, or is promised one; "no" when in doubt.
-///
-/// `lseek(2)` with `SEEK_HOLE` would say so as well, but moves the position of the descriptor, which
-/// may be the caller's.
 fn is_allocated(file: &File, offset: u64, len: u64) -> bool {
+    let mut end = offset;
+    let asked = for_each_extent(file, offset, len, |start, extent_end| {
+        let follows = start <= end;
+        if follows {
+            end = extent_end;
+        }
+        follows && end < offset + len
+    });
+    asked.is_ok() && end >= offset + len
+}
+
+/// Fails with `ENOSPC` if the disk has no room for the holes of a file range ([`fstatfs(2)`]). Knows
+/// no quota, and nothing of what others take meanwhile.
+///
+/// Where the extents of a file cannot be asked for, its blocks are taken to lie in the range. A range
+/// of at most 8 MiB has room without asking: what is taken in vain is little.
+///
+/// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
+pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    const UNASKED: u64 = 8 << 20;
+    if len <= UNASKED {
+        return Ok(());
+    }
+    let mut allocated = 0;
+    let asked = for_each_extent(file, offset, len, |start, end| {
+        allocated += end.min(offset + len).saturating_sub(start.max(offset));
+        true
+    });
+    if asked.is_err() {
+        allocated = file.metadata()?.blocks() * 512;
+    }
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Ok(());
+    }
+    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
+    let stat = unsafe { stat.assume_init() };
+    // SAFETY: `geteuid` takes nothing and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    // What is kept back is for root.
+    let blocks = if is_root { stat.f_bfree } else { stat.f_bavail };
+    let size = u64::try_from(stat.f_bsize).unwrap_or(1);
+    // A file system without blocks of its own says that it has none.
+    let has_blocks = stat.f_blocks > 0;
+    match has_blocks && len.saturating_sub(allocated) > blocks.saturating_mul(size) {
+        true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        false => Ok(()),
+    }
+}
+
+/// Calls `visit` with the start and the end of each extent of a file range (`FS_IOC_FIEMAP`), in
+/// order, until it says `false`; those at the ends may reach past the range. A delayed allocation
+/// counts: it is promised.
+///
+/// `lseek(2)` with `SEEK_HOLE` would tell holes as well, but moves the position of the descriptor,
+/// which may be the caller's.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` or `ENOTTY` where the file system cannot say.
+fn for_each_extent(
+    file: &File,
+    offset: u64,
+    len: u64,
+    mut visit: impl FnMut(u64, u64) -> bool,
+) -> io::Result<()> {
     /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
     #[repr(C)]
     struct Fiemap {
@@ -395,29 +554,35 @@ fn is_allocated(file: &File, offset: u64, len: u64) -> bool {
         flags: 0,
         reserved_too: [0; 3],
     };
-    let mut map = Fiemap {
-        start: offset,
-        length: len,
-        flags: 0,
-        mapped_extents: 0,
-        extent_count: EXTENTS as u32,
-        reserved: 0,
-        extents: [none; EXTENTS],
-    };
-    // SAFETY: `map` is live for the call and has room for as many extents as it says, and `file`
-    // keeps the descriptor open.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) };
-    if result != 0 {
-        return false;
-    }
-    let mut end = offset;
-    for extent in &map.extents[..EXTENTS.min(map.mapped_extents as usize)] {
-        if extent.logical > end {
-            return false;
+    let (mut start, end) = (offset, offset + len);
+    while start < end {
+        let mut map = Fiemap {
+            start,
+            length: end - start,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: EXTENTS as u32,
+            reserved: 0,
+            extents: [none; EXTENTS],
+        };
+        // SAFETY: `map` is live for the call and has room for as many extents as it says, and
+        // `file` keeps the descriptor open.
+        if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) } != 0 {
+            return Err(io::Error::last_os_error());
         }
-        end = extent.logical + extent.length;
+        let extents = &map.extents[..EXTENTS.min(map.mapped_extents as usize)];
+        for extent in extents {
+            let extent_end = extent.logical.saturating_add(extent.length);
+            if !visit(extent.logical, extent_end) {
+                return Ok(());
+            }
+            start = start.max(extent_end);
+        }
+        if extents.len() < EXTENTS {
+            return Ok(());
+        }
     }
-    end >= offset + len
+    Ok(())
 }
 
 /// Tells the page cache about a file range ([`posix_fadvise(2)`]).
@@ -455,7 +620,18 @@ pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    // Asked first: ext4 keeps what it has allocated before it finds that there is no more.
+    check_room(file, offset, len)?;
     fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Whether the error says that the kernel, the file system or a filter of system calls does not let a
+/// call be made at all, so that another way is to be tried.
+pub(crate) fn is_refused(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP | libc::EINVAL)
+    )
 }
 
 /// Makes a file `len` bytes long, unless it is longer, by a call that cannot cut what another
@@ -479,14 +655,7 @@ pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
     }
     super::unix::check_file_limit(len)?;
     match fallocate(file, 0, len - 1, 1) {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM)
-            ) =>
-        {
-            extend_under_lock(file, len)
-        }
+        Err(error) if is_refused(&error) => extend_under_lock(file, len),
         extended => extended,
     }
 }
@@ -540,6 +709,40 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
     }
 }
 
+/// Makes the name durable by which the file was opened: by an `fsync` of the directory, or, where
+/// the directory may not be opened or the file has another name by now, of all that its file system
+/// holds ([`syncfs(2)`]), which takes no descriptor and no permission. A file without a name has
+/// none to lose.
+///
+/// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
+pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
+    if let Ok(directory) = directory_of(file, path) {
+        return sync_directory(&directory);
+    }
+    if !file_info(file)?.is_linked {
+        return Ok(());
+    }
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    match unsafe { libc::syncfs(file.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A new descriptor of an open file, for reading ([`proc_pid_fd(5)`]). On overlayfs it shows what
+/// the file is now.
+///
+/// # Errors
+///
+/// Where `/proc` is not mounted, or the file may no longer be opened.
+///
+/// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
+pub(crate) fn reopen(file: &File) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    never_wait(options.read(true)).open(path)
+}
+
 /// Makes a range of a shared mapping durable, down to the drive's cache: `msync` with `MS_SYNC`
 /// ends in the file system's own `fdatasync` for the range.
 ///
@@ -586,17 +789,74 @@ pub(crate) fn clone_file(source: &File, destination: &File) -> bool {
     unsafe { libc::ioctl(destination.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) == 0 }
 }
 
-/// Copies the first `len` bytes of `source` over `destination`, inside the kernel where it can
-/// ([`copy_file_range(2)`]). The position of neither descriptor matters or moves.
+/// Copies the first `len` bytes of `source` over `destination`, which is empty: what has data inside
+/// the kernel where it can ([`copy_file_range(2)`]), and holes as holes. The position of neither
+/// descriptor matters or moves.
 ///
 /// # Errors
 ///
+/// `EFBIG` past the process's limit on file sizes, where writing would raise `SIGXFSZ`;
 /// `UnexpectedEof` when the source is shorter.
 ///
 /// [`copy_file_range(2)`]: https://man7.org/linux/man-pages/man2/copy_file_range.2.html
 pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < len {
+    super::unix::check_file_limit(len)?;
+    // A descriptor with a position of its own; where it is refused, all of the file is data.
+    let finder = File::open(format!("/proc/self/fd/{}", source.as_raw_fd())).ok();
+    let mut end = 0;
+    while let Some(data) = next_data(finder.as_ref(), end, len)? {
+        copy_range(source, destination, data.0, data.1)?;
+        end = data.1;
+    }
+    match end < len {
+        true => destination.set_len(len),
+        false => Ok(()),
+    }
+}
+
+/// Start and end of the next bytes of a file from `start` on that are no hole, up to `len`
+/// ([`lseek(2)`], `SEEK_DATA`, which knows of pages that are not on the disk yet).
+///
+/// # Errors
+///
+/// `UnexpectedEof` when the file is shorter.
+///
+/// [`lseek(2)`]: https://man7.org/linux/man-pages/man2/lseek.2.html
+fn next_data(finder: Option<&File>, start: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    if start >= len {
+        return Ok(None);
+    }
+    let Some(finder) = finder else {
+        return Ok(Some((start, len)));
+    };
+    let seek = |from: u64, whence| {
+        // SAFETY: the call takes no pointer, and `finder` keeps the descriptor open.
+        let at = unsafe { libc::lseek64(finder.as_raw_fd(), from as libc::off64_t, whence) };
+        u64::try_from(at).map_err(|_| io::Error::last_os_error())
+    };
+    let data = match seek(start, libc::SEEK_DATA) {
+        Ok(data) => data,
+        // No data follows; or `start` is past the end.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            return match file_len(finder)? >= len {
+                true => Ok(None),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+        // The file system does not know.
+        Err(_) => return Ok(Some((start, len))),
+    };
+    if data >= len {
+        return Ok(None);
+    }
+    let hole = seek(data, libc::SEEK_HOLE).unwrap_or(len);
+    Ok(Some((data, hole.min(len))))
+}
+
+/// Copies bytes `start..end` of `source` to the same place in `destination`.
+fn copy_range(source: &File, destination: &File, start: u64, end: u64) -> io::Result<()> {
+    let mut done = start;
+    while done < end {
         let (mut from, mut to) = (done as libc::off64_t, done as libc::off64_t);
         // SAFETY: both offsets are live for the call, and both files are open.
         let copied = unsafe {
@@ -606,25 +866,35 @@ pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::
                 &mut from,
                 destination.as_raw_fd(),
                 &mut to,
-                usize::try_from(len - done)
+                usize::try_from(end - done)
                     .unwrap_or(usize::MAX)
                     .min(1 << 30),
                 0,
             )
         };
         match copied {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             1.. => done += copied as u64,
+            // Some file systems do nothing, and say so by copying no byte; at the end of the source
+            // the other way finds that out.
+            0 => return super::unix::copy_through_memory(source, destination, done, end),
             _ => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not between these two file systems, or not on this kernel.
+                // Not between these two file systems, or not here. A failing disk fails the other
+                // way as well.
                 error
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EXDEV | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL)
-                    ) =>
+                    if is_refused(&error)
+                        || matches!(
+                            error.raw_os_error(),
+                            Some(
+                                libc::EXDEV
+                                    | libc::EBADF
+                                    | libc::EIO
+                                    | libc::ETXTBSY
+                                    | libc::EOVERFLOW
+                            )
+                        ) =>
                 {
-                    return super::unix::copy_through_memory(source, destination, done, len);
+                    return super::unix::copy_through_memory(source, destination, done, end);
                 }
                 error => return Err(error),
             },

@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | a read of each page | a read of each page |
 //! | [`resident`] | `mincore(2)` | unknown | unknown |
+//! | [`cached_pages`] | `cachestat(2)` | unknown | unknown |
 //! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
 //! | [`habits`] | `fstatfs(2)` | none | none |
@@ -15,12 +16,16 @@
 //! | [`allocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
-//! | [`sync_file`], [`sync_directory`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers`, nothing |
+//! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
+//! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
+//! | [`reopen`] | `/proc/self/fd` | not used | not used |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
 
 use std::time::SystemTime;
+
+use crate::range::PageRange;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
@@ -84,6 +89,13 @@ pub(crate) struct Habits {
     /// Once its pages were written back, a sync of any one range makes all of the file's metadata
     /// durable, and what the drive holds.
     pub(crate) syncs_by_range: bool,
+    /// What is asked about an open file is answered by this machine, without waiting; and a
+    /// [`FileId`] is that of one file, as long as the file is open.
+    pub(crate) is_local: bool,
+    /// The first descriptor that may write makes a copy of the file, which is the file from then on.
+    /// A map made through a descriptor that was opened before shows the old one for ever.
+    /// [`cached_pages`] counts nothing.
+    pub(crate) copies_up: bool,
 }
 
 /// A run of mapped memory whose pages are asked for.
@@ -94,6 +106,16 @@ pub(crate) struct Run {
     pub(crate) addr: *mut u8,
     /// Length in bytes; whole pages.
     pub(crate) len: usize,
+}
+
+impl Run {
+    /// The run of `pages` in a map that begins at `base`. An address, and no access.
+    pub(crate) fn at(base: *mut u8, pages: PageRange) -> Self {
+        Self {
+            addr: base.wrapping_add(pages.start() as usize),
+            len: pages.len() as usize,
+        }
+    }
 }
 
 /// How soon the cached pages of a file range will be needed.

@@ -15,9 +15,17 @@ pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Res
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Nothing is relied on.
+/// Nothing is relied on but the ids.
 pub(crate) fn habits(_file: &File) -> Habits {
-    Habits::default()
+    Habits {
+        is_local: true,
+        ..Habits::default()
+    }
+}
+
+/// Not called, since [`habits`] knows no file system that copies up.
+pub(crate) fn reopen(_file: &File) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Never, where [`habits`] says so.
@@ -33,4 +41,24 @@ pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<(
 /// Not called either.
 pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Unknown here.
+pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// Unknown here: [`super::resident`] says nothing either.
+pub(crate) fn cached_pages(_file: &File, _offset: u64, _len: u64) -> io::Result<Option<u64>> {
+    Ok(None)
+}
+
+/// Length of an open file in bytes.
+pub(crate) fn known_len(file: &File) -> io::Result<u64> {
+    super::file_len(file)
+}
+
+/// Nothing is refused: what another system does not have is not called.
+pub(crate) fn is_refused(_error: &io::Error) -> bool {
+    false
 }

@@ -2,7 +2,7 @@
 //! [`Unsupported`](io::ErrorKind::Unsupported) to whoever opens a file: everything starts with
 //! [`file_info`], so that what follows it is never reached, and asks nothing of the system.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
 
@@ -33,12 +33,62 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }
 
+pub(crate) const FOR_ALL: u32 = 0;
+pub(crate) const FOR_THE_OWNER: u32 = 0;
+
+pub(crate) fn open_or_create(options: &mut OpenOptions, _permissions: u32) -> &mut OpenOptions {
+    let options = options.read(true).write(true);
+    options.create(true).truncate(false)
+}
+
+#[derive(Debug)]
+pub(crate) enum Created {}
+
+pub(crate) fn create_new(_path: &Path, _permissions: u32) -> io::Result<(File, Option<Created>)> {
+    unsupported()
+}
+
+impl Created {
+    pub(crate) fn remove(&self, _file: &File) -> io::Result<()> {
+        match *self {}
+    }
+}
+
+pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn copy_permissions(_file: &File, _source: &Metadata) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn check_free_space(_file: &File, _len: u64) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn check_free_space_for(_path: &Path, _len: u64) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn check_file_limit(_end: u64) -> io::Result<()> {
+    unsupported()
+}
+
 pub(crate) fn file_info(_file: &File) -> io::Result<FileInfo> {
     unsupported()
 }
 
 pub(crate) fn file_id_at(_path: &Path) -> io::Result<FileId> {
     unsupported()
+}
+
+/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+pub(crate) fn is_fault(_error: &io::Error) -> bool {
+    false
 }
 
 pub(crate) fn is_disk_full(_error: &io::Error) -> bool {
@@ -53,11 +103,7 @@ pub(crate) fn sync_file(_file: &File) -> io::Result<()> {
     unsupported()
 }
 
-pub(crate) fn open_directory_of(_path: &Path) -> io::Result<Option<File>> {
-    unsupported()
-}
-
-pub(crate) fn sync_directory(_directory: &File) -> io::Result<()> {
+pub(crate) fn sync_name(_file: &File, _path: &Path) -> io::Result<()> {
     unsupported()
 }
 
@@ -79,10 +125,7 @@ pub(crate) unsafe fn populate_write(_runs: &[Run]) -> Result<(), (usize, io::Err
     unsupported().map_err(|error| (0, error))
 }
 
-/// # Safety
-///
-/// None needed; the signature is shared with the other platforms.
-pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     unsupported()
 }
 

@@ -28,7 +28,7 @@ fn populating_for_writing_allocates_holes_and_changes_nothing() {
     file.sync_all().unwrap();
     assert!(file.metadata().unwrap().blocks() > 0);
     // SAFETY: as above.
-    assert!(unsafe { resident(runs[1]) }.unwrap());
+    assert!(resident(runs[1]).unwrap());
     let content = std::io::read_to_string(&file).unwrap();
     assert!(content.bytes().all(|byte| byte == 0));
 }
@@ -70,15 +70,15 @@ fn pages_leave_the_cache_when_they_are_clean() {
         .unwrap();
     let all = run(&map, 0, len / page_size());
     // SAFETY: the run is inside the live map.
-    assert!(unsafe { resident(all) }.unwrap());
+    assert!(resident(all).unwrap());
     cache_hint(&file, 0, len as u64, CacheHint::DontNeed).unwrap();
     // SAFETY: as above.
-    assert!(!unsafe { resident(all) }.unwrap());
+    assert!(!resident(all).unwrap());
     cache_hint(&file, 0, len as u64, CacheHint::WillNeed).unwrap();
     // SAFETY: as above.
     unsafe { populate_read(all) }.unwrap();
     // SAFETY: as above.
-    assert!(unsafe { resident(all) }.unwrap());
+    assert!(resident(all).unwrap());
 }
 
 #[test]

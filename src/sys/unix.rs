@@ -1,9 +1,11 @@
 //! What all Unix systems share, and what those without a better call of their own fall back on.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::io::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::io::{AsRawFd, FromRawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
@@ -71,6 +73,239 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
 }
 
+/// The permissions of a new file, less what the process's `umask` takes from them.
+pub(crate) const FOR_ALL: u32 = 0o666;
+/// The permissions of a new file that is its owner's alone.
+pub(crate) const FOR_THE_OWNER: u32 = 0o600;
+
+/// Prepares `options` to open a file for reading and writing that is created if it is not there.
+///
+/// The kernel follows links, and judges what may be opened where by its own rules
+/// (`fs.protected_regular`, `nosymfollow`), which it applies to this way of opening alone.
+pub(crate) fn open_or_create(options: &mut OpenOptions, permissions: u32) -> &mut OpenOptions {
+    let options = options.read(true).write(true).create(true).truncate(false);
+    never_wait(options).mode(permissions)
+}
+
+/// The name that a new file was given, in a directory that is held open: what becomes of the path
+/// of that directory does not matter.
+#[derive(Debug)]
+pub(crate) struct Created {
+    directory: File,
+    name: CString,
+}
+
+/// Creates a file for reading and writing, which must not be there ([`open(2)`], `O_EXCL`).
+///
+/// Says by what name, so that it can be removed; not where the directory may not be opened, which
+/// on Linux takes no permission.
+///
+/// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+pub(crate) fn create_new(path: &Path, permissions: u32) -> io::Result<(File, Option<Created>)> {
+    if let Some((directory, name)) = split(path)? {
+        match open_directory(directory, SEARCH) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            directory => {
+                let directory = directory?;
+                let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+                let file = open_at(&directory, &name, flags, permissions)?;
+                return Ok((file, Some(Created { directory, name })));
+            }
+        }
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    Ok((options.mode(permissions).open(path)?, None))
+}
+
+impl Created {
+    /// Removes the file that was created, unless the name is that of another file by now.
+    ///
+    /// Between the look and the removal another process may still move a file to the name: no call
+    /// removes a name on condition.
+    pub(crate) fn remove(&self, file: &File) -> io::Result<()> {
+        if !names(&self.directory, &self.name, file)? {
+            return Ok(());
+        }
+        // SAFETY: the name is live and ends in a zero byte, and `directory` keeps the descriptor
+        // open.
+        match unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Opens a directory to look names up in it, and no more.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const SEARCH: libc::c_int = libc::O_PATH;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const SEARCH: libc::c_int = 0;
+
+/// Files may be larger than 2 GiB on 32-bit platforms, too.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const LARGE: libc::c_int = libc::O_LARGEFILE;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const LARGE: libc::c_int = 0;
+
+/// The directory of a path, and the name in it; `None` for a path that ends in no name.
+fn split(path: &Path) -> io::Result<Option<(&Path, CString)>> {
+    let path = path.as_os_str().as_bytes();
+    let (directory, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(0) => (&path[..1], &path[1..]),
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&b"."[..], path),
+    };
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let directory = Path::new(OsStr::from_bytes(directory));
+    Ok(Some((directory, CString::new(name)?)))
+}
+
+/// Never waits, whatever it is that the path names.
+fn open_directory(path: &Path, flags: libc::c_int) -> io::Result<File> {
+    let flags = flags | libc::O_DIRECTORY | libc::O_NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Opens a name in a directory ([`openat(2)`]).
+///
+/// [`openat(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+fn open_at(
+    directory: &File,
+    name: &CStr,
+    flags: libc::c_int,
+    permissions: u32,
+) -> io::Result<File> {
+    let flags = flags | libc::O_CLOEXEC | LARGE;
+    loop {
+        let permissions = libc::c_uint::from(permissions);
+        // SAFETY: the name is live and ends in a zero byte, and `directory` keeps the descriptor
+        // open.
+        let opened =
+            unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags, permissions) };
+        if opened >= 0 {
+            // SAFETY: the descriptor is new, and nothing else owns it.
+            return Ok(unsafe { File::from_raw_fd(opened) });
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Whether a name in a directory is that of the file itself, not of a link to it.
+fn names(directory: &File, name: &CStr, file: &File) -> io::Result<bool> {
+    let flags = SEARCH | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let found = open_at(directory, name, flags, 0)?;
+    Ok(file_info(&found)?.id == file_info(file)?.id)
+}
+
+/// Opens the directory that has the file by the name in which `path` ends, links followed.
+///
+/// # Errors
+///
+/// `NotFound` if that is another file's name by now.
+pub(super) fn directory_of(file: &File, path: &Path) -> io::Result<File> {
+    let path = fs::canonicalize(path)?;
+    if let Some((directory, name)) = split(&path)? {
+        let directory = open_directory(directory, 0)?;
+        if names(&directory, &name, file)? {
+            return Ok(directory);
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// Takes a file from everyone but its owner, before it gets the content of `source`.
+///
+/// # Errors
+///
+/// `PermissionDenied` where that cannot be done, and others may read it who may not read `source`.
+pub(crate) fn restrict(file: &File, source: &Metadata) -> io::Result<()> {
+    const READ_BY_OTHERS: u32 = 0o044;
+    let mode = file.metadata()?.mode();
+    if mode & 0o7777 & !FOR_THE_OWNER == 0 {
+        return Ok(());
+    }
+    match file.set_permissions(Permissions::from_mode(mode & FOR_THE_OWNER)) {
+        Err(error)
+            if error.kind() == io::ErrorKind::PermissionDenied
+                && mode & READ_BY_OTHERS & !source.mode() == 0 =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Gives a file the permissions of `source`: for reading, writing and executing, and no others.
+/// Best effort, as some file systems have none.
+pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()> {
+    match file.set_permissions(Permissions::from_mode(source.mode() & 0o777)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result,
+    }
+}
+
+/// Fails with `ENOMEM` if the address space has no room for `len` bytes ([`mmap(2)`],
+/// `PROT_NONE`); nothing is kept.
+///
+/// [`mmap(2)`]: https://man7.org/linux/man-pages/man2/mmap.2.html
+pub(crate) fn check_address_space(len: u64) -> io::Result<()> {
+    let no_room = || io::Error::from_raw_os_error(libc::ENOMEM);
+    let len = usize::try_from(len).map_err(|_| no_room())?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, at an address that the kernel chooses.
+    let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+    if addr == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping was made here, and nothing refers to it.
+    unsafe { libc::munmap(addr, len) };
+    Ok(())
+}
+
+/// Fails with `ENOSPC` if `len` bytes are more than the file has and its file system has free
+/// ([`fstatvfs(3)`]), so that a disk that cannot hold them is not filled before that is found.
+/// Other reasons, such as a quota, are found when blocks are reserved.
+///
+/// [`fstatvfs(3)`]: https://man7.org/linux/man-pages/man3/fstatvfs.3.html
+pub(crate) fn check_free_space(file: &File, len: u64) -> io::Result<()> {
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Ok(());
+    }
+    // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
+    let stat = unsafe { stat.assume_init() };
+    #[allow(clippy::unnecessary_cast)] // They are narrower on some platforms.
+    let (size, free, block) = (
+        stat.f_blocks as u64,
+        stat.f_bfree as u64,
+        stat.f_frsize as u64,
+    );
+    let taken = file.metadata()?.blocks().saturating_mul(512);
+    // A file system that counts no blocks does not say how many are free.
+    match size == 0 || len <= free.saturating_mul(block).saturating_add(taken) {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+    }
+}
+
+/// The same for a file that is not there yet. `Ok` if the path leads to one, or nowhere.
+pub(crate) fn check_free_space_for(path: &Path, len: u64) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
+    }
+    match split(path)?.map(|(directory, _)| open_directory(directory, SEARCH)) {
+        Some(Ok(directory)) => check_free_space(&directory, len),
+        _ => Ok(()),
+    }
+}
+
 /// Identity, length and kind of an open file ([`fstat(2)`]).
 ///
 /// [`fstat(2)`]: https://man7.org/linux/man-pages/man2/fstat.2.html
@@ -92,7 +327,7 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
 ///
 /// [`stat(2)`]: https://man7.org/linux/man-pages/man2/stat.2.html
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
-    let metadata = std::fs::metadata(path)?;
+    let metadata = fs::metadata(path)?;
     Ok(FileId {
         volume: metadata.dev(),
         index: u128::from(metadata.ino()),
@@ -117,7 +352,7 @@ pub(crate) fn set_len(file: &File, len: u64) -> io::Result<()> {
 /// `RLIMIT_FSIZE`).
 ///
 /// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
-pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
+pub(crate) fn check_file_limit(end: u64) -> io::Result<()> {
     let mut limit = std::mem::MaybeUninit::<libc::rlimit>::zeroed();
     // SAFETY: `limit` is live for the call.
     if unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit.as_mut_ptr()) } != 0 {
@@ -130,6 +365,11 @@ pub(super) fn check_file_limit(end: u64) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::from_raw_os_error(libc::EFBIG)),
     }
+}
+
+/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+pub(crate) fn is_fault(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
 }
 
 /// Whether the error says that there is no space.
@@ -162,34 +402,25 @@ pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Opens the directory that holds `path`, for [`sync_directory`].
-pub(crate) fn open_directory_of(path: &Path) -> io::Result<Option<File>> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(parent).map(Some)
-}
-
 /// Makes the names in `directory` durable ([`fsync(2)`] of the directory).
 ///
 /// File systems that cannot do it say `EINVAL`; their names are durable on their own terms.
 ///
 /// [`fsync(2)`]: https://man7.org/linux/man-pages/man2/fsync.2.html
-pub(crate) fn sync_directory(directory: &File) -> io::Result<()> {
+pub(super) fn sync_directory(directory: &File) -> io::Result<()> {
     match directory.sync_all() {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         result => result,
     }
 }
 
-/// Whether this process owns `file` (or is root): together with a writable descriptor that is when
-/// [`super::resident`] tells the truth, since the kernel hides other people's page cache by
-/// calling all of it resident.
+/// Whether the process is, now, the user to whom `file` belongs: then [`super::resident`] tells the
+/// truth, whatever the capabilities of the process. The kernel hides the page cache of other users'
+/// files by calling all of it resident.
 pub(crate) fn is_owner(file: &File) -> bool {
     // SAFETY: `geteuid` takes nothing and cannot fail.
     let euid = unsafe { libc::geteuid() };
-    euid == 0 || file.metadata().is_ok_and(|metadata| metadata.uid() == euid)
+    file.metadata().is_ok_and(|metadata| metadata.uid() == euid)
 }
 
 /// Copies bytes `start..end` of `source` to the same place in `destination`.
@@ -253,6 +484,7 @@ mod portable {
     use std::fs::File;
     use std::io;
     use std::os::unix::fs::FileExt;
+    use std::path::Path;
 
     use super::{copy_through_memory, madvise, msync};
     use crate::sys::{Advice, CacheHint, Run};
@@ -290,11 +522,7 @@ mod portable {
     }
 
     /// Unknown here: the probe always says "not all of it".
-    ///
-    /// # Safety
-    ///
-    /// None needed; the signature is shared with the platforms that look.
-    pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+    pub(crate) fn resident(_run: Run) -> io::Result<bool> {
         Ok(false)
     }
 
@@ -327,6 +555,16 @@ mod portable {
         match file_len(file)? >= len {
             true => Ok(()),
             false => super::set_len(file, len),
+        }
+    }
+
+    /// Makes the name durable by which the file was opened. If the name is no longer that of the
+    /// file, then whatever gave it another one answers for that.
+    pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
+        match super::directory_of(file, path) {
+            Ok(directory) => super::sync_directory(&directory),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

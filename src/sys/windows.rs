@@ -5,11 +5,11 @@
 //! be cut, a name in a directory needs no flush of its own, and a lost page is a structured
 //! exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::fs::FileExt;
 use std::os::windows::io::AsRawHandle;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -78,6 +78,72 @@ pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }
 
+/// A new file has the permissions of its directory.
+pub(crate) const FOR_ALL: u32 = 0;
+/// The same: a program that wants another list of permissions creates the file itself.
+pub(crate) const FOR_THE_OWNER: u32 = 0;
+
+/// Prepares `options` to open a file for reading and writing that is created if it is not there.
+pub(crate) fn open_or_create(options: &mut OpenOptions, _permissions: u32) -> &mut OpenOptions {
+    let options = options.read(true).write(true);
+    options.create(true).truncate(false)
+}
+
+/// The name that a new file was given.
+#[derive(Debug)]
+pub(crate) struct Created(PathBuf);
+
+/// Creates a file for reading and writing, which must not be there ("CreateFileW function",
+/// `CREATE_NEW`).
+pub(crate) fn create_new(path: &Path, _permissions: u32) -> io::Result<(File, Option<Created>)> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).open(path)?;
+    Ok((file, Some(Created(path.to_path_buf()))))
+}
+
+impl Created {
+    /// Removes the file that was created, unless the name is that of another file by now.
+    pub(crate) fn remove(&self, file: &File) -> io::Result<()> {
+        match file_id_at(&self.0)? == file_info(file)?.id {
+            true => fs::remove_file(&self.0),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Nothing to do: the permissions of a file that is there are its owner's choice.
+pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+/// Gives a file the attribute `FILE_ATTRIBUTE_READONLY` of `source`. Best effort.
+pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()> {
+    match file.set_permissions(source.permissions()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result,
+    }
+}
+
+/// Found out when a file is mapped.
+pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// Found out when the bytes are written.
+pub(crate) fn check_free_space(_file: &File, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// The same.
+pub(crate) fn check_free_space_for(_path: &Path, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// There is no such limit.
+pub(crate) fn check_file_limit(_end: u64) -> io::Result<()> {
+    Ok(())
+}
+
 /// Identity, length and kind of an open file ("GetFileInformationByHandleEx function",
 /// `FileIdInfo`).
 pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
@@ -109,6 +175,11 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
 /// Identity of the file that a path names.
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     Ok(file_info(&File::open(path)?)?.id)
+}
+
+/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+pub(crate) fn is_fault(_error: &io::Error) -> bool {
+    false
 }
 
 /// Whether the error says that there is no space.
@@ -187,14 +258,9 @@ pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// There is no directory to flush: see [`sync_directory`].
-pub(crate) fn open_directory_of(_path: &Path) -> io::Result<Option<File>> {
-    Ok(None)
-}
-
 /// Nothing to do. NTFS and ReFS log the creation of a name before anything that happens to the
 /// file, and flushing the file ("File Buffering": data *and* metadata) takes the log with it.
-pub(crate) fn sync_directory(_directory: &File) -> io::Result<()> {
+pub(crate) fn sync_name(_file: &File, _path: &Path) -> io::Result<()> {
     Ok(())
 }
 
@@ -276,11 +342,7 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
 
 /// Unknown here: the probe always says "not all of it". (`QueryWorkingSetEx` tells what this
 /// process has touched of late, not what is in the cache.)
-///
-/// # Safety
-///
-/// None needed; the signature is shared with the platforms that look.
-pub(crate) unsafe fn resident(_run: Run) -> io::Result<bool> {
+pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     Ok(false)
 }
 

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mmap_io::{MemoryMappedFile, Stats};
 
+#[cfg(target_os = "linux")]
+pub(crate) mod fuse;
 pub(crate) mod operations;
 
 /// Makes a module with one test for each runtime out of one async body, which gets a directory of
@@ -89,6 +91,15 @@ pub(crate) fn pattern(len: usize) -> Vec<u8> {
 /// Polls once.
 pub(crate) async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::poll_once(future).await
+}
+
+/// Completes an operation where it is polled: at the first poll, or at the second where its thread owed
+/// other tasks a turn.
+#[track_caller]
+pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
+    let mut operation = std::pin::pin!(operation);
+    let first = alone(poll_once(&mut operation));
+    first.unwrap_or_else(|| alone(poll_once(&mut operation)).expect("it waits"))
 }
 
 /// Waits until the pool has done what it does about the file, and `is_so` holds: a watchdog ends
@@ -209,8 +220,11 @@ pub(crate) fn run_alone(program: &[&str], test: &str) {
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}\n{errors}");
     assert!(printed.contains("1 passed"), "there is no {test}");
+    // It may say why it was skipped.
+    print!("{printed}");
 }
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, Result};
 
-use crate::common::{alone, pattern, patterned, run_alone, soon, HeldQueue};
+use crate::common::{alone, at_once, pattern, patterned, run_alone, soon, HeldQueue};
 
 /// The system's allocator, and a count of what is asked of it.
 struct Counting;
@@ -81,7 +81,7 @@ fn a_read_allocates_nothing() {
         for _ in 0..2 {
             assert_eq!(in_a_hundred(|| file.as_slice(5, 70_000).unwrap()), 0);
             assert_eq!(in_a_hundred(|| file.try_as_slice(5, 10).unwrap()), 0);
-            let slice = || alone(poll_once(file.slice(5, 70_000))).unwrap().unwrap();
+            let slice = || at_once(file.slice(5, 70_000)).unwrap();
             assert_eq!(in_a_hundred(slice), 0);
             let mut buffer = [0; 100];
             let read = || alone(file.read_into(70_000, &mut buffer)).unwrap();
@@ -99,7 +99,7 @@ fn bytes_allocate_once_and_their_clones_never() {
     let dir = tempfile::tempdir().unwrap();
     let (_, file) = alone(patterned(dir.path(), 100_000));
     assert_eq!(in_a_hundred(|| file.bytes(5, 70_000).unwrap()), 100);
-    let read = || alone(poll_once(file.read_bytes(5, 70_000))).unwrap();
+    let read = || at_once(file.read_bytes(5, 70_000));
     assert_eq!(in_a_hundred(|| read().unwrap()), 100);
     let bytes = file.bytes(5, 70_000).unwrap();
     assert_eq!(in_a_hundred(|| bytes.clone()), 0);

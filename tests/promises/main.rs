@@ -5,9 +5,13 @@ mod common;
 
 mod allocations;
 mod auto_traits;
+mod copies;
 mod durable_log;
+mod fairness;
 mod forked;
+mod growth;
 mod kill;
+mod neighbours;
 mod openings;
 mod p10_errors;
 mod p11_readers;
@@ -21,4 +25,8 @@ mod p7_cancel;
 mod p8_order;
 mod p9_bounded;
 mod policies;
+mod refused_calls;
+#[cfg(target_os = "linux")]
+mod remote;
 mod strategy;
+mod wakers;

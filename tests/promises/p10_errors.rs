@@ -23,16 +23,37 @@ pub(crate) struct Disk(tempfile::TempDir);
 
 impl Disk {
     pub(crate) fn tmpfs(test: &str, size: u64) -> Option<Self> {
-        Self::mount(test, &format!("size={size}"), "tmpfs", "tmpfs".as_ref())
+        Self::tmpfs_with(test, size, "rw")
+    }
+
+    pub(crate) fn tmpfs_with(test: &str, size: u64, options: &str) -> Option<Self> {
+        let options = format!("size={size},{options}");
+        Self::mount(test, &options, "tmpfs", "tmpfs".as_ref())
     }
 
     /// An ext4 in a sparse image of that size, which is made at `image`.
     pub(crate) fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
+        Self::ext4_with(test, image, size, &["-b4096"])
+    }
+
+    pub(crate) fn ext4_with(test: &str, image: &Path, size: u64, options: &[&str]) -> Option<Self> {
+        Self::ext4_prepared(test, image, size, options, |_| Some(()))
+    }
+
+    /// One that something is done to before it is mounted.
+    pub(crate) fn ext4_prepared(
+        test: &str,
+        image: &Path,
+        size: u64,
+        options: &[&str],
+        prepare: impl FnOnce(&Path) -> Option<()>,
+    ) -> Option<Self> {
         File::create(image).unwrap().set_len(size).unwrap();
         let features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"];
         let mut make = Command::new("mkfs.ext4");
-        make.args(["-q", "-m", "0", "-b", "4096"]).args(features);
+        make.args(["-q", "-m", "0"]).args(features).args(options);
         try_run(test, make.arg(image))?;
+        prepare(image)?;
         Self::loop_device(test, image)
     }
 
@@ -40,7 +61,7 @@ impl Disk {
         Self::mount(test, "loop,noatime,errors=continue", "ext4", image)
     }
 
-    fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
+    pub(crate) fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", kind, "-o", options]);
@@ -75,7 +96,7 @@ impl Drop for Disk {
 }
 
 /// Runs what only root may, or says why the test is skipped.
-fn try_run(test: &str, command: &mut Command) -> Option<()> {
+pub(crate) fn try_run(test: &str, command: &mut Command) -> Option<()> {
     // SAFETY: the call takes nothing and cannot fail.
     let problem = if unsafe { libc::geteuid() } != 0 {
         "needs root, for a disk of its own".to_owned()
@@ -214,6 +235,77 @@ async fn everything_on_a_full(disk: Disk) {
     assert_eq!(file.as_slice(MIB, 4).unwrap(), b"room");
 }
 
+/// Bytes that the file system can still give to unprivileged users and to root.
+fn free(path: &Path) -> u64 {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: an all-zero `statvfs` is valid, and the call fills it.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in a zero byte, and `stat` is live for the call.
+    assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &mut stat) }, 0);
+    stat.f_bfree * stat.f_frsize
+}
+
+/// A store into a hole may want the blocks of a whole large folio. Where those are not to be given,
+/// the bytes alone are written, and in the end the error says what is wrong.
+#[test]
+fn small_writes_fill_a_disk_to_the_end() {
+    let test = "small_writes_fill_a_disk_to_the_end";
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let Some(disk) = Disk::ext4(test, &dir.path().join("image"), 32 * MIB) else {
+        return;
+    };
+    alone(async {
+        let path = disk.path("data");
+        let file = MemoryMappedFile::create_rw(&path, 1 << 30).await.unwrap();
+        let (mut written, mut at) = (0, 4000);
+        loop {
+            // Over the end of a page: two blocks.
+            match file.update_region(at, &[written as u8; 200]).await {
+                Ok(()) => written += 1,
+                Err(error) => {
+                    assert_full::<()>(Err(error));
+                    break;
+                }
+            }
+            at += 8192;
+        }
+        assert!(written > 1000, "{written}");
+        for number in 0..written {
+            let at = 4000 + 8192 * number as u64;
+            let slice = file.slice(at, 200).await.unwrap();
+            assert_eq!(slice, [number as u8; 200], "write {number} of {written}");
+        }
+        assert_full(file.as_slice_mut(900 * MIB, 4096).await);
+        assert_full(file.update_region(900 * MIB, &[1; 100_000]).await);
+    });
+}
+
+/// What cannot be had as a whole is not begun.
+#[test]
+fn a_view_larger_than_the_disk_takes_nothing() {
+    let test = "a_view_larger_than_the_disk_takes_nothing";
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let ext4 = Disk::ext4(test, &dir.path().join("image"), 32 * MIB);
+    for disk in [ext4, Disk::tmpfs(test, 32 * MIB)].into_iter().flatten() {
+        alone(async {
+            let path = disk.path("data");
+            let file = MemoryMappedFile::create_rw(&path, 1 << 30).await.unwrap();
+            file.update_region_async(0, b"the first page")
+                .await
+                .unwrap();
+            let before = free(&path);
+            assert_full(file.as_slice_mut(0, 1 << 30).await.map(drop));
+            let data = vec![1; 64 << 20];
+            assert_full(file.update_region(100, &data).await);
+            assert!(free(&path) > before / 2, "{} of {before}", free(&path));
+            assert_eq!(file.as_slice(0, 5).unwrap(), b"the f");
+            // A part of it can be had.
+            let view = file.as_slice_mut(0, 12 * MIB).await.unwrap();
+            assert!(view.starts_with(b"the first page"));
+        });
+    }
+}
+
 #[test]
 fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
     let Some(disk) = Disk::tmpfs("a_full_disk_at_the_end_of_the_file", MIB) else {
@@ -221,9 +313,9 @@ fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
     };
     alone(async {
         // The last page, a hole, is not all inside the file.
-        let file = MemoryMappedFile::create_rw(disk.path("data"), 10_000)
-            .await
-            .unwrap();
+        let path = disk.path("data");
+        File::create(&path).unwrap().set_len(10_000).unwrap();
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
         disk.fill();
         assert_full(file.update_region(9_000, b"x").await);
         assert_full(file.as_slice_mut(9_000, 10).await);

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::poll_once;
-use mmap_io::{MemoryMappedFile, MmapMode};
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{
-    alone, assert_waits, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
+    alone, assert_waits, at_once, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
 };
 
 #[test]
@@ -33,13 +33,12 @@ fn readers_go_on_while_a_write_waits_for_a_slow_one() {
                     assert!(file.try_as_slice(100, 10).unwrap().is_some());
                 }
                 // At the first poll: the pages are there.
-                let slice = alone(poll_once(file.slice(100, 10)));
-                assert_eq!(slice.unwrap().unwrap(), slow[100..110]);
-                let bytes = alone(poll_once(file.read_bytes(0, 9_000)));
-                assert_eq!(bytes.unwrap().unwrap(), slow);
+                let slice = at_once(file.slice(100, 10));
+                assert_eq!(slice.unwrap(), slow[100..110]);
+                let bytes = at_once(file.read_bytes(0, 9_000));
+                assert_eq!(bytes.unwrap(), slow);
                 let mut buffer = [0; 10];
-                let copied = alone(poll_once(file.read_into(100, &mut buffer)));
-                copied.unwrap().unwrap();
+                at_once(file.read_into(100, &mut buffer)).unwrap();
                 assert_eq!(buffer, slow[100..110]);
                 assert_eq!(file.bytes(0, 9_000).unwrap(), slow);
             }
@@ -82,10 +81,8 @@ fn readers_go_on_whatever_waits() {
             let expected = &pattern(10_000)[at as usize..(at + len) as usize];
             assert_eq!(file.as_slice(at, len).unwrap(), expected);
             assert!(file.try_as_slice(at, len).unwrap().is_some());
-            let slice = poll_once(file.slice(at, len)).await;
-            assert_eq!(slice.unwrap().unwrap(), expected);
-            let bytes = poll_once(file.read_bytes(at, len)).await;
-            assert_eq!(bytes.unwrap().unwrap(), expected);
+            assert_eq!(at_once(file.slice(at, len)).unwrap(), expected);
+            assert_eq!(at_once(file.read_bytes(at, len)).unwrap(), expected);
         }
         drop((mutable, shrink, both, snapshot, slow));
         until(&file, is_quiet).await;
@@ -212,4 +209,57 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
         is_over.store(true, Ordering::Relaxed);
     });
     assert_eq!(file.as_slice(50, 10).unwrap(), [WRITES - 1; 10]);
+}
+
+#[test]
+fn ranges_that_stay_leased_are_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, _) = patterned(dir.path(), 100_000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let pattern = pattern(100_000);
+        let look = |start: u64, end: u64| {
+            let bytes = reader.as_slice_bytes(start, end - start).unwrap();
+            assert_eq!(*bytes, pattern[start as usize..end as usize]);
+            reader.stats().views
+        };
+        for at in (0..50_000).step_by(100) {
+            assert_eq!(look(at, at + 100), 1);
+        }
+        assert_eq!(look(10, 49_000), 1);
+        assert_eq!(look(60_000, 60_010), 2);
+        assert_eq!(look(60_020, 60_030), 3);
+        // Over a gap, and touching both of its neighbours.
+        assert_eq!(look(60_010, 60_020), 2);
+        assert_eq!(look(49_999, 60_001), 1);
+        assert_eq!(look(0, 100_000), 1);
+    });
+}
+
+#[test]
+fn a_refused_range_keeps_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 1000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        reader.as_slice_bytes(500, 10).unwrap();
+        let view = file.as_slice_mut(900, 10).await.unwrap();
+        let refused = reader.as_slice_bytes(100, 850).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                MmapIoError::Busy {
+                    offset: 100,
+                    len: 850,
+                    ..
+                }
+            ),
+            "{refused:?}"
+        );
+        drop(view);
+        // What lay before the obstacle is free, and after it.
+        soon(file.update_region(100, b"x")).await.unwrap();
+        soon(file.update_region(949, b"x")).await.unwrap();
+        assert!(!file.try_update_region(505, b"x").await.unwrap());
+    });
 }

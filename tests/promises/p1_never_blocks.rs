@@ -326,6 +326,13 @@ mod calls {
             .iter()
             .map(|operation| operation.name)
             .collect();
+        // Registering takes milliseconds where threads are running: a first read or write does not
+        // pay for that.
+        let mut registering = trace.lines().filter(|line| line.contains("CMD_REGISTER"));
+        let registered = registering.next().expect("no barrier is registered");
+        assert_ne!(thread(registered), executor, "{registered}");
+        assert_eq!(registering.next(), None, "registered twice");
+
         let mut number = 0;
         let mut elsewhere = String::new();
         for line in trace.lines().filter(|line| !line.contains("resumed>")) {
@@ -363,7 +370,7 @@ mod calls {
             // The allocator gives memory back.
             "madvise" => arguments.contains("MADV_DONTNEED"),
             // The probe: what the kernel knows about an open file.
-            "statx" => arguments.contains(", STATX_SIZE, "),
+            "statx" => arguments.contains("AT_STATX_DONT_SYNC|AT_EMPTY_PATH, STATX_SIZE, "),
             "msync" | "membarrier" | "process_madvise" => false,
             // The standard library looks at files of the system.
             _ => !arguments.contains(dir),
@@ -404,9 +411,15 @@ mod calls {
 }
 
 #[cfg(target_os = "linux")]
-#[test]
-fn cold_pages_are_read_on_the_pool() {
+mod cold {
+    use std::fs::File;
+    use std::io::Write;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::chown;
+    use std::path::Path;
+
+    use super::*;
+    use crate::common::skip;
 
     /// Faults of this thread that had to wait for the disk.
     fn major_faults() -> i64 {
@@ -417,21 +430,56 @@ fn cold_pages_are_read_on_the_pool() {
         usage.ru_majflt
     }
 
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let path = dir.path().join("cold");
-    let plain = std::fs::File::create_new(&path).unwrap();
-    std::io::Write::write_all(&mut &plain, &vec![7; 8 << 20]).unwrap();
-    plain.sync_all().unwrap();
-    // SAFETY: the call takes no pointer.
-    unsafe { libc::posix_fadvise(plain.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-    alone(async {
-        let file = MemoryMappedFile::open_ro(&path).await.unwrap();
-        let before = major_faults();
-        let slice = file.slice(0, 8 << 20).await.unwrap();
-        assert!(slice.iter().all(|byte| *byte == 7));
-        assert_eq!(major_faults(), before);
-        assert_eq!(file.stats().resident_misses, 1);
-        file.slice(0, 4096).await.unwrap();
-        assert_eq!(file.stats().resident_hits, 1);
-    });
+    /// A file that is on the disk and not in memory.
+    fn cold_file(path: &Path) {
+        let mut plain = File::create(path).unwrap();
+        plain.write_all(&vec![7; 8 << 20]).unwrap();
+        plain.sync_all().unwrap();
+        // SAFETY: the call takes no pointer.
+        unsafe { libc::posix_fadvise(plain.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    }
+
+    /// Reads of a cold file fault on the pool, and of a resident one make no hop if `probes`.
+    fn reads_on_the_pool(path: &Path, probes: bool) {
+        alone(async {
+            let file = MemoryMappedFile::open_ro(path).await.unwrap();
+            let before = major_faults();
+            let slice = file.slice(0, 8 << 20).await.unwrap();
+            assert!(slice.iter().all(|byte| *byte == 7));
+            assert_eq!(major_faults(), before);
+            assert_eq!(file.stats().resident_misses, 1);
+            file.slice(0, 4096).await.unwrap();
+            assert_eq!(file.stats().resident_hits, u64::from(probes));
+        });
+    }
+
+    #[test]
+    fn cold_pages_are_read_on_the_pool() {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = dir.path().join("cold");
+        cold_file(&path);
+        reads_on_the_pool(&path, true);
+    }
+
+    /// The kernel calls every page resident for a process that neither owns nor may write a file, and
+    /// has no capability that stands for that.
+    #[test]
+    fn cold_pages_are_read_on_the_pool_without_capabilities() {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = dir.path().join("cold");
+        cold_file(&path);
+        if let Err(error) = chown(&path, Some(12_345), None) {
+            let test = "cold_pages_are_read_on_the_pool_without_capabilities";
+            return skip(test, &format!("no file of another user: {error}"));
+        }
+        let without = std::thread::spawn(move || {
+            // `struct __user_cap_header_struct`, version 3, this thread; and no capability at all.
+            let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+            // SAFETY: both arrays are live for the call and as large as version 3 says.
+            let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+            assert_eq!(result, 0);
+            reads_on_the_pool(&path, false);
+        });
+        without.join().unwrap();
+    }
 }

@@ -596,7 +596,8 @@ fn handles_know_of_each_other_however_they_were_opened() {
                 other.as_slice(150, 100),
                 Err(MmapIoError::Busy {
                     offset: 150,
-                    len: 100
+                    len: 100,
+                    ..
                 })
             ));
             assert!(other.try_as_slice(199, 1).unwrap().is_none());

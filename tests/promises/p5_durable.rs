@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -317,6 +318,11 @@ impl Step {
         self.0.iter().any(by_name)
     }
 
+    /// Whether all of the file system was synced, and nothing less that has a name.
+    fn synced_all(&self) -> bool {
+        self.0.iter().any(|line| line.contains("syncfs("))
+    }
+
     fn wrote_back(&self) -> bool {
         let waits = |line: &String| line.contains("msync(") && line.contains("MS_SYNC");
         self.0.iter().any(waits)
@@ -351,7 +357,7 @@ fn traced(test: &str, child: &str, dir: &Path) -> Option<Vec<Step>> {
         "strace",
         "-f",
         "-y",
-        "-etrace=fsync,fdatasync,msync,sync_file_range",
+        "-etrace=fsync,fdatasync,syncfs,msync,sync_file_range",
         "-o",
         trace.to_str().unwrap(),
     ];
@@ -406,12 +412,18 @@ fn the_length_and_the_name_become_durable_once() {
         assert!(second.wrote_back() || second.synced(&new));
         assert!(!first.synced(&dir) && !second.synced(&dir));
     }
-    let existing = step("durable write to a file that was there");
-    assert!(existing.wrote_back() || existing.synced(&old));
-    assert!(!existing.synced(&dir));
-    assert!(step("created over it").synced(&old));
+    // Whatever process created it may have gone before its name was durable.
+    for what in ["a file that was there", "the same, through another handle"] {
+        let first = step(what);
+        assert!(first.wrote_back() || first.synced(&old));
+        assert!(first.synced(&dir));
+        let second = step("second durable write to it");
+        assert!(second.wrote_back() && !second.synced(&dir));
+    }
+    let created_over = step("created over it");
+    assert!(created_over.synced(&old) && created_over.synced(&dir));
     let given_a_length = step("an empty file was given its first length");
-    assert!(given_a_length.synced(&dir.join("empty")));
+    assert!(given_a_length.synced(&dir.join("empty")) && given_a_length.synced(&dir));
     for name in ["a", "b"] {
         let created = step("created in another way");
         assert!(created.synced(&dir.join(name)) && created.synced(&dir));
@@ -419,6 +431,15 @@ fn the_length_and_the_name_become_durable_once() {
     let linked = step("created through a link that dangled");
     assert!(linked.synced(&dir.join("elsewhere/target")));
     assert!(linked.synced(&dir.join("elsewhere")));
+    let relative = step("opened by a relative path, from elsewhere by now");
+    assert!(relative.synced(&dir) && !relative.synced_all());
+    let moved = step("moved since it was opened");
+    assert!(moved.synced(&dir.join("moved")) && moved.synced_all());
+    let removed = step("removed since it was opened");
+    assert!(!removed.synced(&dir) && !removed.synced_all());
+    let given = step("given as a descriptor");
+    assert!(!given.synced(&dir) && !given.synced_all());
+    assert!(step("without a descriptor for the directory").synced_all());
     assert!(step("read-only").0.is_empty());
 }
 
@@ -452,9 +473,14 @@ fn traced_child() {
             end_of_step();
         }
         let old = MemoryMappedFile::open_rw(dir.join("old")).await.unwrap();
-        old.update_region_async(0, b"x").await.unwrap();
+        for _ in 0..2 {
+            let handle = MemoryMappedFile::open_rw(dir.join("old")).await.unwrap();
+            for _ in 0..2 {
+                handle.update_region_async(0, b"x").await.unwrap();
+                end_of_step();
+            }
+        }
         drop(old);
-        end_of_step();
         let old = loop {
             // The last job of the handle before may not have gone yet.
             match MemoryMappedFile::create_rw(dir.join("old"), 10).await {
@@ -478,6 +504,29 @@ fn traced_child() {
             .unwrap();
         file.flush().await.unwrap();
         end_of_step();
+        std::env::set_current_dir(&dir).unwrap();
+        let file = MemoryMappedFile::open_rw("old").await.unwrap();
+        std::env::set_current_dir("/").unwrap();
+        file.flush().await.unwrap();
+        end_of_step();
+        let name = dir.join("moving");
+        let file = MemoryMappedFile::create_rw(&name, 10).await.unwrap();
+        fs::rename(&name, dir.join("moved")).unwrap();
+        file.flush().await.unwrap();
+        end_of_step();
+        let file = MemoryMappedFile::create_rw(&name, 10).await.unwrap();
+        fs::remove_file(&name).unwrap();
+        file.flush().await.unwrap();
+        end_of_step();
+        let given = File::options().read(true).write(true).open(&path).unwrap();
+        let file = MemoryMappedFile::from_file(given, mmap_io::MmapMode::ReadWrite, &path);
+        file.await.unwrap().flush().await.unwrap();
+        end_of_step();
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let mut taken = take_descriptors(0);
+        file.flush().await.unwrap();
+        end_of_step();
+        taken.clear();
         let file = MemoryMappedFile::open_ro(&path).await.unwrap();
         file.flush().await.unwrap();
         file.flush_range(0, 10).await.unwrap();
@@ -502,11 +551,8 @@ fn a_name_is_not_called_durable_for_lack_of_descriptors() {
     }
 }
 
-#[test]
-fn poor_child() {
-    let Some(dir) = child_dir() else {
-        return;
-    };
+/// Takes all descriptors that the process may have, but for some.
+fn take_descriptors(left: usize) -> Vec<File> {
     let limit = libc::rlimit {
         rlim_cur: 64,
         rlim_max: 64,
@@ -518,8 +564,17 @@ fn poor_child() {
     while let Ok(file) = File::open("/dev/null") {
         taken.push(file);
     }
+    taken.truncate(taken.len() - left);
+    taken
+}
+
+#[test]
+fn poor_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
     // One is left, for the file itself.
-    taken.pop();
+    let mut taken = take_descriptors(1);
     alone(async {
         let file = MemoryMappedFile::create_rw(dir.join("new"), 10).await;
         taken.clear();
@@ -530,5 +585,44 @@ fn poor_child() {
         };
         fs::write(dir.join(outcome), b"").unwrap();
         end_of_step();
+    });
+}
+
+/// In a directory where the process may create files, and not look (as a spool for all users).
+#[test]
+fn a_name_in_an_unreadable_directory_becomes_durable() {
+    let test = "a_name_in_an_unreadable_directory_becomes_durable";
+    // SAFETY: the call takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        return skip(test, "needs root, to become another user");
+    }
+    let dir = on_a_disk();
+    let spool = dir.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    for (dir, mode) in [(dir.path(), 0o755), (&spool, 0o1733)] {
+        fs::set_permissions(dir, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    let Some(steps) = traced(test, "p5_durable::spooling_child", dir.path()) else {
+        return;
+    };
+    assert!(steps[0].synced_all(), "{:?}", steps[0].0);
+    assert!(!steps[1].synced_all(), "{:?}", steps[1].0);
+}
+
+#[test]
+fn spooling_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    // SAFETY: the calls take no pointer.
+    let other = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
+    assert!(other);
+    alone(async {
+        let path = dir.join("spool/new");
+        let file = MemoryMappedFile::create_rw(path, 10).await.unwrap();
+        for _ in 0..2 {
+            file.update_region_async(0, b"x").await.unwrap();
+            end_of_step();
+        }
     });
 }

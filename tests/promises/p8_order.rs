@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
-use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, Result};
+use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode, Result};
 use proptest::prelude::*;
 
 use crate::common::{
@@ -125,6 +125,138 @@ fn try_update_region_does_not_overtake_what_waits() {
             expected[at] = 9;
         }
         assert_eq!(file.as_slice(0, 200).unwrap(), &expected[..]);
+    });
+}
+
+/// A file whose write buffer is full, and whose queue looks at nothing: what is written next waits
+/// for room.
+async fn with_a_full_buffer<'a>(file: &'a MemoryMappedFile) -> (HeldQueue, Submitted<'a>) {
+    let held = HeldQueue::new(file, 0);
+    let mut full: Submitted<'a> = Box::pin(async move {
+        file.update_region(1, &[1; 100]).await?;
+        Ok(Came::Nothing)
+    });
+    assert!(poll_once(&mut full).await.is_none());
+    (held, full)
+}
+
+async fn small_buffer(dir: &Path) -> MemoryMappedFile {
+    let (path, _) = patterned(dir, 1000).await;
+    let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+    builder.write_buffer(100).open().await.unwrap()
+}
+
+#[test]
+fn a_write_without_room_keeps_its_place_before_a_resize() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = small_buffer(dir.path()).await;
+        let (held, full) = with_a_full_buffer(&file).await;
+        let mut write = Box::pin(file.update_region(500, &[2; 100]));
+        assert!(poll_once(&mut write).await.is_none());
+        let mut shrink = Box::pin(file.resize(550));
+        assert!(poll_once(&mut shrink).await.is_none());
+        let mut grow = Box::pin(file.resize(700));
+        assert!(poll_once(&mut grow).await.is_none());
+        held.let_go().await;
+        let all = zip(zip(full, write), zip(shrink, grow));
+        let ((full, write), (shrink, grow)) = soon(all).await;
+        full.unwrap();
+        write.and(shrink).and(grow).unwrap();
+        let mut expected = [0; 150];
+        expected[..50].fill(2);
+        assert_eq!(file.as_slice(550 - 50, 150).unwrap(), expected);
+        assert_eq!(file.len(), 700);
+    });
+}
+
+#[test]
+fn a_write_without_room_keeps_its_place_before_views_and_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = small_buffer(dir.path()).await;
+        let copy = dir.path().join("copy");
+        for withdrawn in [false, true] {
+            file.update_region(500, &[0; 100]).await.unwrap();
+            let (held, full) = with_a_full_buffer(&file).await;
+            let mut write = Box::pin(file.update_region(500, &[2; 100]));
+            assert!(poll_once(&mut write).await.is_none());
+            assert!(file.try_as_slice_mut(599, 1).unwrap().is_none());
+            let mut mutable = Box::pin(async {
+                let mut view = file.as_slice_mut(590, 20).await.unwrap();
+                let seen = view[0];
+                view.fill(3);
+                seen
+            });
+            assert!(poll_once(&mut mutable).await.is_none());
+            let parts: [(u64, &[u8]); 2] = [(600, &[4; 20]), (700, &[4; 20])];
+            let mut later = Box::pin(file.update_regions(&parts));
+            assert!(poll_once(&mut later).await.is_none());
+            held.let_go().await;
+            let seen = if withdrawn {
+                drop(write);
+                soon(zip(full, zip(mutable, later))).await.1 .0
+            } else {
+                let all = zip(zip(full, write), zip(mutable, later));
+                let ((_, write), (seen, later)) = soon(all).await;
+                write.and(later).unwrap();
+                seen
+            };
+            let written = if withdrawn { 0 } else { 2 };
+            assert_eq!(seen, written);
+            let mut expected = [4; 120];
+            expected[..90].fill(written);
+            expected[90..100].fill(3);
+            assert_eq!(file.as_slice(500, 120).unwrap(), expected);
+        }
+
+        let (held, full) = with_a_full_buffer(&file).await;
+        let mut write = Box::pin(file.update_region(500, &[5; 100]));
+        assert!(poll_once(&mut write).await.is_none());
+        let mut snapshot = Box::pin(file.copy_to(&copy));
+        assert!(poll_once(&mut snapshot).await.is_none());
+        let mut later = Box::pin(file.update_region(550, &[6; 100]));
+        assert!(poll_once(&mut later).await.is_none());
+        held.let_go().await;
+        let all = zip(zip(full, write), zip(snapshot, later));
+        let ((_, write), (snapshot, later)) = soon(all).await;
+        write.and(snapshot.map(drop)).and(later).unwrap();
+        assert_eq!(fs::read(&copy).unwrap()[500..600], [5; 100]);
+        assert_eq!(file.as_slice(550, 100).unwrap(), [6; 100]);
+    });
+}
+
+#[test]
+fn writes_that_are_sent_back_to_the_door_keep_their_places() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = small_buffer(dir.path()).await;
+        let view = file.bytes(10, 1).unwrap();
+        let copies: Vec<[u8; 60]> = (0..20).map(|byte| [byte; 60]).collect();
+        let mut line: Vec<Submitted<'_>> = Vec::new();
+        // Each overlaps the one before it, and all but the first find no room among the blocked.
+        for (number, data) in copies.iter().enumerate() {
+            let (file, at) = (&file, 10 + number as u64 * 20);
+            line.push(Box::pin(async move {
+                file.update_region(at, data).await?;
+                Ok(Came::Nothing)
+            }));
+            let write = line.last_mut().unwrap();
+            assert!(poll_once(write).await.is_none());
+            let rest = [number as u8; 100];
+            soon(file.update_region(900, &rest)).await.unwrap();
+        }
+        // The futures are awaited one after the other; none has to be polled for another's sake.
+        drop(view);
+        for write in line {
+            soon(write).await.unwrap();
+        }
+        let mut expected = [19; 20 * 19 + 60];
+        for (number, part) in expected.chunks_mut(20).enumerate() {
+            part.fill(number.min(19) as u8);
+        }
+        assert_eq!(file.as_slice(10, 20 * 19 + 60).unwrap(), expected);
+        until(&file, is_quiet).await;
     });
 }
 
@@ -478,10 +610,13 @@ proptest! {
             (proptest::collection::vec(turn(), 1..16), any::<bool>()),
             1..4,
         ),
+        buffer in prop_oneof![Just(0), Just(2_000), Just(8_000), Just(1 << 20)],
     ) {
         let dir = tempfile::tempdir().unwrap();
         alone(async {
-            let (_, file) = patterned(dir.path(), LEN as usize).await;
+            let (path, _) = patterned(dir.path(), LEN as usize).await;
+            let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+            let file = builder.write_buffer(buffer).open().await.unwrap();
             for (turns, by_the_queue) in rounds {
                 round(dir.path(), &file, &turns, by_the_queue).await;
             }

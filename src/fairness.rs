@@ -1,0 +1,133 @@
+//! A turn for the other tasks of a thread, where an operation completes as soon as it is polled.
+//!
+//! A task that awaits one ready future after another never returns to its executor, and the tasks
+//! beside it starve. No runtime is asked: each thread counts what completed on it without waiting,
+//! and after a while such a future lets its task be polled once more before it resolves.
+
+use std::cell::Cell;
+use std::future::{poll_fn, Future};
+use std::pin::pin;
+
+use futures_lite::future::yield_now;
+
+use crate::error::{Result, Subject};
+
+/// Operations that may complete on a thread, one after the other, without its executor's turn.
+const OPERATIONS: u32 = 128;
+
+/// Bytes that they may copy meanwhile.
+const COPIED: usize = 64 << 10;
+
+thread_local! {
+    /// Completed on this thread since an operation last waited there.
+    static COMPLETED: Cell<u32> = const { Cell::new(0) };
+    /// Bytes copied on this thread since then.
+    static BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs `operation`. If it completes without having waited, it counts; and when the thread's count is
+/// full, it resolves one poll later.
+///
+/// The wait comes last, so that an operation is submitted in the first poll, whatever the count.
+async fn fair<T>(operation: impl Future<Output = T>) -> T {
+    let mut operation = pin!(operation);
+    let mut has_waited = false;
+    let output = poll_fn(|context| {
+        let polled = operation.as_mut().poll(context);
+        has_waited |= polled.is_pending();
+        polled
+    })
+    .await;
+    match has_waited {
+        true => begin_anew(),
+        false if is_full() => {
+            begin_anew();
+            yield_now().await;
+        }
+        false => {}
+    }
+    output
+}
+
+/// Runs one operation of the public surface: [fairly](fair), and an error that has no context yet names
+/// it.
+pub(crate) async fn operation<T>(
+    name: &'static str,
+    subject: impl Into<Subject>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let done = fair(work).await;
+    done.map_err(|error| error.during(name, subject))
+}
+
+/// Counts bytes that the thread that polls has copied.
+pub(crate) fn copied(bytes: usize) {
+    BYTES.set(BYTES.get().saturating_add(bytes));
+}
+
+fn is_full() -> bool {
+    let completed = COMPLETED.get() + 1;
+    COMPLETED.set(completed);
+    completed >= OPERATIONS || BYTES.get() >= COPIED
+}
+
+fn begin_anew() {
+    COMPLETED.set(0);
+    BYTES.set(0);
+}
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    /// Polls until it is over; returns how often.
+    fn polls(operation: impl Future<Output = ()>) -> usize {
+        let mut operation = pin!(operation);
+        let mut polls = 1;
+        while block_on(poll_once(&mut operation)).is_none() {
+            polls += 1;
+        }
+        polls
+    }
+
+    #[test]
+    fn every_so_many_ready_operations_yield_once() {
+        let yields: Vec<usize> = (0..3 * OPERATIONS)
+            .map(|_| polls(fair(ready(()))) - 1)
+            .collect();
+        assert_eq!(yields.iter().sum::<usize>(), 3);
+        let one_round = OPERATIONS as usize;
+        assert_eq!(yields[..one_round].iter().sum::<usize>(), 1);
+    }
+
+    #[test]
+    fn copied_bytes_count() {
+        let operation = |bytes| {
+            fair(async move {
+                copied(bytes);
+            })
+        };
+        assert_eq!(polls(operation(COPIED)), 2);
+        assert_eq!(polls(operation(COPIED - 1)), 1);
+        assert_eq!(polls(operation(1)), 2);
+    }
+
+    #[test]
+    fn a_wait_begins_the_count_anew() {
+        let ready_ones = |count| {
+            (0..count)
+                .map(|_| polls(fair(ready(()))) - 1)
+                .sum::<usize>()
+        };
+        assert_eq!(ready_ones(OPERATIONS - 1), 0);
+        assert_eq!(polls(fair(yield_now())), 2);
+        assert_eq!(ready_ones(OPERATIONS - 1), 0);
+        // A future that is dropped while it waits counts nothing.
+        assert!(block_on(poll_once(fair(pending::<()>()))).is_none());
+        assert_eq!(ready_ones(1), 1);
+    }
+}

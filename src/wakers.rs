@@ -1,0 +1,211 @@
+//! Other people's wakers, kept out of our locks and of those of the crates below.
+//!
+//! A waker is the executor's code. It may panic, and it may drop or poll other futures of the same
+//! file. `event-listener` calls and drops wakers under a lock of its own: after a panic the
+//! listeners behind it sleep for ever, and one that comes back for the same event deadlocks. The
+//! tasks of the pool abort the process when a waker panics.
+//!
+//! So their futures are polled with a waker of ours ([`Shielded`]). Inside a [`scope`] its `wake`
+//! and its drop only note the real waker; when the outermost scope of the thread ends, the real
+//! wakers are woken or dropped, one by one, each [contained](contain). Outside a scope that is done
+//! at once.
+//!
+//! A scope is opened where no lock is held that a waker could want, and nothing in it waits.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::mem::ManuallyDrop;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+use event_listener::Listener;
+
+use crate::completion::contain;
+
+thread_local! {
+    /// What is to be done when the outermost scope of this thread ends; absent outside one.
+    ///
+    /// Never destroyed, so that a scope can be opened while the thread's other values are: there is
+    /// nothing in it by then.
+    static NOTED: RefCell<Option<ManuallyDrop<Vec<Noted>>>> = const { RefCell::new(None) };
+}
+
+/// What was asked for inside a scope.
+enum Noted {
+    Wake(Arc<Shield>),
+    Drop(Waker),
+}
+
+impl Noted {
+    fn carry_out(self) {
+        match self {
+            Self::Wake(shield) => shield.wake_real(),
+            Self::Drop(waker) => drop(contain(|| drop(waker))),
+        }
+    }
+
+    /// Leaves it for the end of the scope; without one, it is done here.
+    fn note(self) {
+        let at_once = NOTED.with(|noted| match &mut *noted.borrow_mut() {
+            Some(noted) => {
+                noted.push(self);
+                None
+            }
+            None => Some(self),
+        });
+        if let Some(noted) = at_once {
+            noted.carry_out();
+        }
+    }
+}
+
+/// Runs `code`; the wakers that it wakes and drops by way of ours are woken and dropped afterwards.
+pub(crate) fn scope<T>(code: impl FnOnce() -> T) -> T {
+    let _scope = Scope::open();
+    code()
+}
+
+/// An open scope, and whether it is the outermost one.
+struct Scope(bool);
+
+impl Scope {
+    fn open() -> Self {
+        Self(NOTED.with(|noted| {
+            let mut noted = noted.borrow_mut();
+            let is_outermost = noted.is_none();
+            noted.get_or_insert_with(ManuallyDrop::default);
+            is_outermost
+        }))
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        if !self.0 {
+            return;
+        }
+        // Closed first: a waker may open a scope of its own.
+        let noted = NOTED.with(|noted| noted.borrow_mut().take());
+        let noted = noted.map(ManuallyDrop::into_inner);
+        noted.into_iter().flatten().for_each(Noted::carry_out);
+    }
+}
+
+/// The waker of ours around a real one.
+struct Shield {
+    /// Present until the drop.
+    real: Option<Waker>,
+}
+
+impl Shield {
+    fn is_for(&self, waker: &Waker) -> bool {
+        self.real.as_ref().is_some_and(|real| real.will_wake(waker))
+    }
+
+    fn wake_real(&self) {
+        if let Some(real) = &self.real {
+            contain(|| real.wake_by_ref());
+        }
+    }
+}
+
+impl Wake for Shield {
+    fn wake(self: Arc<Self>) {
+        Noted::Wake(self).note();
+    }
+}
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        if let Some(real) = self.real.take() {
+            Noted::Drop(real).note();
+        }
+    }
+}
+
+/// A future of another crate, polled and dropped in a scope and with a waker of ours.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Shielded<F> {
+    /// Present until the drop.
+    future: Option<F>,
+    waker: Option<(Arc<Shield>, Waker)>,
+}
+
+impl<F> Shielded<F> {
+    pub(crate) fn new(future: F) -> Self {
+        Self {
+            future: Some(future),
+            waker: None,
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for Shielded<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Self { future, waker } = &mut *self;
+        let (_, ours) = match waker {
+            Some((shield, _)) if shield.is_for(context.waker()) => waker.as_ref(),
+            waker => {
+                let real = Some(context.waker().clone());
+                let shield = Arc::new(Shield { real });
+                let ours = Waker::from(shield.clone());
+                *waker = Some((shield, ours));
+                waker.as_ref()
+            }
+        }
+        .expect("set above");
+        let future = future.as_mut().expect("present until the drop");
+        scope(|| Pin::new(future).poll(&mut Context::from_waker(ours)))
+    }
+}
+
+impl<F> Drop for Shielded<F> {
+    fn drop(&mut self) {
+        scope(|| self.future = None);
+    }
+}
+
+impl std::fmt::Debug for Shield {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shield").finish_non_exhaustive()
+    }
+}
+
+/// An event that tasks and threads listen to, all of them told at once.
+#[derive(Debug)]
+pub(crate) struct Event(event_listener::Event);
+
+/// Resolves when the event is told after [`Event::listen`].
+pub(crate) type EventListener = Shielded<event_listener::EventListener>;
+
+impl Event {
+    pub(crate) const fn new() -> Self {
+        Self(event_listener::Event::new())
+    }
+
+    pub(crate) fn listen(&self) -> EventListener {
+        Shielded::new(self.0.listen())
+    }
+
+    /// Tells all who listen. The caller holds no lock.
+    pub(crate) fn notify(&self) {
+        scope(|| self.0.notify(usize::MAX));
+    }
+}
+
+impl EventListener {
+    /// Blocks the thread until the event is told, or until `deadline`.
+    pub(crate) fn wait(mut self, deadline: Option<Instant>) {
+        // Not in a scope: what was noted would wait, too. No waker is involved.
+        match (self.future.take(), deadline) {
+            (Some(listener), Some(deadline)) => drop(listener.wait_deadline(deadline)),
+            (Some(listener), None) => listener.wait(),
+            (None, _) => unreachable!("present until the drop"),
+        }
+    }
+}

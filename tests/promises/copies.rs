@@ -1,0 +1,63 @@
+//! Copies hold what the source holds: holes stay holes.
+
+#![cfg(unix)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use mmap_io::{copy_mmap, MemoryMappedFile};
+
+use crate::common::{alone, pattern};
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes of disk that a file takes.
+fn allocated(path: &std::path::Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn a_copy_of_a_sparse_file_is_sparse() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, copy) = (dir.path().join("data"), dir.path().join("copy"));
+    alone(async {
+        let file = MemoryMappedFile::create_rw(&path, 2 << 30).await.unwrap();
+        // Some on the disk, some in memory alone; the last ones before a hole.
+        let pieces = [(0, 4096), (100 * MIB - 50, 100), (1 << 30, 300_000)];
+        for (at, len) in pieces {
+            file.update_region(at, &pattern(len)).await.unwrap();
+        }
+        file.flush_range(0, 4096).await.unwrap();
+        let before = allocated(&path);
+        for by_path in [false, true] {
+            match by_path {
+                false => assert_eq!(file.copy_to(&copy).await.unwrap(), 2 << 30),
+                true => copy_mmap(&path, &copy).await.unwrap(),
+            }
+            let copied = MemoryMappedFile::open_ro(&copy).await.unwrap();
+            assert_eq!(copied.len(), 2 << 30);
+            for (at, len) in pieces {
+                let slice = copied.slice(at, len as u64).await.unwrap();
+                assert_eq!(*slice, *pattern(len));
+            }
+            assert_eq!(copied.slice(50 * MIB, 10).await.unwrap(), [0; 10]);
+            assert_eq!(copied.slice((2 << 30) - 10, 10).await.unwrap(), [0; 10]);
+            drop(copied);
+            let after = allocated(&copy);
+            assert!(after <= before + MIB, "{after} bytes for {before}");
+            fs::remove_file(&copy).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_copy_of_nothing_but_a_hole_has_its_length() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (path, copy) = (dir.path().join("data"), dir.path().join("copy"));
+    fs::File::create(&path).unwrap().set_len(10 * MIB).unwrap();
+    fs::write(&copy, pattern(20_000)).unwrap();
+    alone(copy_mmap(&path, &copy)).unwrap();
+    let content = fs::read(&copy).unwrap();
+    assert_eq!(content.len() as u64, 10 * MIB);
+    assert!(content.iter().all(|byte| *byte == 0));
+}

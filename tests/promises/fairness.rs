@@ -1,0 +1,132 @@
+//! Operations that complete where they are polled leave the other tasks of their thread a turn.
+
+use std::future::{poll_fn, Future};
+use std::path::Path;
+use std::pin::pin;
+use std::task::Poll;
+
+use mmap_io::MemoryMappedFile;
+
+use crate::common::{alone, patterned};
+
+/// Rounds of each loop.
+const ROUNDS: u32 = 5000;
+/// The least number of turns that the task beside a loop must get: one for 128 operations.
+const TURNS: u32 = ROUNDS / 128;
+
+/// Turns that a task beside `looped` gets on the same thread.
+async fn turns_beside(looped: impl Future<Output = ()>) -> u32 {
+    let mut looped = pin!(looped);
+    let mut turns = 0;
+    poll_fn(|context| match looped.as_mut().poll(context) {
+        Poll::Ready(()) => Poll::Ready(turns),
+        Poll::Pending => {
+            turns += 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+macro_rules! assert_fair {
+    ($name:expr, $operation:expr) => {
+        let looped = async {
+            for _ in 0..ROUNDS {
+                let _ = $operation.await;
+            }
+        };
+        let turns = turns_beside(looped).await;
+        assert!(turns >= TURNS, "{turns} turns beside a loop of {}", $name);
+    };
+}
+
+async fn resident_file(dir: &Path) -> MemoryMappedFile {
+    let (_, file) = patterned(dir, 1 << 20).await;
+    file.touch_pages().await.unwrap();
+    file
+}
+
+#[test]
+fn reads_of_resident_bytes_are_fair() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = resident_file(dir.path()).await;
+        assert_fair!("slice", file.slice(4000, 100));
+        assert_fair!("read_bytes", file.read_bytes(4000, 100));
+        assert_fair!("touch_pages_range", file.touch_pages_range(4000, 100));
+        assert_fair!("touch_pages", file.touch_pages());
+        let mut buffer = [0; 100];
+        assert_fair!("read_into", file.read_into(4000, &mut buffer));
+    });
+}
+
+/// A copy costs its thread time.
+#[test]
+fn large_copies_yield_more_often() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = resident_file(dir.path()).await;
+        let mut buffer = vec![0; 32 << 10];
+        let looped = async {
+            for _ in 0..100 {
+                file.read_into(0, &mut buffer).await.unwrap();
+            }
+        };
+        assert!(turns_beside(looped).await >= 50);
+    });
+}
+
+#[test]
+fn operations_with_nothing_to_do_are_fair() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = resident_file(dir.path()).await;
+        let reader = MemoryMappedFile::open_ro(file.path()).await.unwrap();
+        assert_fair!("slice of nothing", file.slice(0, 0));
+        assert_fair!("read_bytes of nothing", file.read_bytes(0, 0));
+        assert_fair!("flush of a reader", reader.flush());
+        assert_fair!("flush_range of a reader", reader.flush_range(0, 10));
+        assert_fair!("schedule_flush of a reader", reader.schedule_flush());
+        assert_fair!("flush_range of nothing", file.flush_range(0, 0));
+        assert_fair!("evict of nothing", file.evict(0, 0));
+        assert_fair!("prefetch_range of nothing", file.prefetch_range(0, 0));
+        #[cfg(feature = "advise")]
+        assert_fair!(
+            "advise about nothing",
+            file.advise(0, 0, mmap_io::MmapAdvice::Random)
+        );
+        assert_fair!("update_region of nothing", file.update_region(0, b""));
+        assert_fair!("update_regions of nothing", file.update_regions(&[]));
+        assert_fair!(
+            "write_bytes of nothing",
+            file.write_bytes(0, bytes::Bytes::new())
+        );
+        assert_fair!(
+            "try_update_region of nothing",
+            file.try_update_region(0, b"")
+        );
+        assert_fair!("as_slice_mut of nothing", file.as_slice_mut(0, 0));
+    });
+}
+
+#[test]
+fn operations_that_are_refused_are_fair() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = resident_file(dir.path()).await;
+        let reader = MemoryMappedFile::open_ro(file.path()).await.unwrap();
+        let past_end = file.len();
+        assert_fair!("slice", file.slice(past_end, 1));
+        assert_fair!("read_bytes", file.read_bytes(past_end, 1));
+        assert_fair!("read_into", file.read_into(past_end, &mut [0]));
+        assert_fair!("flush_range", file.flush_range(past_end, 1));
+        assert_fair!("evict", file.evict(past_end, 1));
+        assert_fair!("update_region", reader.update_region(0, b"x"));
+        assert_fair!("update_regions", reader.update_regions(&[(0, b"x")]));
+        assert_fair!("try_update_region", reader.try_update_region(0, b"x"));
+        assert_fair!("as_slice_mut", reader.as_slice_mut(0, 1));
+        assert_fair!("resize", reader.resize(1));
+        assert_fair!("grow_to", reader.grow_to(1));
+        assert_fair!("create", MemoryMappedFile::create_rw(file.path(), 0));
+    });
+}

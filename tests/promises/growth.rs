@@ -1,0 +1,242 @@
+//! Growing beside other processes: what they append is never cut, what growth uncovers is zero, and
+//! a growth that fails takes nothing back.
+//!
+//! Another process is another handle of the standard library here: the crate knows it no better.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use mmap_io::{MemoryMappedFile, MmapIoError};
+
+use crate::common::{alone, pattern, poll_once, rt_test, soon};
+
+/// Appends as another process would.
+fn append(path: &Path, len: usize) {
+    let mut other = OpenOptions::new().append(true).open(path).unwrap();
+    other.write_all(&vec![b'p'; len]).unwrap();
+}
+
+fn assert_kept(path: &Path, appended: std::ops::Range<usize>) {
+    let content = fs::read(path).unwrap();
+    assert!(content.len() >= appended.end, "cut to {}", content.len());
+    assert!(content[appended].iter().all(|byte| *byte == b'p'));
+}
+
+rt_test!(resize_keeps_what_was_appended, |dir| {
+    let path = dir.join("data");
+    for (appended, new_len) in [(100, 150), (20_000, 10_000), (100, 5000), (50, 150)] {
+        fs::write(&path, pattern(100)).unwrap();
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        append(&path, appended);
+        let there = 100 + appended as u64;
+        let resized = file.resize(new_len).await;
+        match new_len < there {
+            true => {
+                let error = resized.unwrap_err();
+                assert!(matches!(error, MmapIoError::ResizeFailed(_)), "{error:?}");
+                let message = error.to_string();
+                assert!(message.contains(&new_len.to_string()), "{message}");
+                assert!(message.contains(&there.to_string()), "{message}");
+                assert_eq!(file.len(), there);
+            }
+            false => {
+                resized.unwrap();
+                assert_eq!(file.len(), new_len);
+            }
+        }
+        assert_eq!(fs::metadata(&path).unwrap().len(), file.len());
+        assert_kept(&path, 100..100 + appended);
+        assert_eq!(file.as_slice(0, 100).unwrap(), &*pattern(100));
+        let tail = file.as_slice(there, file.len() - there).unwrap();
+        assert!(tail.iter().all(|byte| *byte == 0));
+    }
+});
+
+rt_test!(resize_to_the_known_length_changes_nothing, |dir| {
+    let path = dir.join("data");
+    fs::write(&path, pattern(100)).unwrap();
+    let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+    append(&path, 30);
+    file.resize(100).await.unwrap();
+    assert_eq!(file.len(), 100);
+    assert_kept(&path, 100..130);
+});
+
+rt_test!(grow_to_adopts_what_is_longer, |dir| {
+    let path = dir.join("data");
+    fs::write(&path, pattern(100)).unwrap();
+    let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+    assert_eq!(file.grow_to(40).await.unwrap(), 100);
+    append(&path, 20_000);
+    assert_eq!(file.grow_to(5000).await.unwrap(), 20_100);
+    assert_eq!(file.as_slice(20_099, 1).unwrap(), b"p");
+    assert_eq!(file.grow_to(3 << 20).await.unwrap(), 3 << 20);
+    assert_kept(&path, 100..20_100);
+    file.update_region(20_095, b"over the old end")
+        .await
+        .unwrap();
+    assert_eq!(file.as_slice(20_095, 16).unwrap(), b"over the old end");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 3 << 20);
+});
+
+rt_test!(grow_to_checks_mode_and_size, |dir| {
+    let path = dir.join("data");
+    fs::write(&path, pattern(100)).unwrap();
+    let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+    let refused = reader.grow_to(200).await;
+    assert!(matches!(refused, Err(MmapIoError::InvalidMode(_))));
+    let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+    for size in [0, u64::MAX] {
+        let refused = file.grow_to(size).await;
+        assert!(matches!(refused, Err(MmapIoError::ResizeFailed(_))));
+    }
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(50)
+        .unwrap();
+    let cut = file.grow_to(200).await;
+    assert!(matches!(cut, Err(MmapIoError::Truncated { .. })), "{cut:?}");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 50);
+});
+
+/// A dropped future of a growth that waits for its turn does not grow the file later.
+#[test]
+fn a_dropped_growth_is_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, pattern(100)).unwrap();
+    alone(async {
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        // A shrink that waits for a view holds up what changes the length after it.
+        let view = file.bytes(60, 10).unwrap();
+        let mut shrink = Box::pin(file.resize(50));
+        assert!(poll_once(&mut shrink).await.is_none());
+        let mut grow = Box::pin(file.grow_to(500));
+        assert!(poll_once(&mut grow).await.is_none());
+        drop(grow);
+        drop(view);
+        soon(shrink).await.unwrap();
+        soon(file.update_region(0, b"-")).await.unwrap();
+        assert_eq!(file.len(), 50);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 50);
+    });
+}
+
+#[cfg(target_os = "linux")]
+mod on_linux {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::p10_errors::{assert_full, Disk, MIB};
+
+    /// Stores over what is left of the page in which a file ends, through a map of its own.
+    fn store_past_end(path: &Path) {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let end = file.metadata().unwrap().len() as usize;
+        let len = end.next_multiple_of(4096);
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        // SAFETY: `end` is inside the page in which the file ends.
+        let tail = unsafe { base.cast::<u8>().add(end) };
+        // SAFETY: the bytes up to `len` are in the same page.
+        unsafe { tail.write_bytes(0xee, len - end) };
+        // SAFETY: nothing points into the mapping any more.
+        assert_eq!(unsafe { libc::munmap(base, len) }, 0);
+    }
+
+    fn growth_uncovers_zeroes(dir: &Path) {
+        alone(async {
+            for opened_before in [true, false] {
+                for new_len in [200, 4096, 1 << 20, 3 << 20] {
+                    let path = dir.join(format!("{opened_before}-{new_len}"));
+                    fs::write(&path, pattern(100)).unwrap();
+                    let open = || MemoryMappedFile::open_rw(&path);
+                    let before = match opened_before {
+                        true => Some(open().await.unwrap()),
+                        false => None,
+                    };
+                    store_past_end(&path);
+                    let file = match before {
+                        Some(file) => file,
+                        None => open().await.unwrap(),
+                    };
+                    file.resize(new_len).await.unwrap();
+                    let mut expected = pattern(100);
+                    expected.resize(new_len as usize, 0);
+                    assert_eq!(fs::read(&path).unwrap(), expected);
+                    assert_eq!(file.as_slice(0, new_len).unwrap(), &*expected);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn growth_on_a_disk_uncovers_zeroes() {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        growth_uncovers_zeroes(dir.path());
+    }
+
+    /// A tmpfs keeps what was stored past the end of a file.
+    #[test]
+    fn growth_in_memory_uncovers_zeroes() {
+        if let Some(disk) = Disk::tmpfs("growth_in_memory_uncovers_zeroes", 32 * MIB) {
+            growth_uncovers_zeroes(&disk.path(""));
+        }
+    }
+
+    /// There is no room for the blocks: the length stays, here and in the file, and a peer's bytes.
+    #[test]
+    fn a_growth_that_fails_cuts_nothing() {
+        let Some(disk) = Disk::tmpfs("a_growth_that_fails_cuts_nothing", 4 * MIB) else {
+            return;
+        };
+        let path = disk.path("data");
+        alone(async {
+            let builder = MemoryMappedFile::builder(&path).size(100).preallocate(true);
+            let file = builder.create().await.unwrap();
+            append(&path, 1000);
+            assert_full(file.resize(64 * MIB).await);
+            assert_full(file.grow_to(64 * MIB).await);
+            assert_eq!(file.len(), 100);
+            assert_kept(&path, 100..1100);
+            assert_eq!(fs::metadata(&path).unwrap().len(), 1100);
+            // It is seen by the next operation that has a turn to.
+            assert_eq!(file.grow_to(1).await.unwrap(), 1100);
+        });
+    }
+
+    /// Two processes double the length of one file in turns, and write into what they made.
+    #[test]
+    fn peers_that_grow_in_turns_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        fs::write(&path, pattern(4096)).unwrap();
+        let peer = File::options().write(true).open(&path).unwrap();
+        alone(async {
+            let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+            for _ in 0..6 {
+                let len = fs::metadata(&path).unwrap().len();
+                peer.set_len(2 * len).unwrap();
+                std::os::unix::fs::FileExt::write_all_at(&peer, b"peer", 2 * len - 4).unwrap();
+                assert!(file.resize(len + 1).await.is_err());
+                let grown = file.grow_to(3 * len).await.unwrap();
+                assert_eq!(grown, 3 * len);
+                assert_eq!(file.as_slice(2 * len - 4, 4).unwrap(), b"peer");
+                file.update_region(3 * len - 4, b"ours").await.unwrap();
+            }
+        });
+    }
+}

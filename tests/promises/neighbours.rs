@@ -1,0 +1,617 @@
+//! Other processes are ordinary neighbours: they open, create, grow and move the same files at the
+//! same time, and no opening here removes, empties or shortens what is theirs.
+
+#![cfg(target_os = "linux")]
+
+use std::ffi::CString;
+use std::fs::{self, File, Permissions};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mmap_io::{MemoryMappedFile, MmapIoError};
+
+use crate::common::{alone, ends, pattern, skip};
+use crate::p10_errors::{assert_full, Disk, MIB};
+use crate::p5_durable::{as_child, can_trace, child_dir, on_a_disk};
+
+/// Exchanges two names, in one step.
+fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
+    let [one, other] = [one, other].map(|path| CString::new(path.as_os_str().as_bytes()).unwrap());
+    let here = libc::AT_FDCWD;
+    // SAFETY: both names are live and end in a zero byte.
+    match unsafe {
+        libc::renameat2(
+            here,
+            one.as_ptr(),
+            here,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Runs `body` while another thread does `disturb` over and over.
+fn beside(disturb: impl Fn() + Sync, body: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        /// Also when the body fails.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _stop = Stop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                disturb();
+            }
+        });
+        body();
+    });
+}
+
+#[test]
+fn a_failed_open_or_create_removes_nothing() {
+    let test = "a_failed_open_or_create_removes_nothing";
+    let Some(disk) = Disk::tmpfs(test, MIB) else {
+        return;
+    };
+    disk.fill();
+    let (new, empty) = (disk.path("new"), disk.path("empty"));
+    fs::write(&empty, b"").unwrap();
+    alone(async {
+        for path in [&new, &empty, &new] {
+            for preallocate in [false, true] {
+                let builder = MemoryMappedFile::builder(path).size(4096);
+                assert_full(builder.preallocate(preallocate).open_or_create().await);
+                assert_eq!(fs::metadata(path).unwrap().len(), 0);
+            }
+        }
+        // What creates a file alone takes it away again, and leaves one that was there.
+        let created = disk.path("created");
+        assert_full(MemoryMappedFile::create_rw(&created, 4096).await);
+        let builder = MemoryMappedFile::builder(&created).size(4096);
+        assert_full(builder.create_new().await);
+        assert!(!created.exists());
+        assert_full(MemoryMappedFile::create_rw(&empty, 4096).await);
+        assert!(empty.exists());
+    });
+}
+
+/// Another process grows the file while this one is about to give it its first length.
+#[test]
+fn open_or_create_takes_the_length_of_another_process() {
+    let test = "open_or_create_takes_the_length_of_another_process";
+    if !can_trace(test) {
+        return;
+    }
+    let dir = on_a_disk();
+    let path = dir.path().join("data");
+    let data = pattern(100_000);
+    for way in ["open_or_create", "create_new"] {
+        let slow = [
+            "strace",
+            "-f",
+            "-o/dev/null",
+            "-etrace=fallocate",
+            "-einject=fallocate:delay_enter=500000",
+        ];
+        let output = std::thread::scope(|scope| {
+            let (dir, path) = (dir.path(), &path);
+            fs::write(dir.join("way"), way).unwrap();
+            let child = scope.spawn(|| as_child(&slow, "neighbours::slow_child", dir));
+            while !path.exists() {
+                std::thread::yield_now();
+            }
+            let file = File::options().write(true).open(path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &data, 0).unwrap();
+            child.join().unwrap()
+        });
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{printed}");
+        // In whatever order it came to that.
+        assert!(fs::read(&path).unwrap() == data, "{printed}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn slow_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let path = dir.join("data");
+    let builder = MemoryMappedFile::builder(&path).size(4096);
+    let file = match &*fs::read(dir.join("way")).unwrap() {
+        b"open_or_create" => alone(builder.open_or_create()),
+        _ => alone(builder.create_new()),
+    };
+    match file {
+        Ok(file) => assert!(file.len() <= fs::metadata(&path).unwrap().len()),
+        Err(error) => assert_eq!(error.io_kind(), Some(std::io::ErrorKind::AlreadyExists)),
+    }
+}
+
+/// The preallocation fails in one process while another one has opened, written and flushed.
+#[test]
+fn a_failed_open_or_create_keeps_the_bytes_of_another_process() {
+    let test = "a_failed_open_or_create_keeps_the_bytes_of_another_process";
+    if !can_trace(test) {
+        return;
+    }
+    let dir = on_a_disk();
+    let path = dir.path().join("data");
+    let failing = [
+        "strace",
+        "-f",
+        "-o/dev/null",
+        "-etrace=fallocate",
+        "-einject=fallocate:error=ENOSPC:delay_enter=500000",
+    ];
+    for was_there in [false, true] {
+        if was_there {
+            fs::write(&path, b"").unwrap();
+        }
+        let output = std::thread::scope(|scope| {
+            let dir = dir.path();
+            let child = scope.spawn(|| as_child(&failing, "neighbours::failing_child", dir));
+            while !path.exists() {
+                std::thread::yield_now();
+            }
+            let file = alone(MemoryMappedFile::open_or_create(&path, 4096)).unwrap();
+            alone(file.update_region_async(0, b"precious")).unwrap();
+            child.join().unwrap()
+        });
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{printed}");
+        let content = fs::read(&path).expect("the file is gone");
+        assert!(content.len() == 4096 && content.starts_with(b"precious"));
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn failing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let builder = MemoryMappedFile::builder(dir.join("data")).size(4096);
+    assert_full(alone(builder.preallocate(true).open_or_create()));
+}
+
+#[test]
+fn a_file_is_not_emptied_where_nothing_can_be_reserved() {
+    let test = "a_file_is_not_emptied_where_nothing_can_be_reserved";
+    let dir = tempfile::tempdir().unwrap();
+    // An ext4 that maps blocks as ext2 did has no `fallocate`.
+    let Some(disk) = Disk::ext4_with(test, &dir.path().join("image"), 16 * MIB, &["-t", "ext2"])
+    else {
+        return;
+    };
+    let path = disk.path("data");
+    fs::write(&path, pattern(50_000)).unwrap();
+    let content = || fs::read(&path).unwrap();
+    alone(async {
+        let builder = |path| {
+            MemoryMappedFile::builder(path)
+                .size(100_000)
+                .preallocate(true)
+        };
+        let new = disk.path("new");
+        for refused in [
+            builder(&path).create().await,
+            builder(&new).create().await,
+            builder(&new).create_new().await,
+        ] {
+            let error = refused.map(drop).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error:?}");
+        }
+        assert!(content() == pattern(50_000) && !new.exists());
+        // Without reserving it works: a file is made longer under a lock there.
+        let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
+        file.update_region_async(99_990, &[7; 10]).await.unwrap();
+        drop(file);
+        assert!(content().len() == 100_000 && content().ends_with(&[7; 10]));
+        let file = MemoryMappedFile::open_or_create(&new, 5000).await.unwrap();
+        assert_eq!(
+            (file.len(), fs::metadata(&new).unwrap().len()),
+            (5000, 5000)
+        );
+    });
+}
+
+#[test]
+fn a_failed_creation_removes_no_file_of_another_directory() {
+    let test = "a_failed_creation_removes_no_file_of_another_directory";
+    let Some(disk) = Disk::tmpfs(test, MIB) else {
+        return;
+    };
+    let (sub, link, others) = (disk.path("sub"), disk.path("link"), disk.path("others"));
+    fs::create_dir(&sub).unwrap();
+    fs::create_dir(&others).unwrap();
+    symlink(&others, &link).unwrap();
+    let names: Vec<String> = (0..400).map(|number| number.to_string()).collect();
+    for name in &names {
+        fs::write(others.join(name), b"").unwrap();
+    }
+    disk.fill();
+    beside(
+        || exchange(&sub, &link).unwrap(),
+        || {
+            for name in &names {
+                let builder = MemoryMappedFile::builder(sub.join(name)).size(4096);
+                alone(builder.create_new()).map(drop).unwrap_err();
+                assert!(others.join(name).exists(), "{name} is gone");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_directory_holds_up_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    ends(
+        "creating a file while its directory is a pipe",
+        async move {
+            let (sub, fifo) = (dir.path().join("sub"), dir.path().join("fifo"));
+            fs::create_dir(&sub).unwrap();
+            assert!(Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .unwrap()
+                .success());
+            beside(
+                || exchange(&sub, &fifo).unwrap(),
+                || {
+                    for number in 0..400 {
+                        let path = sub.join(number.to_string());
+                        let created = alone(MemoryMappedFile::create_rw(&path, 100));
+                        if let Ok(file) = created {
+                            alone(file.update_region_async(0, b"x")).unwrap();
+                        }
+                    }
+                },
+            );
+        },
+    );
+}
+
+#[test]
+fn links_are_followed_by_the_kernel_alone() {
+    let test = "links_are_followed_by_the_kernel_alone";
+    let Some(disk) = Disk::tmpfs_with(test, MIB, "nosymfollow") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (path, victim) = (disk.path("path"), dir.path().join("victim"));
+    fs::write(&victim, pattern(5000)).unwrap();
+    symlink(&victim, &path).unwrap();
+    if fs::read(&path).is_ok() {
+        return skip(test, "the kernel does not know nosymfollow");
+    }
+    let source = dir.path().join("source");
+    fs::write(&source, b"source").unwrap();
+    let source = alone(MemoryMappedFile::open_ro(source)).unwrap();
+    beside(
+        || {
+            // A file that is created here comes in between.
+            let _ = fs::remove_file(&path);
+            let _ = symlink(&victim, &path);
+        },
+        || {
+            for _ in 0..200 {
+                drop(alone(MemoryMappedFile::create_rw(&path, 100)));
+                drop(alone(MemoryMappedFile::open_or_create(&path, 100)));
+                drop(alone(source.copy_to(&path)));
+                assert!(fs::read(&victim).unwrap() == pattern(5000));
+            }
+        },
+    );
+}
+
+/// What protects files in directories that all may write to (`fs.protected_regular`) judges only
+/// openings that may create.
+#[test]
+fn openings_that_may_create_say_so_to_the_kernel() {
+    let test = "openings_that_may_create_say_so_to_the_kernel";
+    if !can_trace(test) {
+        return;
+    }
+    let dir = on_a_disk();
+    let trace = dir.path().join("trace");
+    let program = [
+        "strace",
+        "-f",
+        "-etrace=openat",
+        "-o",
+        trace.to_str().unwrap(),
+    ];
+    let output = as_child(&program, "neighbours::creating_child", dir.path());
+    assert!(output.status.success(), "{output:?}");
+    let trace = fs::read_to_string(trace).unwrap();
+    let openings: Vec<_> = trace
+        .lines()
+        .filter(|line| line.contains("data\""))
+        .collect();
+    assert!(openings.len() >= 3, "{trace}");
+    assert!(
+        openings.iter().all(|line| line.contains("O_CREAT")),
+        "{openings:#?}"
+    );
+}
+
+#[test]
+fn creating_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    for _ in 0..2 {
+        drop(alone(MemoryMappedFile::open_or_create(dir.join("data"), 10)).unwrap());
+    }
+    drop(alone(MemoryMappedFile::create_rw(dir.join("data"), 10)).unwrap());
+}
+
+#[test]
+fn a_file_without_a_name_is_opened_by_its_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    ends("opening a deleted file", async move {
+        fs::write(&path, pattern(5000)).unwrap();
+        let deleted = File::options().read(true).write(true).open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        // SAFETY: the name is live and ends in a zero byte.
+        let memory = unsafe { libc::memfd_create(b"memory\0".as_ptr().cast(), 0) };
+        assert!(memory >= 0);
+        // SAFETY: the descriptor is new, and nothing else owns it.
+        let memory = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(memory) };
+        memory.set_len(5000).unwrap();
+        for file in [&deleted, &memory] {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+            let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+            writer.update_region_async(0, b"x").await.unwrap();
+            assert_eq!(reader.as_slice(0, 1).unwrap(), b"x");
+            drop((reader, writer));
+            let again = MemoryMappedFile::open_or_create(&path, 10).await.unwrap();
+            assert_eq!(again.len(), 5000);
+        }
+    });
+}
+
+#[test]
+fn a_copy_is_its_owners_alone_until_it_is_whole() {
+    let test = "a_copy_is_its_owners_alone_until_it_is_whole";
+    if !can_trace(test) {
+        return;
+    }
+    let dir = on_a_disk();
+    let trace = dir.path().join("trace");
+    let calls = "-etrace=openat,fchmod,copy_file_range,pwrite64,ioctl,ftruncate";
+    let program = ["strace", "-f", "-y", calls, "-o", trace.to_str().unwrap()];
+    let output = as_child(&program, "neighbours::copying_child", dir.path());
+    assert!(output.status.success(), "{output:?}");
+    let trace = fs::read_to_string(trace).unwrap();
+    for name in ["new", "old"] {
+        let of_copy = |line: &&str| line.contains(&format!("/{name}"));
+        let lines: Vec<_> = trace.lines().filter(of_copy).collect();
+        let first = |what: &str| lines.iter().position(|line| line.contains(what));
+        let copied = ["copy_file_range(", "pwrite64(", "FICLONE"];
+        let copied = copied.iter().filter_map(|call| first(call)).min().unwrap();
+        let private = first("0600").expect("never private");
+        assert!(private < copied, "{lines:#?}");
+        let cut = first("ftruncate(").unwrap_or(usize::MAX);
+        assert!(private < cut, "{lines:#?}");
+    }
+}
+
+#[test]
+fn copying_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let [source, new, old] = ["source", "new", "old"].map(|name| dir.join(name));
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    let set_mode = |path: &Path, mode| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    fs::write(&source, pattern(100_000)).unwrap();
+    fs::write(&old, b"old").unwrap();
+    for (of_source, of_copy) in [(0o600, 0o600), (0o4755, 0o755), (0o640, 0o640)] {
+        set_mode(&source, of_source);
+        set_mode(&old, 0o6777);
+        let file = alone(MemoryMappedFile::open_ro(&source)).unwrap();
+        for copy in [&new, &old] {
+            alone(file.copy_to(copy)).unwrap();
+            assert!(fs::read(copy).unwrap() == pattern(100_000));
+            assert_eq!(mode(copy), of_copy);
+        }
+        fs::remove_file(&new).unwrap();
+    }
+}
+
+/// An old ext4 has no room for a birth time in the inode, until the first write makes some.
+#[test]
+fn a_file_that_gets_a_birth_time_stays_one_file() {
+    let test = "a_file_that_gets_a_birth_time_stays_one_file";
+    let dir = tempfile::tempdir().unwrap();
+    let (image, data) = (dir.path().join("image"), dir.path().join("data"));
+    fs::write(&data, pattern(8192)).unwrap();
+    let prepare = |image: &Path| {
+        let write = format!("write {} data", data.display());
+        for request in [&*write, "set_inode_field data extra_isize 16"] {
+            let mut debugfs = Command::new("debugfs");
+            debugfs.args(["-w", "-R", request]).arg(image);
+            crate::p10_errors::try_run(test, &mut debugfs)?;
+        }
+        Some(())
+    };
+    let options = ["-I256", "-b1024"];
+    let Some(disk) = Disk::ext4_prepared(test, &image, 16 * MIB, &options, prepare) else {
+        return;
+    };
+    let path = disk.path("data");
+    let born = || fs::metadata(&path).unwrap().created().ok();
+    alone(async {
+        let before = born();
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        file.update_region_async(0, b"first").await.unwrap();
+        if born() == before {
+            return skip(test, "the birth time did not change");
+        }
+        let view = file.as_slice(0, 5).unwrap();
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        assert!(!other.try_update_region(0, b"other").await.unwrap());
+        assert_eq!(view, b"first");
+    });
+}
+
+/// An overlayfs, whose files lie on its lower layer until they are opened for writing.
+struct Overlay {
+    /// Unmounted in this order.
+    disk: Disk,
+    _layers: tempfile::TempDir,
+}
+
+impl Overlay {
+    /// With files of 64 KiB of the letter L.
+    fn new(test: &str, names: &[&str]) -> Option<Self> {
+        let layers = on_a_disk();
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| layers.path().join(name));
+        for layer in [&lower, &upper, &work] {
+            fs::create_dir(layer).unwrap();
+        }
+        for name in names {
+            fs::write(lower.join(name), vec![b'L'; 65_536]).unwrap();
+        }
+        let [lower, upper, work] = [&lower, &upper, &work].map(|layer| layer.display());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        let disk = Disk::mount(test, &options, "overlay", "overlay".as_ref())?;
+        Some(Self {
+            disk,
+            _layers: layers,
+        })
+    }
+}
+
+#[test]
+fn a_reader_on_overlayfs_sees_the_first_write() {
+    let names = ["reader first", "writer first", "descriptor", "late", "std"];
+    let test = "a_reader_on_overlayfs_sees_the_first_write";
+    let Some(overlay) = Overlay::new(test, &names) else {
+        return;
+    };
+    let [reader_first, writer_first, descriptor, late, std] =
+        names.map(|name| overlay.disk.path(name));
+    let from_old = |file: File| MemoryMappedFile::from_file(file, mmap_io::MmapMode::ReadOnly, "");
+    alone(async {
+        let assert_seen = |reader: MemoryMappedFile, writer: MemoryMappedFile| async move {
+            writer.update_region_async(0, b"NEW!").await.unwrap();
+            assert_eq!(reader.slice(0, 4).await.unwrap(), b"NEW!");
+            // Also in the maps that come with growth.
+            writer.resize(5 * MIB).await.unwrap();
+            writer.update_region(5 * MIB - 4, b"END!").await.unwrap();
+            writer.update_region(4, b"MORE").await.unwrap();
+            assert_eq!(reader.slice(5 * MIB - 4, 4).await.unwrap(), b"END!");
+            assert_eq!(reader.as_slice(0, 9).unwrap(), b"NEW!MOREL");
+            // And of readers that come later.
+            let path = writer.path().to_path_buf();
+            let other = MemoryMappedFile::open_ro(path).await.unwrap();
+            assert_eq!(other.as_slice(0, 9).unwrap(), b"NEW!MOREL");
+        };
+        let reader = MemoryMappedFile::open_ro(&reader_first).await.unwrap();
+        assert_eq!(reader.slice(0, 4).await.unwrap(), b"LLLL");
+        let writer = MemoryMappedFile::open_rw(&reader_first).await.unwrap();
+        assert_seen(reader, writer).await;
+
+        let writer = MemoryMappedFile::open_rw(&writer_first).await.unwrap();
+        let reader = MemoryMappedFile::open_ro(&writer_first).await.unwrap();
+        assert_seen(reader, writer).await;
+
+        // Opened before, and mapped after.
+        let old = File::open(&descriptor).unwrap();
+        let writer = MemoryMappedFile::open_rw(&descriptor).await.unwrap();
+        let reader = from_old(old).await.unwrap();
+        assert_seen(reader, writer).await;
+        let old = File::open(&late).unwrap();
+        drop(MemoryMappedFile::open_rw(&late).await.unwrap());
+        let reader = from_old(old).await.unwrap();
+        let writer = MemoryMappedFile::open_rw(&late).await.unwrap();
+        assert_seen(reader, writer).await;
+
+        // Copied up without this crate: seen when the file is opened again.
+        let reader = MemoryMappedFile::open_ro(&std).await.unwrap();
+        assert_eq!(reader.as_slice(0, 4).unwrap(), b"LLLL");
+        drop(File::options().write(true).open(&std).unwrap());
+        let second = MemoryMappedFile::open_ro(&std).await.unwrap();
+        let writer = MemoryMappedFile::open_rw(&std).await.unwrap();
+        writer.update_region(0, b"NEW!").await.unwrap();
+        assert_eq!(second.as_slice(0, 4).unwrap(), b"NEW!");
+        assert_seen(reader, writer).await;
+    });
+}
+
+#[test]
+fn a_view_on_overlayfs_refuses_the_first_writer() {
+    let test = "a_view_on_overlayfs_refuses_the_first_writer";
+    let Some(overlay) = Overlay::new(test, &["slice", "bytes", "kept"]) else {
+        return;
+    };
+    let refused = |result: mmap_io::Result<MemoryMappedFile>| {
+        let result = result.map(drop);
+        assert!(
+            matches!(result, Err(MmapIoError::Busy { .. })),
+            "{result:?}"
+        );
+    };
+    alone(async {
+        for name in ["slice", "bytes", "kept"] {
+            let path = overlay.disk.path(name);
+            let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+            let (slice, bytes);
+            match name {
+                "slice" => {
+                    slice = reader.as_slice(10_000, 4).unwrap();
+                    refused(MemoryMappedFile::open_rw(&path).await);
+                    refused(MemoryMappedFile::open_or_create(&path, 10).await);
+                    assert_eq!(slice, b"LLLL");
+                    drop(slice);
+                }
+                "bytes" => {
+                    bytes = reader.bytes(0, 1).unwrap();
+                    refused(MemoryMappedFile::open_rw(&path).await);
+                    drop(bytes);
+                }
+                _ => {
+                    let clone = reader.clone();
+                    clone.as_slice_bytes(0, 1).unwrap();
+                    refused(MemoryMappedFile::open_rw(&path).await);
+                    refused(MemoryMappedFile::open_rw(&path).await);
+                    drop((clone, reader));
+                    drop(MemoryMappedFile::open_rw(&path).await.unwrap());
+                    continue;
+                }
+            }
+            let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+            writer.update_region(0, b"NEW!").await.unwrap();
+            assert_eq!(reader.as_slice(0, 5).unwrap(), b"NEW!L");
+        }
+        // A file of the upper layer is like any other.
+        let path = overlay.disk.path("upper");
+        fs::write(&path, pattern(10_000)).unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let view = reader.as_slice(0, 10).unwrap();
+        let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+        writer.update_region(10, b"x").await.unwrap();
+        assert!(!writer.try_update_region(5, b"x").await.unwrap());
+        assert_eq!(view, &pattern(10)[..]);
+        assert_eq!(reader.as_slice(10, 1).unwrap(), b"x");
+    });
+}

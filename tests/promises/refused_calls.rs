@@ -1,0 +1,148 @@
+//! Sandboxes refuse system calls: everything works all the same, or ends in an error.
+//!
+//! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
+
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::path::Path;
+
+use mmap_io::{MemoryMappedFile, MmapIoError};
+
+use crate::common::{alone, pattern};
+use crate::p5_durable::{as_child, child_dir};
+
+const MIB: u64 = 1 << 20;
+const CACHESTAT: libc::c_long = 451;
+
+/// The calls that the crate makes and can do without. Those that open, map, cut and sync are not among
+/// them.
+const CALLS: [(&str, libc::c_long); 11] = [
+    ("fallocate", libc::SYS_fallocate),
+    ("sync_file_range", libc::SYS_sync_file_range),
+    ("copy_file_range", libc::SYS_copy_file_range),
+    ("mincore", libc::SYS_mincore),
+    ("cachestat", CACHESTAT),
+    ("membarrier", libc::SYS_membarrier),
+    ("madvise", libc::SYS_madvise),
+    ("process_madvise", libc::SYS_process_madvise),
+    ("statx", libc::SYS_statx),
+    ("ioctl", libc::SYS_ioctl),
+    ("fadvise64", libc::SYS_fadvise64),
+];
+
+/// From now on a call fails with `errno`, on this thread and those that it starts.
+fn refuse(call: libc::c_long, errno: libc::c_int) {
+    const LOAD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const ERRNO: u32 = 0x0005_0000;
+    const ALLOW: u32 = 0x7fff_0000;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut steps = [
+        step(LOAD, 0, 0, 0),
+        step(JUMP_IF_EQUAL, 0, 1, call as u32),
+        step(RETURN, 0, 0, ERRNO | errno as u32),
+        step(RETURN, 0, 0, ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: the call takes no pointer.
+    let no_new = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(no_new, 0);
+    // SAFETY: the program and its steps are live for the call.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, 2, &program) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Advice is all that may fail for want of a call.
+fn may_be_refused(advised: mmap_io::Result<()>, errno: libc::c_int) {
+    match advised {
+        Err(MmapIoError::AdviceFailed(error)) => assert_eq!(error.raw_os_error(), Some(errno)),
+        advised => advised.unwrap(),
+    }
+}
+
+async fn everything(dir: &Path, errno: libc::c_int) {
+    let path = dir.join("data");
+    let mut content = vec![0; 64 << 20];
+    let file = MemoryMappedFile::create_rw(&path, 64 * MIB).await.unwrap();
+    let mut write = |at: usize, data: &[u8]| content[at..at + data.len()].copy_from_slice(data);
+
+    // Small and large, into holes and over what is there.
+    for _ in 0..2 {
+        let (small, large) = (pattern(100), pattern(MIB as usize));
+        file.update_region(10, &small).await.unwrap();
+        write(10, &small);
+        file.update_region(5 * MIB + 7, &large).await.unwrap();
+        write((5 * MIB + 7) as usize, &large);
+        file.update_regions(&[(20 * MIB, &small), (30 * MIB, &large)])
+            .await
+            .unwrap();
+        write((20 * MIB) as usize, &small);
+        write((30 * MIB) as usize, &large);
+        let far: &[(u64, &[u8])] = &[(0, b"near"), (60 * MIB, b"far")];
+        file.update_regions_async(far).await.unwrap();
+        write(0, b"near");
+        write((60 * MIB) as usize, b"far");
+        file.update_region_async(5, b"later").await.unwrap();
+        write(5, b"later");
+        file.schedule_flush().await.unwrap();
+        file.flush().await.unwrap();
+    }
+    let mut view = file.as_slice_mut(40 * MIB, 9 * MIB).await.unwrap();
+    view.fill(3);
+    write((40 * MIB) as usize, &view);
+    view.commit().await.unwrap();
+
+    may_be_refused(file.prefetch_range(0, 64 * MIB).await, errno);
+    may_be_refused(file.evict(0, 64 * MIB).await, errno);
+    assert!(*file.slice(0, 64 * MIB).await.unwrap() == *content);
+    assert_eq!(file.read_bytes(60 * MIB, 3).await.unwrap(), "far");
+    file.touch_pages().await.unwrap();
+
+    assert_eq!(file.copy_to(dir.join("copy")).await.unwrap(), 64 * MIB);
+    assert!(fs::read(dir.join("copy")).unwrap() == content);
+
+    assert_eq!(file.grow_to(70 * MIB).await.unwrap(), 70 * MIB);
+    file.resize(1000).await.unwrap();
+    let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+    assert_eq!(*reader.slice(0, 1000).await.unwrap(), content[..1000]);
+    assert_eq!(file.last_flush_error().map(|error| error.to_string()), None);
+    file.close().await.unwrap();
+}
+
+#[test]
+fn every_operation_works_without_optional_calls() {
+    for (name, _) in CALLS {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            if (name, errno) == ("statx", libc::EPERM) {
+                // The standard library asks for metadata that way, and takes this for the answer.
+                continue;
+            }
+            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let order = format!("{name} {errno}");
+            fs::write(dir.path().join("refused"), order).unwrap();
+            let output = as_child(&[], "refused_calls::refusing_child", dir.path());
+            assert!(output.status.success(), "{name}, {errno}: {output:?}");
+            let printed = String::from_utf8_lossy(&output.stdout);
+            assert!(printed.contains("works without"), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn refusing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let order = fs::read_to_string(dir.join("refused")).unwrap();
+    let (name, errno) = order.split_once(' ').unwrap();
+    let errno = errno.parse().unwrap();
+    let call = CALLS.iter().find(|(known, _)| *known == name).unwrap().1;
+    refuse(call, errno);
+    alone(everything(&dir, errno));
+    println!("works without {name}");
+}

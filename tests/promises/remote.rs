@@ -1,0 +1,523 @@
+//! Files on a file system that may be remote: no thread that polls a future or drops a handle waits
+//! for the server, a slow server holds up no file of another one, and what a server refuses is an
+//! error.
+//!
+//! The server is the test's own ([`with_fuse`]). It does not answer late: it holds its answers back
+//! until the test lets them go, so that nothing depends on time.
+
+use std::fs::{self, File};
+use std::future::Future;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
+
+use crate::common::fuse::{
+    with_fuse, Fuse, Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE,
+    SETATTR, WRITE,
+};
+use crate::common::{alone, ends, eventually, pattern, poll_once, skip, soon};
+
+/// Bytes of the file `data`.
+const LEN: u64 = 1 << 20;
+
+/// Makes a test out of a body that gets a file system with two files of [`LEN`] and 8192 bytes.
+macro_rules! fuse_test {
+    ($name:ident, |$fuse:ident| $body:block) => {
+        #[test]
+        fn $name() {
+            let files = [("data", LEN as usize), ("other", 8192)];
+            with_fuse(concat!("remote::", stringify!($name)), &files, |$fuse| {
+                alone(async { $body })
+            });
+        }
+    };
+}
+
+/// Says that a test cannot run where the pool has a single thread, which waits for the server.
+fn is_single_threaded(test: &str) -> bool {
+    let is_one = std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1");
+    if is_one {
+        skip(test, "the only thread of the pool waits for the server");
+    }
+    is_one
+}
+
+async fn open_rw(fuse: &Fuse) -> MemoryMappedFile {
+    MemoryMappedFile::open_rw(fuse.path("data")).await.unwrap()
+}
+
+async fn open_ro(fuse: &Fuse) -> MemoryMappedFile {
+    MemoryMappedFile::open_ro(fuse.path("data")).await.unwrap()
+}
+
+/// Waits until the server has been told of the close of every file that was opened.
+fn all_close(fuse: &Fuse) {
+    eventually("every file is closed", || {
+        fuse.count(RELEASE) == fuse.count(OPEN) + fuse.count(CREATE)
+    });
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+/// Operations on ranges of their own. What is opened is put into `opened`, since this is not about
+/// closing.
+fn operations<'a>(
+    fuse: &Fuse,
+    file: &'a MemoryMappedFile,
+    opened: &'a Mutex<Vec<MemoryMappedFile>>,
+) -> Vec<(&'static str, Running<'a>)> {
+    let path = fuse.path("data");
+    let keep = |file| opened.lock().unwrap().push(file);
+    macro_rules! operations {
+        ($($name:literal: $operation:expr;)*) => {
+            vec![$(($name, Box::pin(async move {
+                let _ = $operation.await?;
+                Ok(())
+            }) as Running<'a>),)*]
+        };
+    }
+    let mut buffer = [0; 5000];
+    let data = bytes::Bytes::from_static(b"some bytes");
+    let (owned, mapped) = (data.clone(), file.bytes(LEN - 100, 10).unwrap());
+    let (existing, shared) = (path.clone(), path.clone());
+    operations! {
+        "slice": file.slice(0, 5000);
+        "a long slice": file.slice(0, LEN / 2);
+        "read_into": file.read_into(100, &mut buffer);
+        "read_bytes": file.read_bytes(9000, 5000);
+        "touch_pages": file.touch_pages();
+        "touch_pages_range": file.touch_pages_range(5000, 5000);
+        "prefetch_range": file.prefetch_range(5000, 5000);
+        "update_region": file.update_region(LEN / 2, b"some bytes");
+        "update_region_async": file.update_region_async(LEN / 2 + 10, b"some bytes");
+        "update_regions": file.update_regions(&[(LEN / 2 + 20, b"one"), (LEN / 2 + 30, b"two")]);
+        "write_bytes": file.write_bytes(LEN / 2 + 40, owned);
+        "write_bytes of a mapping": file.write_bytes(LEN / 2 + 50, mapped);
+        "write_bytes_async": file.write_bytes_async(LEN / 2 + 60, data);
+        "try_update_region": file.try_update_region(LEN / 2 + 70, b"some bytes");
+        "as_slice_mut": async { file.as_slice_mut(LEN / 2 + 80, 10).await.map(drop) };
+        "commit": async { file.as_slice_mut(LEN / 2 + 90, 10).await?.commit().await };
+        "flush": file.flush();
+        "flush_range": file.flush_range(0, 5000);
+        "schedule_flush": file.schedule_flush();
+        "evict": file.evict(LEN - 5000, 5000);
+        "open_ro": async { MemoryMappedFile::open_ro(path).await.map(keep) };
+        "open_rw": async { MemoryMappedFile::open_rw(shared).await.map(keep) };
+        "open_or_create": async {
+            MemoryMappedFile::open_or_create(existing, 10).await.map(keep)
+        };
+        "resize": file.resize(LEN + 10);
+        "grow_to": file.grow_to(LEN + 20);
+    }
+}
+
+/// Polls every operation while such answers are held back.
+async fn no_poll_asks(fuse: &Fuse, held: &[Kind]) {
+    fuse.expire_attributes();
+    let file = open_rw(fuse).await;
+    let opened = Mutex::default();
+    file.touch_pages().await.unwrap();
+    let mut running = operations(fuse, &file, &opened);
+    let all = running.len();
+    fuse.asked_here();
+    let held = fuse.hold(held);
+    for _ in 0..3 {
+        let mut left = Vec::new();
+        for (name, mut operation) in running {
+            println!("{name}");
+            match poll_once(&mut operation).await {
+                Some(result) => result.unwrap(),
+                None => left.push((name, operation)),
+            }
+            assert_eq!(fuse.asked_here(), [], "{name}");
+        }
+        running = left;
+        // What needs no server.
+        assert_eq!(file.as_slice(100, 100).unwrap(), &pattern(200)[100..]);
+        assert_eq!(file.bytes(100, 100).unwrap(), &pattern(200)[100..]);
+        assert_eq!(file.len(), LEN);
+    }
+    assert!(running.len() > all / 2, "not much was held back");
+    drop(held);
+    for (name, operation) in running {
+        soon(operation).await.unwrap();
+        assert_eq!(fuse.asked_here(), [], "{name}, at its end");
+    }
+}
+
+fuse_test!(no_poll_asks_for_attributes, |fuse| {
+    no_poll_asks(fuse, &[GETATTR]).await;
+});
+
+fuse_test!(no_poll_waits_for_the_server, |fuse| {
+    let all = [
+        LOOKUP, GETATTR, SETATTR, OPEN, READ, WRITE, FSYNC, FALLOCATE,
+    ];
+    no_poll_asks(fuse, &all).await;
+});
+
+/// Drops `value` while the server answers no close.
+fn drop_waits_for_nothing<T>(fuse: &Fuse, what: &str, value: T) {
+    println!("{what}");
+    fuse.asked_here();
+    let held = fuse.hold(&[FLUSH, RELEASE, WRITE, FSYNC]);
+    drop(value);
+    drop(held);
+    assert_eq!(fuse.asked_here(), [], "the drop of {what} asked");
+}
+
+fuse_test!(a_dropped_second_handle_waits_for_no_close, |fuse| {
+    let (writer, reader) = (open_rw(fuse).await, open_ro(fuse).await);
+    drop_waits_for_nothing(fuse, "a second reader", open_ro(fuse).await);
+    drop_waits_for_nothing(fuse, "a second writer", open_rw(fuse).await);
+    drop_waits_for_nothing(fuse, "the first reader", reader);
+    drop_waits_for_nothing(fuse, "the first writer", writer);
+    all_close(fuse);
+});
+
+fuse_test!(a_dropped_last_handle_waits_for_no_close, |fuse| {
+    drop_waits_for_nothing(fuse, "a reader", open_ro(fuse).await);
+    drop_waits_for_nothing(fuse, "a writer", open_rw(fuse).await);
+    let created = MemoryMappedFile::create_rw(fuse.path("created"), 5000).await;
+    drop_waits_for_nothing(fuse, "a created file", created.unwrap());
+    let plain = File::open(fuse.path("data")).unwrap();
+    let adopted = MemoryMappedFile::from_file(plain, MmapMode::ReadOnly, "data").await;
+    drop_waits_for_nothing(fuse, "an adopted descriptor", adopted.unwrap());
+    all_close(fuse);
+});
+
+fuse_test!(dropped_unflushed_writes_wait_for_no_close, |fuse| {
+    const HOUR: u64 = 3_600_000;
+    for policy in [FlushPolicy::Never, FlushPolicy::EveryMillis(HOUR)] {
+        let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
+        let file = builder.flush_policy(policy).open().await.unwrap();
+        file.update_region(100, b"unflushed").await.unwrap();
+        drop_waits_for_nothing(fuse, "a handle with unflushed writes", file);
+        all_close(fuse);
+        assert_eq!(&fuse.content("data")[100..109], b"unflushed");
+    }
+});
+
+fuse_test!(dropped_bytes_wait_for_no_close, |fuse| {
+    for mode in [MmapMode::ReadOnly, MmapMode::ReadWrite] {
+        let builder = MemoryMappedFile::builder(fuse.path("data")).mode(mode);
+        let file = builder.open().await.unwrap();
+        let bytes = file.read_bytes(100, 100).await.unwrap();
+        let other = file.bytes(5000, 100).unwrap();
+        drop_waits_for_nothing(fuse, "a handle beside its bytes", file);
+        drop_waits_for_nothing(fuse, "bytes beside others", other);
+        drop_waits_for_nothing(fuse, "the last bytes", bytes);
+    }
+    all_close(fuse);
+});
+
+fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
+    let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
+    let file = builder
+        .flush_policy(FlushPolicy::Always)
+        .open()
+        .await
+        .unwrap();
+    drop_waits_for_nothing(fuse, "a slice", file.slice(0, 100).await.unwrap());
+    let mut view = file.as_slice_mut(0, 100).await.unwrap();
+    view.fill(1);
+    drop_waits_for_nothing(fuse, "a mutable slice", view);
+    file.flush().await.unwrap();
+    assert_eq!(fuse.content("data")[..100], [1; 100]);
+});
+
+fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
+    /// Says that it was woken.
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    let woken = Arc::new(Woken(AtomicBool::new(false)));
+    let waker = Waker::from(woken.clone());
+    // Alone, and beside another handle.
+    let mut first = None;
+    for _ in 0..2 {
+        // Its job is over, and it was not asked for the result.
+        let opened = fuse.count(OPEN);
+        let held = fuse.hold(&[OPEN]);
+        let mut opening = Box::pin(MemoryMappedFile::open_ro(fuse.path("data")));
+        let mut context = Context::from_waker(&waker);
+        assert!(opening.as_mut().poll(&mut context).is_pending());
+        eventually("it opens", || fuse.count(OPEN) > opened);
+        drop(held);
+        eventually("it is open", || woken.0.swap(false, Ordering::SeqCst));
+        drop_waits_for_nothing(fuse, "an opening that is over", opening);
+
+        // Its job is at work.
+        let opened = fuse.count(OPEN);
+        let held = fuse.hold(&[OPEN]);
+        let mut opening = Box::pin(MemoryMappedFile::open_rw(fuse.path("data")));
+        assert!(poll_once(&mut opening).await.is_none());
+        eventually("it opens", || fuse.count(OPEN) > opened);
+        drop_waits_for_nothing(fuse, "an opening at work", opening);
+        drop(held);
+        first.get_or_insert(open_ro(fuse).await);
+    }
+    drop_waits_for_nothing(fuse, "the other handle", first);
+    all_close(fuse);
+});
+
+/// Closes a handle while the server does not answer.
+async fn close_waits_elsewhere(fuse: &Fuse, file: MemoryMappedFile) {
+    fuse.asked_here();
+    let flushed = fuse.count(FLUSH);
+    let held = fuse.hold(&[FLUSH]);
+    let mut close = Box::pin(file.close());
+    eventually("a thread closes it", || {
+        assert!(alone(poll_once(&mut close)).is_none(), "it is not closed");
+        fuse.count(FLUSH) > flushed
+    });
+    for _ in 0..10 {
+        assert!(poll_once(&mut close).await.is_none(), "it is not closed");
+    }
+    assert_eq!(fuse.asked_here(), [], "while it closes");
+    drop(held);
+    soon(close).await.unwrap();
+    assert_eq!(fuse.asked_here(), [], "when it is closed");
+}
+
+fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
+    for _ in 0..5 {
+        close_waits_elsewhere(fuse, open_ro(fuse).await).await;
+        assert_eq!(fuse.count(RELEASE), fuse.count(OPEN));
+        let file = open_rw(fuse).await;
+        file.update_region(100, b"written").await.unwrap();
+        close_waits_elsewhere(fuse, file).await;
+        assert_eq!(fuse.count(RELEASE), fuse.count(OPEN));
+    }
+    assert_eq!(&fuse.content("data")[100..107], b"written");
+});
+
+fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
+    if is_single_threaded("remote::a_slow_flush_delays_no_other_file") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("quick"), [0; 5000]).unwrap();
+    let mut files = Vec::new();
+    for path in [fuse.path("data"), dir.path().join("quick")] {
+        let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+        let builder = builder.flush_policy(FlushPolicy::EveryMillis(1));
+        files.push(builder.open().await.unwrap());
+    }
+    let (slow, quick) = (&files[0], &files[1]);
+    let held = fuse.hold(&[FSYNC]);
+    slow.update_region(0, b"slow").await.unwrap();
+    eventually("the slow one is flushed", || fuse.count(FSYNC) > 0);
+    for _ in 0..5 {
+        quick.update_region(0, b"quick").await.unwrap();
+        eventually("the quick one is flushed", || quick.pending_bytes() == 0);
+    }
+    drop(held);
+    eventually("the slow one is flushed", || slow.pending_bytes() == 0);
+});
+
+fuse_test!(a_file_without_links_opens_or_fails, |fuse| {
+    fuse.set_links(0);
+    for what in ["open_ro", "open_rw", "open_or_create", "create_rw"] {
+        let path = fuse.path("data");
+        let opened = ends(what, async move {
+            match what {
+                "open_ro" => MemoryMappedFile::open_ro(path).await,
+                "open_rw" => MemoryMappedFile::open_rw(path).await,
+                "open_or_create" => MemoryMappedFile::open_or_create(path, LEN).await,
+                _ => MemoryMappedFile::create_rw(path, LEN).await,
+            }
+        });
+        if let Ok(file) = opened {
+            assert_eq!(file.len(), LEN);
+            file.slice(0, LEN).await.unwrap();
+            file.close().await.unwrap();
+        }
+    }
+});
+
+#[track_caller]
+fn assert_errno<T>(result: Result<T>, errno: i32) {
+    let error = result.map(drop).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(errno), "{error:?}");
+}
+
+fuse_test!(a_refused_read_is_an_error, |fuse| {
+    for file in [open_ro(fuse).await, open_rw(fuse).await] {
+        fuse.refuse(READ, libc::EIO);
+        assert_errno(file.slice(0, 100).await, libc::EIO);
+        assert_errno(file.read_into(5000, &mut [0; 100]).await, libc::EIO);
+        assert_errno(file.read_bytes(LEN - 100, 100).await, libc::EIO);
+        assert_errno(file.touch_pages().await, libc::EIO);
+        if file.mode() == MmapMode::ReadWrite {
+            // A page is read before a part of it is written.
+            assert_errno(file.update_region(9000, b"x").await, libc::EIO);
+            assert_errno(file.as_slice_mut(9000, 1).await, libc::EIO);
+        }
+        fuse.refuse(READ, 0);
+        assert!(file.slice(0, LEN).await.unwrap() == *pattern(LEN as usize));
+        file.evict(0, LEN).await.unwrap();
+        file.close().await.unwrap();
+    }
+});
+
+fuse_test!(a_refused_sync_sticks, |fuse| {
+    for kind in [FSYNC, WRITE] {
+        let file = open_rw(fuse).await;
+        fuse.refuse(kind, libc::EIO);
+        assert_errno(file.update_region_async(0, b"lost").await, libc::EIO);
+        fuse.refuse(kind, 0);
+        assert_errno(file.update_region_async(0, b"lost").await, libc::EIO);
+        assert_errno(file.flush().await, libc::EIO);
+        assert_eq!(file.slice(0, 4).await.unwrap(), b"lost");
+        let again = open_rw(fuse).await;
+        assert_errno(Err::<(), _>(again.last_flush_error().unwrap()), libc::EIO);
+        drop(again);
+        assert!(file.close().await.is_err());
+        all_close(fuse);
+    }
+});
+
+fuse_test!(files_grow_without_fallocate, |fuse| {
+    for (round, errno) in [libc::EOPNOTSUPP, libc::ENOSYS].into_iter().enumerate() {
+        fuse.refuse(FALLOCATE, errno);
+        let name = |what| format!("{what}-{round}");
+        let path = |what| fuse.path(&name(what));
+        let created = MemoryMappedFile::create_rw(path("created"), 5000)
+            .await
+            .unwrap();
+        let new = MemoryMappedFile::builder(path("new"))
+            .size(5000)
+            .create_new();
+        let new = new.await.unwrap();
+        let opened = MemoryMappedFile::open_or_create(path("opened"), 5000);
+        let opened = opened.await.unwrap();
+        let files = [created, new, opened];
+        for (what, file) in ["created", "new", "opened"].into_iter().zip(files) {
+            file.update_region(0, &pattern(5000)).await.unwrap();
+            file.resize(10_000).await.unwrap();
+            assert_eq!(file.grow_to(2 << 20).await.unwrap(), 2 << 20);
+            assert_eq!(file.grow_to(100).await.unwrap(), 2 << 20);
+            file.update_region_async((2 << 20) - 3, b"end")
+                .await
+                .unwrap();
+            let mut expected = pattern(5000);
+            expected.resize((2 << 20) - 3, 0);
+            expected.extend(b"end");
+            assert!(file.slice(0, 2 << 20).await.unwrap() == *expected);
+            file.close().await.unwrap();
+            assert!(fuse.content(&name(what)) == expected);
+        }
+    }
+});
+
+fuse_test!(a_refused_preallocation_empties_nothing, |fuse| {
+    fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
+    let builder = MemoryMappedFile::builder(fuse.path("data"));
+    let created = builder.size(5000).preallocate(true).create().await;
+    if created.is_err() {
+        assert!(fuse.content("data") == pattern(LEN as usize), "it is empty");
+    }
+});
+
+/// Locks a file for writing, as another process would.
+fn lock(file: &File, command: libc::c_int) {
+    // SAFETY: all-zero bytes are a valid `flock`: the whole file.
+    let mut whole: libc::flock = unsafe { std::mem::zeroed() };
+    whole.l_type = libc::F_WRLCK as libc::c_short;
+    // SAFETY: `whole` is live for the call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), command, &whole) }, 0);
+}
+
+fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
+    fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
+    for command in [libc::F_OFD_SETLK, libc::F_SETLK] {
+        let peer = File::options()
+            .read(true)
+            .write(true)
+            .open(fuse.path("other"));
+        let peer = peer.unwrap();
+        let file = MemoryMappedFile::open_rw(fuse.path("other")).await.unwrap();
+        let (len, content) = (file.len(), fuse.content("other"));
+        lock(&peer, command);
+        for result in [
+            file.grow_to(len + 5000).await.map(drop),
+            file.resize(len + 5000).await,
+        ] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, MmapIoError::ResizeFailed(_)), "{error:?}");
+            assert_errno(Err::<(), _>(error), libc::EAGAIN);
+        }
+        assert_eq!((file.len(), fuse.content("other")), (len, content));
+        // What the peer appends under its lock stays.
+        peer.write_all_at(b"peer", len).unwrap();
+        assert_eq!(file.grow_to(len + 4).await.unwrap(), len + 4);
+        assert_eq!(file.slice(len, 4).await.unwrap(), b"peer");
+        // The end of its lock.
+        drop(peer);
+        assert_eq!(file.grow_to(len + 5000).await.unwrap(), len + 5000);
+        assert_eq!(&fuse.content("other")[len as usize..][..4], b"peer");
+        assert_eq!(fuse.content("other").len() as u64, len + 5000);
+        file.close().await.unwrap();
+    }
+});
+
+fuse_test!(cold_reads_leave_room_for_a_durable_write, |fuse| {
+    if is_single_threaded("remote::cold_reads_leave_room_for_a_durable_write") {
+        return;
+    }
+    const READS: u64 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let local = MemoryMappedFile::create_rw(dir.path().join("local"), 5000).await;
+    let local = local.unwrap();
+    let file = open_ro(fuse).await;
+    let held = fuse.hold(&[READ]);
+    let mut reads: Vec<_> = (0..READS)
+        .map(|page| Box::pin(file.read_bytes(page * 4096, 4096)))
+        .collect();
+    for read in &mut reads {
+        assert!(poll_once(read).await.is_none());
+    }
+    eventually("pages are asked for", || fuse.count(READ) > 0);
+    assert_eq!(file.stats().resident_misses, READS);
+    for _ in 0..5 {
+        soon(local.update_region_async(100, b"durable"))
+            .await
+            .unwrap();
+        soon(local.read_bytes(100, 7)).await.unwrap();
+    }
+    for read in &mut reads {
+        assert!(poll_once(read).await.is_none());
+    }
+    drop(held);
+    for (expected, read) in pattern(LEN as usize).chunks(4096).zip(reads) {
+        assert_eq!(soon(read).await.unwrap(), expected);
+    }
+});
+
+fuse_test!(two_files_of_one_inode_number_are_two, |fuse| {
+    fuse.repeat_inode_number();
+    let plain = ["data", "other"].map(|name| fs::metadata(fuse.path(name)).unwrap());
+    assert_eq!(plain[0].ino(), plain[1].ino());
+    // What tells them apart.
+    let born = plain.map(|plain| plain.created().unwrap());
+    assert_ne!(born[0], born[1]);
+    let data = open_rw(fuse).await;
+    let other = MemoryMappedFile::open_rw(fuse.path("other")).await.unwrap();
+    assert_eq!((data.len(), other.len()), (LEN, 8192));
+    let view = data.bytes(0, 100).unwrap();
+    soon(other.update_region_async(0, b"other")).await.unwrap();
+    assert_eq!(view, pattern(100));
+    assert!(fuse.content("data") == pattern(LEN as usize));
+    assert_eq!(&fuse.content("other")[..5], b"other");
+});

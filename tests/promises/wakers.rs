@@ -1,0 +1,210 @@
+//! Wakers are other people's code. What could break: a waker that panics and takes the wake-ups of
+//! others with it, or the process; and one that drops or polls another future of the same file, and
+//! meets a lock that its caller holds.
+
+use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc, Mutex};
+use std::task::{Context, Wake, Waker};
+
+use mmap_io::{MemoryMappedFile, MmapMode};
+
+use crate::common::{alone, ends, eventually, patterned, SOON};
+
+type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A waker that counts, and then does something.
+struct Does<F>(AtomicUsize, Mutex<Option<F>>);
+
+impl<F: FnOnce() + Send + 'static> Does<F> {
+    fn new(what: F) -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(0), Mutex::new(Some(what))))
+    }
+
+    fn is_woken(&self) -> bool {
+        self.0.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl<F: FnOnce() + Send + 'static> Wake for Does<F> {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let what = self.1.lock().unwrap().take();
+        if let Some(what) = what {
+            what();
+        }
+    }
+}
+
+/// A waker that panics when it is dropped, as well.
+struct PanicsInDrop;
+
+impl Wake for PanicsInDrop {
+    fn wake(self: Arc<Self>) {
+        panic!("this waker panics");
+    }
+}
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("this waker panics in its drop");
+        }
+    }
+}
+
+/// Ends the process if it lives too long: a thread that is stuck in a lock cannot be given up.
+struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
+
+impl Watchdog {
+    fn new(what: &'static str) -> Self {
+        let (alive, gone) = mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            if gone.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("a deadlock: {what}");
+                std::process::abort();
+            }
+        });
+        Self(alive)
+    }
+}
+
+/// Polls once; `None` if that was enough, as it may be where a job is quick.
+fn begin(mut future: Waiting, waker: &Waker) -> Option<Waiting> {
+    let polled = future.as_mut().poll(&mut Context::from_waker(waker));
+    polled.is_pending().then_some(future)
+}
+
+/// Futures that wait for one and the same thing, under wakers of all kinds. `hold` makes them wait
+/// until what it returns is run.
+fn check<'a>(
+    what: &'static str,
+    hold: impl Fn() -> Box<dyn FnOnce() + 'a>,
+    wait: impl Fn() -> Waiting,
+) {
+    let _watchdog = Watchdog::new(what);
+    // One that panics, before others and behind them.
+    for bad_at in 0..3 {
+        let let_go = hold();
+        let futures = [0, 1, 2].map(|at| {
+            let good = Does::new(|| ());
+            let waker = match at == bad_at {
+                true => Waker::from(Arc::new(PanicsInDrop)),
+                false => Waker::from(good.clone()),
+            };
+            let future = begin(wait(), &waker);
+            // The clone that is left is dropped by the crate.
+            let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(waker)));
+            (at, future, good)
+        });
+        let_go();
+        for (at, future, good) in futures {
+            let Some(future) = future else {
+                continue;
+            };
+            if at != bad_at {
+                eventually(what, || good.is_woken());
+            }
+            ends(what, future);
+        }
+    }
+    // One that drops another future, and one that polls it.
+    for polls in [false, true] {
+        let let_go = hold();
+        let mut other = begin(wait(), Waker::noop());
+        let waker = Does::new(move || match (&mut other, polls) {
+            (Some(other), true) => {
+                let _ = other.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            }
+            _ => drop(other),
+        });
+        let first = begin(wait(), &Waker::from(waker.clone()));
+        let_go();
+        if let Some(first) = first {
+            eventually(what, || waker.is_woken());
+            ends(what, first);
+        }
+    }
+}
+
+async fn small_buffer(dir: &std::path::Path) -> MemoryMappedFile {
+    let (path, _) = patterned(dir, 10_000).await;
+    let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+    let file = builder.write_buffer(100).open().await.unwrap();
+    // In memory: reads wait for views alone.
+    file.update_region(0, &[7; 10_000]).await.unwrap();
+    file
+}
+
+#[test]
+fn wakers_of_readers_may_panic_drop_and_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = alone(small_buffer(dir.path()));
+    let hold = || -> Box<dyn FnOnce() + '_> {
+        let view = file.try_as_slice_mut(0, 100).unwrap().unwrap();
+        Box::new(move || drop(view))
+    };
+    check("slice", hold, || {
+        let file = file.clone();
+        Box::pin(async move { drop(file.slice(0, 10).await.unwrap()) })
+    });
+    check("read_bytes", hold, || {
+        let file = file.clone();
+        Box::pin(async move { drop(file.read_bytes(0, 10).await.unwrap()) })
+    });
+}
+
+#[test]
+fn wakers_of_writers_may_panic_drop_and_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = alone(small_buffer(dir.path()));
+    let hold = || -> Box<dyn FnOnce() + '_> {
+        let view = file.bytes(0, 100).unwrap();
+        Box::new(move || drop(view))
+    };
+    check("write", hold, || {
+        let file = file.clone();
+        Box::pin(async move { file.update_region(0, &[1; 10]).await.unwrap() })
+    });
+    check("write without room", hold, || {
+        let file = file.clone();
+        Box::pin(async move { file.update_region(0, &[1; 90]).await.unwrap() })
+    });
+    check("durable write", hold, || {
+        let file = file.clone();
+        Box::pin(async move { file.update_region_async(0, &[1; 10]).await.unwrap() })
+    });
+    let number = AtomicUsize::new(0);
+    check("mutable view", hold, || {
+        let file = file.clone();
+        // Each of other bytes: one that is granted lasts until its future is polled or dropped.
+        let at = number.fetch_add(1, Ordering::Relaxed) as u64 % 10 * 10;
+        Box::pin(async move { drop(file.as_slice_mut(at, 10).await.unwrap()) })
+    });
+}
+
+#[test]
+fn wakers_of_jobs_may_panic_drop_and_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = alone(small_buffer(dir.path()));
+    let hold = || -> Box<dyn FnOnce()> { Box::new(|| ()) };
+    let path = dir.path().join("another");
+    std::fs::write(&path, [0; 100]).unwrap();
+    check("flush", hold, || {
+        let file = file.clone();
+        Box::pin(async move {
+            file.update_region(0, b"x").await.unwrap();
+            file.flush().await.unwrap();
+        })
+    });
+    check("open_rw", hold, || {
+        let path = path.clone();
+        Box::pin(async move { drop(MemoryMappedFile::open_rw(path).await.unwrap()) })
+    });
+    check("prefetch_range", hold, || {
+        let file = file.clone();
+        Box::pin(async move { file.prefetch_range(0, 10_000).await.unwrap() })
+    });
+}
