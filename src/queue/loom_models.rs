@@ -270,7 +270,7 @@ trait Steps: Send + Sync + Sized + 'static {
 
 fn start_again<S: Steps>(file: &Arc<File<S>>) {
     let file = file.clone();
-    spawn(move || drain_again(file));
+    spawn(move || drain_again(file)).expect("the models take every job");
 }
 
 /// [`Queue::drain`] over again, where a mistake can be made.

@@ -4,9 +4,11 @@
 
 use std::fs;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
@@ -311,6 +313,17 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
         ));
         let file = file.unwrap();
         let is_over = AtomicBool::new(false);
+        // Reads without end may starve a write, which is not what this is about.
+        let lets_writes_through = |file: &MemoryMappedFile| {
+            let long = Duration::from_millis(100);
+            while file
+                .stats()
+                .oldest_blocked
+                .is_some_and(|since| since > long)
+            {
+                std::thread::yield_now();
+            }
+        };
         let check = |view: &[u8]| {
             assert_eq!(view.len(), len);
             // Each byte is the next one's. Quick, since endless long reads do starve a write.
@@ -322,6 +335,7 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
                 threads.spawn(move || {
                     let len = len as u64;
                     while !is_over.load(Ordering::Relaxed) {
+                        lets_writes_through(file);
                         match reader {
                             0 => match file.as_slice(offset, len) {
                                 Err(MmapIoError::Busy { .. }) if len > 1 << 20 => {}
@@ -349,8 +363,10 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
                     }
                 }
             };
-            alone(soon(write));
+            // The readers end also if it does not, so that it is told.
+            let written = std::panic::catch_unwind(AssertUnwindSafe(|| alone(soon(write))));
             is_over.store(true, Ordering::Relaxed);
+            written.unwrap();
         });
     }
 }
