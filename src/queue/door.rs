@@ -74,6 +74,8 @@ pub(super) struct Door<L> {
     ranges: Intervals<u64>,
     /// Those that wait for room alone.
     line: BTreeSet<u64>,
+    /// Length of the line as the budget knows it.
+    told: usize,
     /// Those that were called, and have not come in yet.
     called: BTreeSet<u64>,
     /// Those that were found blocked.
@@ -93,6 +95,7 @@ impl<L> Door<L> {
             writes: BTreeMap::new(),
             ranges: Intervals::new(),
             line: BTreeSet::new(),
+            told: 0,
             called: BTreeSet::new(),
             blocked: BTreeSet::new(),
         }
@@ -162,7 +165,7 @@ impl<L> Door<L> {
             let op = self.writes[&place].op.clone();
             while !budget.try_take(Account::Queued, op.weight) {
                 if !self.call_off_after(place, budget) {
-                    budget.set_waiting(self.line.len());
+                    self.tell(budget);
                     return called;
                 }
             }
@@ -179,8 +182,16 @@ impl<L> Door<L> {
                 _ => budget.give_back(Account::Queued, op.weight),
             }
         }
-        budget.set_waiting(0);
+        self.tell(budget);
         called
+    }
+
+    /// Lets newcomers know of the line.
+    fn tell(&mut self, budget: &Budget) {
+        if self.told != self.line.len() {
+            self.told = self.line.len();
+            budget.set_waiting(self.told);
+        }
     }
 
     /// Takes the room back from the last one that was called, if it stands behind `place`.

@@ -4,23 +4,26 @@
 //! The view that is in the way is a model too: the leases have their own. The models named
 //! `without_*` do one step wrong, and must fail.
 
-use std::marker::PhantomData;
+use std::future::poll_fn;
+use std::mem::ManuallyDrop;
 
 use loom::thread;
 
 use super::*;
-use crate::commit::{Commits, Durable};
+use crate::commit::{Commits, Durable, Extent};
+use crate::flush::FlushPolicy;
+use crate::lease::Kind;
 use crate::offload::loom_pool::{block_on, check, Alone};
 use crate::sync::AtomicU32;
 
 /// What the view is of.
 const VIEWED: fn() -> ByteRange = || ByteRange::between(0, 10);
 
-type Operation = Arc<Op<()>>;
+type Operation = Arc<Op<Lease>>;
 
 /// A file with one view.
 struct File<S> {
-    queue: Queue<()>,
+    queue: Queue<Lease>,
     commits: Commits,
     view: Mutex<View>,
     /// What reads through the view and what is applied under it.
@@ -28,6 +31,9 @@ struct File<S> {
     applying: Alone,
     /// Places of the operations that have started, as they did.
     started: Mutex<Vec<u64>>,
+    /// Where the ranges of the operations begin that have started, as they did.
+    order: Mutex<Vec<u64>>,
+    granted: Arc<Grant>,
     disk: Arc<Disk>,
     /// Changes right before handles go. The count of a std `Arc` does too, but loom sees nothing
     /// of that.
@@ -39,6 +45,35 @@ struct File<S> {
 struct Disk {
     written: AtomicU32,
     durable: AtomicU32,
+}
+
+/// The lease that an operation ends in.
+struct Lease(Arc<Grant>);
+
+struct Grant {
+    lives: AtomicU32,
+    /// Readers do not wait for its end.
+    lasts: AtomicU32,
+}
+
+impl Lease {
+    fn new(grant: &Arc<Grant>) -> Self {
+        grant.lives.store(1, Ordering::Relaxed);
+        Self(grant.clone())
+    }
+}
+
+impl Granted for Lease {
+    fn delivered(&self) {
+        self.0.lasts.store(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.lasts.store(0, Ordering::Relaxed);
+        self.0.lives.store(0, Ordering::Relaxed);
+    }
 }
 
 /// A lease on the bytes in view.
@@ -60,6 +95,11 @@ impl<S: Steps> File<S> {
             bytes: Alone::new(),
             applying: Alone::new(),
             started: Mutex::new(Vec::new()),
+            order: Mutex::new(Vec::new()),
+            granted: Arc::new(Grant {
+                lives: AtomicU32::new(0),
+                lasts: AtomicU32::new(0),
+            }),
             disk: Arc::new(Disk {
                 written: AtomicU32::new(0),
                 durable: AtomicU32::new(0),
@@ -109,6 +149,7 @@ impl<S: Steps> File<S> {
         }
         started.push(op.place.load(Ordering::Relaxed));
         drop(started);
+        lock(&self.order).push(op.ranges[0].start());
         if op.ranges[0].overlaps(VIEWED()) {
             self.bytes.run(|| {});
         }
@@ -128,6 +169,8 @@ impl<S: Steps> File<S> {
         let left = state.fresh.iter().chain(&state.deferred);
         assert_eq!(left.filter(|op| op.is_queued()).count(), 0, "left behind");
         assert!(!state.running && state.applying.is_none());
+        drop(state);
+        self.check_budget();
         let started = lock(&self.started);
         assert_eq!(started.len(), ops.len(), "another number");
         let rank = |op: &Operation| {
@@ -146,14 +189,35 @@ impl<S: Steps> File<S> {
     }
 }
 
-impl<S: Steps> Drain for File<S> {
-    type Lease = ();
+impl<S: Steps> File<S> {
+    /// Writes of ten bytes fill an account.
+    fn with_small_accounts(held: bool) -> Arc<Self> {
+        let file = Self::new(held);
+        file.queue.budget.set_limit(10);
+        file
+    }
 
-    fn queue(&self) -> &Queue<()> {
+    /// All room was given back, and the door is as it was.
+    fn check_budget(&self) {
+        let state = lock(&self.queue.state);
+        assert_eq!(state.door.ops().count(), 0, "left at the door");
+        assert_eq!(self.queue.budget.used(), 0, "room was lost");
+    }
+
+    fn check_order(&self, expected: &[u64]) {
+        self.check_budget();
+        assert_eq!(*lock(&self.order), expected, "another order");
+    }
+}
+
+impl<S: Steps> Drain for File<S> {
+    type Lease = Lease;
+
+    fn queue(&self) -> &Queue<Lease> {
         &self.queue
     }
 
-    fn apply(self: &Arc<Self>, batch: &[Operation], ended: &mut Ended<()>) -> Vec<Operation> {
+    fn apply(self: &Arc<Self>, batch: &[Operation], ended: &mut Ended<Lease>) -> Vec<Operation> {
         self.applying.run(|| {
             let mut deferred = Vec::new();
             for (op, granted) in batch.iter().zip(self.grant(batch)) {
@@ -162,6 +226,10 @@ impl<S: Steps> Drain for File<S> {
                         self.queue.finish(op, Ok(Outcome::InUse), ended);
                     }
                     _ if !granted => deferred.push(op.clone()),
+                    Action::Lease(_) => {
+                        let lease = Lease::new(&self.granted);
+                        self.queue.finish(op, Ok(Outcome::Leased(lease)), ended);
+                    }
                     _ if !self.write(op) => {}
                     Action::Write(FlushPolicy::Always) => self.commits.add(op.clone(), false),
                     _ => ended.push(op, Ok(Outcome::Done)),
@@ -219,8 +287,14 @@ trait Steps: Send + Sync + Sized + 'static {
     const RUNS_UNTIL_ALL_ARE_TOLD: bool = true;
     const DEFERS_BEHIND_THE_DEFERRED: bool = true;
     const RETRIES_IN_FRONT: bool = true;
+    const KEEPS_ITS_PLACE: bool = true;
+    const LOOKS_WHEN_IT_JOINS: bool = true;
+    const RETRIES_WHEN_IT_COMES_IN: bool = true;
+    const LEAVES_THE_DOOR: bool = true;
+    const MARKS_UNDER_THE_LOCK: bool = true;
+    const LETS_GO_IN_THE_DROP: bool = true;
 
-    fn submit(file: &Arc<File<Self>>, op: &Operation) -> Submitted<File<Self>> {
+    fn submit(file: &Arc<File<Self>>, op: &Operation) -> Submission<Self> {
         let start = {
             let mut state = lock(&file.queue.state);
             state.push(op.clone());
@@ -229,17 +303,14 @@ trait Steps: Send + Sync + Sized + 'static {
         if start {
             start_again(file);
         }
-        Submitted {
-            target: file.clone(),
-            op: Some(op.clone()),
-        }
+        submission(file, op)
     }
 
     fn restart(file: &Arc<File<Self>>) {
         let start = {
             let mut state = lock(&file.queue.state);
             let is_applying = Self::RESTARTS_WHILE_APPLYING && state.applying.is_some();
-            let retry = !state.deferred.is_empty() || is_applying;
+            let retry = !state.deferred.is_empty() || is_applying || state.door.has_blocked();
             if Self::RESTARTS_WHILE_RUNNING || !state.running {
                 state.retry = retry;
             }
@@ -259,13 +330,167 @@ trait Steps: Send + Sync + Sized + 'static {
     }
 
     /// Drops the future.
-    fn withdraw(mut future: Submitted<File<Self>>) {
+    fn withdraw(mut future: Submission<Self>) {
         let op = future.op.take().expect("not resolved");
-        let file = &future.target;
-        if file.queue.begin(&op).is_some() && Self::RESTARTS_AFTER_WITHDRAWAL {
-            Self::restart(file);
+        withdraw_again(&future.target, &op);
+    }
+
+    /// A write of as many bytes as `range` has, polled once.
+    fn write(file: &Arc<File<Self>>, range: ByteRange) -> Writing<Self> {
+        let mut writing = Writing {
+            file: file.clone(),
+            op: None,
+            polled: None,
+        };
+        let waker =
+            futures_lite::future::block_on(poll_fn(|context| Poll::Ready(context.waker().clone())));
+        let _ = writing.poll_again(&mut Context::from_waker(&waker), range);
+        writing
+    }
+
+    /// What it comes to.
+    fn finish_write(writing: Writing<Self>) -> Result<Outcome<Lease>> {
+        // As in `block_on`: where the wait never ends, nothing is withdrawn.
+        let mut writing = ManuallyDrop::new(writing);
+        let range = ByteRange::EMPTY;
+        let outcome = block_on(poll_fn(|context| writing.poll_again(context, range)));
+        ManuallyDrop::into_inner(writing).op = None;
+        outcome
+    }
+}
+
+/// A future that keeps its file, so that it can go to another thread.
+type Submission<S> = Submitted<'static, File<S>, Box<Arc<File<S>>>>;
+
+fn submission<S: Steps>(file: &Arc<File<S>>, op: &Operation) -> Submission<S> {
+    Submitted::new(Box::new(file.clone()), op.clone())
+}
+
+/// [`Queue::write`], as a future that keeps its file.
+struct Writing<S: Steps> {
+    file: Arc<File<S>>,
+    op: Option<Operation>,
+    /// The real one.
+    polled: Option<Pin<Box<dyn Future<Output = Result<Outcome<Lease>>> + Send>>>,
+}
+
+impl<S: Steps> Writing<S> {
+    /// [`Queue::write`] over again, where a mistake can be made. Submitted in the first poll.
+    fn poll_again(
+        &mut self,
+        context: &mut Context<'_>,
+        range: ByteRange,
+    ) -> Poll<Result<Outcome<Lease>>> {
+        if let Some(op) = &self.op {
+            let outcome = op.done.poll(context);
+            if outcome.is_pending() {
+                come_in_again(&self.file, op);
+            }
+            return outcome;
+        }
+        let queue = &self.file.queue;
+        let weight = range.len();
+        let has_room = queue.budget.try_enter(weight);
+        let held = match has_room {
+            true => Held::Ready(payload(weight), Account::Queued),
+            false => Held::Outside(None),
+        };
+        let action = Action::Write(FlushPolicy::Never);
+        let waker = context.waker().clone();
+        let op = Op::write(Ranges::One([range]), action, weight, held, waker);
+        self.op = Some(op.clone());
+        let mut called = Vec::new();
+        let start = {
+            let mut state = lock(&queue.state);
+            if has_room {
+                state.push(op.clone());
+                !std::mem::replace(&mut state.running, true)
+            } else {
+                match S::KEEPS_ITS_PLACE {
+                    true => state.number(&op),
+                    // Behind all others, until it comes in.
+                    false => op.place.store(u64::MAX - weight, Ordering::Relaxed),
+                }
+                state.door.join(op.clone());
+                if S::LOOKS_WHEN_IT_JOINS {
+                    state.call(&queue.budget, &mut called);
+                }
+                false
+            }
+        };
+        if start {
+            start_again(&self.file);
+        }
+        come_in_again(&self.file, &op);
+        wake_all(&mut called);
+        Poll::Pending
+    }
+}
+
+impl<S: Steps> Drop for Writing<S> {
+    fn drop(&mut self) {
+        if let Some(op) = &self.op {
+            withdraw_again(&self.file, op);
         }
     }
+}
+
+fn payload(len: u64) -> Payload {
+    Payload::Owned(vec![0; len as usize].into())
+}
+
+/// [`Submitted::bring_in`] over again.
+fn come_in_again<S: Steps>(file: &Arc<File<S>>, op: &Operation) {
+    let start = {
+        let mut state = lock(&file.queue.state);
+        if !op.enter(Some(payload(op.weight))) {
+            return;
+        }
+        if S::KEEPS_ITS_PLACE {
+            let retry = state.retry;
+            state.take_in(op.clone());
+            state.retry = retry || (S::RETRIES_WHEN_IT_COMES_IN && state.retry);
+        } else {
+            let place = op.place();
+            state.door.remove(place);
+            state.push(op.clone());
+        }
+        !std::mem::replace(&mut state.running, true)
+    };
+    if start {
+        start_again(file);
+    }
+}
+
+/// [`Queue::withdraw`] over again.
+fn withdraw_again<S: Steps>(file: &Arc<File<S>>, op: &Operation) {
+    let queue = &file.queue;
+    if S::LETS_GO_IN_THE_DROP {
+        op.done.abandon();
+    }
+    let held = std::mem::replace(&mut *lock(&op.held), Held::Gone);
+    let (account, is_outside) = match held {
+        Held::Gone => return,
+        Held::Ready(_, account) => (Some(account), false),
+        Held::Called(_) => (Some(Account::Queued), true),
+        Held::Outside(_) => (None, true),
+    };
+    if let Some(account) = account {
+        queue.budget.give_back(account, op.weight);
+    }
+    let mut called = Vec::new();
+    {
+        let mut state = lock(&queue.state);
+        if is_outside && S::LEAVES_THE_DOOR {
+            let place = op.place();
+            state.door.remove(place);
+        }
+        state.call(&queue.budget, &mut called);
+    }
+    if S::RESTARTS_AFTER_WITHDRAWAL {
+        S::restart(file);
+    }
+    wake_all(&mut called);
 }
 
 fn start_again<S: Steps>(file: &Arc<File<S>>) {
@@ -276,7 +501,7 @@ fn start_again<S: Steps>(file: &Arc<File<S>>) {
 /// [`Queue::drain`] over again, where a mistake can be made.
 fn drain_again<S: Steps>(file: Arc<File<S>>) {
     let queue = &file.queue;
-    let mut ended = Ended(Vec::new());
+    let mut ended = Ended::new();
     loop {
         let mut state = lock(&queue.state);
         if !S::DEFERS_BEHIND_THE_DEFERRED {
@@ -299,13 +524,17 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
         if !S::RUNS_UNTIL_ALL_ARE_TOLD && batch.is_empty() {
             lock(&queue.state).running = false;
         }
-        if batch.is_empty() && ended.0.is_empty() {
+        if batch.is_empty() && ended.is_empty() {
             return file.finish();
         }
         if !batch.is_empty() {
             file.hand_on();
             let deferred = file.apply(&batch, &mut ended);
-            queue.finish_batch(deferred);
+            queue.finish_batch(deferred, &mut ended);
+        }
+        if !S::MARKS_UNDER_THE_LOCK {
+            let outcomes = ended.ends.iter().map(|(_, outcome)| outcome);
+            outcomes.flatten().for_each(Outcome::delivered);
         }
         ended.tell();
     }
@@ -315,8 +544,10 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
 struct Real;
 
 impl Steps for Real {
-    fn submit(file: &Arc<File<Self>>, op: &Operation) -> Submitted<File<Self>> {
-        Queue::submit(file, op.clone())
+    fn submit(file: &Arc<File<Self>>, op: &Operation) -> Submission<Self> {
+        let mut submitted = Queue::submit(file, op.clone());
+        submitted.op = None;
+        submission(file, op)
     }
 
     fn restart(file: &Arc<File<Self>>) {
@@ -327,8 +558,28 @@ impl Steps for Real {
         file.queue.overlaps(VIEWED())
     }
 
-    fn withdraw(future: Submitted<File<Self>>) {
+    fn withdraw(future: Submission<Self>) {
         drop(future);
+    }
+
+    fn write(file: &Arc<File<Self>>, range: ByteRange) -> Writing<Self> {
+        let kept = file.clone();
+        let mut polled = Box::pin(async move {
+            let data = vec![0; range.len() as usize];
+            let action = Action::Write(FlushPolicy::Never);
+            Queue::write(&kept, Ranges::One([range]), action, Source::Slice(&data)).await
+        });
+        let first = futures_lite::future::block_on(futures_lite::future::poll_once(&mut polled));
+        assert!(first.is_none());
+        Writing {
+            file: file.clone(),
+            op: None,
+            polled: Some(polled),
+        }
+    }
+
+    fn finish_write(mut writing: Writing<Self>) -> Result<Outcome<Lease>> {
+        block_on(writing.polled.take().expect("not resolved"))
     }
 }
 
@@ -345,7 +596,7 @@ fn write(start: u64, end: u64) -> Operation {
     op(start, end, Action::Write(FlushPolicy::Never))
 }
 
-fn is_done(outcome: Result<Outcome<()>>) -> bool {
+fn is_done(outcome: Result<Outcome<Lease>>) -> bool {
     matches!(outcome, Ok(Outcome::Done))
 }
 
@@ -504,12 +755,9 @@ fn giving_up<S: Steps>() {
             let mut state = lock(&file.queue.state);
             state.push(ops[0].clone());
             let first = state.fresh.pop_front().expect("pushed");
-            state.defer(first);
+            state.defer(first, &file.queue.budget, &mut Ended::new());
             lock(&file.view).watched = true;
-            Submitted {
-                target: file.clone(),
-                op: Some(ops[0].clone()),
-            }
+            submission(&file, &ops[0])
         };
         let viewer = {
             let file = file.clone();
@@ -549,6 +797,122 @@ fn durable<S: Steps>() {
         assert!(other.join().unwrap() >= 1);
         move || assert_eq!(file.disk.durable.load(Ordering::Relaxed), 2)
     });
+}
+
+/// Two writes, with room for one.
+fn door<S: Steps>() {
+    check(1, || {
+        let file = File::<S>::with_small_accounts(false);
+        let other = {
+            let file = file.clone();
+            thread::spawn(move || {
+                let write = S::write(&file, ByteRange::between(20, 30));
+                assert!(is_done(S::finish_write(write)));
+            })
+        };
+        let write = S::write(&file, ByteRange::between(0, 10));
+        assert!(is_done(S::finish_write(write)));
+        other.join().unwrap();
+        move || file.check_budget()
+    });
+}
+
+/// A write without room, and others that overlap it and come after it.
+fn door_order<S: Steps>() {
+    check(1, || {
+        let file = File::<S>::with_small_accounts(false);
+        let writes = [(0, 10), (20, 30)].map(|(start, end)| ByteRange::between(start, end));
+        let writes = writes.map(|range| S::write(&file, range));
+        let later = op(25, u64::MAX, Action::Resize);
+        let later = S::submit(&file, &later);
+        for write in writes {
+            assert!(is_done(S::finish_write(write)));
+        }
+        assert!(is_done(block_on(later)));
+        move || file.check_order(&[0, 20, 25])
+    });
+}
+
+/// A write without room that is dropped while room is made for it.
+fn door_withdrawal<S: Steps>() {
+    check(1, || {
+        let file = File::<S>::with_small_accounts(false);
+        let writes = [(0, 10), (20, 30)].map(|(start, end)| ByteRange::between(start, end));
+        let [first, second] = writes.map(|range| S::write(&file, range));
+        let later = op(25, u64::MAX, Action::Resize);
+        let later = S::submit(&file, &later);
+        let other = thread::spawn(move || drop(second));
+        assert!(is_done(S::finish_write(first)));
+        assert!(is_done(block_on(later)));
+        other.join().unwrap();
+        move || file.check_budget()
+    });
+}
+
+/// A write that is blocked by one that a view blocks, and finds no room among such: it is sent back
+/// to the door, and comes in when the view has ended.
+fn sent_back<S: Steps>() {
+    check(1, || {
+        let file = File::<S>::with_small_accounts(true);
+        let viewer = {
+            let file = file.clone();
+            thread::spawn(move || file.release())
+        };
+        let writes = [(0, 10), (5, 15)].map(|(start, end)| ByteRange::between(start, end));
+        let writes = writes.map(|range| S::write(&file, range));
+        let later = op(12, u64::MAX, Action::Resize);
+        let later = S::submit(&file, &later);
+        // One after the other: none is polled for another's sake.
+        for write in writes {
+            assert!(is_done(S::finish_write(write)));
+        }
+        assert!(is_done(block_on(later)));
+        viewer.join().unwrap();
+        move || file.check_order(&[0, 5, 12])
+    });
+}
+
+/// The future of a view that is dropped while the view is granted, or after that.
+fn dropped_view<S: Steps>() {
+    check(1, || {
+        let file = File::<S>::new(false);
+        let op = op(20, 30, Action::Lease(Kind::Exclusive));
+        let future = S::submit(&file, &op);
+        S::withdraw(future);
+        let lasts = file.granted.lasts.load(Ordering::Relaxed);
+        assert_eq!(lasts, 0, "it lasts");
+        let granted = file.granted.clone();
+        move || {
+            let Grant { lives, lasts } = &*granted;
+            assert_eq!(lasts.load(Ordering::Relaxed), 0, "it lasts");
+            assert_eq!(lives.load(Ordering::Relaxed), 0, "it lives");
+        }
+    });
+}
+
+#[test]
+fn room_is_not_missed() {
+    door::<Real>();
+}
+
+#[test]
+fn a_write_without_room_keeps_its_place() {
+    door_order::<Real>();
+}
+
+#[test]
+fn one_that_leaves_the_door_frees_those_behind() {
+    door_withdrawal::<Real>();
+}
+
+#[test]
+fn one_that_is_sent_back_comes_in_again() {
+    sent_back::<Real>();
+}
+
+#[test]
+fn a_view_does_not_last_longer_than_its_future() {
+    dropped_view::<Real>();
 }
 
 #[test]
@@ -614,6 +978,11 @@ fn the_steps_over_again() {
     nobody_left::<Again>();
     giving_up::<Again>();
     durable::<Again>();
+    door::<Again>();
+    door_order::<Again>();
+    door_withdrawal::<Again>();
+    sent_back::<Again>();
+    dropped_view::<Again>();
 }
 
 /// A model that must fail with one step done wrong, and how.
@@ -690,4 +1059,40 @@ needed!(
     FLUSHES_AT_THE_END,
     durable,
     "deadlock"
+);
+needed!(
+    without_a_place_at_the_first_poll,
+    KEEPS_ITS_PLACE,
+    door_order,
+    "another order"
+);
+needed!(
+    without_a_look_for_room_after_joining,
+    LOOKS_WHEN_IT_JOINS,
+    door,
+    "deadlock"
+);
+needed!(
+    without_a_retry_when_one_comes_in,
+    RETRIES_WHEN_IT_COMES_IN,
+    door_order,
+    "deadlock"
+);
+needed!(
+    without_leaving_the_door,
+    LEAVES_THE_DOOR,
+    door_withdrawal,
+    "deadlock"
+);
+needed!(
+    without_marking_under_the_lock,
+    MARKS_UNDER_THE_LOCK,
+    dropped_view,
+    "it lasts"
+);
+needed!(
+    without_letting_go_in_the_drop,
+    LETS_GO_IN_THE_DROP,
+    dropped_view,
+    "it l"
 );
