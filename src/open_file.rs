@@ -68,7 +68,7 @@ pub(crate) struct OpenFile {
     shown: Mutex<Option<SystemTime>>,
     /// Handles, and futures that need none.
     users: AtomicUsize,
-    /// Told when the file is closed, or somebody has joined it.
+    /// Told when the file is closed, or has a user or a view that it did not have.
     closed: Event,
     /// For those who have a reference and need a count.
     this: Weak<Self>,

@@ -209,3 +209,124 @@ impl EventListener {
         }
     }
 }
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Mutex;
+
+    use futures_lite::future::block_on;
+
+    use super::*;
+
+    /// Counts, and then does something.
+    struct Does<F>(AtomicUsize, Mutex<Option<F>>);
+
+    impl<F: FnOnce() + Send + 'static> Does<F> {
+        fn new(what: F) -> Arc<Self> {
+            Arc::new(Self(AtomicUsize::new(0), Mutex::new(Some(what))))
+        }
+    }
+
+    impl<F: FnOnce() + Send + 'static> Wake for Does<F> {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            let what = self.1.lock().unwrap().take();
+            if let Some(what) = what {
+                what();
+            }
+        }
+    }
+
+    fn poll(listener: &mut EventListener, waker: &Waker) -> bool {
+        Pin::new(listener)
+            .poll(&mut Context::from_waker(waker))
+            .is_ready()
+    }
+
+    #[test]
+    fn a_waker_that_panics_leaves_the_others_theirs() {
+        for bad_at in 0..3 {
+            let event = Event::new();
+            let good = Does::new(|| ());
+            let mut listeners = [(); 3].map(|()| event.listen());
+            for (at, listener) in listeners.iter_mut().enumerate() {
+                let waker = match at == bad_at {
+                    true => Does::new(|| panic!("this waker panics")).into(),
+                    false => Waker::from(good.clone()),
+                };
+                assert!(!poll(listener, &waker));
+            }
+            event.notify();
+            assert_eq!(good.0.load(Ordering::SeqCst), 2);
+            listeners.into_iter().for_each(block_on);
+            // It is as good as new.
+            let listener = event.listen();
+            event.notify();
+            block_on(listener);
+        }
+    }
+
+    #[test]
+    fn a_waker_may_come_back_for_the_same_event() {
+        let event = Arc::new(Event::new());
+        let mut other = event.listen();
+        let good = Does::new(|| ());
+        assert!(!poll(&mut other, &good.clone().into()));
+        let again = event.clone();
+        let waker = Does::new(move || {
+            // Told by now, though its waker comes after this one.
+            assert!(poll(&mut other, &good.clone().into()));
+            drop(other);
+            let mut new = again.listen();
+            let newest = Does::new(|| ());
+            assert!(!poll(&mut new, &newest.clone().into()));
+            again.notify();
+            assert_eq!(newest.0.load(Ordering::SeqCst), 1);
+        });
+        let mut first = event.listen();
+        assert!(!poll(&mut first, &waker.clone().into()));
+        event.notify();
+        assert_eq!(waker.0.load(Ordering::SeqCst), 1);
+        assert!(waker.1.lock().unwrap().is_none());
+        block_on(first);
+    }
+
+    #[test]
+    fn a_scope_within_a_scope_ends_with_the_outer_one() {
+        let event = Event::new();
+        let waker = Does::new(|| ());
+        let mut listener = event.listen();
+        assert!(!poll(&mut listener, &waker.clone().into()));
+        scope(|| {
+            event.notify();
+            assert_eq!(waker.0.load(Ordering::SeqCst), 0);
+        });
+        assert_eq!(waker.0.load(Ordering::SeqCst), 1);
+        // Also when a panic passes.
+        let mut listener = event.listen();
+        assert!(!poll(&mut listener, &waker.clone().into()));
+        contain(|| {
+            scope(|| {
+                event.notify();
+                panic!("inside a scope");
+            })
+        });
+        assert_eq!(waker.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_waker_that_is_replaced_is_dropped_and_not_woken() {
+        let event = Event::new();
+        let [old, new] = [(); 2].map(|()| Does::new(|| ()));
+        let mut listener = event.listen();
+        assert!(!poll(&mut listener, &old.clone().into()));
+        assert!(!poll(&mut listener, &new.clone().into()));
+        assert_eq!(Arc::strong_count(&old), 1);
+        event.notify();
+        assert_eq!(old.0.load(Ordering::SeqCst), 0);
+        assert_eq!(new.0.load(Ordering::SeqCst), 1);
+        drop(listener);
+        assert_eq!(Arc::strong_count(&new), 1);
+    }
+}

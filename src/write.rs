@@ -27,6 +27,10 @@ use crate::view::MappedSliceMut;
 /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then or not. A write waits for the
 /// views that overlap it, and for nothing else but its turn and room for its data.
 ///
+/// A write that finds no room is brought in by its future, when its task is woken for that. A task
+/// that has polled such a write, and then awaits a later one without polling the first again, may
+/// wait for ever.
+///
 /// All of them fail with
 /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds); a shrink that was submitted earlier counts;

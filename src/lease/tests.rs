@@ -8,6 +8,7 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
+use crate::error::MmapIoError;
 
 /// A file that has nothing but leases.
 struct Host {
@@ -546,6 +547,76 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
     let _batch = host.leases.begin_batch(&mut wants).unwrap();
     let attempt = || Lease::try_shared(host.clone(), range(0, 10));
     assert!(wait_briefly(&host.leases, range(0, 10), || 1000, attempt).is_err());
+}
+
+#[test]
+fn readers_wait_for_a_queued_lease_until_it_lasts() {
+    let host = Host::new();
+    for lasts in [false, true] {
+        let lease = exclusive(&host, range(0, 10)).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let waiting = host.clone();
+        let reader = thread::spawn(move || {
+            let attempt = || {
+                let lease = Lease::try_shared(waiting.clone(), range(5, 6));
+                // It has met the lease.
+                let _ = sender.send(());
+                lease
+            };
+            wait_briefly(&waiting.leases, range(5, 6), || 1000, attempt).map(drop)
+        });
+        // It parks after so many looks.
+        for _ in 0..SPINS + 2 {
+            receiver.recv().unwrap();
+        }
+        assert!(!reader.is_finished());
+        match lasts {
+            true => lease.mark_lasting(),
+            false => drop(lease),
+        }
+        assert_eq!(reader.join().unwrap().is_err(), lasts);
+    }
+    // A caller's own lasts at once; of two, one that lasts counts.
+    let _brief = exclusive(&host, range(100, 110)).unwrap();
+    let _lasting = Way::Of(Kind::Exclusive)
+        .take(&host, range(110, 120))
+        .unwrap();
+    for (bytes, conflict) in [
+        (range(100, 105), Conflict::Applying),
+        (range(115, 120), Conflict::Held),
+        (range(100, 120), Conflict::Held),
+    ] {
+        let attempt = Lease::try_shared(host.clone(), bytes);
+        assert_eq!(attempt.map(drop).unwrap_err(), conflict);
+        let attempt = Lease::try_owned(host.clone(), bytes);
+        assert_eq!(attempt.map(drop).unwrap_err(), conflict);
+    }
+}
+
+#[test]
+fn a_reader_of_what_is_being_cut_is_told_while_the_cut_lasts() {
+    let host = Host::new();
+    let len = Arc::new(AtomicU64::new(1000));
+    let cut = exclusive(&host, range(500, 1000)).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let (waiting, current) = (host.clone(), len.clone());
+    let reader = thread::spawn(move || {
+        let attempt = || {
+            let lease = Lease::try_shared(waiting.clone(), range(900, 910));
+            let _ = sender.send(());
+            lease
+        };
+        let current = || current.load(Ordering::SeqCst);
+        wait_briefly(&waiting.leases, range(900, 910), current, attempt).map(drop)
+    });
+    for _ in 0..SPINS + 2 {
+        receiver.recv().unwrap();
+    }
+    len.store(500, Ordering::SeqCst);
+    host.leases.recheck();
+    let error = reader.join().unwrap().unwrap_err();
+    assert!(matches!(error, MmapIoError::OutOfBounds { total: 500, .. }));
+    drop(cut);
 }
 
 #[test]

@@ -87,6 +87,9 @@ impl Drain for OpenFile {
 impl Granted for OwnedLease {
     fn delivered(&self) {
         self.mark_lasting();
+        // A creation that waits for the file to be closed may wait for a future that is forgotten:
+        // it counts as a user from now on.
+        self.host().closed.notify();
     }
 }
 

@@ -4,8 +4,8 @@
 //! outgrown.
 
 use bytes::Bytes;
-use futures_lite::future::poll_once;
-use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError};
+use futures_lite::future::{or, poll_once, yield_now};
+use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{alone, assert_waits, is_quiet, pattern, patterned, soon, until};
 
@@ -263,5 +263,48 @@ fn a_write_of_many_ranges_waits_for_all_and_holds_none_meanwhile() {
             let written = file.as_slice(at, len).unwrap();
             assert!(written.iter().all(|byte| *byte == 7));
         }
+    });
+}
+
+#[test]
+fn blocked_writes_take_no_room_from_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, _) = patterned(dir.path(), 10_000).await;
+        let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
+        let file = builder.write_buffer(1000).open().await.unwrap();
+        let view = file.bytes(0, 10).unwrap();
+        // As many as fill the buffer several times over.
+        let mut blocked: Vec<_> = (0..10)
+            .map(|byte| Box::pin(file.update_region(0, &[[1; 700], [2; 700]][byte % 2])))
+            .collect();
+        for write in &mut blocked {
+            assert!(poll_once(write).await.is_none());
+        }
+        for byte in 0..20 {
+            let data = vec![byte; 1000];
+            let others = async {
+                file.update_region(5000, &data).await?;
+                file.write_bytes(6000, data.clone().into()).await?;
+                let parts: [(u64, &[u8]); 2] = [(7000, &data[..500]), (8000, &data[..500])];
+                file.update_regions(&parts).await
+            };
+            // Each of them is a task's: it is polled when there is room for it.
+            let tasks = async {
+                loop {
+                    for write in &mut blocked {
+                        assert!(poll_once(write).await.is_none());
+                    }
+                    yield_now().await;
+                }
+            };
+            soon(or(others, tasks)).await.unwrap();
+        }
+        drop(view);
+        for write in blocked {
+            soon(write).await.unwrap();
+        }
+        assert_eq!(file.as_slice(0, 700).unwrap(), [2; 700]);
+        assert_eq!(file.as_slice(5000, 2000).unwrap(), [19; 2000]);
     });
 }

@@ -1,18 +1,20 @@
 //! All or nothing: whatever future is dropped, after however many polls, nothing is torn, leaked or
 //! stuck.
 
+use std::future::Future;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
 use futures_lite::future::{or, poll_once, yield_now};
-use mmap_io::MemoryMappedFile;
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
 use crate::common::operations::{
     operations, with_one_pool_thread, Gate, HeldBy, Operation, Running, Scene, BEFORE, LEN,
 };
-use crate::common::{alone, is_quiet, patterned, until, SOON};
+use crate::common::{alone, ends, eventually, is_quiet, patterned, until, HeldQueue, SOON};
 
 /// How far a future gets before it is dropped.
 #[derive(Clone, Copy, Debug)]
@@ -192,24 +194,29 @@ fn a_write_that_was_dropped_before_it_was_admitted_is_in_nobodys_way() {
             .open_or_create()
             .await
             .unwrap();
-        let view = file.bytes(0, 10).unwrap();
+        let held = HeldQueue::new(&file, 999);
         let mut first = Box::pin(file.update_region(0, &[1; 100]));
         let mut second = Box::pin(file.update_region(200, &[2; 100]));
         let mut third = Box::pin(file.write_bytes(400, vec![3; 100].into()));
+        // Behind the second one, which has its place already.
+        let mut fourth = Box::pin(file.as_slice_mut(250, 10));
         assert!(poll_once(&mut first).await.is_none());
         assert!(poll_once(&mut second).await.is_none());
         assert!(poll_once(&mut third).await.is_none());
+        assert!(poll_once(&mut fourth).await.is_none());
         assert_eq!(file.stats().queued_bytes, 100);
         drop(second);
         assert_eq!(file.stats().queued_bytes, 100);
         assert!(poll_once(&mut third).await.is_none());
         drop(first);
+        assert_eq!(file.stats().queued_bytes, 100);
+        held.let_go().await;
         third.await.unwrap();
-        drop(view);
+        assert_eq!(fourth.await.unwrap()[..], [0; 10]);
         until(&file, is_quiet).await;
-        let mut expected = [0; 1000];
+        let mut expected = [0; 999];
         expected[400..500].fill(3);
-        assert_eq!(file.as_slice(0, 1000).unwrap(), expected);
+        assert_eq!(file.as_slice(0, 999).unwrap(), expected);
     });
 }
 
@@ -239,4 +246,174 @@ fn a_write_that_was_dropped_in_the_queue_is_never_applied() {
         assert_eq!(file.as_slice(0, 1000).unwrap(), expected);
         until(&file, is_quiet).await;
     });
+}
+
+#[test]
+fn a_view_that_was_granted_and_not_taken_goes_with_its_future() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = alone(patterned(dir.path(), 10_000));
+    let (wake, woken) = mpsc::channel();
+    let waker = Waker::from(Arc::new(Woken(wake)));
+    for _ in 0..100 {
+        let mut future = Box::pin(file.as_slice_mut(0, 10_000));
+        let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
+        if polled.is_ready() {
+            // The drain was quick.
+            continue;
+        }
+        // It has the lease now, and may keep it for as long as it likes.
+        woken.recv_timeout(SOON).expect("not granted");
+        assert_eq!(file.stats().views, 1);
+        let busy = file.as_slice(5_000, 1).unwrap_err();
+        assert!(matches!(busy, MmapIoError::Busy { .. }), "{busy:?}");
+        drop(future);
+        assert_eq!(file.stats().views, 0);
+        assert!(file.try_as_slice(0, 10_000).unwrap().is_some());
+    }
+}
+
+#[test]
+fn readers_are_never_told_of_a_view_whose_future_was_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = alone(patterned(dir.path(), 10_000));
+    for turn in 0..3_000 {
+        let mut future = Box::pin(file.as_slice_mut(0, 10_000));
+        drop(alone(poll_once(&mut future)));
+        // Before the drain takes it up, while it does, and after.
+        for _ in 0..turn % 100 * 20 {
+            std::hint::spin_loop();
+        }
+        drop(future);
+        drop(file.as_slice(0, 10_000).unwrap());
+    }
+    alone(until(&file, is_quiet));
+}
+
+#[test]
+fn readers_of_a_tail_that_is_cut_and_grown_are_never_told_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, file) = alone(patterned(dir.path(), 100_000));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let reads = [
+                    file.as_slice(99_000, 100).map(drop),
+                    file.bytes(99_000, 100).map(drop),
+                    file.try_as_slice(99_000, 100).map(drop),
+                ];
+                for error in reads.into_iter().filter_map(Result::err) {
+                    let is_cut = matches!(error, MmapIoError::OutOfBounds { .. });
+                    assert!(is_cut, "{error:?}");
+                }
+            }
+        });
+        for _ in 0..500 {
+            alone(file.resize(4_096)).unwrap();
+            alone(file.resize(100_000)).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Forgets a future after its first poll, and then its handle goes.
+fn forget(dir: &Path, name: &str, begin: impl FnOnce(&MemoryMappedFile)) {
+    let path = dir.join(name);
+    let file = alone(
+        MemoryMappedFile::builder(&path)
+            .size(100_000)
+            .write_buffer(100)
+            .create(),
+    );
+    let file = file.unwrap();
+    begin(&file);
+    drop(file);
+    let again = ends(name, MemoryMappedFile::create_rw(path, 10));
+    match again {
+        Ok(_) | Err(MmapIoError::Busy { .. }) => {}
+        Err(error) => panic!("{name}: {error:?}"),
+    }
+}
+
+#[test]
+fn a_forgotten_future_does_not_hold_up_a_creation() {
+    fn forgotten<'a>(future: impl Future + 'a) {
+        let mut future = Box::pin(future);
+        let _ = alone(poll_once(&mut future));
+        std::mem::forget(future);
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let data = [1; 80];
+    forget(dir, "update_region", |file| {
+        forgotten(file.update_region(0, &data));
+    });
+    forget(dir, "at the door", |file| {
+        forgotten(file.update_region(0, &data));
+        forgotten(file.update_region(0, &data));
+        forgotten(file.update_regions(&[(0, &data), (500, &data)]));
+    });
+    forget(dir, "update_region_async", |file| {
+        forgotten(file.update_region_async(0, &data));
+    });
+    forget(dir, "try_update_region", |file| {
+        forgotten(file.try_update_region(0, &data));
+    });
+    forget(dir, "write_bytes", |file| {
+        forgotten(file.write_bytes(0, file.bytes(500, 80).unwrap()));
+    });
+    forget(dir, "as_slice_mut", |file| {
+        forgotten(file.as_slice_mut(0, 100));
+    });
+    forget(dir, "resize", |file| {
+        forgotten(file.resize(10));
+    });
+    forget(dir, "slice", |file| {
+        forgotten(file.slice(0, 100_000));
+        forgotten(file.read_bytes(50_000, 10));
+    });
+    forget(dir, "flush", |file| {
+        forgotten(file.flush());
+        forgotten(file.touch_pages());
+    });
+    forget(dir, "copy_to", |file| {
+        forgotten(file.copy_to(dir.join("copy")));
+    });
+}
+
+#[test]
+fn a_commit_that_is_dropped_unpolled_is_like_a_dropped_view() {
+    let dir = tempfile::tempdir().unwrap();
+    let create = |policy| {
+        let path = dir.path().join(format!("{policy:?}"));
+        let builder = MemoryMappedFile::builder(path).size(10_000);
+        let file = alone(builder.flush_policy(policy).create()).unwrap();
+        alone(file.flush()).unwrap();
+        file
+    };
+    let drop_commit = |file: &MemoryMappedFile| {
+        let mut view = alone(file.as_slice_mut(0, 100)).unwrap();
+        view.fill(1);
+        drop(view.commit());
+    };
+    for policy in [
+        FlushPolicy::Always,
+        FlushPolicy::EveryBytes(100),
+        FlushPolicy::EveryWrites(1),
+        FlushPolicy::EveryMillis(1),
+    ] {
+        let file = create(policy);
+        drop_commit(&file);
+        eventually("flushed", || file.pending_bytes() == 0);
+    }
+    // It counts once.
+    let file = create(FlushPolicy::EveryWrites(2));
+    drop_commit(&file);
+    assert_eq!(file.pending_bytes(), 100);
+    drop_commit(&file);
+    eventually("flushed", || file.pending_bytes() == 0);
+    let file = create(FlushPolicy::Never);
+    drop_commit(&file);
+    assert_eq!((file.pending_bytes(), file.stats().views), (100, 0));
 }
