@@ -140,7 +140,9 @@ trait Steps: 'static {
                 commits.flush(&*file, extent);
                 commits.failed.get().cloned()
             } else {
-                file.flush(extent).err().map(Arc::new)
+                file.flush(extent)
+                    .err()
+                    .map(|error| MmapIoError::FlushFailed(error.into()))
             };
             if !Self::TAKES_FIRST {
                 waiting = std::mem::take(&mut lock(&commits.state).waiting);
