@@ -249,8 +249,8 @@ impl OpenFile {
         })
     }
 
-    /// Maps the file with a protection that no handle has asked for yet, through `source`, or,
-    /// to read what is written, through the descriptor that writes.
+    /// Maps the file with a protection that no handle has asked for yet, through `source`; where a
+    /// file is copied up when it is first written, through the descriptor that writes.
     ///
     /// # Errors
     ///
@@ -261,7 +261,7 @@ impl OpenFile {
             Some(Mapped {
                 backing: Backing::File(file),
                 ..
-            }) => Source {
+            }) if source.habits.copies_up => Source {
                 file: file.clone(),
                 ..source
             },

@@ -499,7 +499,8 @@ pub(crate) fn is_gone(info: &FileInfo, path: &Path) -> bool {
 
 /// The path, from the current directory on where it is relative: as it is now, whenever it is used.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
-    if path.is_absolute() {
+    // No path is no name of the directory.
+    if path.is_absolute() || path.as_os_str().is_empty() {
         return path.to_path_buf();
     }
     // Where there is no such directory any more, opening says so.

@@ -257,7 +257,7 @@ pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()>
 pub(crate) fn check_address_space(len: u64) -> io::Result<()> {
     let no_room = || io::Error::from_raw_os_error(libc::ENOMEM);
     let len = usize::try_from(len).map_err(|_| no_room())?;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
     // SAFETY: a new mapping, at an address that the kernel chooses.
     let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
     if addr == libc::MAP_FAILED {
