@@ -20,7 +20,7 @@ use crate::common::fuse::{
     with_fuse, Fuse, Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE,
     SETATTR, WRITE,
 };
-use crate::common::{alone, ends, eventually, pattern, poll_once, skip, soon};
+use crate::common::{alone, ends, eventually, pattern, poll_once, soon};
 
 /// Bytes of the file `data`.
 const LEN: u64 = 1 << 20;
@@ -38,13 +38,10 @@ macro_rules! fuse_test {
     };
 }
 
-/// Says that a test cannot run where the pool has a single thread, which waits for the server.
-fn is_single_threaded(test: &str) -> bool {
-    let is_one = std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1");
-    if is_one {
-        skip(test, "the only thread of the pool waits for the server");
-    }
-    is_one
+/// Whether the pool has a single thread, which would wait for the server: a test of what goes on beside
+/// it has nothing to look at then.
+fn is_single_threaded() -> bool {
+    std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1")
 }
 
 async fn open_rw(fuse: &Fuse) -> MemoryMappedFile {
@@ -303,7 +300,7 @@ fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
 });
 
 fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
-    if is_single_threaded("remote::a_slow_flush_delays_no_other_file") {
+    if is_single_threaded() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -473,7 +470,7 @@ fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
 });
 
 fuse_test!(cold_reads_leave_room_for_a_durable_write, |fuse| {
-    if is_single_threaded("remote::cold_reads_leave_room_for_a_durable_write") {
+    if is_single_threaded() {
         return;
     }
     const READS: u64 = 200;
