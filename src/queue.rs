@@ -303,7 +303,10 @@ impl<L: Granted> Queue<L> {
             return Some(Self::submit(target, op));
         }
         let mut called = Vec::new();
-        {
+        if let Err(error) = check() {
+            // As in `submit`.
+            called.extend(op.acknowledge(Err(error.into())));
+        } else {
             let mut state = lock(&queue.state);
             state.number(&op);
             state.door.join(op.clone());
@@ -373,7 +376,11 @@ impl<L: Granted> Queue<L> {
                 }
                 state.mapped.clear();
                 state.running = !state.fresh.is_empty();
-                std::mem::take(&mut state.fresh)
+                let refused = std::mem::take(&mut state.fresh);
+                // The futures that they give their room to find out on their own.
+                state.reconsider(&self.budget);
+                state.call(&self.budget, &mut ended.called);
+                refused
             };
             if refused.is_empty() {
                 break;

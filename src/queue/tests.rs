@@ -136,3 +136,32 @@ fn a_drain_that_cannot_be_run_fails_what_it_was_to_look_at() {
     assert!(told(&deferred).is_ready());
     assert_eq!(queue.0.backlog().operations, 0);
 }
+
+#[test]
+fn a_drain_that_cannot_be_run_gives_its_room_to_the_line() {
+    let queue = Driven::new();
+    queue.0.budget.set_limit(10);
+    let write = |held| {
+        let ranges = Ranges::One([ByteRange::between(0, 10)]);
+        let action = Action::Write(FlushPolicy::Never);
+        Op::write(ranges, action, 10, held, Waker::noop().clone())
+    };
+    assert!(queue.0.budget.try_enter(10));
+    let payload = Payload::Owned([0; 10].into());
+    let inside = write(Held::Ready(payload, Account::Queued));
+    let outside = write(Held::Outside(None));
+    {
+        let mut state = lock(&queue.0.state);
+        state.push(inside.clone());
+        state.number(&outside);
+        state.door.join(outside.clone());
+        let mut called = Vec::new();
+        state.call(&queue.0.budget, &mut called);
+        assert!(called.is_empty() && !queue.0.budget.try_enter(0));
+    }
+    let error = MmapIoError::from(io::Error::from_raw_os_error(11));
+    queue.0.refuse(&error);
+    assert!(!inside.is_queued());
+    assert!(matches!(*lock(&outside.held), Held::Called(None)));
+    assert_eq!(queue.0.budget.used(), 10);
+}
