@@ -371,8 +371,10 @@ struct Writing<S: Steps> {
     file: Arc<File<S>>,
     op: Option<Operation>,
     /// The real one.
-    polled: Option<Pin<Box<dyn Future<Output = Result<Outcome<Lease>>> + Send>>>,
+    polled: Option<Boxed<Result<Outcome<Lease>>>>,
 }
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<S: Steps> Writing<S> {
     /// [`Queue::write`] over again, where a mistake can be made. Submitted in the first poll.
