@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::{wait_briefly, Lease, LeaseHost};
-use crate::map::Span;
+use crate::map::{no_bytes, Span};
 use crate::range::ByteRange;
 
 impl MemoryMappedFile {
@@ -45,7 +45,7 @@ impl MemoryMappedFile {
     /// ```
     pub fn bytes(&self, offset: u64, len: u64) -> Result<Bytes> {
         if len == 0 {
-            return Ok(Bytes::new());
+            return Ok(Bytes::from_static(no_bytes()));
         }
         let range = ByteRange::new(offset, len, self.len())?;
         let attempt = || Lease::try_owned(self.handle.clone(), range);
@@ -72,7 +72,7 @@ impl MemoryMappedFile {
         let file = self.clone();
         operation("reading", (offset, len), async move {
             if len == 0 {
-                return Ok(Bytes::new());
+                return Ok(Bytes::from_static(no_bytes()));
             }
             let range = ByteRange::new(offset, len, file.len())?;
             let lease = file

@@ -15,7 +15,7 @@ use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::{copied, operation};
 use crate::flush::FlushPolicy;
 use crate::lease::{try_shared, wait, wait_briefly, Lease, LeaseHost, Leases, Token};
-use crate::map::Protection;
+use crate::map::{no_bytes, Protection};
 use crate::mode::MmapMode;
 use crate::offload::{check, offload};
 use crate::open_file::{OpenFile, OwnedLease, User};
@@ -293,7 +293,7 @@ impl MemoryMappedFile {
     /// As [`as_slice`](Self::as_slice).
     pub fn as_slice_bytes(&self, offset: u64, len: u64) -> Result<&[u8]> {
         if len == 0 {
-            return Ok(&[]);
+            return Ok(no_bytes());
         }
         if self.handle.mode != MmapMode::ReadOnly {
             return Err(MmapIoError::invalid_mode(

@@ -159,9 +159,11 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
-    /// A span of no bytes, which is not in any map.
+    /// A span of no bytes, which is not in any map. Its address is a multiple of every page size, as
+    /// that of a map is: code that casts the bytes of a file to a wider type may check the alignment
+    /// before the length.
     pub(crate) const EMPTY: Self = Self {
-        addr: NonNull::dangling(),
+        addr: NonNull::<LargestPage>::dangling().cast(),
         len: 0,
     };
 
@@ -224,6 +226,16 @@ impl Span {
         // exclusive lease excludes that `data` is a view of the same bytes.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.addr.as_ptr(), self.len) }
     }
+}
+
+/// As aligned as a page of any platform.
+#[repr(align(65536))]
+struct LargestPage;
+
+/// No bytes, at the address of [`Span::EMPTY`].
+pub(crate) fn no_bytes() -> &'static [u8] {
+    // SAFETY: no bytes need neither a map nor a lease.
+    unsafe { Span::EMPTY.as_slice() }
 }
 
 /// The pages around `data`, if they are in one of this crate's maps.

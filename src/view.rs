@@ -59,6 +59,12 @@ impl<'a> MappedSlice<'a> {
             bytes: PhantomData,
         }
     }
+
+    /// Returns the bytes, for as long as the view is borrowed: what it dereferences to.
+    #[inline]
+    pub fn as_slice(&self) -> &[u8] {
+        self
+    }
 }
 
 impl Deref for MappedSlice<'_> {
@@ -78,11 +84,13 @@ impl AsRef<[u8]> for MappedSlice<'_> {
     }
 }
 
+/// Shows the length and the first 32 bytes.
 impl fmt::Debug for MappedSlice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MappedSlice")
             .field("len", &self.len())
-            .finish_non_exhaustive()
+            .field("bytes", &Beginning(self))
+            .finish()
     }
 }
 
@@ -121,7 +129,14 @@ impl<const N: usize> PartialEq<&[u8; N]> for MappedSlice<'_> {
 /// Copies the bytes; [`MemoryMappedFile::bytes`](crate::MemoryMappedFile::bytes) does not.
 impl From<MappedSlice<'_>> for Bytes {
     fn from(slice: MappedSlice<'_>) -> Self {
-        Self::copy_from_slice(&slice)
+        Self::from(&slice)
+    }
+}
+
+/// Copies the bytes; [`MemoryMappedFile::bytes`](crate::MemoryMappedFile::bytes) does not.
+impl From<&MappedSlice<'_>> for Bytes {
+    fn from(slice: &MappedSlice<'_>) -> Self {
+        Self::copy_from_slice(slice)
     }
 }
 
@@ -256,12 +271,14 @@ impl AsMut<[u8]> for MappedSliceMut<'_> {
     }
 }
 
+/// Shows the offset in the file, the length and the first 32 bytes.
 impl fmt::Debug for MappedSliceMut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MappedSliceMut")
             .field("offset", &self.range.start())
             .field("len", &self.len())
-            .finish_non_exhaustive()
+            .field("bytes", &Beginning(self))
+            .finish()
     }
 }
 
@@ -271,5 +288,48 @@ impl Drop for MappedSliceMut<'_> {
         if let Some(lease) = &self.lease {
             lease.host().wrote_view(self.range, self.policy);
         }
+    }
+}
+
+/// Shows bytes as a literal; of many only the first, and that there are more.
+struct Beginning<'a>(&'a [u8]);
+
+impl fmt::Debug for Beginning<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 32;
+        let (shown, more) = match self.0.len() {
+            0..=MOST => (self.0, ""),
+            _ => (&self.0[..MOST], ".."),
+        };
+        write!(f, "b\"{}\"{more}", shown.escape_ascii())
+    }
+}
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use crate::file::MemoryMappedFile;
+
+    #[test]
+    fn debug_shows_the_first_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        futures_lite::future::block_on(async {
+            let path = dir.path().join("data");
+            let file = MemoryMappedFile::create_rw(&path, 100).await.unwrap();
+            file.update_region(0, b"say \"hello\"\n").await.unwrap();
+            let shown = |offset, len| format!("{:?}", file.as_slice(offset, len).unwrap());
+            assert_eq!(
+                shown(0, 13),
+                r#"MappedSlice { len: 13, bytes: b"say \"hello\"\n\x00" }"#
+            );
+            assert_eq!(shown(50, 0), r#"MappedSlice { len: 0, bytes: b"" }"#);
+            let zeroes = r"\x00".repeat(32);
+            let some = format!("MappedSlice {{ len: 32, bytes: b\"{zeroes}\" }}");
+            assert_eq!(shown(20, 32), some);
+            let more = format!("MappedSlice {{ len: 33, bytes: b\"{zeroes}\".. }}");
+            assert_eq!(shown(20, 33), more);
+            let view = file.as_slice_mut(5, 5).await.unwrap();
+            let changed = r#"MappedSliceMut { offset: 5, len: 5, bytes: b"hello" }"#;
+            assert_eq!(format!("{view:?}"), changed);
+        });
     }
 }

@@ -16,7 +16,7 @@ use std::process::Command;
 use common::{alone, is_quiet, pattern, patterned, skip, until};
 use futures_lite::future::poll_once;
 use mmap_io::utils::{align_up, ensure_in_bounds, page_size, slice_range};
-use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode, Result, Stats, TouchHint};
+use mmap_io::{AnonymousMmap, MemoryMappedFile, MmapIoError, MmapMode, Result, Stats, TouchHint};
 
 const TOO_LARGE: u64 = (128 << 40) + 1;
 
@@ -197,6 +197,30 @@ fn no_bytes_are_no_bytes_wherever() {
             .await
             .unwrap();
         assert_eq!(file.as_slice(0, 1).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn empty_views_are_page_aligned() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (path, file) = patterned(dir.path(), 1000).await;
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let anonymous = AnonymousMmap::new(1000).unwrap();
+        let assert_aligned = |view: &[u8]| assert_eq!(view.as_ptr() as usize % (64 << 10), 0);
+        for offset in [0, 7, 1000, 2000] {
+            for file in [&file, &reader] {
+                assert_aligned(&file.as_slice(offset, 0).unwrap());
+                assert_aligned(&file.try_as_slice(offset, 0).unwrap().unwrap());
+                assert_aligned(&file.slice(offset, 0).await.unwrap());
+                assert_aligned(&file.bytes(offset, 0).unwrap());
+                assert_aligned(&file.read_bytes(offset, 0).await.unwrap());
+            }
+            assert_aligned(reader.as_slice_bytes(offset, 0).unwrap());
+            assert_aligned(&file.as_slice_mut(offset, 0).await.unwrap());
+            assert_aligned(&file.try_as_slice_mut(offset, 0).unwrap().unwrap());
+            assert_aligned(&anonymous.as_slice(offset, 0).unwrap());
+        }
     });
 }
 
