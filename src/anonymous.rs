@@ -205,6 +205,49 @@ impl AnonymousMmap {
     pub fn try_as_slice_mut(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
         self.0.try_as_slice_mut(offset, len)
     }
+
+    /// The same as [`try_as_slice_mut`](Self::try_as_slice_mut), under its old name.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Blocking
+    ///
+    /// As there.
+    pub fn try_as_mut_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
+        self.try_as_slice_mut(offset, len)
+    }
+
+    /// Returns whether huge pages hold a part of the memory; see
+    /// [`MemoryMappedFile::is_hugepage_backed`]. Memory of the process that the system keeps together
+    /// with this one counts.
+    pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
+        self.0.is_hugepage_backed()
+    }
+
+    /// Returns the address of the first byte; it never changes.
+    ///
+    /// # Safety
+    ///
+    /// What is read through the pointer is not protected by a lease. Until the last read through it,
+    /// the caller makes sure that
+    /// - the mapping, or a clone of it, lives;
+    /// - the bytes are below [`len`](Self::len);
+    /// - nothing writes to the bytes: no operation, no view, and no other pointer.
+    pub unsafe fn as_ptr(&self) -> *const u8 {
+        self.0.base().cast_const()
+    }
+
+    /// Returns the address of the first byte, to write through; it never changes.
+    ///
+    /// # Safety
+    ///
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks at
+    /// the bytes, through this crate or otherwise, unless all sides use atomic operations.
+    pub unsafe fn as_mut_ptr(&self) -> *mut u8 {
+        self.0.base()
+    }
 }
 
 impl fmt::Debug for AnonymousMmap {

@@ -127,7 +127,7 @@ impl MemoryMappedFileBuilder {
     pub fn create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
             None | Some(MmapMode::ReadWrite) => How::Create(absolute(&self.path), self.size),
-            Some(MmapMode::ReadOnly) => How::Existing(absolute(&self.path)),
+            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => How::Existing(absolute(&self.path)),
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -185,7 +185,7 @@ impl MemoryMappedFileBuilder {
     pub fn open_or_create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
             None | Some(MmapMode::ReadWrite) => How::OpenOrCreate(absolute(&self.path), self.size),
-            Some(MmapMode::ReadOnly) => How::Existing(absolute(&self.path)),
+            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => How::Existing(absolute(&self.path)),
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -202,6 +202,7 @@ impl MemoryMappedFileBuilder {
         let location = absolute(&self.path);
         operation(name, Subject::from(&self.path), async move {
             let mode = self.mode.unwrap_or(default);
+            mode.require_available()?;
             let opening = Opening {
                 how,
                 mode,
@@ -224,7 +225,7 @@ impl MemoryMappedFileBuilder {
                 opened.open.queue().budget.set_limit(bytes);
             }
             let policy = match mode {
-                MmapMode::ReadOnly => FlushPolicy::Never,
+                MmapMode::ReadOnly | MmapMode::CopyOnWrite => FlushPolicy::Never,
                 MmapMode::ReadWrite => self.policy,
             };
             let file = MemoryMappedFile::new(opened.open, mode, policy, self.path, location);

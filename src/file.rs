@@ -142,6 +142,12 @@ impl MemoryMappedFile {
         self.handle.mode
     }
 
+    /// Returns `true` if writes through the handle go to private pages; no file can be mapped so
+    /// yet, see [`MmapMode::CopyOnWrite`].
+    pub fn is_cow_writable(&self) -> bool {
+        false
+    }
+
     /// Length of the file in bytes.
     #[inline]
     pub fn len(&self) -> u64 {
@@ -177,7 +183,7 @@ impl MemoryMappedFile {
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
             MmapMode::ReadWrite => self.handle.open.pending().bytes(),
-            MmapMode::ReadOnly => 0,
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => 0,
         }
     }
 
@@ -526,7 +532,7 @@ impl MemoryMappedFile {
     ///   them off (that would raise `SIGBUS`);
     /// - nothing writes to the bytes: no operation or view of this process, and no other process.
     pub unsafe fn as_ptr(&self) -> *const u8 {
-        self.open.base(self.protection).cast_const()
+        self.base().cast_const()
     }
 
     /// Returns the address of the first byte of the file, to write through. Counts every byte of the
@@ -557,6 +563,11 @@ impl MemoryMappedFile {
 
     pub(crate) fn protection(&self) -> Protection {
         self.protection
+    }
+
+    /// Where the current map begins. An address, and no access.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.open.base(self.protection)
     }
 
     /// A shared slice: on the fast path, or under a lease that `slowly` gets. `None` has a reason
@@ -659,7 +670,7 @@ impl MemoryMappedFile {
         path: PathBuf,
         location: PathBuf,
     ) -> Self {
-        Self::from(Arc::new(Handle {
+        Self::of(Arc::new(Handle {
             open,
             mode,
             policy,
@@ -671,7 +682,7 @@ impl MemoryMappedFile {
 
     /// The handle behind anonymous memory.
     pub(crate) fn of_memory(open: User) -> Self {
-        Self::from(Arc::new(Handle {
+        Self::of(Arc::new(Handle {
             open,
             mode: MmapMode::ReadWrite,
             policy: FlushPolicy::Never,
@@ -679,6 +690,14 @@ impl MemoryMappedFile {
             location: PathBuf::new(),
             kept: Mutex::default(),
         }))
+    }
+
+    fn of(handle: Arc<Handle>) -> Self {
+        Self {
+            open: Arc::clone(&handle.open),
+            protection: handle.protection(),
+            handle,
+        }
     }
 
     /// Gives the file back, unmapped, if this is the last clone of the handle and no `Bytes` of
@@ -691,21 +710,11 @@ impl MemoryMappedFile {
     ///
     /// The handle itself, while clones or `Bytes` live, or if the process has no descriptor left.
     pub fn unmap(self) -> Result<File, Self> {
-        let handle = Arc::try_unwrap(self.handle).map_err(Self::from)?;
+        let handle = Arc::try_unwrap(self.handle).map_err(Self::of)?;
         // The file's own jobs may still hold the descriptor for a moment.
         match handle.file().try_clone() {
             Ok(file) => Ok(file),
-            Err(_) => Err(Self::from(Arc::new(handle))),
-        }
-    }
-}
-
-impl From<Arc<Handle>> for MemoryMappedFile {
-    fn from(handle: Arc<Handle>) -> Self {
-        Self {
-            open: Arc::clone(&handle.open),
-            protection: handle.protection(),
-            handle,
+            Err(_) => Err(Self::of(Arc::new(handle))),
         }
     }
 }
@@ -713,7 +722,7 @@ impl From<Arc<Handle>> for MemoryMappedFile {
 impl Handle {
     pub(crate) fn protection(&self) -> Protection {
         match self.mode {
-            MmapMode::ReadOnly => Protection::Read,
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
         }
     }

@@ -193,9 +193,11 @@ pub mod advise;
 #[allow(unsafe_code)]
 mod bytes;
 
-mod anonymous;
+#[allow(unsafe_code)]
+pub mod anonymous;
 
 mod copy;
+mod huge;
 
 pub mod manager;
 pub mod utils;
@@ -204,7 +206,7 @@ pub mod utils;
 pub use crate::advise::MmapAdvice;
 pub use crate::anonymous::AnonymousMmap;
 pub use crate::builder::MemoryMappedFileBuilder;
-pub use crate::error::{MmapIoError, Result};
+pub use crate::error::{Cause, MmapIoError, Result};
 pub use crate::file::{MemoryMappedFile, Stats};
 pub use crate::flush::FlushPolicy;
 pub use crate::manager::{
@@ -212,3 +214,16 @@ pub use crate::manager::{
 };
 pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::view::{MappedSlice, MappedSliceMut};
+
+/// The error type under its old path.
+pub mod errors {
+    pub use crate::error::{Cause, MmapIoError, Result};
+}
+
+/// The handle, its views and its modes under their old path.
+pub mod mmap {
+    pub use crate::builder::MemoryMappedFileBuilder;
+    pub use crate::file::{MemoryMappedFile, Stats};
+    pub use crate::mode::{MmapMode, TouchHint};
+    pub use crate::view::{MappedSlice, MappedSliceMut};
+}

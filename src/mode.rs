@@ -10,6 +10,10 @@ pub enum MmapMode {
     ReadOnly,
     /// Reads and writes, shared with every other mapping of the file.
     ReadWrite,
+    /// Private pages over a file that must exist. Reserved: the crate cannot map so yet, and
+    /// everything that opens a file in this mode fails with
+    /// [`InvalidMode`](MmapIoError::InvalidMode).
+    CopyOnWrite,
 }
 
 impl MmapMode {
@@ -19,6 +23,17 @@ impl MmapMode {
         match self {
             Self::ReadWrite => Ok(()),
             Self::ReadOnly => Err(MmapIoError::invalid_mode("the handle is read-only")),
+            Self::CopyOnWrite => Err(MmapIoError::invalid_mode("the handle is copy-on-write")),
+        }
+    }
+
+    /// Fails unless files can be mapped in the mode.
+    pub(crate) fn require_available(self) -> Result<()> {
+        match self {
+            Self::ReadOnly | Self::ReadWrite => Ok(()),
+            Self::CopyOnWrite => Err(MmapIoError::invalid_mode(
+                "this version of the crate cannot map a file copy-on-write",
+            )),
         }
     }
 }

@@ -186,7 +186,7 @@ impl Opening {
             _ if !access.read => "the descriptor is not open for reading",
             MmapMode::ReadWrite if !access.write => "the descriptor is not open for writing",
             MmapMode::ReadWrite if access.append => "the descriptor is open for appending",
-            MmapMode::ReadOnly | MmapMode::ReadWrite => return Ok(()),
+            MmapMode::ReadOnly | MmapMode::ReadWrite | MmapMode::CopyOnWrite => return Ok(()),
         };
         Err(MmapIoError::invalid_mode(problem))
     }
@@ -335,13 +335,13 @@ impl Opening {
     fn check_not_empty(&self, len: u64) -> Result<()> {
         match self.mode {
             MmapMode::ReadWrite => check_size(len),
-            MmapMode::ReadOnly => Ok(()),
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
         }
     }
 
     fn protection(&self) -> Protection {
         match self.mode {
-            MmapMode::ReadOnly => Protection::Read,
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
         }
     }

@@ -208,13 +208,13 @@ impl MemoryMappedFile {
 impl Handle {
     async fn flush(&self, flush: Flush) -> Result<()> {
         match self.mode {
-            MmapMode::ReadOnly => Ok(()),
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
             MmapMode::ReadWrite => self.open.start(flush).done().await,
         }
     }
 
     async fn start_writeback(&self, range: ByteRange) -> Result<()> {
-        if self.mode == MmapMode::ReadOnly {
+        if self.mode != MmapMode::ReadWrite {
             return Ok(());
         }
         let file = self.file().clone();

@@ -1,7 +1,5 @@
 //! Small helpers for offsets and pages.
 
-use std::ops::Range;
-
 use crate::error::{MmapIoError, Result};
 use crate::range::ByteRange;
 use crate::sys;
@@ -36,19 +34,20 @@ pub fn ensure_in_bounds(offset: u64, len: u64, total: u64) -> Result<()> {
     ByteRange::new(offset, len, total).map(|_| ())
 }
 
-/// `len` bytes at `offset` as a range of indices into `total` bytes.
+/// Returns the indices of the first byte and past the last one, for `len` bytes at `offset` of `total`
+/// bytes.
 ///
 /// # Errors
 ///
 /// [`OutOfBounds`](MmapIoError::OutOfBounds), also if the platform cannot index that far.
 ///
 /// ```
-/// assert_eq!(mmap_io::utils::slice_range(10, 5, 20).unwrap(), 10..15);
+/// assert_eq!(mmap_io::utils::slice_range(10, 5, 20).unwrap(), (10, 15));
 /// ```
-pub fn slice_range(offset: u64, len: u64, total: u64) -> Result<Range<usize>> {
+pub fn slice_range(offset: u64, len: u64, total: u64) -> Result<(usize, usize)> {
     let range = ByteRange::new(offset, len, total)?;
     let too_far = |_| MmapIoError::OutOfBounds { offset, len, total };
     let start = usize::try_from(range.start()).map_err(too_far)?;
     let end = usize::try_from(range.end()).map_err(too_far)?;
-    Ok(start..end)
+    Ok((start, end))
 }

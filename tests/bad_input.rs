@@ -815,7 +815,7 @@ fn helpers() {
     ] {
         assert_eq!(ensure_in_bounds(offset, len, total).is_ok(), fits);
         let range = slice_range(offset, len, total).ok();
-        let expected = fits.then(|| offset as usize..(offset + len) as usize);
+        let expected = fits.then(|| (offset as usize, (offset + len) as usize));
         assert_eq!(range, expected);
     }
     for error in [

@@ -1,7 +1,7 @@
 //! Linux: the calls that make a mapping usable without signals, stalls or locked instructions.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::io::AsRawFd;
 use std::path::Path;
@@ -762,6 +762,56 @@ pub(crate) fn reopen(file: &File) -> io::Result<File> {
     never_wait(options.read(true)).open(path)
 }
 
+/// Whether huge pages hold a part of a run ([`proc_pid_smaps(5)`]). Blocks: the kernel walks through the
+/// pages of every mapping of the process up to that one. The run is not touched.
+///
+/// # Errors
+///
+/// Where `/proc` is not mounted.
+///
+/// [`proc_pid_smaps(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html
+pub(crate) fn has_huge_pages(run: Run) -> io::Result<Option<bool>> {
+    let start = run.addr as u64;
+    let end = start + run.len as u64;
+    let smaps = BufReader::new(File::open("/proc/self/smaps")?);
+    has_huge_pages_in(smaps, start, end).map(Some)
+}
+
+/// The same of addresses in a text: a line for each mapping, `from-to permissions ..`, in the order of
+/// their addresses, and under it lines of `Name: kilobytes kB`.
+fn has_huge_pages_in(mut smaps: impl BufRead, start: u64, end: u64) -> io::Result<bool> {
+    let address = |text: &str| u64::from_str_radix(text, 16).ok();
+    let mut is_inside = false;
+    let mut line = Vec::new();
+    // Not as lines of UTF-8: there are paths in it.
+    while smaps.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        let mut words = text.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
+        let mapping = first.split_once('-');
+        let mapping = mapping.and_then(|(from, to)| address(from).zip(address(to)));
+        if let Some((from, to)) = mapping {
+            if from >= end {
+                break;
+            }
+            is_inside = to > start;
+        } else if is_inside {
+            let bytes = words.next().and_then(|word| word.parse().ok());
+            let bytes = bytes.map_or(0, |kilobytes: u64| kilobytes << 10);
+            let is_huge = match first {
+                "AnonHugePages:" | "ShmemPmdMapped:" | "FilePmdMapped:" => bytes > 0,
+                "KernelPageSize:" => bytes > page_size() as u64,
+                _ => false,
+            };
+            if is_huge {
+                return Ok(true);
+            }
+        }
+        line.clear();
+    }
+    Ok(false)
+}
+
 /// Makes a range of a shared mapping durable, down to the drive's cache: `msync` with `MS_SYNC`
 /// ends in the file system's own `fdatasync` for the range.
 ///
@@ -920,4 +970,41 @@ fn copy_range(source: &File, destination: &File, start: u64, end: u64) -> io::Re
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_huge_pages_in;
+
+    #[test]
+    fn huge_pages_are_read_from_smaps() {
+        let smaps = b"\
+00400000-00600000 r-xp 00000000 08:02 17 /a/na-me \xff
+Size:               2048 kB
+KernelPageSize:        4 kB
+AnonHugePages:         0 kB
+FilePmdMapped:         0 kB
+VmFlags: rd ex mr mw me
+7f0000000000-7f0000800000 rw-p 00000000 00:00 0
+KernelPageSize:        4 kB
+AnonHugePages:      4096 kB
+VmFlags: rd wr
+7f0000800000-7f0000a00000 rw-s 00000000 00:0f 3 /dev/hugepages/x
+KernelPageSize:     2048 kB
+7f0000a00000-7f0000c00000 rw-s 00000000 00:10 4 /dev/shm/x
+KernelPageSize:        4 kB
+ShmemPmdMapped:     2048 kB
+";
+        for (start, end, expected) in [
+            (0x0040_0000, 0x0060_0000, false),
+            (0x0000_0000, 0x0040_0000, false),
+            (0x7f00_0000_0000, 0x7f00_0010_0000, true),
+            (0x7f00_0080_0000, 0x7f00_00a0_0000, true),
+            (0x7f00_00a0_0000, 0x7f00_00a0_1000, true),
+            (0x7f00_00c0_0000, 0x7f00_00d0_0000, false),
+        ] {
+            let found = has_huge_pages_in(&smaps[..], start, end).unwrap();
+            assert_eq!(found, expected, "{start:x}-{end:x}");
+        }
+    }
 }

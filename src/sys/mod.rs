@@ -19,6 +19,7 @@
 //! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
 //! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
 //! | [`reopen`] | `/proc/self/fd` | not used | not used |
+//! | [`has_huge_pages`] | `/proc/self/smaps` | unknown | unknown |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |

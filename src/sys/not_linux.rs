@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use super::Habits;
+use super::{Habits, Run};
 
 /// Not needed for correctness, and not available.
 pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
@@ -50,6 +50,11 @@ pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()
 
 /// Unknown here: [`super::resident`] says nothing either.
 pub(crate) fn cached_pages(_file: &File, _offset: u64, _len: u64) -> io::Result<Option<u64>> {
+    Ok(None)
+}
+
+/// Unknown here.
+pub(crate) fn has_huge_pages(_run: Run) -> io::Result<Option<bool>> {
     Ok(None)
 }
 

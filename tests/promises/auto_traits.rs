@@ -19,6 +19,7 @@ const _: () = {
     owned::<MemoryMappedFile>();
     owned::<MemoryMappedFileBuilder>();
     owned::<MmapIoError>();
+    owned::<mmap_io::Cause>();
     owned::<mmap_io::Result<MemoryMappedFile>>();
     owned::<Stats>();
     owned::<FlushPolicy>();
@@ -78,6 +79,7 @@ fn every_future_can_be_spawned() {
         spawnable(file.copy_to(&path));
     }
     spawnable(file.write_bytes(0, Bytes::new()));
+    spawnable(file.is_hugepage_backed());
     spawnable(file.write_bytes_async(0, Bytes::new()));
     spawnable(file.flush());
     spawnable(file.flush_range(0, 1));

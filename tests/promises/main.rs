@@ -12,6 +12,7 @@ mod forked;
 mod growth;
 mod kill;
 mod neighbours;
+mod old_names;
 mod openings;
 mod p10_errors;
 mod p11_readers;

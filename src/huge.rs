@@ -1,0 +1,41 @@
+//! Whether the system keeps a mapping in huge pages.
+
+use std::future::Future;
+use std::io;
+
+use crate::file::MemoryMappedFile;
+use crate::range::ByteRange;
+use crate::sys;
+
+impl MemoryMappedFile {
+    /// Returns whether huge pages hold a part of the mapping; `None` where the system does not say.
+    ///
+    /// It depends on the file system and on what has been touched; a file that is smaller than a huge
+    /// page has none. The system looks through the mappings of the whole process for it, on the pool:
+    /// meant for diagnosis.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// Reads [`/proc/self/smaps`] on Linux; `None` elsewhere.
+    ///
+    /// [`/proc/self/smaps`]: https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html
+    pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
+        let (handle, protection) = (self.handle.clone(), self.protection());
+        async move {
+            let asked = handle.hop(move |open| -> io::Result<Option<bool>> {
+                let len = open.len();
+                // It lives until its address has been looked for.
+                let Some(map) = open.map(protection) else {
+                    return Ok(None);
+                };
+                let pages = ByteRange::between(0, len).to_pages(sys::page_size());
+                sys::has_huge_pages(map.run(pages))
+            });
+            asked.await.ok().flatten()
+        }
+    }
+}
