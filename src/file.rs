@@ -635,7 +635,7 @@ impl MemoryMappedFile {
             if let Ok(lease) = attempt() {
                 return Ok(lease);
             }
-            let lease = wait(self.handle.open.leases(), &attempt).await;
+            let lease = wait(self.handle.open.leases(), range, &attempt).await;
             // That may have taken long enough for the pages to go again.
             range.check(self.len())?;
             if self.is_resident(range) {

@@ -7,6 +7,7 @@ mod fence;
 mod intervals;
 mod slots;
 mod table;
+mod waiting;
 
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
@@ -27,7 +28,7 @@ use self::table::{Table, Wake};
 use crate::error::Result;
 use crate::range::ByteRange;
 use crate::sys;
-use crate::wakers::Event;
+use crate::wakers::scope;
 
 pub(crate) use self::intervals::{Intervals, Key};
 pub(crate) use self::table::{Asks, Conflict, Kind, Token, Want, BRIEF};
@@ -52,8 +53,6 @@ pub(crate) trait LeaseHost {
 #[derive(Debug)]
 pub(crate) struct Leases {
     table: Table<ProcessFences>,
-    /// Told when an exclusive or atomic lease ends, for the readers that wait.
-    freed: Event,
 }
 
 impl Leases {
@@ -65,7 +64,6 @@ impl Leases {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             table: Table::new(NEXT.fetch_add(1, Ordering::Relaxed), &BLOCKS),
-            freed: Event::new(),
         }
     }
 
@@ -120,18 +118,24 @@ impl Leases {
         self.table.count_after_fence()
     }
 
-    /// Has the readers that wait look again: what they wait for has changed, or the length has.
-    pub(crate) fn recheck(&self) {
-        self.freed.notify();
+    /// Has the readers that wait for a byte of `range` look again: what they wait for has changed, or
+    /// the length has.
+    pub(crate) fn recheck(&self, range: ByteRange) {
+        wake_readers(&self.table.recheck(range));
     }
+}
 
-    fn wake(&self, host: &impl LeaseHost, wake: Wake) {
-        if wake.writers {
-            host.restart();
-        }
-        if wake.readers {
-            self.freed.notify();
-        }
+fn wake(host: &impl LeaseHost, wake: &Wake) {
+    if wake.writers {
+        host.restart();
+    }
+    wake_readers(wake);
+}
+
+/// Wakes them. The caller holds no lock, or is in a scope.
+fn wake_readers(wake: &Wake) {
+    if !wake.readers.is_empty() {
+        scope(|| wake.readers.iter().for_each(|reader| reader.notify()));
     }
 }
 
@@ -142,10 +146,7 @@ pub(crate) struct Batch<'a>(&'a Leases);
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let wake = self.0.table.end_batch();
-        if wake.readers {
-            self.0.freed.notify();
-        }
+        wake_readers(&self.0.table.end_batch());
     }
 }
 
@@ -233,9 +234,7 @@ where
     /// A caller has the lease from now on: readers that meet it do not wait for its end.
     pub(crate) fn mark_lasting(&self) {
         if let Some(token) = &self.token {
-            let leases = self.host.leases();
-            leases.table.mark_lasting(token);
-            leases.recheck();
+            wake_readers(&self.host.leases().table.mark_lasting(token));
         }
     }
 }
@@ -267,9 +266,7 @@ fn release_slowly(host: &impl LeaseHost, token: Token) {
         // The lock on the entries may never be free there, and no writer looks at them.
         return;
     }
-    let leases = host.leases();
-    let wake = leases.table.release(token);
-    leases.wake(host, wake);
+    wake(host, &host.leases().table.release(token));
 }
 
 /// A shared lease that the caller turns into a [`Lease`].
@@ -280,8 +277,8 @@ pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Toke
     }
     leases.past_gates(|| {
         let lease = leases.table.try_shared(my_block(), range);
-        lease.map_err(|(conflict, wake)| {
-            leases.wake(host, wake);
+        lease.map_err(|(conflict, due)| {
+            wake(host, &due);
             conflict
         })
     })
@@ -331,20 +328,21 @@ pub(crate) fn wait_briefly<T>(
         }
         // Listen first, then try once more: what ends in between is heard.
         match (listener.take(), conflict) {
-            (None, _) => listener = Some(leases.freed.listen()),
+            (None, _) => listener = Some(leases.table.listen(range)),
             (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
             (Some(listening), _) => listening.wait(None),
         }
     }
 }
 
-/// Takes a lease by `attempt`, waiting for whatever is in the way.
+/// Takes a lease on `range` by `attempt`, waiting for whatever is in the way.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future leaves nothing behind.
 pub(crate) async fn wait<T>(
     leases: &Leases,
+    range: ByteRange,
     mut attempt: impl FnMut() -> Result<T, Conflict>,
 ) -> T {
     let mut listener = None;
@@ -353,7 +351,7 @@ pub(crate) async fn wait<T>(
             (Ok(lease), _) => return lease,
             // Nobody's timer: the gate is down within a millisecond, whoever looks first.
             (Err(Conflict::Gate(_)), _) => yield_now().await,
-            (Err(_), None) => listener = Some(leases.freed.listen()),
+            (Err(_), None) => listener = Some(leases.table.listen(range)),
             (Err(_), Some(listening)) => listening.await,
         }
     }

@@ -40,7 +40,7 @@ struct Node<V> {
     right: u32,
 }
 
-impl<V: Copy> Intervals<V> {
+impl<V: Default> Intervals<V> {
     pub(crate) const fn new() -> Self {
         Self {
             nodes: Vec::new(),
@@ -94,7 +94,7 @@ impl<V: Copy> Intervals<V> {
         debug_assert_eq!(removed, key.0);
         self.root = self.join(before, after);
         self.vacant.push(key.0);
-        let value = self.nodes[key.0 as usize].value;
+        let value = std::mem::take(&mut self.nodes[key.0 as usize].value);
         if self.is_empty() && self.nodes.capacity() > KEPT {
             // A burst of leases does not keep its memory for ever.
             self.nodes = Vec::new();
@@ -126,11 +126,11 @@ impl<V: Copy> Intervals<V> {
 
     /// Whether `is_so` holds for a range that shares a byte with `range`. Costs as much as there are
     /// such ranges for which it does not.
-    pub(crate) fn any_overlap(&self, range: ByteRange, is_so: impl Fn(&V) -> bool) -> bool {
-        self.any_below(self.root, range, &is_so)
+    pub(crate) fn any_overlap(&self, range: ByteRange, mut is_so: impl FnMut(&V) -> bool) -> bool {
+        self.any_below(self.root, range, &mut is_so)
     }
 
-    fn any_below(&self, at: u32, range: ByteRange, is_so: &impl Fn(&V) -> bool) -> bool {
+    fn any_below(&self, at: u32, range: ByteRange, is_so: &mut impl FnMut(&V) -> bool) -> bool {
         if at == NIL {
             return false;
         }
@@ -140,6 +140,10 @@ impl<V: Copy> Intervals<V> {
             && (node.range.overlaps(range) && is_so(&node.value)
                 || self.any_below(node.left, range, is_so)
                 || node.range.start() < range.end() && self.any_below(node.right, range, is_so))
+    }
+
+    pub(crate) fn range(&self, key: Key) -> ByteRange {
+        self.nodes[key.0 as usize].range
     }
 
     pub(crate) fn value_mut(&mut self, key: Key) -> &mut V {

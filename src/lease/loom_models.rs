@@ -253,6 +253,42 @@ fn gate<F: Fences>() {
     });
 }
 
+/// A reader that was refused is told when what it met has ended, a lease in the map or a batch.
+fn waiting_reader(notes_first: bool, is_batch: bool) {
+    check(move |blocks| {
+        let file = File::<Right>::new(1, blocks);
+        let block = blocks.claim();
+        let writer = {
+            let file = file.clone();
+            thread::spawn(move || {
+                let wake = if is_batch {
+                    let mut wants = [Want {
+                        ranges: &[CELL()],
+                        gives_up: true,
+                        granted: false,
+                    }];
+                    file.table.begin_batch(&mut wants).unwrap();
+                    file.table.end_batch()
+                } else {
+                    let token = file
+                        .table
+                        .try_acquire(Kind::Exclusive, CELL(), Asks::Caller);
+                    token
+                        .unwrap()
+                        .map(|token| file.table.release(token))
+                        .unwrap_or_default()
+                };
+                wake.readers.len()
+            })
+        };
+        let mut waiter = notes_first.then(|| file.table.listen(CELL()));
+        let read = file.read(block);
+        waiter.get_or_insert_with(|| file.table.listen(CELL()));
+        let told = writer.join().unwrap();
+        assert!(read.is_some() || told > 0, "lost wake-up");
+    });
+}
+
 /// The fences as they are, with one thing about them changed.
 macro_rules! fences {
     ($name:ident $(, $($change:item)*)?) => {
@@ -317,6 +353,18 @@ fn a_lease_in_the_map() {
 #[test]
 fn a_gate_that_is_raised_and_lowered() {
     gate::<Right>();
+}
+
+#[test]
+fn a_reader_that_waits() {
+    waiting_reader(true, false);
+    waiting_reader(true, true);
+}
+
+#[test]
+#[should_panic = "lost wake-up"]
+fn without_a_note_before_the_last_look() {
+    waiting_reader(false, false);
 }
 
 /// Of two writes of a batch the second one overlaps the first, and each has a reader in its way.

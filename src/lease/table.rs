@@ -36,13 +36,16 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::fence::Fences;
 use super::intervals::{Intervals, Key};
 use super::slots::{Block, Blocks, Slot};
+use super::waiting::{Waiter, Waiting};
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU64, Mutex};
+use crate::wakers::Event;
 
 /// What a lease permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,13 +124,13 @@ pub(crate) enum Conflict {
 }
 
 /// Whom to wake after a lease has ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Wake {
     /// A writer waits for what has ended.
     pub(crate) writers: bool,
-    /// Readers may wait for what has ended.
-    pub(crate) readers: bool,
+    /// The readers that wait for a byte of it.
+    pub(crate) readers: Vec<Arc<Event>>,
 }
 
 /// One write of a batch: what it needs, and whether it got it.
@@ -155,6 +158,7 @@ pub(crate) struct Table<F> {
     /// A [`Hull`] over all that readers must not overlook. Stored under the mutex.
     announced: AtomicU64,
     state: Mutex<State>,
+    waiting: Waiting,
     fences: PhantomData<F>,
 }
 
@@ -245,6 +249,7 @@ impl<F: Fences> Table<F> {
                 gate: None,
                 live: Vec::new(),
             }),
+            waiting: Waiting::new(),
             fences: PhantomData,
         }
     }
@@ -325,11 +330,28 @@ impl<F: Fences> Table<F> {
 
     /// A caller has the lease from now on, and may keep it: readers that meet it do not wait any
     /// more, and those that wait are to be woken.
-    pub(crate) fn mark_lasting(&self, token: &Token) {
-        if let Token::Entry(entry) = token {
-            let mut state = lock(&self.state);
-            let entries = &mut state.entries[entry.kind() as usize];
-            entries.value_mut(entry.key()).lasting = true;
+    pub(crate) fn mark_lasting(&self, token: &Token) -> Wake {
+        let Token::Entry(entry) = token else {
+            return Wake::default();
+        };
+        let mut state = lock(&self.state);
+        let entries = &mut state.entries[entry.kind() as usize];
+        entries.value_mut(entry.key()).lasting = true;
+        let range = entries.range(entry.key());
+        drop(state);
+        self.recheck(range)
+    }
+
+    /// Notes that a reader waits for `range`, before it tries once more.
+    pub(crate) fn listen(&self, range: ByteRange) -> Waiter<'_> {
+        self.waiting.listen(range)
+    }
+
+    /// The readers that wait for a byte of `range`.
+    pub(crate) fn recheck(&self, range: ByteRange) -> Wake {
+        Wake {
+            writers: false,
+            readers: self.waiting.overlapping(&[range]),
         }
     }
 
@@ -358,12 +380,16 @@ impl<F: Fences> Table<F> {
     /// Ends every lease of the batch.
     pub(crate) fn end_batch(&self) -> Wake {
         let mut state = lock(&self.state);
-        let readers = !state.applying.is_empty();
+        let ended = match self.waiting.is_empty() {
+            true => Vec::new(),
+            false => std::mem::take(&mut state.applying),
+        };
         state.applying.clear();
         self.announce(&state);
+        drop(state);
         Wake {
             writers: false,
-            readers,
+            readers: self.waiting.overlapping(&ended),
         }
     }
 
@@ -393,7 +419,7 @@ impl<F: Fences> Table<F> {
         match token {
             Token::Slot(slot) => Wake {
                 writers: slot.release::<F>(),
-                readers: false,
+                readers: Vec::new(),
             },
             Token::Entry(entry) => self.release_entry(entry),
         }
@@ -441,7 +467,7 @@ impl<F: Fences> Table<F> {
                 drop(state);
                 let wake = Wake {
                     writers: slot.release::<F>(),
-                    readers: false,
+                    readers: Vec::new(),
                 };
                 Err((conflict, wake))
             }
@@ -451,12 +477,25 @@ impl<F: Fences> Table<F> {
     fn release_entry(&self, entry: Entry) -> Wake {
         let (kind, key) = (entry.kind(), entry.key());
         let mut state = lock(&self.state);
-        let writers = state.entries[kind as usize].remove(key).watched;
-        let readers = kind != Kind::Shared;
-        if readers {
-            self.announce(&state);
+        let entries = &mut state.entries[kind as usize];
+        let range = entries.range(key);
+        let writers = entries.remove(key).watched;
+        if kind == Kind::Shared {
+            return Wake {
+                writers,
+                readers: Vec::new(),
+            };
         }
-        Wake { writers, readers }
+        self.announce(&state);
+        let ended: &[ByteRange] = match self.waiting.is_empty() {
+            true => &[],
+            false => &[range],
+        };
+        drop(state);
+        Wake {
+            writers,
+            readers: self.waiting.overlapping(ended),
+        }
     }
 
     /// Announces, fences, scans, and marks what was granted, by `mark`; `None` if nothing was.

@@ -613,7 +613,7 @@ fn a_reader_of_what_is_being_cut_is_told_while_the_cut_lasts() {
         receiver.recv().unwrap();
     }
     len.store(500, Ordering::SeqCst);
-    host.leases.recheck();
+    host.leases.recheck(range(500, 1000));
     let error = reader.join().unwrap().unwrap_err();
     assert!(matches!(error, MmapIoError::OutOfBounds { total: 500, .. }));
     drop(cut);
@@ -636,4 +636,45 @@ fn a_closed_range_is_opened_by_readers_and_closed_by_the_next_writer() {
         assert!(Way::Borrowed.take(&host, range(0, 10)).is_none());
         drop(writer);
     }
+}
+
+#[test]
+fn a_reader_is_told_of_what_overlaps_it_and_of_nothing_else() {
+    let host = Host::new();
+    let table = &host.leases.table;
+    let readers = [range(0, 10), range(5, 100), range(100, 110), range(0, 1000)];
+    let waiters = readers.map(|range| table.listen(range));
+    let end = |bytes: ByteRange| {
+        let lease = exclusive(&host, bytes).unwrap();
+        let Lease { token, .. } = &mut *std::mem::ManuallyDrop::new(lease);
+        table.release(token.take().unwrap()).readers.len()
+    };
+    let batch = |ranges: &[ByteRange]| {
+        let mut wants = [Want {
+            ranges,
+            gives_up: false,
+            granted: false,
+        }];
+        table.begin_batch(&mut wants).unwrap();
+        assert!(wants[0].granted);
+        table.end_batch().readers.len()
+    };
+    let told = [
+        (0, 5, 2),
+        (5, 6, 3),
+        (10, 100, 2),
+        (109, 500, 2),
+        (999, 1001, 1),
+        (1000, 1100, 0),
+    ];
+    for (start, end_of, expected) in told {
+        let bytes = range(start, end_of);
+        assert_eq!(end(bytes), expected, "{bytes:?}");
+        assert_eq!(batch(&[bytes]), expected, "{bytes:?}");
+        assert_eq!(table.recheck(bytes).readers.len(), expected, "{bytes:?}");
+    }
+    assert_eq!(batch(&[range(2000, 2100), range(105, 106)]), 2);
+    drop(waiters);
+    assert_eq!(end(range(0, 1000)), 0);
+    assert_eq!(batch(&[range(0, 1000)]), 0);
 }

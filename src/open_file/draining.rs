@@ -159,8 +159,8 @@ impl OpenFile {
             return Ok(true);
         }
         let tail = ByteRange::between(new_len, len);
-        let tail = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, Asks::Queue)?;
-        let Some(tail) = tail else {
+        let lease = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, Asks::Queue)?;
+        let Some(lease) = lease else {
             return Ok(false);
         };
         if !starts() {
@@ -169,7 +169,7 @@ impl OpenFile {
         // The length first: no reader may look past it when the pages go. One that waits for the
         // tail knows now that it has gone, and need not wait for the file system.
         self.hot.len.store(new_len, Ordering::Release);
-        self.hot.leases.recheck();
+        self.hot.leases.recheck(tail);
         // SeqCst: a reader that has seen the old length before this, and asks again after a page
         // was gone, sees the count.
         self.cuts.fetch_add(1, Ordering::SeqCst);
@@ -180,7 +180,7 @@ impl OpenFile {
         self.pending.truncate(new_len);
         self.settle();
         self.owes_its_length();
-        drop(tail);
+        drop(lease);
         Ok(true)
     }
 

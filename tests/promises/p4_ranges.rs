@@ -3,6 +3,11 @@
 //! 32 KiB blocks of the lease table that is taken for the truth, and a view of a map that has been
 //! outgrown.
 
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+
 use bytes::Bytes;
 use futures_lite::future::{or, poll_once, yield_now};
 use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode};
@@ -306,5 +311,45 @@ fn blocked_writes_take_no_room_from_the_others() {
         }
         assert_eq!(file.as_slice(0, 700).unwrap(), [2; 700]);
         assert_eq!(file.as_slice(5000, 2000).unwrap(), [19; 2000]);
+    });
+}
+
+/// Counts how often it is woken.
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_waiting_reader_sleeps_through_writes_of_other_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), LEN as usize).await;
+        let view = file.as_slice_mut(0, 4096).await.unwrap();
+        let other_view = file.as_slice_mut(4096, 100).await.unwrap();
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let mut reader = Box::pin(file.slice(4000, 50));
+        let mut wakes = 0;
+        for byte in 0..50 {
+            assert!(reader
+                .as_mut()
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending());
+            file.update_region(2 * BLOCK + byte, b"other bytes")
+                .await
+                .unwrap();
+            wakes += woken.0.swap(0, Ordering::SeqCst);
+        }
+        drop(other_view);
+        file.resize(3 * BLOCK).await.unwrap();
+        wakes += woken.0.load(Ordering::SeqCst);
+        // It may come back from the pool, and find its pages there.
+        assert!(wakes <= 2, "woken {wakes} times for nothing");
+        drop(view);
+        soon(reader).await.unwrap();
     });
 }
