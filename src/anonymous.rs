@@ -35,36 +35,37 @@ use crate::write::check_size;
 pub struct AnonymousMmap(MemoryMappedFile);
 
 impl AnonymousMmap {
-    /// Maps `size` bytes: 1 to 128 TiB (2 GiB on 32-bit platforms), as far as the address space
-    /// goes.
+    /// Maps `size` bytes: 1 to 128 TiB (2 GiB - 1 on 32-bit platforms), as far as the address space
+    /// and the system's rules for overcommitted memory allow.
     ///
     /// # Errors
     ///
-    /// [`ResizeFailed`](MmapIoError::ResizeFailed): size 0 or too large.
-    /// [`Io`](MmapIoError::Io): the system refuses.
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0 or too large.
+    /// - [`Io`](MmapIoError::Io): the system refuses.
     pub fn new(size: u64) -> Result<Self> {
         check_size(size)?;
         let open = OpenFile::anonymous(size)?;
         Ok(Self(MemoryMappedFile::of_memory(User::new(open))))
     }
 
-    /// Length in bytes; it never changes.
+    /// Returns the length in bytes; it never changes.
     #[inline]
     pub fn len(&self) -> u64 {
         self.0.len()
     }
 
-    /// Whether there are no bytes: never.
+    /// Returns `false`: there is at least one byte.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What the memory is doing; see [`MemoryMappedFile::stats`]. Nothing is ever pending.
+    /// Returns counters and queue lengths; see [`MemoryMappedFile::stats`]. Nothing is ever
+    /// pending.
     pub fn stats(&self) -> Stats {
         self.0.stats()
     }
 
-    /// Bytes to read in place; see [`MemoryMappedFile::as_slice`].
+    /// Returns a zero-copy view of a range; see [`MemoryMappedFile::as_slice`].
     ///
     /// # Errors
     ///
@@ -78,7 +79,7 @@ impl AnonymousMmap {
         self.0.as_slice(offset, len)
     }
 
-    /// Bytes to read in place, unless something is in the way; see
+    /// Returns a zero-copy view of a range, or `None` instead of waiting; see
     /// [`MemoryMappedFile::try_as_slice`].
     ///
     /// # Errors
@@ -89,7 +90,8 @@ impl AnonymousMmap {
         self.0.try_as_slice(offset, len)
     }
 
-    /// Bytes to read in place, resident; see [`MemoryMappedFile::slice`].
+    /// Returns a zero-copy view of a range whose pages are in memory; see
+    /// [`MemoryMappedFile::slice`].
     ///
     /// # Errors
     ///
@@ -98,7 +100,8 @@ impl AnonymousMmap {
         self.0.slice(offset, len).await
     }
 
-    /// Bytes with a life of their own, zero-copy; see [`MemoryMappedFile::bytes`].
+    /// Returns a `Bytes` that points into the memory and may outlive the handle; see
+    /// [`MemoryMappedFile::bytes`].
     ///
     /// # Errors
     ///
@@ -111,7 +114,7 @@ impl AnonymousMmap {
         self.0.bytes(offset, len)
     }
 
-    /// The same, resident; see [`MemoryMappedFile::read_bytes`].
+    /// Returns a `Bytes` whose pages are in memory; see [`MemoryMappedFile::read_bytes`].
     ///
     /// # Errors
     ///
@@ -164,7 +167,7 @@ impl AnonymousMmap {
         self.0.write_bytes(offset, data)
     }
 
-    /// Writes `data` unless something is in the way; see
+    /// Writes `data`, or returns `false` instead of waiting; see
     /// [`MemoryMappedFile::try_update_region`].
     ///
     /// # Errors
@@ -174,7 +177,8 @@ impl AnonymousMmap {
         self.0.try_update_region(offset, data).await
     }
 
-    /// Bytes to change in place; see [`MemoryMappedFile::as_slice_mut`].
+    /// Waits for exclusive access to a range and returns a mutable view of it; see
+    /// [`MemoryMappedFile::as_slice_mut`].
     ///
     /// # Errors
     ///
@@ -192,7 +196,7 @@ impl AnonymousMmap {
         self.as_slice_mut(offset, len).await
     }
 
-    /// Bytes to change in place, if nothing is in the way; see
+    /// Returns a mutable view of a range, or `None` instead of waiting; see
     /// [`MemoryMappedFile::try_as_slice_mut`].
     ///
     /// # Errors
@@ -220,8 +224,8 @@ impl AnonymousMmap {
     }
 
     /// Returns whether huge pages hold a part of the memory; see
-    /// [`MemoryMappedFile::is_hugepage_backed`]. Memory of the process that the system keeps together
-    /// with this one counts.
+    /// [`MemoryMappedFile::is_hugepage_backed`]. Memory of the process that the system keeps
+    /// together with this one counts.
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
         self.0.is_hugepage_backed()
     }
@@ -230,8 +234,8 @@ impl AnonymousMmap {
     ///
     /// # Safety
     ///
-    /// What is read through the pointer is not protected by a lease. Until the last read through it,
-    /// the caller makes sure that
+    /// What is read through the pointer is not protected by a lease. Until the last read through
+    /// it, the caller makes sure that
     /// - the mapping, or a clone of it, lives;
     /// - the bytes are below [`len`](Self::len);
     /// - nothing writes to the bytes: no operation, no view, and no other pointer.
@@ -243,8 +247,8 @@ impl AnonymousMmap {
     ///
     /// # Safety
     ///
-    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks at
-    /// the bytes, through this crate or otherwise, unless all sides use atomic operations.
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks
+    /// at the bytes, through this crate or otherwise, unless all sides use atomic operations.
     pub unsafe fn as_mut_ptr(&self) -> *mut u8 {
         self.0.base()
     }

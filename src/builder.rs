@@ -19,7 +19,9 @@ use crate::opening::{absolute, Attempt, How, Opening};
 ///
 /// Made by [`MemoryMappedFile::builder`]; ended by [`create`](Self::create),
 /// [`create_new`](Self::create_new), [`open`](Self::open) or
-/// [`open_or_create`](Self::open_or_create). Every option counts in each of them.
+/// [`open_or_create`](Self::open_or_create). Every option counts in each of them, but for
+/// [`size`](Self::size), which is that of a file without bytes: [`open`](Self::open) has no use for
+/// it.
 ///
 /// # Examples
 ///
@@ -50,7 +52,8 @@ pub struct MemoryMappedFileBuilder {
 }
 
 impl MemoryMappedFileBuilder {
-    /// The size of a file that is created, in bytes: 1 to 128 TiB (2 GiB on 32-bit platforms).
+    /// Sets the size of a file that is created, in bytes: 1 to 128 TiB (2 GiB - 1 on 32-bit
+    /// platforms).
     pub fn size(self, bytes: u64) -> Self {
         Self {
             size: bytes,
@@ -58,7 +61,7 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// How the file is mapped. What it is by default depends on the way it is opened.
+    /// Sets how the file is mapped. The default depends on the way it is opened.
     pub fn mode(self, mode: MmapMode) -> Self {
         Self {
             mode: Some(mode),
@@ -66,18 +69,20 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// When writes are flushed; [`FlushPolicy::Never`] by default.
+    /// Sets when writes are flushed; [`FlushPolicy::Never`] by default. A handle that does not
+    /// write has no other.
     pub fn flush_policy(self, policy: FlushPolicy) -> Self {
         Self { policy, ..self }
     }
 
-    /// Whether the pages are read in before the open resolves; [`TouchHint::Never`] by default.
+    /// Sets whether the pages are read in before the open resolves; [`TouchHint::Never`] by
+    /// default.
     pub fn touch_hint(self, touch: TouchHint) -> Self {
         Self { touch, ..self }
     }
 
-    /// Whether blocks are reserved for the whole file, now and when it grows, so that a full disk
-    /// fails there and not in a later write. Off by default: files are sparse.
+    /// Sets whether blocks are reserved for the whole file, now and when it grows, so that a full
+    /// disk fails there and not in a later write. Off by default: files are sparse.
     ///
     /// # Platform-specific behavior
     ///
@@ -89,7 +94,7 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// How many bytes of writes may be queued for the file, through all its handles; 64 MiB by
+    /// Sets how many bytes of writes may be queued for the file, through all its handles; 64 MiB by
     /// default. Writes beyond that keep their place in the order, and wait for room, first come,
     /// first served, before their data is copied. A larger write is admitted when nothing else is
     /// queued.
@@ -107,7 +112,7 @@ impl MemoryMappedFileBuilder {
     /// Creates the file, or truncates it; read-write by default. In a mode that does not write,
     /// the file is opened as it is. Links are followed, where the system lets them be.
     ///
-    /// If another process makes the file longer meanwhile, it stays that long.
+    /// If another process makes the file longer at the same time, it stays that long.
     ///
     /// # Errors
     ///
@@ -118,12 +123,13 @@ impl MemoryMappedFileBuilder {
     ///
     /// Whatever can be asked before is asked before a file that was there is truncated: only a full
     /// disk may leave it empty. A failure leaves no file that was not there before, unless another
-    /// process has written to it, or removed and created it meanwhile, or a link led to it.
+    /// process has written to it, or has removed and created it in the meantime, or a link led to
+    /// it, or it is the reading in of its pages that fails ([`TouchHint::Eager`]).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws the operation if it has not started; one that has runs to
-    /// its end, and may leave the file created.
+    /// Dropping the future withdraws the operation if it has not started. An operation that has
+    /// started runs to completion, and may leave the file created.
     pub fn create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
             None | Some(MmapMode::ReadWrite) => How::Create(absolute(&self.path), self.size),
@@ -132,7 +138,8 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    /// Creates a file that is not there; read-write only. A link is there, wherever it leads to.
+    /// Creates a new file, and fails if there is one; read-write only. A link is there, wherever it
+    /// leads to.
     ///
     /// # Errors
     ///
@@ -148,7 +155,7 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    /// Opens a file that is there; read-only by default.
+    /// Opens an existing file; read-only by default.
     ///
     /// # Errors
     ///
@@ -164,20 +171,23 @@ impl MemoryMappedFileBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves nothing behind.
+    /// Dropping the future leaves the file as it is, but for blocks that may have been
+    /// [reserved](Self::preallocate).
     pub fn open(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = How::Existing(absolute(&self.path));
         self.finish(how, MmapMode::ReadOnly)
     }
 
     /// Opens the file, or creates it; read-write by default. Never truncates; a file without
-    /// bytes gets [`size`](Self::size) of them, or stays as long as another process makes it
-    /// meanwhile. In a mode that does not write, the file must be there.
+    /// bytes gets [`size`](Self::size) of them, or stays as long as another process has just made
+    /// it. In a mode that does not write, the file must be there.
     ///
     /// # Errors
     ///
-    /// Those of [`create`](Self::create) and [`open`](Self::open). A failure removes nothing: a file
-    /// that was created may be left without bytes, since another process may have opened it.
+    /// Those of [`open`](Self::open), and for a file without bytes those of
+    /// [`create`](Self::create), but for `Busy`: a file that is mapped here already is shared. A
+    /// failure removes nothing: a file that was created may be left without bytes, since another
+    /// process may have opened it.
     ///
     /// # Cancel safety
     ///

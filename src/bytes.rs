@@ -14,14 +14,15 @@ use crate::map::{no_bytes, Span};
 use crate::range::ByteRange;
 
 impl MemoryMappedFile {
-    /// Bytes of the file, zero-copy, with a life of their own.
+    /// Returns a `Bytes` that points into the mapping and may outlive the handle.
     ///
-    /// They hold the range's lease and keep the file mapped, until the last clone is dropped. A
-    /// write that overlaps them waits for that; readers do not. Costs one allocation and a short
-    /// lock; clones and sub-slices cost neither. As `Bytes` go: `try_into_mut` fails, and
-    /// `Vec::from` copies.
+    /// It holds the range's lease and keeps the file mapped, until its last clone is dropped: until
+    /// then, writes that overlap it wait, and readers do not. `Bytes::from(&slice)` of a
+    /// [`MappedSlice`](crate::MappedSlice) is a copy, which delays no write. Costs one allocation
+    /// and a short lock; clones and sub-slices cost neither. `try_into_mut` fails, and `Vec::from`
+    /// copies.
     ///
-    /// They may not be resident; [`read_bytes`](Self::read_bytes) makes sure.
+    /// The bytes may not be resident; [`read_bytes`](Self::read_bytes) makes sure.
     ///
     /// # Errors
     ///
@@ -54,8 +55,10 @@ impl MemoryMappedFile {
         self.leased_bytes(range, lease)
     }
 
-    /// Bytes of the file as [`bytes`](Self::bytes) gives them, resident; waits for whatever is in
-    /// the way.
+    /// Returns a `Bytes` into the mapping after reading its pages into memory.
+    ///
+    /// It is what [`bytes`](Self::bytes) returns, not a copy: writes that overlap it wait until its
+    /// last clone is dropped. Waits as [`slice`](Self::slice) does.
     ///
     /// # Errors
     ///

@@ -25,8 +25,8 @@ impl MemoryMappedFile {
     ///
     /// The copy is what the file was at one moment: it takes its turn among the writes, and those
     /// after it wait until it is done. Shares the blocks of the file where the file system can
-    /// (reflink), and else copies inside the kernel. What was there is replaced. The copy is not
-    /// durable.
+    /// (reflink), and else copies inside the kernel. A file that was there is overwritten in place:
+    /// its other names, and processes that have it open, see the copy. The copy is not durable.
     ///
     /// Until it is whole, the copy is for the process's own user alone, a file that was there as
     /// well; then it gets the permissions of the file, without the set-user-id, set-group-id and

@@ -32,6 +32,10 @@ use crate::view::MappedSlice;
 /// Methods that may block are `async` and run on the [`blocking`](https://docs.rs/blocking) pool,
 /// under any runtime or none. The others never wait, except where they say so.
 ///
+/// Dropping the last handle and the last `Bytes` closes the file. Where that may take time, as it
+/// does for a file that may be written, it goes on on the pool after the drop;
+/// [`close`](Self::close)`().await` ends after it.
+///
 /// # Examples
 ///
 /// ```
@@ -101,8 +105,9 @@ impl Kept {
 
 /// What a file is doing; see [`MemoryMappedFile::stats`].
 ///
-/// Everything but `views` and `pending_bytes` counts from the time the file was opened by its
-/// first handle, for all handles together.
+/// For all handles of the file together. `mapped_bytes`, `pending_bytes`, `queued_writes`,
+/// `queued_bytes`, `oldest_blocked` and `views` are of the moment; everything else counts from the
+/// time the file was opened by its first handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -137,7 +142,7 @@ pub struct Stats {
 }
 
 impl MemoryMappedFile {
-    /// How the file is mapped.
+    /// Returns the mode of the mapping.
     pub fn mode(&self) -> MmapMode {
         self.handle.mode
     }
@@ -148,18 +153,18 @@ impl MemoryMappedFile {
         false
     }
 
-    /// Length of the file in bytes.
+    /// Returns the length of the file in bytes.
     #[inline]
     pub fn len(&self) -> u64 {
         self.handle.open.len()
     }
 
-    /// Whether the file has no bytes. Only a read-only file can.
+    /// Returns `true` if the file has no bytes, which only a read-only handle can see.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The same as [`len`](Self::len), under its old name.
+    /// Returns the same as [`len`](Self::len), under its old name.
     ///
     /// # Errors
     ///
@@ -168,18 +173,20 @@ impl MemoryMappedFile {
         Ok(self.len())
     }
 
-    /// The path that the file was opened by.
+    /// Returns the path that the file was opened by.
     pub fn path(&self) -> &Path {
         &self.handle.path
     }
 
-    /// When writes through this handle are flushed.
+    /// Returns the policy by which writes through this handle are flushed; that of a handle that
+    /// does not write is [`Never`](FlushPolicy::Never).
     pub fn flush_policy(&self) -> FlushPolicy {
         self.handle.policy
     }
 
-    /// Number of distinct bytes that were written and not flushed, through any handle on the
-    /// file. A byte that is being flushed counts until that has worked. 0 for a read-only handle.
+    /// Returns the number of distinct bytes that were written through any handle on the file and
+    /// not flushed. A byte that is being flushed counts until the flush has succeeded. 0 for a
+    /// read-only handle. Of thousands of ranges far from each other, whole pages are counted.
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
             MmapMode::ReadWrite => self.handle.open.pending().bytes(),
@@ -187,13 +194,13 @@ impl MemoryMappedFile {
         }
     }
 
-    /// The flush error that sticks to the file, if there is one: every durable operation fails
-    /// with it until the last handle and `Bytes` of the file are gone.
+    /// Returns the flush error that sticks to the file, if there is one: every durable operation
+    /// fails with it until the last handle and `Bytes` of the file are gone.
     pub fn last_flush_error(&self) -> Option<MmapIoError> {
         self.handle.open.commits().failure()
     }
 
-    /// What the file is doing. Takes short locks; meant for metrics, not for hot paths.
+    /// Returns counters and queue lengths. Takes short locks; meant for metrics, not for hot paths.
     pub fn stats(&self) -> Stats {
         let open = &self.handle.open;
         let backlog = open.queue().backlog();
@@ -218,7 +225,7 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Bytes of the file, to read in place.
+    /// Returns a zero-copy view of a range, without reading pages in.
     ///
     /// Costs no allocation, no lock and no system call. The bytes may not be resident: then the
     /// first touch of each page blocks the thread; [`slice`](Self::slice) makes sure before.
@@ -227,14 +234,15 @@ impl MemoryMappedFile {
     ///
     /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
     /// - [`Busy`](MmapIoError::Busy): a [`MappedSliceMut`](crate::MappedSliceMut) overlaps the
-    ///   range, or a write of more than 1 MiB is being applied to it.
+    ///   range, or a write of more than 1 MiB is being applied to it. [`slice`](Self::slice) waits
+    ///   for both.
     ///
     /// # Blocking
     ///
-    /// Waits for a write of at most 1 MiB that is being applied to these bytes right now: a
-    /// matter of microseconds. A write that ever new readers have kept out may keep them waiting
-    /// for up to 1 ms, at most every 100 ms. [`try_as_slice`](Self::try_as_slice) waits for
-    /// neither.
+    /// Waits for a write of at most 1 MiB that is being applied to these bytes right now: a matter
+    /// of microseconds. A write that a steady stream of readers has kept out may hold off new
+    /// readers of its range for up to 1 ms, at most once every 100 ms.
+    /// [`try_as_slice`](Self::try_as_slice) waits for neither.
     #[inline(always)]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         loop {
@@ -255,7 +263,7 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Bytes of the file, to read in place, unless something is in the way.
+    /// Returns a zero-copy view of a range, or `None` instead of waiting.
     ///
     /// As [`as_slice`](Self::as_slice), but never waits: `None` where that would wait, or say
     /// `Busy`.
@@ -282,7 +290,7 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Bytes of the file, borrowed from the handle.
+    /// Returns a `&[u8]` that stays valid as long as the read-only handle.
     ///
     /// The range stays leased until the last clone of the handle is dropped, so that a write of
     /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
@@ -329,16 +337,17 @@ impl MemoryMappedFile {
         Ok(unsafe { span.as_slice() })
     }
 
-    /// Bytes of the file, to read in place, resident.
+    /// Returns a zero-copy view of a range after reading its pages into memory.
     ///
-    /// The pages are read in on the pool if they are not in memory; if they are, there is no hop
-    /// to the pool (about 1 us for 64 KiB). Waits for whatever is in the way: a write, a
-    /// [`MappedSliceMut`](crate::MappedSliceMut).
+    /// The pages are read in on the pool if they are not in memory. If all of at most 4 MiB are, on
+    /// a local file system, there is no hop to the pool (about 1 us for 64 KiB); a larger range
+    /// always hops. Waits for a write that is being applied to the range, and for a
+    /// [`MappedSliceMut`](crate::MappedSliceMut) that overlaps it.
     ///
     /// # Errors
     ///
     /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
-    /// - [`Truncated`](MmapIoError::Truncated): somebody else has shortened the file.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has cut off bytes of the range.
     /// - [`Io`](MmapIoError::Io): the pages cannot be read.
     ///
     /// # Cancel safety
@@ -524,8 +533,8 @@ impl MemoryMappedFile {
     ///
     /// # Safety
     ///
-    /// What is read through the pointer is not protected by a lease. Until the last read through it,
-    /// the caller makes sure that
+    /// What is read through the pointer is not protected by a lease. Until the last read through
+    /// it, the caller makes sure that
     /// - the handle, or a clone of it, lives;
     /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
     /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
@@ -535,8 +544,8 @@ impl MemoryMappedFile {
         self.base().cast_const()
     }
 
-    /// Returns the address of the first byte of the file, to write through. Counts every byte of the
-    /// file as written, once: stores that come after a flush are covered by an explicit
+    /// Returns the address of the first byte of the file, to write through. Counts every byte of
+    /// the file as written, once: stores that come after a flush are covered by an explicit
     /// [`flush`](Self::flush) alone, and [`EveryMillis`](FlushPolicy::EveryMillis) asks for the
     /// address to be taken again for each round of stores.
     ///
@@ -546,9 +555,9 @@ impl MemoryMappedFile {
     ///
     /// # Safety
     ///
-    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks at
-    /// the bytes, through this crate or otherwise, unless all sides use atomic operations. A store may
-    /// raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks
+    /// at the bytes, through this crate or otherwise, unless all sides use atomic operations. A
+    /// store may raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
         self.handle.mode.require_write()?;
         let open = &self.handle.open;
@@ -589,8 +598,8 @@ impl MemoryMappedFile {
         Some(MappedSlice::new(span, lease))
     }
 
-    /// Why there was no lease for a range, in a box, so that it comes in a register. `None` if there
-    /// is one now: what refused it was a cut, and the file has grown again.
+    /// Why there was no lease for a range, in a box, so that it comes in a register. `None` if
+    /// there is one now: what refused it was a cut, and the file has grown again.
     #[cold]
     fn refusal(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
         let range = match ByteRange::new(offset, len, self.len()) {
@@ -700,8 +709,8 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Gives the file back, unmapped, if this is the last clone of the handle and no `Bytes` of
-    /// it lives.
+    /// Unmaps the file and returns its descriptor, if this is the last clone of the handle and none
+    /// of its `Bytes` is alive.
     ///
     /// Writes are not flushed; [`close`](Self::close) does that. Other handles that were opened
     /// on the file keep it mapped for themselves.

@@ -15,35 +15,40 @@ const LONGEST_WAIT: u64 = 365 * 24 * 60 * 60 * 1000;
 
 /// When a write is made durable without an explicit flush.
 ///
-/// Whatever the policy, [`flush`](crate::MemoryMappedFile::flush) and the writes whose names end
-/// in `_async` are durable when they return.
+/// Whatever the policy, [`flush`](crate::MemoryMappedFile::flush) and the writes whose names end in
+/// `_async` are durable when they return. The default is [`Never`](Self::Never): then nothing else
+/// is.
+///
+/// A policy bounds what a power cut may take. A process that is killed loses no write that has
+/// returned, whatever the policy; see [What survives](crate#what-survives).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlushPolicy {
-    /// Only when asked for.
+    /// Flushes only on request.
     #[default]
     Never,
-    /// Only when asked for; says that the caller will.
+    /// Flushes only on request, as [`Never`](Self::Never) does; says that the caller will.
     Manual,
-    /// With every write, before it returns.
+    /// Flushes with every write, before it returns.
     Always,
-    /// As soon as that many bytes were written to the file since it was last flushed, a byte that is
-    /// written again counted again: the write that reaches the number returns when all of them are
-    /// durable. A flush of a part takes off what it covered. 0 disables.
+    /// Flushes everything once that many bytes have been written since the last flush; a byte that
+    /// is written again counts again. The write that reaches the number returns after that flush. A
+    /// flush of a part takes off what it covered. 0 disables the policy.
     EveryBytes(usize),
-    /// With every n-th write since everything was last flushed: that one returns when all of them
-    /// are durable. 0 disables.
+    /// Flushes everything with every n-th write since the last flush of everything; that write
+    /// returns after the flush. 0 disables the policy.
     EveryWrites(usize),
-    /// In the background, at most that many milliseconds after the first write that is not
-    /// flushed. 0 disables.
+    /// Flushes in the background, at most that many milliseconds after the first write that is not
+    /// flushed. 0 disables the policy.
     ///
-    /// One job on the pool serves all files of the process, and is gone when nothing is written. It
-    /// flushes two files at a time; one that takes longer than 100 ms holds up no other, as long as
-    /// such files are fewer than half of the pool's threads.
-    /// Dropping the last handle loses nothing: a flush is started right then
-    /// ([`close`](crate::MemoryMappedFile::close) waits for one). An error of the
-    /// background surfaces on the next durable operation, the next write under this policy, and
-    /// from [`last_flush_error`](crate::MemoryMappedFile::last_flush_error).
+    /// A single job on the thread pool serves all files of the process and ends when no file has
+    /// unflushed bytes. It flushes two files at a time; a file that takes longer than 100 ms holds
+    /// up no other, as long as such files are fewer than half of the pool's threads.
+    ///
+    /// Dropping the last handle starts the flush at once, so that nothing is lost
+    /// ([`close`](crate::MemoryMappedFile::close) waits for it as well). The error of a background
+    /// flush is returned by the next durable operation, by the next write under this policy, and by
+    /// [`last_flush_error`](crate::MemoryMappedFile::last_flush_error).
     EveryMillis(u64),
 }
 
@@ -95,8 +100,8 @@ struct Written {
     writes: usize,
 }
 
-/// The most ranges that are kept apart. One more, and all of them are widened: first to pages, which
-/// is what a flush writes anyway, then to twice as much.
+/// The most ranges that are kept apart. One more, and all of them are widened: first to pages,
+/// which is what a flush writes anyway, then to twice as much.
 const MOST_RANGES: usize = 4096;
 
 impl Pending {

@@ -10,9 +10,9 @@ use crate::sys;
 impl MemoryMappedFile {
     /// Returns whether huge pages hold a part of the mapping; `None` where the system does not say.
     ///
-    /// It depends on the file system and on what has been touched; a file that is smaller than a huge
-    /// page has none. The system looks through the mappings of the whole process for it, on the pool:
-    /// meant for diagnosis.
+    /// It depends on the file system and on what has been touched; a file that is smaller than a
+    /// huge page has none. The system looks through the mappings of the whole process for it, on
+    /// the pool: meant for diagnosis.
     ///
     /// # Cancel safety
     ///

@@ -29,24 +29,46 @@
 //!
 //! # What it promises
 //!
-//! - **No executor thread is blocked.** No `async fn` does file I/O, waits for a view, or faults a
-//!   page in on the thread that polls it. The one exception is memory work: copying the `&[u8]` of
-//!   a write, and the last copy of [`read_into`](MemoryMappedFile::read_into). The synchronous
-//!   reads may fault when their bytes are touched; [`slice`](MemoryMappedFile::slice) reads them in
-//!   before.
+//! - **No executor thread is blocked.** No `async fn` does file I/O, waits for a view, or causes a
+//!   page fault that reads from disk on the thread that polls it. The one exception is memory work:
+//!   copying the `&[u8]` of a write, and the last copy of
+//!   [`read_into`](MemoryMappedFile::read_into). The synchronous reads may fault when their bytes
+//!   are touched; [`slice`](MemoryMappedFile::slice) reads the pages in before.
 //! - **No view changes under its holder**, whatever this process does through this crate: through
 //!   one handle, its clones, or other handles on the same file, by whatever path.
-//! - **A write waits for the views that overlap it**, and for no others. Readers never wait for a
-//!   writer that waits; but one that ever new readers keep out may keep them out for about 1 ms in
-//!   any 100 ms. Reads that overlap each other without end, and last longer than that, can starve a
-//!   write: [`stats`](MemoryMappedFile::stats) shows it.
-//! - **A write is whole or not there**, also if its future is dropped: one that has not started is
-//!   withdrawn, one that has runs to its end. Overlapping writes keep their order.
+//! - **A write waits only for views that overlap it.** A waiting write does not hold up new
+//!   readers, with one exception: so that a steady stream of readers cannot starve it, a blocked
+//!   write may hold off new readers of its range for about 1 ms in every 100 ms. If overlapping
+//!   reads follow one another without a gap and each lasts longer than that, the write can still
+//!   starve; [`stats`](MemoryMappedFile::stats) shows how long the oldest blocked write has been
+//!   waiting.
+//! - **A write is all or nothing**, even if its future is dropped. A write that has not started is
+//!   withdrawn; a write that has started runs to completion. Overlapping writes take effect in the
+//!   order in which they were first polled.
 //! - **Durable means durable**: a write whose name ends in `_async`, or a
-//!   [`flush`](MemoryMappedFile::flush), survives a power cut when it returns, with the length and
-//!   the name of the file. A flush that failed is never forgotten.
-//! - **Errors, not signals**: on Linux (5.14 or newer) a full disk, a file truncated by somebody else or a failing
-//!   disk is an `Err` of the operation that meets it.
+//!   [`flush`](MemoryMappedFile::flush), survives a power cut when it returns, with the length of
+//!   the file and the name it was opened by. While a handle or a `Bytes` of the file lives, a flush
+//!   that failed is not forgotten.
+//! - **Errors instead of signals.** On Linux 5.14 or newer, a full disk, a failing disk, or a file
+//!   truncated by another process is an `Err` of the operation that meets it, not a `SIGBUS`.
+//!
+//! # What survives
+//!
+//! | | the process is killed | the power is cut |
+//! |---|---|---|
+//! | a durable write, or what a flush covered | yes | yes |
+//! | any other write that has returned | yes | if the system has written it back by then |
+//! | a write that is being applied | perhaps a part | perhaps a part |
+//! | a write that waits | no | no |
+//!
+//! A write is in the page cache when it returns, and the page cache belongs to the system:
+//! `kill -9` loses none of it. What a power cut may take is bounded by the [`FlushPolicy`], which is
+//! [`Never`](FlushPolicy::Never) by default: without a durable operation nothing is flushed. No
+//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`).
+//!
+//! A file that has lost its name while it was open, because it was removed or another file was
+//! renamed over it, goes on to take writes, and they are lost with its last handle.
+//! [`is_at_path`](MemoryMappedFile::is_at_path) tells.
 //!
 //! # Deadlocks
 //!
@@ -62,7 +84,23 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The same goes for two tasks that wait for each other's views. `try_*` methods never wait.
+//! So does a task that holds a [`MappedSliceMut`] and awaits, over bytes of it,
+//! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes),
+//! [`read_into`](MemoryMappedFile::read_into) or any write; or
+//! [`copy_to`](MemoryMappedFile::copy_to) of the file. And two tasks that wait for each other's
+//! views wait for ever. `try_*` methods never wait.
+//!
+//! # Coming from the synchronous crate
+//!
+//! The names of mmap-io 0.9 and 1.x stay, most of them with `.await`. Three things behave
+//! differently:
+//!
+//! - [`as_slice`](MemoryMappedFile::as_slice) of bytes under a live [`MappedSliceMut`] does not
+//!   wait for it: it is [`Busy`](MmapIoError::Busy). [`slice`](MemoryMappedFile::slice) waits.
+//! - [`read_bytes`](MemoryMappedFile::read_bytes) does not copy: while its `Bytes` live, writes
+//!   that overlap them wait. `Bytes::from(&slice)` is a copy.
+//! - A handle that may write is closed on the pool, where that may take time, after it was dropped;
+//!   [`close`](MemoryMappedFile::close) waits for the end of it.
 //!
 //! # Safety and other processes
 //!
@@ -71,34 +109,48 @@
 //! another process. The caller makes sure that none of those changes or truncates a file while
 //! views of it are out.
 //!
-//! On Linux the `async` operations report a file that was truncated before them as
-//! [`Truncated`](MmapIoError::Truncated), and a flush whose bytes are gone by it as
-//! [`FlushFailed`](MmapIoError::FlushFailed). Two things still raise `SIGBUS`: a truncation in the
-//! very moment in which an operation copies, and touching, by a synchronous view, a page that is
-//! not to be had: cut off by others, unreadable, or a hole of a full file system (of a full tmpfs
-//! even for a read). [`slice`](MemoryMappedFile::slice) and
-//! [`as_slice_mut`](MemoryMappedFile::as_slice_mut) find that out before, and
-//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. Writes and resizes of a
-//! truncated file fail until its last handle here is gone; what others append is seen when the
-//! file is next opened, by every handle.
+//! On Linux, reads, writes, resizes and copies that need bytes which another process has cut off
+//! end in [`Truncated`](MmapIoError::Truncated) while the file is too short: operations below the
+//! cut go on, and all of them do when the file has grown again. A flush of written bytes that are
+//! gone ends in [`FlushFailed`](MmapIoError::FlushFailed), and that sticks. Two things still raise
+//! `SIGBUS`:
+//! - another process truncates the file, or punches a hole into it, while an operation copies to or
+//!   from those very bytes;
+//! - a view, however it was made, is touched where its page is gone: cut off by another process,
+//!   unreadable, or a hole of a full file system (of a full tmpfs even for a read).
+//!
+//! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) find
+//! that out before they give out a view, and
+//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. Bytes that another process appends become visible, to every handle, when the
+//! file is next opened, or grown by [`grow_to`](MemoryMappedFile::grow_to).
+//!
+//! Closing any descriptor of a file releases all locks that the process itself has set on the file
+//! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes descriptors when a file
+//! that is open is opened again, and when its last handle goes. OFD locks and `flock` are not
+//! touched.
+//!
+//! Stores through a mapping move the file's modification time late, when the system writes them
+//! back, and on tmpfs never: programs that compare times (rsync, make) may miss what was written.
 //!
 //! Several processes may open, create and grow one file at the same time. Opening takes the length
 //! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and
 //! [`copy_to`](MemoryMappedFile::copy_to) do that, to a file that is not mapped in this process.
-//! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which is
-//! tried and not waited for: a lock of another process, or one that this process has set by
+//! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which
+//! is tried and not waited for: a lock of another process, or one that this process has set by
 //! `fcntl`, then makes growing fail. On NFS such a lock is a question to the server.
 //!
-//! Paths are opened as the system opens them: links are followed. The name that becomes durable with
-//! the first durable operation is the one that the file was opened by for writing; where its
+//! Paths are opened as the system opens them: links are followed. The name that becomes durable
+//! with the first durable operation is the one that the file was opened by for writing; where its
 //! directory cannot be opened, or the file was moved before that, all of the file system is synced
-//! (Linux). The name of a file that is moved later, or given as a descriptor, is the caller's.
+//! (Linux). What is left to the caller is the name of a file that is moved later, that has other
+//! names (hard links), or that was given as a descriptor, and the directories above that of the
+//! file.
 //!
-//! On overlayfs, the first descriptor that may write copies a file up from the lower layer, and maps
-//! made before show the old file for ever. What this process opens is followed: the first handle
-//! that may write replaces the map that others read, or is [`Busy`](MmapIoError::Busy) while they
-//! have views of it. If another process copies a file up, handles that were opened before do not
-//! see what it writes, until the last of them is gone or the file is opened again; and one of
+//! On overlayfs, the first descriptor that may write copies a file up from the lower layer, and
+//! maps made before show the old file for ever. What this process opens is followed: the first
+//! handle that may write replaces the map that others read, or is [`Busy`](MmapIoError::Busy) while
+//! they have views of it. If another process copies a file up, handles that were opened before do
+//! not see what it writes, until the last of them is gone or the file is opened again; and one of
 //! several hard links to a file of a lower layer becomes a file of its own.
 //!
 //! A child that the process forks off, and that executes no other program, has none of the threads
@@ -114,8 +166,9 @@
 //!
 //! Where the process may start no more threads (`RLIMIT_NPROC`, `pids.max`), operations take turns
 //! on the threads that the pool has; without any, they end in an [`Io`](MmapIoError::Io) error. To
-//! that end the pool's limit (`blocking::set_max_blocking_threads`) is lowered meanwhile, for the
-//! whole process, and set to what `BLOCKING_MAX_THREADS` says when threads can be started again.
+//! that end the pool's limit (`blocking::set_max_blocking_threads`) is lowered for that time, for
+//! the whole process, and set to what `BLOCKING_MAX_THREADS` says when threads can be started
+//! again.
 //!
 //! Not supported: use in a signal handler, and network file systems with more than one writer.
 //!
@@ -227,3 +280,8 @@ pub mod mmap {
     pub use crate::mode::{MmapMode, TouchHint};
     pub use crate::view::{MappedSlice, MappedSliceMut};
 }
+
+/// The examples of the README, so that they are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -159,9 +159,9 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
-    /// A span of no bytes, which is not in any map. Its address is a multiple of every page size, as
-    /// that of a map is: code that casts the bytes of a file to a wider type may check the alignment
-    /// before the length.
+    /// A span of no bytes, which is not in any map. Its address is a multiple of every page size,
+    /// as that of a map is: code that casts the bytes of a file to a wider type may check the
+    /// alignment before the length.
     pub(crate) const EMPTY: Self = Self {
         addr: NonNull::<LargestPage>::dangling().cast(),
         len: 0,

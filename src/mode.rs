@@ -6,9 +6,9 @@ use crate::error::{MmapIoError, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MmapMode {
-    /// Reads only; the file must exist.
+    /// A read-only mapping of an existing file.
     ReadOnly,
-    /// Reads and writes, shared with every other mapping of the file.
+    /// A mapping for reading and writing, shared with every other mapping of the file.
     ReadWrite,
     /// Private pages over a file that must exist. Reserved: the crate cannot map so yet, and
     /// everything that opens a file in this mode fails with

@@ -16,7 +16,7 @@ use crate::sys::{self, CacheHint};
 /// A read-only handle has nothing to flush: its flushes check their range and do nothing.
 impl MemoryMappedFile {
     /// Makes everything durable that was written before the call, through whatever handle or view
-    /// of the file: the bytes, the length, and the name of a file that was created here.
+    /// of the file: the bytes, the length, and the name that the file was opened by.
     ///
     /// Writes that are still queued are not covered. Read-only handles have nothing to flush.
     ///
@@ -162,10 +162,11 @@ impl MemoryMappedFile {
     }
 
     /// Flushes a range, and drops its pages from the page cache: for what will not be read again
-    /// soon, so that it takes no memory from what will.
+    /// soon, so that it takes no memory from what will. A read-only handle flushes nothing, and
+    /// drops the pages that are clean.
     ///
-    /// A hint: pages that somebody else has mapped, or that are dirtied meanwhile, stay. Views keep
-    /// their bytes; touching them reads the pages in again.
+    /// A hint: pages that another process has mapped, or that are written to at the same time,
+    /// stay. Views keep their bytes; touching them reads the pages in again.
     ///
     /// # Errors
     ///

@@ -34,8 +34,8 @@ pub fn ensure_in_bounds(offset: u64, len: u64, total: u64) -> Result<()> {
     ByteRange::new(offset, len, total).map(|_| ())
 }
 
-/// Returns the indices of the first byte and past the last one, for `len` bytes at `offset` of `total`
-/// bytes.
+/// Returns the indices of the first byte and past the last one, for `len` bytes at `offset` of
+/// `total` bytes.
 ///
 /// # Errors
 ///

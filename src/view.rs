@@ -142,9 +142,11 @@ impl From<&MappedSlice<'_>> for Bytes {
 
 /// Bytes of a mapped file, to change in place.
 ///
-/// While it lives, nobody else in this process sees the bytes. Dropping it counts all of them as
-/// written, and starts what the handle's [`FlushPolicy`](crate::FlushPolicy) asks for after a write;
-/// nobody waits for that. [`commit`](Self::commit) makes them durable.
+/// While it lives, no other view or operation of this process sees the bytes:
+/// [`as_slice`](crate::MemoryMappedFile::as_slice) of them is `Busy`, and what is awaited waits;
+/// see [Deadlocks](crate#deadlocks). Dropping it counts all of them as written, and starts what the
+/// handle's [`FlushPolicy`](crate::FlushPolicy) asks for after a write, without waiting for the end
+/// of it. [`commit`](Self::commit) makes them durable.
 ///
 /// # Examples
 ///
@@ -193,7 +195,7 @@ impl MappedSliceMut<'_> {
         }
     }
 
-    /// Ends the view, and makes the bytes it covers durable.
+    /// Drops the view and makes the bytes that it covers durable.
     ///
     /// # Errors
     ///
@@ -203,7 +205,7 @@ impl MappedSliceMut<'_> {
     ///
     /// The view ends when this is called, and the bytes are written. Dropping the future before it
     /// is polled is like dropping the view: what the policy asks for is started. Dropping it later
-    /// leaves the flush to run to its end.
+    /// does not stop the flush.
     pub fn commit(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
         // What is flushed below need not be flushed twice.
         let policy = std::mem::replace(&mut self.policy, FlushPolicy::Never);

@@ -21,20 +21,20 @@ use crate::view::MappedSliceMut;
 
 /// # Writing
 ///
-/// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not
-/// at all, whatever becomes of its future. Writes that overlap take effect in the order in which
-/// they were first polled, whether there is room in the
-/// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then or not. A write waits for the
-/// views that overlap it, and for nothing else but its turn and room for its data.
+/// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not at
+/// all, whatever becomes of its future. Writes that overlap take effect in the order in which they
+/// were first polled, whether or not there is room in the
+/// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then. A write waits for the views that
+/// overlap it, and for nothing else but its turn and room for its data.
 ///
 /// A write that finds no room is brought in by its future, when its task is woken for that. A task
 /// that has polled such a write, and then awaits a later one without polling the first again, may
 /// wait for ever.
 ///
-/// All of them fail with
+/// A write of no bytes is `Ok`, at any offset and through any handle. All other writes fail with
 /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds); a shrink that was submitted earlier counts;
-/// - [`Truncated`](MmapIoError::Truncated) if somebody else has shortened the file;
+/// - [`Truncated`](MmapIoError::Truncated) if another process has cut off bytes of the range;
 /// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), or when a page
 ///   cannot be read;
 /// - [`FlushFailed`](MmapIoError::FlushFailed), if they are to be durable: the bytes are in place,
@@ -44,11 +44,13 @@ use crate::view::MappedSliceMut;
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of a write withdraws it if it has not started: it is not applied later. One
-/// that has started runs to its end.
+/// Dropping the future of a write withdraws it if it has not started: it is not applied later. A
+/// write that has started runs to completion.
 impl MemoryMappedFile {
-    /// Writes `data` at `offset`. It is visible when this returns, and durable as the handle's
-    /// [`FlushPolicy`] says.
+    /// Writes `data` at `offset`; visible to all readers on return.
+    ///
+    /// It is durable as the handle's [`FlushPolicy`] says: by default, not before a
+    /// [`flush`](Self::flush).
     ///
     /// The data is copied by the thread that polls; from about 256 KiB on,
     /// [`write_bytes`](Self::write_bytes) is better.
@@ -71,8 +73,11 @@ impl MemoryMappedFile {
         self.update(offset, data, self.handle.policy).await
     }
 
-    /// Writes `data` at `offset`, durably: when it returns, the bytes survive a power cut, and so
-    /// do the length and the name of a file that was created or resized here.
+    /// Writes `data` at `offset` and makes it durable before returning.
+    ///
+    /// Then the bytes survive a power cut, and so do the length of the file and the name that it
+    /// was opened by. What is left to the caller of a file's names is in
+    /// [Safety and other processes](crate#safety-and-other-processes).
     ///
     /// Writes that wait at the same time share one flush.
     ///
@@ -103,7 +108,7 @@ impl MemoryMappedFile {
         self.update_all(regions, self.handle.policy).await
     }
 
-    /// Writes many ranges as one operation, durably, with one flush.
+    /// Writes many ranges as one operation and makes them durable before returning, with one flush.
     ///
     /// # Errors
     ///
@@ -115,8 +120,8 @@ impl MemoryMappedFile {
     /// Writes `data` at `offset`, without copying it first.
     ///
     /// Bytes that lie in a mapping of this crate are copied, on the pool, and let go before the
-    /// write waits for any view. That copy is kept while views block the write, also where the write
-    /// buffer has no room for it: then other writes wait until it has.
+    /// write waits for any view. That copy is kept while views block the write, also where the
+    /// write buffer has no room for it: then other writes wait until it has.
     ///
     /// # Errors
     ///
@@ -143,10 +148,9 @@ impl MemoryMappedFile {
         self.clone().write_owned(offset, data, FlushPolicy::Always)
     }
 
-    /// Writes `data` at `offset` unless that would have to wait: for a view, for an earlier
-    /// operation, or for room in the
-    /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer). Then it resolves to `false`, and
-    /// nothing was written.
+    /// Writes `data` at `offset`, or returns `false` if that would have to wait: for a view, for an
+    /// earlier operation, or for room in the
+    /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer). Then nothing was written.
     ///
     /// # Errors
     ///
@@ -170,8 +174,8 @@ impl MemoryMappedFile {
         .await
     }
 
-    /// Bytes of the file, to change in place: resident, and nobody else's until the view is
-    /// dropped. Waits for views that overlap it, and takes its turn among the writes.
+    /// Waits for exclusive access to a range and returns a mutable view of it, with its pages in
+    /// memory. It waits for views that overlap the range, and takes its turn among the writes.
     ///
     /// # Errors
     ///
@@ -197,8 +201,8 @@ impl MemoryMappedFile {
         .await
     }
 
-    /// Bytes of the file, to change in place, if no view and no earlier operation is in the way.
-    /// They may not be resident.
+    /// Returns a mutable view of a range, or `None` if a view or an earlier operation overlaps it.
+    /// Its pages may not be in memory.
     ///
     /// # Errors
     ///
@@ -207,8 +211,9 @@ impl MemoryMappedFile {
     ///
     /// # Blocking
     ///
-    /// Does not wait for anybody, but runs a memory barrier on all threads of the process: 0.3 to
-    /// 20 us, milliseconds at worst. [`as_slice_mut`](Self::as_slice_mut) does that on the pool.
+    /// Waits for no view and no operation, but runs a memory barrier on all threads of the process:
+    /// 0.3 to 20 us, milliseconds at worst. [`as_slice_mut`](Self::as_slice_mut) does that on the
+    /// pool.
     pub fn try_as_slice_mut(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
         if len == 0 {
             return Ok(Some(MappedSliceMut::EMPTY));
@@ -226,20 +231,22 @@ impl MemoryMappedFile {
             .map_err(|error: MmapIoError| error.during("getting a mutable view of", (offset, len)))
     }
 
-    /// Gives the file a new length in bytes. Growing fills with zeroes, and waits for no view;
-    /// shrinking waits for the views of the part that is cut off.
+    /// Changes the length of the file. Growing waits for no view; shrinking waits for the views of
+    /// the part that is cut off.
     ///
-    /// It takes its turn among the writes: those submitted before it see the old length. What
-    /// another process has appended meanwhile is not cut by growing: [`grow_to`](Self::grow_to)
-    /// takes it as it is.
+    /// It takes its turn among the writes: those submitted before it see the old length. The bytes
+    /// that are added are zeroes, except for those that another process has appended before:
+    /// growing does not cut them, and [`grow_to`](Self::grow_to) takes them as they are. Bytes that
+    /// another process stored past the end through a mapping, without making the file longer, are
+    /// cleared.
     ///
     /// # Errors
     ///
     /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
-    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB on 32-bit
-    ///   platforms), or the system's refusal; then the length is what it was. Also if the file was
-    ///   to grow and another process has made it longer than that: then the length is what the
-    ///   other process has made it.
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB - 1 on
+    ///   32-bit platforms), or the system's refusal; then the length is what it was. Also if the
+    ///   file was to grow and another process has made it longer than that: then the length is what
+    ///   the other process has made it.
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
@@ -272,7 +279,7 @@ impl MemoryMappedFile {
     /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
     /// that is longer, also because another process has appended to it, is taken as it is.
     ///
-    /// Growing fills with zeroes, waits for no view, and takes its turn as
+    /// Growing waits for no view, fills with zeroes, and takes its turn, as
     /// [`resize`](Self::resize) does.
     ///
     /// # Errors

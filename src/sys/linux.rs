@@ -762,8 +762,8 @@ pub(crate) fn reopen(file: &File) -> io::Result<File> {
     never_wait(options.read(true)).open(path)
 }
 
-/// Whether huge pages hold a part of a run ([`proc_pid_smaps(5)`]). Blocks: the kernel walks through the
-/// pages of every mapping of the process up to that one. The run is not touched.
+/// Whether huge pages hold a part of a run ([`proc_pid_smaps(5)`]). Blocks: the kernel walks through
+/// the pages of every mapping of the process up to that one. The run is not touched.
 ///
 /// # Errors
 ///
@@ -777,8 +777,8 @@ pub(crate) fn has_huge_pages(run: Run) -> io::Result<Option<bool>> {
     has_huge_pages_in(smaps, start, end).map(Some)
 }
 
-/// The same of addresses in a text: a line for each mapping, `from-to permissions ..`, in the order of
-/// their addresses, and under it lines of `Name: kilobytes kB`.
+/// The same of addresses in a text: a line for each mapping, `from-to permissions ..`, in the order
+/// of their addresses, and under it lines of `Name: kilobytes kB`.
 fn has_huge_pages_in(mut smaps: impl BufRead, start: u64, end: u64) -> io::Result<bool> {
     let address = |text: &str| u64::from_str_radix(text, 16).ok();
     let mut is_inside = false;
