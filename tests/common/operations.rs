@@ -236,6 +236,12 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "advise": |scene| {
             scene.file.advise(COLD.0, COLD.1, mmap_io::MmapAdvice::WillNeed)
         };
+        Nothing "metadata": |scene| scene.file.metadata();
+        Nothing "is_at_path": |scene| scene.file.is_at_path();
+        Nothing "is_hugepage_backed": |scene| async {
+            let _ = scene.file.is_hugepage_backed().await;
+            Ok::<_, MmapIoError>(())
+        };
         MutableViews "slice": |scene| scene.file.slice(COLD.0, COLD.1);
         MutableViews "read_bytes": |scene| scene.file.read_bytes(COLD.0, COLD.1);
         MutableViews "read_into": |scene| async {
