@@ -161,8 +161,6 @@ impl MemoryMappedFileBuilder {
     ///
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
     ///   its blocks cannot be [reserved](Self::preallocate).
-    /// - [`Truncated`](MmapIoError::Truncated): it is mapped in this process already, and another
-    ///   process has shortened it since.
     /// - [`Busy`](MmapIoError::Busy): it was on the lower layer of an overlayfs, and this process
     ///   has views of it that show what it was there; see
     ///   [Safety and other processes](crate#safety-and-other-processes).

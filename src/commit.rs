@@ -36,6 +36,12 @@ pub(crate) trait Durable: Send + Sync + Sized + 'static {
 
     /// Makes at least `extent` durable. Blocks.
     fn flush(&self, extent: Extent<'_>) -> io::Result<()>;
+
+    /// What is lost of the bytes that were to be durable, through no fault of a flush: said once, and
+    /// it does not stick.
+    fn take_lost(&self) -> Option<MmapIoError> {
+        None
+    }
 }
 
 /// What a flush is to cover.
@@ -50,6 +56,11 @@ pub(crate) trait Waiter: Send + Sync {
     /// What the waiter itself has written.
     fn extent(&self) -> Extent<'_>;
 
+    /// Whether a caller is told the result.
+    fn is_heeded(&self) -> bool {
+        true
+    }
+
     /// Takes the result of the flush; returns whom to wake.
     fn acknowledge(&self, result: Result<()>) -> Option<Waker>;
 }
@@ -59,6 +70,7 @@ pub(crate) trait Waiter: Send + Sync {
 pub(crate) struct Flush {
     /// `None` for everything.
     range: Option<[ByteRange; 1]>,
+    is_heeded: bool,
     done: Completion<Result<()>>,
 }
 
@@ -66,6 +78,7 @@ impl Flush {
     pub(crate) fn of(range: ByteRange) -> Self {
         Self {
             range: Some([range]),
+            is_heeded: true,
             done: Completion::new(),
         }
     }
@@ -73,7 +86,16 @@ impl Flush {
     pub(crate) fn of_everything() -> Self {
         Self {
             range: None,
+            is_heeded: true,
             done: Completion::new(),
+        }
+    }
+
+    /// The same, in the background: no caller waits for it.
+    pub(crate) fn unheeded(self) -> Self {
+        Self {
+            is_heeded: false,
+            ..self
         }
     }
 
@@ -89,6 +111,10 @@ impl Waiter for Flush {
             Some(range) => Extent::Ranges(range),
             None => Extent::Everything,
         }
+    }
+
+    fn is_heeded(&self) -> bool {
+        self.is_heeded
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
@@ -253,6 +279,8 @@ impl<D: Durable> Turn<D> {
                 (waiting, std::mem::take(&mut state.everything))
             };
             let commits = target.commits();
+            let is_heeded = waiting.iter().any(|waiter| waiter.is_heeded());
+            let lost = is_heeded.then(|| target.take_lost()).flatten();
             if everything {
                 commits.flush(&*target, Extent::Everything);
             } else {
@@ -269,7 +297,7 @@ impl<D: Durable> Turn<D> {
             // Relaxed: these are counters.
             let served = waiting.len() as u64;
             commits.served.fetch_add(served, Ordering::Relaxed);
-            let failed = commits.failed.get().cloned();
+            let failed = commits.failed.get().cloned().or(lost);
             let is_over = {
                 let mut state = lock(&commits.state);
                 let ended = Instant::now();

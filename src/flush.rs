@@ -180,11 +180,10 @@ impl Pending {
         }
     }
 
-    /// Forgets what lies past the new end of the file.
-    pub(crate) fn truncate(&self, len: u64) {
-        if len < u64::MAX {
-            self.ranges().remove(&[ByteRange::between(len, u64::MAX)]);
-        }
+    /// Forgets what lies past the new end of the file; returns the hull of it.
+    pub(crate) fn truncate(&self, len: u64) -> Option<ByteRange> {
+        let removed = self.ranges().remove(&[ByteRange::between(len, u64::MAX)]);
+        removed.into_iter().reduce(ByteRange::hull)
     }
 
     /// Takes the alarm that was set for `at` down; says whether there is something to flush. One

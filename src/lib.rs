@@ -111,8 +111,12 @@
 //!
 //! On Linux, reads, writes, resizes and copies that need bytes which another process has cut off
 //! end in [`Truncated`](MmapIoError::Truncated) while the file is too short: operations below the
-//! cut go on, and all of them do when the file has grown again. A flush of written bytes that are
-//! gone ends in [`FlushFailed`](MmapIoError::FlushFailed), and that sticks. Two things still raise
+//! cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note of
+//! the new length: then operations past it are out of bounds, and if written bytes were lost by the
+//! cut that no flush had covered, the next durable operation says `Truncated` once. A flush that
+//! meets such a loss before that ends in [`FlushFailed`](MmapIoError::FlushFailed), and that sticks.
+//! A file that another process cuts and makes as long again in between is not told from one that it
+//! has overwritten: a later flush calls its bytes durable as they are then. Two things still raise
 //! `SIGBUS`:
 //! - another process truncates the file, or punches a hole into it, while an operation copies to or
 //!   from those very bytes;
@@ -121,8 +125,9 @@
 //!
 //! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) find
 //! that out before they give out a view, and
-//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. Bytes that another process appends become visible, to every handle, when the
-//! file is next opened, or grown by [`grow_to`](MemoryMappedFile::grow_to).
+//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. Bytes that another process
+//! appends become visible, to every handle, when the file is next opened, refreshed, or grown by
+//! [`grow_to`](MemoryMappedFile::grow_to).
 //!
 //! Closing any descriptor of a file releases all locks that the process itself has set on the file
 //! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes descriptors when a file

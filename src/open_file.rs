@@ -54,6 +54,10 @@ pub(crate) struct OpenFile {
     mapped: [OnceLock<Mapped>; 2],
     /// Times the length was cut; counted before the file is.
     cuts: AtomicU64,
+    /// Views may show bytes up to here that another process has cut off; 0 if none was noticed.
+    shown_end: AtomicU64,
+    /// What another process has cut off before it was durable; told once.
+    lost: Mutex<Option<MmapIoError>>,
     /// Held while a map is made for the current length, or the length grows: the current maps
     /// always cover it.
     remap: Mutex<()>,
@@ -236,6 +240,8 @@ impl OpenFile {
             pending: Pending::new(id.is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
+            shown_end: AtomicU64::new(0),
+            lost: Mutex::default(),
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
             owed: Mutex::default(),
@@ -414,8 +420,8 @@ impl OpenFile {
 
     /// The address of a range in the current map, if it is inside the file.
     ///
-    /// Under a lease on the range the answer stays true: what is inside the file then cannot be
-    /// cut off.
+    /// Under a lease on the range the answer stays true: what is inside the file then is not cut off,
+    /// unless another process cuts it.
     #[inline]
     pub(crate) fn span_within(&self, protection: Protection, range: ByteRange) -> Option<Span> {
         if range.end() > self.len() {

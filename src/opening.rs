@@ -70,8 +70,9 @@ pub(crate) struct Again {
 /// An opened file.
 pub(crate) struct Opened {
     pub(crate) open: User,
-    /// What is still to be done, in the file's queue, and the length it is about.
-    rest: Option<(Action, u64)>,
+    /// What is still to be done, in the file's queue, and to what range.
+    rest: Option<(Action, ByteRange)>,
+    mode: MmapMode,
 }
 
 impl Opening {
@@ -200,22 +201,24 @@ impl Opening {
         habits: Habits,
     ) -> Result<Opened> {
         let len = open.len();
-        // A longer one is adopted in its turn among what happens behind the end, and no more.
-        let mut rest = (info.len != len).then_some((Action::AdoptLength, len));
+        let mut rest = (info.len != len).then_some((Action::AdoptLength, ByteRange::EMPTY));
         match &self.how {
             How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
-            How::OpenOrCreate(..) if len == 0 && self.mode == MmapMode::ReadWrite => {
-                rest = Some((Action::FirstLength, self.size()));
+            How::OpenOrCreate(..) if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite => {
+                let behind = ByteRange::between(self.size(), u64::MAX);
+                rest = Some((Action::FirstLength, behind));
             }
-            // What counts is the length it has here: the other one was looked at before its
-            // creation was over, or another process has changed it, which is for its queue to find.
+            // The other length was looked at before the file's creation was over, or another process
+            // has changed it, which is for its queue to find.
+            _ if rest.is_some() => {}
             _ => self.check_not_empty(len)?,
         }
         let source = Source::new(file, habits, self.protection());
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
         self.prepare(&open);
-        Ok(Opened { open, rest })
+        let mode = self.mode;
+        Ok(Opened { open, rest, mode })
     }
 
     /// Opens what is not open in this process.
@@ -263,6 +266,7 @@ impl Opening {
         Ok(Opened {
             open: User::new(open),
             rest: None,
+            mode: self.mode,
         })
     }
 
@@ -333,10 +337,7 @@ impl Opening {
     }
 
     fn check_not_empty(&self, len: u64) -> Result<()> {
-        match self.mode {
-            MmapMode::ReadWrite => check_size(len),
-            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
-        }
+        check_not_empty(self.mode, len)
     }
 
     fn protection(&self) -> Protection {
@@ -357,9 +358,9 @@ impl Opening {
 impl Opened {
     /// Brings the length up to date, in its turn among the file's operations.
     pub(crate) async fn finish(&self) -> Result<()> {
-        if let Some((action, len)) = self.rest {
-            let op = Op::new(ByteRange::between(len, u64::MAX), action);
-            Queue::submit(&self.open, op).await?;
+        if let Some((action, range)) = self.rest {
+            Queue::submit(&self.open, Op::new(range, action)).await?;
+            check_not_empty(self.mode, self.open.len())?;
         }
         Ok(())
     }
@@ -482,6 +483,13 @@ impl From<Target> for Again {
             created: target.created.take(),
             file: target.file.clone(),
         }
+    }
+}
+
+fn check_not_empty(mode: MmapMode, len: u64) -> Result<()> {
+    match mode {
+        MmapMode::ReadWrite => check_size(len),
+        MmapMode::ReadOnly => Ok(()),
     }
 }
 

@@ -232,7 +232,8 @@ impl MemoryMappedFile {
     }
 
     /// Changes the length of the file. Growing waits for no view; shrinking waits for the views of
-    /// the part that is cut off.
+    /// the part that is cut off. If another process has shortened
+    /// the file, and that was [noted](Self::refresh), growing over what was lost waits for views of it.
     ///
     /// It takes its turn among the writes: those submitted before it see the old length. The bytes
     /// that are added are zeroes, except for those that another process has appended before:
@@ -247,7 +248,8 @@ impl MemoryMappedFile {
     ///   32-bit platforms), or the system's refusal; then the length is what it was. Also if the
     ///   file was to grow and another process has made it longer than that: then the length is what
     ///   the other process has made it.
-    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file, and
+    ///   [`refresh`](Self::refresh) was not called since.
     ///
     /// # Cancel safety
     ///
@@ -279,8 +281,7 @@ impl MemoryMappedFile {
     /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
     /// that is longer, also because another process has appended to it, is taken as it is.
     ///
-    /// Growing waits for no view, fills with zeroes, and takes its turn, as
-    /// [`resize`](Self::resize) does.
+    /// Growing fills with zeroes, and takes its turn and waits, as [`resize`](Self::resize) does.
     ///
     /// # Errors
     ///
@@ -306,6 +307,46 @@ impl MemoryMappedFile {
             handle.mode.require_write()?;
             check_size(min)?;
             let op = Op::new(ByteRange::between(min, u64::MAX), Action::GrowTo);
+            Queue::submit(&handle.open, op).await?;
+            Ok(handle.open.len())
+        })
+    }
+
+    /// Takes note of the length that another process has given the file, and returns it. Opening the
+    /// file once more does the same.
+    ///
+    /// It waits for no view. Views of bytes that another process has cut off stay; touching such a byte
+    /// raises `SIGBUS`, until the file is as long again. If some of those bytes were written here and
+    /// not flushed, then the next durable operation fails with
+    /// [`Truncated`](MmapIoError::Truncated), once.
+    ///
+    /// # Errors
+    ///
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): it is longer than can be mapped.
+    /// - [`Io`](MmapIoError::Io): the length cannot be asked for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("log");
+    /// # std::fs::write(&path, "first")?;
+    /// let log = mmap_io::MemoryMappedFile::open_ro(&path).await?;
+    /// std::fs::write(&path, "first, second")?;
+    /// assert_eq!(log.len(), 5);
+    /// assert_eq!(log.refresh().await?, 13);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn refresh(&self) -> impl Future<Output = Result<u64>> + Send + 'static {
+        let handle = self.handle.clone();
+        operation("asking for the length", Subject::Nothing, async move {
+            let op = Op::new(ByteRange::EMPTY, Action::AdoptLength);
             Queue::submit(&handle.open, op).await?;
             Ok(handle.open.len())
         })

@@ -33,25 +33,21 @@ impl Drain for OpenFile {
             writes => return self.write(writes, ended),
         };
         let range = op.ranges[0];
+        let starts = || self.queue.begin(op).is_some();
         let outcome = match op.action {
             Action::Write(_) | Action::TryWrite(_) => return self.write(batch, ended),
             Action::Lease(kind) => self
                 .lease(kind, range)
                 .map(|lease| lease.map(Outcome::Leased)),
             Action::Resize => self
-                .resize(range.start(), || self.queue.begin(op).is_some())
+                .resize(range.start(), starts)
                 .map(|resized| resized.then_some(Outcome::Done)),
-            Action::GrowTo | Action::FirstLength => {
-                let grown = match self.queue.begin(op) {
-                    Some(_) if op.action == Action::GrowTo => {
-                        self.grow(range.start(), Longer::Welcome)
-                    }
-                    Some(_) => self.first_length(range.start()),
-                    // Withdrawn.
-                    None => Ok(()),
-                };
-                grown.map(|()| Some(Outcome::Done))
-            }
+            Action::GrowTo => self
+                .grow(range.start(), Longer::Welcome, starts)
+                .map(|grown| grown.then_some(Outcome::Done)),
+            Action::FirstLength => self
+                .first_length(range.start(), starts)
+                .map(|grown| grown.then_some(Outcome::Done)),
             Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
         };
         match outcome.transpose() {
@@ -147,10 +143,7 @@ impl OpenFile {
     fn resize(self: &Arc<Self>, new_len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
         let len = self.len();
         if new_len > len {
-            if starts() {
-                self.grow(new_len, Longer::Refused)?;
-            }
-            return Ok(true);
+            return self.grow(new_len, Longer::Refused, starts);
         }
         let file = self.writable_file()?;
         residency::check_length(Some(file), &[ByteRange::between(0, len)])?;
@@ -189,18 +182,43 @@ impl OpenFile {
     ///
     /// All that can fail is done before the file grows, so that there is nothing to take back: that
     /// would be a cut.
-    fn grow(&self, min: u64, longer: Longer) -> Result<()> {
+    ///
+    /// Growth waits for no view, unless another process has cut the file under one: `false` while such
+    /// a view shows bytes that are to be added. Nothing is done any more if `starts` says that the
+    /// operation was withdrawn.
+    fn grow(
+        self: &Arc<Self>,
+        min: u64,
+        longer: Longer,
+        starts: impl FnOnce() -> bool,
+    ) -> Result<bool> {
         let file = self.writable_file()?;
         let file_len = self.file_len(file)?;
         if file_len >= min {
-            self.adopt(file_len)?;
+            if starts() {
+                self.adopt(file_len)?;
+            }
             return match longer {
                 Longer::Refused if file_len > min => Err(resize_failed(format!(
                     "the file cannot grow to {min} bytes: another process has made it {file_len} \
                      bytes long"
                 ))),
-                Longer::Refused | Longer::Welcome => Ok(()),
+                Longer::Refused | Longer::Welcome => Ok(true),
             };
+        }
+        // Relaxed: the drain alone looks at it.
+        let shown = min.min(self.shown_end.load(Ordering::Relaxed));
+        let _under_views = if shown > file_len {
+            let grown = ByteRange::between(file_len, shown);
+            match Lease::try_acquire(&**self, Kind::Exclusive, grown, Asks::Queue)? {
+                Some(lease) => Some(lease),
+                None => return Ok(false),
+            }
+        } else {
+            None
+        };
+        if !starts() {
+            return Ok(true);
         }
         let grow = || {
             if self.preallocate.load(Ordering::Relaxed) {
@@ -213,25 +231,53 @@ impl OpenFile {
                 sys::extend(file, min)
             })
         };
-        grow().map_err(MmapIoError::resize_failed)
+        grow().map_err(MmapIoError::resize_failed)?;
+        Ok(true)
     }
 
-    /// Gives the file its first bytes, unless it has some.
-    fn first_length(&self, len: u64) -> Result<()> {
+    /// Gives the file its first bytes, unless it has some; as [`grow`](Self::grow) does.
+    fn first_length(self: &Arc<Self>, len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
         self.adopt_length()?;
         match self.len() {
-            0 => self.grow(len, Longer::Welcome),
-            _ => Ok(()),
+            0 => self.grow(len, Longer::Welcome, starts),
+            _ => Ok(true),
         }
     }
 
-    /// Takes note of what another process has appended.
+    /// Takes note of the length that another process has given the file. Waits for no view.
     fn adopt_length(&self) -> Result<()> {
         let mapped = self.mapped.iter().find_map(OnceLock::get);
-        match mapped.and_then(|mapped| mapped.backing.file()) {
-            Some(file) => self.adopt(self.file_len(file)?),
-            None => Ok(()),
+        let Some(file) = mapped.and_then(|mapped| mapped.backing.file()) else {
+            return Ok(());
+        };
+        let file_len = mappable_len(file)?;
+        match file_len < self.len() {
+            true => {
+                self.adopt_cut(file_len);
+                Ok(())
+            }
+            false => self.adopt(file_len),
         }
+    }
+
+    /// Takes note that another process has cut the file. The views of what is gone stay leased: their
+    /// memory is mapped still, and shows the file again if it grows, which therefore waits for them.
+    fn adopt_cut(&self, file_len: u64) {
+        // Relaxed: the drain alone looks at it.
+        self.shown_end.fetch_max(self.len(), Ordering::Relaxed);
+        self.hot.len.store(file_len, Ordering::Release);
+        self.hot.leases.recheck();
+        // As for a cut that is made here.
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        if let Some(gone) = self.pending.truncate(file_len) {
+            ignore_poison(&self.lost).get_or_insert(MmapIoError::Truncated {
+                offset: gone.start(),
+                len: gone.len(),
+                file_len,
+            });
+        }
+        self.settle();
+        self.owes_its_length();
     }
 
     fn adopt(&self, file_len: u64) -> Result<()> {
@@ -250,13 +296,7 @@ impl OpenFile {
     /// `Truncated` if it is shorter than it is known to be, `ResizeFailed` if it is too long.
     fn file_len(&self, file: &File) -> Result<u64> {
         residency::check_length(Some(file), &[ByteRange::between(0, self.len())])?;
-        let file_len = sys::file_len(file)?;
-        match file_len > MAX_LEN {
-            true => Err(resize_failed(format!(
-                "{file_len} bytes are more than can be mapped"
-            ))),
-            false => Ok(file_len),
-        }
+        mappable_len(file)
     }
 
     /// Moves the end of the mapped bytes to `len`, after the maps cover them and `grow_file` has made
@@ -294,7 +334,8 @@ impl OpenFile {
     /// begins at that end: another process may have stored there through a map, and growth would
     /// uncover it.
     ///
-    /// No view of this process lies past the end, and the maps cover what is to be grown.
+    /// No view of this process lies past the end, or growth has an exclusive lease there; and the maps
+    /// cover what is to be grown.
     fn clear_tail(&self, grown: ByteRange) -> io::Result<()> {
         let page = sys::page_size();
         let last = ByteRange::between(grown.start(), grown.start()).to_pages(page);
@@ -303,7 +344,8 @@ impl OpenFile {
             return Ok(());
         };
         let run = map.run(tail.to_pages(page));
-        // SAFETY: the page holds the last byte of the file, and the live map covers it.
+        // SAFETY: the page holds the last byte of the file, unless another process cuts it right now,
+        // and the live map covers it.
         unsafe { sys::populate_read(run) }?;
         let span = map.span(tail);
         // SAFETY: the map lives, and no writer of this process has a lease past the end; growth
@@ -332,6 +374,21 @@ enum Longer {
     Refused,
     /// Nothing: the caller asked for at least that length.
     Welcome,
+}
+
+/// Length of a file as it is.
+///
+/// # Errors
+///
+/// `ResizeFailed` if it is too long.
+fn mappable_len(file: &File) -> Result<u64> {
+    let file_len = sys::file_len(file)?;
+    match file_len > MAX_LEN {
+        true => Err(resize_failed(format!(
+            "{file_len} bytes are more than can be mapped"
+        ))),
+        false => Ok(file_len),
+    }
 }
 
 fn resize_failed(problem: String) -> MmapIoError {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::{ignore_poison, OpenFile};
 use crate::commit::{Commits, Durable, Extent, Flush, Waiter};
+use crate::error::MmapIoError;
 use crate::flush::{Due, FlushPolicy, Taken};
 use crate::map::{Map, Protection};
 use crate::offload::check;
@@ -52,8 +53,8 @@ impl OpenFile {
     fn start_due(self: &Arc<Self>, due: Due, range: ByteRange) {
         match due {
             Due::Nothing | Due::Alarmed => {}
-            Due::Write => drop(self.start(Flush::of(range))),
-            Due::Everything => drop(self.start(Flush::of_everything())),
+            Due::Write => drop(self.start(Flush::of(range).unheeded())),
+            Due::Everything => drop(self.start(Flush::of_everything().unheeded())),
             Due::Alarm(_) => self.set_alarm(),
         }
     }
@@ -128,6 +129,10 @@ impl Durable for OpenFile {
         &self.commits
     }
 
+    fn take_lost(&self) -> Option<MmapIoError> {
+        ignore_poison(&self.lost).take()
+    }
+
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
         let mapped = self.mapped[Protection::ReadWrite as usize].get();
         let file = mapped.and_then(|mapped| Some((mapped.habits, mapped.backing.file()?)));
@@ -172,7 +177,8 @@ impl Alarmed for OpenFile {
         if !self.pending.ring(at) {
             return;
         }
-        self.commits.add(Arc::new(Flush::of_everything()), true);
+        let flush = Flush::of_everything().unheeded();
+        self.commits.add(Arc::new(flush), true);
         if let Some(turn) = Commits::turn(self) {
             // Once, here: a thread for each file that is due would be many.
             turn.run(1);

@@ -46,7 +46,8 @@ pub(crate) enum Action {
     GrowTo,
     /// Changes the length likewise, unless the file has bytes already.
     FirstLength,
-    /// Takes note of what another process has appended to the file. Its range is all that follows.
+    /// Takes note of the length that another process has given the file. Waits for its turn in the
+    /// drain, and for no view: its range is empty.
     AdoptLength,
 }
 
