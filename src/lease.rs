@@ -118,6 +118,11 @@ impl Leases {
         self.table.count_after_fence()
     }
 
+    /// The ranges of those that share a byte with `range`; see [`Table::leased`].
+    pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
+        self.table.leased(range)
+    }
+
     /// Has the readers that wait for a byte of `range` look again: what they wait for has changed, or
     /// the length has.
     pub(crate) fn recheck(&self, range: ByteRange) {

@@ -489,7 +489,7 @@ impl From<Target> for Again {
 fn check_not_empty(mode: MmapMode, len: u64) -> Result<()> {
     match mode {
         MmapMode::ReadWrite => check_size(len),
-        MmapMode::ReadOnly => Ok(()),
+        MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
     }
 }
 

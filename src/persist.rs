@@ -1,14 +1,16 @@
 //! Flushing through a handle, and the way out of memory.
 
 use std::future::Future;
+use std::io;
 
 use crate::commit::Flush;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
+use crate::lease::LeaseHost;
 use crate::mode::MmapMode;
 use crate::offload::offload;
-use crate::range::ByteRange;
+use crate::range::{ByteRange, PageRange};
 use crate::sys::{self, CacheHint};
 
 /// # Flushing
@@ -165,8 +167,9 @@ impl MemoryMappedFile {
     /// soon, so that it takes no memory from what will. A read-only handle flushes nothing, and
     /// drops the pages that are clean.
     ///
-    /// A hint: pages that another process has mapped, or that are written to at the same time,
-    /// stay. Views keep their bytes; touching them reads the pages in again.
+    /// A hint: pages that another process has mapped, or that are dirtied meanwhile, stay. So do the
+    /// pages of every view, whose bytes were perhaps read in to be touched without waiting; those of a
+    /// view that is made meanwhile may go.
     ///
     /// # Errors
     ///
@@ -197,9 +200,14 @@ impl MemoryMappedFile {
                 // A shrink may have gone first.
                 let end = (offset + len).min(open.len());
                 let range = ByteRange::between(offset.min(end), end);
-                let pages = range.to_pages(sys::page_size());
-                open.unmap_pages(pages.into())?;
-                sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)
+                let page_size = sys::page_size();
+                let leased = open.leases().leased(range).into_iter();
+                let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
+                for pages in range.to_pages(page_size).without(&leased) {
+                    open.unmap_pages(pages.into())?;
+                    sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)?;
+                }
+                Ok::<_, io::Error>(())
             });
             evicted.await.map_err(MmapIoError::advice_failed)
         })

@@ -195,6 +195,25 @@ impl PageRange {
         merged.into_iter().map(Self).collect()
     }
 
+    /// What is left of the range without `others`, which are sorted and disjoint.
+    pub(crate) fn without(self, others: &[Self]) -> Vec<Self> {
+        let mut left = Vec::new();
+        let mut start = self.start();
+        for other in others {
+            if start < other.start().min(self.end()) {
+                left.push(Self(ByteRange::between(
+                    start,
+                    other.start().min(self.end()),
+                )));
+            }
+            start = start.max(other.end());
+        }
+        if start < self.end() {
+            left.push(Self(ByteRange::between(start, self.end())));
+        }
+        left
+    }
+
     /// Cuts the range into pieces of at most `step` bytes, itself a multiple of the page size.
     pub(crate) fn steps(self, step: u64) -> impl Iterator<Item = Self> {
         let end = self.end();
@@ -207,6 +226,20 @@ impl PageRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_of_pages_without_others() {
+        let pages = |start, end| ByteRange::between(start * 4096, end * 4096).to_pages(4096);
+        let left = |others: &[PageRange]| pages(10, 20).without(others);
+        assert_eq!(left(&[]), [pages(10, 20)]);
+        assert_eq!(left(&[pages(0, 10), pages(20, 30)]), [pages(10, 20)]);
+        assert_eq!(left(&[pages(0, 30)]), []);
+        assert_eq!(
+            left(&[pages(5, 12), pages(14, 15), pages(18, 20)]),
+            [pages(12, 14), pages(15, 18)]
+        );
+        assert_eq!(left(&[pages(12, 40), pages(50, 60)]), [pages(10, 12)]);
+    }
 
     #[test]
     fn bounds_are_exact_and_never_wrap() {

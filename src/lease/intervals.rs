@@ -165,6 +165,26 @@ impl<V: Default> Intervals<V> {
         ))
     }
 
+    /// Visits every range that shares a byte with `range`, in order.
+    pub(crate) fn each_overlap(&self, range: ByteRange, visit: &mut impl FnMut(ByteRange)) {
+        self.each_below(self.root, range, visit);
+    }
+
+    fn each_below(&self, at: u32, range: ByteRange, visit: &mut impl FnMut(ByteRange)) {
+        // As in `any_below`.
+        if at == NIL || self.nodes[at as usize].furthest <= range.start() {
+            return;
+        }
+        let node = &self.nodes[at as usize];
+        self.each_below(node.left, range, visit);
+        if node.range.overlaps(range) {
+            visit(node.range);
+        }
+        if node.range.start() < range.end() {
+            self.each_below(node.right, range, visit);
+        }
+    }
+
     /// Position in the order of the tree; the index tells equal starts apart.
     fn place(&self, index: u32) -> (u64, u32) {
         (self.nodes[index as usize].range.start(), index)
@@ -284,6 +304,13 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(set.len(), list.len());
+                let window = ByteRange::between(50, 120);
+                let mut met = Vec::new();
+                set.each_overlap(window, &mut |range| met.push(range.start()));
+                let overlap = list.iter().filter(|(_, range)| range.overlaps(window));
+                let mut starts: Vec<u64> = overlap.map(|(_, range)| range.start()).collect();
+                starts.sort_unstable();
+                prop_assert_eq!(met, starts);
                 let hull = list.iter().map(|(_, range)| *range).reduce(ByteRange::hull);
                 prop_assert_eq!(set.hull(), hull);
             }

@@ -444,6 +444,19 @@ impl<F: Fences> Table<F> {
         Ok(self.count())
     }
 
+    /// The ranges of the leases that share a byte with `range`, in no order, the batch apart. A hint:
+    /// a lease that is taken meanwhile may be missing.
+    pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
+        let slots = self.blocks.slots();
+        let live = slots.filter_map(|slot| slot.live::<F>(self.file));
+        let mut leased: Vec<ByteRange> = live.filter(|other| other.overlaps(range)).collect();
+        let state = lock(&self.state);
+        for entries in &state.entries {
+            entries.each_overlap(range, &mut |other| leased.push(other));
+        }
+        leased
+    }
+
     #[cold]
     fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
         let mut state = lock(&self.state);

@@ -490,12 +490,21 @@ fn what_is_evicted_is_out_of_memory_and_intact() {
         let view = reader.as_slice(100, 1 << 20).unwrap();
         let bytes = file.bytes(3 << 20, 1 << 20).unwrap();
         assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
+        let mut written = file.as_slice_mut(6 << 20, 4096).await.unwrap();
+        written[0] = content[6 << 20];
         file.evict(0, len as u64).await.unwrap();
-        assert_eq!(cached(&path, 0, len), 0);
-        assert_eq!(file.pending_bytes(), 0);
+        // And their pages, which may be touched where nothing may wait for the disk.
+        assert_eq!(cached(&path, 0, 1 << 20), 256);
+        assert_eq!(cached(&path, 3 << 20, 1 << 20), 256);
+        assert_eq!(cached(&path, 6 << 20, 4096), 1);
+        assert_eq!(cached(&path, 7 << 20, 1 << 20), 0);
+        assert!(cached(&path, 0, len) < len / 4096 * 3 / 4);
+        drop(written);
+        assert_eq!(file.pending_bytes(), 4096);
         assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
         drop((view, bytes));
         file.evict(0, len as u64).await.unwrap();
+        assert_eq!(cached(&path, 0, len), 0);
         assert!(fs::read(&path).unwrap() == content);
         // After it grew: the maps that were outgrown hold no page either.
         file.resize(3 * len as u64).await.unwrap();
