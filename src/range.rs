@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn what_is_left_of_pages_without_others() {
-        let pages = |start, end| ByteRange::between(start * 4096, end * 4096).to_pages(4096);
+        let pages =
+            |start: u64, end: u64| ByteRange::between(start * 4096, end * 4096).to_pages(4096);
         let left = |others: &[PageRange]| pages(10, 20).without(others);
         assert_eq!(left(&[]), [pages(10, 20)]);
         assert_eq!(left(&[pages(0, 10), pages(20, 30)]), [pages(10, 20)]);
