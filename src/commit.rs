@@ -215,6 +215,12 @@ impl Commits {
         !state.taken && !state.waiting.is_empty() && state.expects_more()
     }
 
+    /// Whether no flush is running or waited for.
+    pub(crate) fn are_idle(&self) -> bool {
+        let state = lock(&self.state);
+        !state.taken && state.waiting.is_empty()
+    }
+
     /// Whether somebody waits for the next flush.
     pub(crate) fn are_due(&self) -> bool {
         !lock(&self.state).waiting.is_empty()

@@ -566,6 +566,7 @@ impl MemoryMappedFile {
             policy @ FlushPolicy::EveryMillis(_) => policy,
             _ => FlushPolicy::Never,
         };
+        open.gives_address_to_write();
         open.wrote_view(ByteRange::between(0, open.len()), policy);
         Ok(open.base(Protection::ReadWrite))
     }

@@ -118,6 +118,11 @@ impl Leases {
         self.table.count_after_fence()
     }
 
+    /// Whether a view is out that its holder may write through.
+    pub(crate) fn has_writing_views(&self) -> bool {
+        self.table.has_writing_views()
+    }
+
     /// The ranges of those that share a byte with `range`; see [`Table::leased`].
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
         self.table.leased(range)

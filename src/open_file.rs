@@ -65,6 +65,8 @@ pub(crate) struct OpenFile {
     owed: Mutex<Owed>,
     /// Blocks are reserved when the file grows.
     preallocate: AtomicBool,
+    /// A caller has the address of the bytes, to write to whenever it likes.
+    written_by_address: AtomicBool,
     pub(crate) counters: Counters,
     /// Its place in the registry; memory has none.
     id: Option<FileId>,
@@ -194,6 +196,12 @@ struct Owed {
     names: Vec<PathBuf>,
 }
 
+impl Owed {
+    fn is_nothing(&self) -> bool {
+        !self.length && self.names.is_empty()
+    }
+}
+
 /// Counts for `stats`. Relaxed throughout: nothing follows from them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -246,6 +254,7 @@ impl OpenFile {
             last_gate: Mutex::new(None),
             owed: Mutex::default(),
             preallocate: AtomicBool::new(false),
+            written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,
             shown: Mutex::default(),
@@ -530,6 +539,12 @@ impl OpenFile {
     pub(crate) fn mapped_bytes(&self) -> u64 {
         let live = self.mapped.iter().filter(|mapped| mapped.get().is_some());
         live.count() as u64 * self.len()
+    }
+
+    /// A caller gets the address of the bytes, and its stores are not seen.
+    pub(crate) fn gives_address_to_write(&self) {
+        // Relaxed: whoever flushes after a store knows that the address was taken before.
+        self.written_by_address.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn reserve_on_growth(&self) {

@@ -9,7 +9,7 @@ use crate::fairness::operation;
 use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::LeaseHost;
 use crate::mode::MmapMode;
-use crate::offload::offload;
+use crate::offload::{check, offload};
 use crate::range::{ByteRange, PageRange};
 use crate::sys::{self, CacheHint};
 
@@ -20,7 +20,8 @@ impl MemoryMappedFile {
     /// Makes everything durable that was written before the call, through whatever handle or view
     /// of the file: the bytes, the length, and the name that the file was opened by.
     ///
-    /// Writes that are still queued are not covered. Read-only handles have nothing to flush.
+    /// Writes that are still queued are not covered. Read-only handles have nothing to flush. Where
+    /// nothing was written since the last flush, it resolves at once, and asks nothing of the system.
     ///
     /// # Errors
     ///
@@ -218,7 +219,13 @@ impl Handle {
     async fn flush(&self, flush: Flush) -> Result<()> {
         match self.mode {
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
-            MmapMode::ReadWrite => self.open.start(flush).done().await,
+            MmapMode::ReadWrite => {
+                check()?;
+                match self.open.is_durable() {
+                    true => Ok(()),
+                    false => self.open.start(flush).done().await,
+                }
+            }
         }
     }
 

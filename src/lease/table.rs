@@ -444,6 +444,13 @@ impl<F: Fences> Table<F> {
         Ok(self.count())
     }
 
+    /// Whether a lease is out that its holder may write under, the batch apart.
+    pub(crate) fn has_writing_views(&self) -> bool {
+        let state = lock(&self.state);
+        let mut writing = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared);
+        writing.any(|kind| !state.entries[kind as usize].is_empty())
+    }
+
     /// The ranges of the leases that share a byte with `range`, in no order, the batch apart. A hint:
     /// a lease that is taken meanwhile may be missing.
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {

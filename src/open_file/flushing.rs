@@ -37,6 +37,22 @@ impl OpenFile {
         flush
     }
 
+    /// Whether a flush has nothing to do: all that was written is durable, the length and the name as
+    /// well, and no store may have been made since that was not counted. Asks nothing of the system.
+    ///
+    /// The order matters. A view is counted as written before its lease ends. A flush that is running
+    /// has taken what it covers out of what is pending and owed; it is running still when that is
+    /// asked last, or has ended, well or not.
+    pub(crate) fn is_durable(&self) -> bool {
+        !self.written_by_address.load(Ordering::Relaxed)
+            && !self.hot.leases.has_writing_views()
+            && self.pending.bytes() == 0
+            && ignore_poison(&self.owed).is_nothing()
+            && ignore_poison(&self.lost).is_none()
+            && self.commits.are_idle()
+            && self.commits.failure().is_none()
+    }
+
     /// Counts what was written through a view, and starts what the policy asks for.
     pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
         if sys::is_forked() {

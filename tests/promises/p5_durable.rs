@@ -12,7 +12,7 @@ use std::process::Command;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
-use crate::common::{alone, pattern, skip};
+use crate::common::{alone, at_once, pattern, skip};
 
 /// On a disk: a tmpfs has nothing to write back to.
 pub(crate) fn on_a_disk() -> tempfile::TempDir {
@@ -625,4 +625,53 @@ fn spooling_child() {
             end_of_step();
         }
     });
+}
+
+#[test]
+fn a_flush_of_nothing_does_nothing() {
+    let dir = on_a_disk();
+    let path = dir.path().join("data");
+    let file = alone(MemoryMappedFile::create_rw(&path, 100_000)).unwrap();
+    let flushes = || file.stats().flushes;
+    let assert_done = |does: bool| {
+        let before = (flushes(), file.stats().pool_hops);
+        if does {
+            alone(file.flush()).unwrap();
+            assert_eq!(flushes(), before.0 + 1);
+            return;
+        }
+        at_once(file.flush()).unwrap();
+        at_once(file.flush_range(10, 10)).unwrap();
+        assert_eq!((flushes(), file.stats().pool_hops), before);
+    };
+    // The length and the name are owed.
+    assert_done(true);
+    assert_done(false);
+    alone(file.update_region(0, b"x")).unwrap();
+    assert_done(true);
+    assert_done(false);
+    // Stores through a view count, before and after it ends.
+    let mut view = alone(file.as_slice_mut(0, 10)).unwrap();
+    view[0] = b'y';
+    assert_done(true);
+    view[1] = b'y';
+    assert_done(true);
+    drop(view);
+    assert_done(true);
+    assert_done(false);
+    alone(file.resize(200_000)).unwrap();
+    assert_done(true);
+    assert_done(false);
+    // Another handle opens it, and answers for its name.
+    drop(alone(MemoryMappedFile::open_rw(&path)).unwrap());
+    assert_done(true);
+    assert_done(false);
+    // Stores by address are not seen.
+    // SAFETY: nothing else looks at the bytes until the last store.
+    let address = unsafe { file.as_mut_ptr() }.unwrap();
+    for value in [b'a', b'b'] {
+        // SAFETY: the file is longer, and its handle lives.
+        unsafe { address.write_volatile(value) };
+        assert_done(true);
+    }
 }
