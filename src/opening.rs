@@ -392,7 +392,7 @@ impl Target {
         let mut options = OpenOptions::new();
         options.read(true).write(mode == MmapMode::ReadWrite);
         Ok(Self {
-            file: Descriptor::new(sys::never_wait(&mut options).open(path)?),
+            file: Descriptor::new(sys::open(&mut options, path)?),
             created: None,
         })
     }
@@ -419,8 +419,9 @@ impl Target {
     /// Links are followed, also one that points nowhere: there the file is created.
     fn open_or_create(path: &Path, permissions: u32) -> io::Result<Self> {
         let mut options = OpenOptions::new();
+        let options = sys::open_or_create(&mut options, permissions);
         Ok(Self {
-            file: Descriptor::new(sys::open_or_create(&mut options, permissions).open(path)?),
+            file: Descriptor::new(sys::open(options, path)?),
             created: None,
         })
     }

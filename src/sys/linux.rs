@@ -7,7 +7,7 @@ use std::os::unix::io::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::unix::{directory_of, file_info, madvise, msync, never_wait, page_size, sync_directory};
+use super::unix::{directory_of, file_info, madvise, msync, page_size, sync_directory};
 use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
@@ -759,7 +759,7 @@ pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
 pub(crate) fn reopen(file: &File) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    never_wait(options.read(true)).open(path)
+    super::unix::open(options.read(true), path.as_ref())
 }
 
 /// Whether huge pages hold a part of a run ([`proc_pid_smaps(5)`]). Blocks: the kernel walks through

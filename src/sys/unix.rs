@@ -68,9 +68,62 @@ pub(crate) fn watch_forks() -> io::Result<()> {
     }
 }
 
-/// Prepares `options` so that opening a pipe or a device with them does not wait for a peer.
-pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+/// Opens a path as `options` say. Never waits for the peer of a pipe or a device; but if another
+/// process has a lease on a regular file ([`fcntl(2)`], `F_SETLEASE`), it waits until that process
+/// gives way or the system takes the lease from it, as every other opening does.
+///
+/// The descriptor is as if it had been opened without `O_NONBLOCK`: callers get to see it.
+///
+/// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
+pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    /// A process that takes its lease again and again does not keep the opening for ever.
+    const WAITS: usize = 8;
+    let mut waits = 0;
+    // What was waited for stays open until the file is: no lease can be taken on it meanwhile.
+    let mut waited_for = None;
+    loop {
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        match options.open(path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits < WAITS => {
+                waits += 1;
+                match wait_for_lease(options, path) {
+                    Some(opened) => waited_for = Some(opened?),
+                    None => return Err(error),
+                }
+            }
+            opened => {
+                let file = opened?;
+                drop(waited_for);
+                // SAFETY: `F_SETFL` takes no pointer, and `file` keeps the descriptor open.
+                return match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) } {
+                    0 => Ok(file),
+                    _ => Err(io::Error::last_os_error()),
+                };
+            }
+        }
+    }
+}
+
+/// Opens the regular file that a path leads to, and waits for its lease. What it is is looked at by a
+/// descriptor that breaks no lease and opens nothing (`O_PATH`), and that one is opened then. The
+/// result only says that the lease is gone: the path is for the kernel to judge, in another opening.
+///
+/// `None` if it is no regular file, or cannot be looked at.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn wait_for_lease(options: &mut OpenOptions, path: &Path) -> Option<io::Result<File>> {
+    let mut look = OpenOptions::new();
+    let found = look.read(true).custom_flags(libc::O_PATH).open(path).ok()?;
+    if !found.metadata().ok()?.is_file() {
+        return None;
+    }
+    let found = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Some(options.custom_flags(libc::O_NOCTTY).open(found))
+}
+
+/// There are no leases.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn wait_for_lease(_options: &mut OpenOptions, _path: &Path) -> Option<io::Result<File>> {
+    None
 }
 
 /// The permissions of a new file, less what the process's `umask` takes from them.
@@ -84,7 +137,7 @@ pub(crate) const FOR_THE_OWNER: u32 = 0o600;
 /// (`fs.protected_regular`, `nosymfollow`), which it applies to this way of opening alone.
 pub(crate) fn open_or_create(options: &mut OpenOptions, permissions: u32) -> &mut OpenOptions {
     let options = options.read(true).write(true).create(true).truncate(false);
-    never_wait(options).mode(permissions)
+    options.mode(permissions)
 }
 
 /// The name that a new file was given, in a directory that is held open: what becomes of the path

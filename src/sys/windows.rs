@@ -73,9 +73,9 @@ pub(crate) fn watch_forks() -> io::Result<()> {
     Ok(())
 }
 
-/// Nothing to prepare: no open waits for a peer.
-pub(crate) fn never_wait(options: &mut OpenOptions) -> &mut OpenOptions {
-    options
+/// Opens a path as `options` say: no opening waits for a peer.
+pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.open(path)
 }
 
 /// A new file has the permissions of its directory.

@@ -138,3 +138,77 @@ fn links_that_point_nowhere_are_followed() {
         assert!(MemoryMappedFile::create_rw(at("about"), 1).await.is_err());
     });
 }
+
+/// The kernel asks the process that has the lease to give way, and an opening waits for that.
+#[cfg(target_os = "linux")]
+#[test]
+fn opening_waits_for_the_lease_of_another_process() {
+    use std::os::fd::AsRawFd;
+
+    use crate::p5_durable::{as_child, on_a_disk};
+
+    let dir = on_a_disk();
+    let (path, ready) = (dir.path().join("data"), dir.path().join("ready"));
+    let open: [fn(&std::path::Path) -> mmap_io::Result<MemoryMappedFile>; 4] = [
+        |path| alone(MemoryMappedFile::open_ro(path)),
+        |path| alone(MemoryMappedFile::open_rw(path)),
+        |path| alone(MemoryMappedFile::open_or_create(path, 10)),
+        |path| alone(MemoryMappedFile::create_rw(path, 10)),
+    ];
+    for open in open {
+        fs::write(&path, [7; 5000]).unwrap();
+        let _ = fs::remove_file(&ready);
+        std::thread::scope(|scope| {
+            let holder = scope.spawn(|| as_child(&[], "openings::leasing_child", dir.path()));
+            while !ready.exists() {
+                assert!(!holder.is_finished(), "{:?}", holder.join());
+                std::thread::yield_now();
+            }
+            let file = open(&path).unwrap();
+            assert!(!file.is_empty());
+            // SAFETY: the call takes no pointer, and the handle keeps the descriptor open.
+            let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+            assert_eq!(flags & libc::O_NONBLOCK, 0);
+            let output = holder.join().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        });
+    }
+    // No other opening leaves it, either; and a pipe is waited for by none.
+    let fifo = dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let refused = alone(MemoryMappedFile::open_ro(&fifo)).map(drop);
+    assert_eq!(
+        refused.unwrap_err().io_kind(),
+        Some(ErrorKind::InvalidInput)
+    );
+}
+
+/// Has a lease until another process opens the file.
+#[cfg(target_os = "linux")]
+#[test]
+fn leasing_child() {
+    use std::os::fd::AsRawFd;
+
+    let Some(dir) = crate::p5_durable::child_dir() else {
+        return;
+    };
+    // SAFETY: to ignore a signal is to run no code.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(dir.join("data"))
+        .unwrap();
+    // SAFETY: the calls take no pointer, and `file` keeps the descriptor open.
+    let fcntl = |command, argument: libc::c_int| unsafe {
+        libc::fcntl(file.as_raw_fd(), command, argument)
+    };
+    let leased = fcntl(libc::F_SETLEASE, libc::F_WRLCK);
+    assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
+    fs::write(dir.join("ready"), "").unwrap();
+    while fcntl(libc::F_GETLEASE, 0) == libc::F_WRLCK {
+        std::thread::yield_now();
+    }
+    assert_eq!(fcntl(libc::F_SETLEASE, libc::F_UNLCK), 0);
+}
