@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{MmapIoError, Result};
 use crate::map::{pages_if_mapped, Backing, Map};
@@ -20,6 +21,19 @@ const LARGEST_FOLIO: usize = 2 << 20;
 /// Most bytes that are probed on the thread that polls: 1,024 pages, some 10 us.
 const PROBE: u64 = 4 << 20;
 
+/// Whether the system may be asked what is in memory.
+static PROBES: AtomicBool = AtomicBool::new(true);
+
+/// Has the system never be asked again what is in memory, by whatever handle.
+pub(crate) fn stop_probing() {
+    // Relaxed: the caller has other threads see it before a call would be punished.
+    PROBES.store(false, Ordering::Relaxed);
+}
+
+fn probes() -> bool {
+    PROBES.load(Ordering::Relaxed)
+}
+
 /// Whether every page of the range is in the page cache, and can be touched. Neither waits nor reads;
 /// "no" when in doubt.
 ///
@@ -30,7 +44,7 @@ const PROBE: u64 = 4 << 20;
 ///
 /// `run` are the pages of `range`; no byte of them is touched.
 pub(crate) fn is_resident(run: Run, backing: &Backing, habits: Habits, range: ByteRange) -> bool {
-    if range.len() > PROBE {
+    if range.len() > PROBE || !probes() {
         return false;
     }
     let Some(file) = backing.file() else {
@@ -53,8 +67,13 @@ pub(crate) fn is_resident(run: Run, backing: &Backing, habits: Habits, range: By
 }
 
 /// Whether every page of the run is in the page cache. No I/O; "no" when in doubt.
-pub(crate) fn is_cached(run: Run) -> bool {
+fn is_cached(run: Run) -> bool {
     sys::resident(run).unwrap_or(false)
+}
+
+/// The same; "yes" where the system is not asked.
+pub(crate) fn may_be_cached(run: Run) -> bool {
+    !probes() || is_cached(run)
 }
 
 /// Reads the pages of the range in. Blocks.

@@ -2,6 +2,7 @@
 
 use crate::error::{MmapIoError, Result};
 use crate::range::ByteRange;
+use crate::residency;
 use crate::sys;
 
 /// The size of a page of memory in bytes, a power of two.
@@ -50,4 +51,22 @@ pub fn slice_range(offset: u64, len: u64, total: u64) -> Result<(usize, usize)> 
     let start = usize::try_from(range.start()).map_err(too_far)?;
     let end = usize::try_from(range.end()).map_err(too_far)?;
     Ok((start, end))
+}
+
+/// Has this process never ask the system again which pages are in memory.
+///
+/// Reads ask before they decide whether to hop to the pool: by `cachestat` and `mincore`, on Linux.
+/// A filter of system calls that kills the process for a call that it does not know of, as systemd's
+/// `@system-service` does for `mincore`, would end it at the first read. After this, every read of
+/// pages that are to be resident hops to the pool (20 to 40 us), and neither call is made. A filter
+/// that answers with an error needs none of this.
+///
+/// It holds for the whole process, and there is no way back, as there is none from such a filter. Call
+/// it before the filter is set, and before other threads use this crate.
+///
+/// ```
+/// mmap_io::utils::stop_probing_residency();
+/// ```
+pub fn stop_probing_residency() {
+    residency::stop_probing();
 }

@@ -153,7 +153,7 @@ fn direct_pages(site: &Site<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
     let stays_mapped = pages.len() < ALWAYS_DIRECT
         && site.pending.covers(pages.into())
-        && residency::is_cached(site.map.run(pages));
+        && residency::may_be_cached(site.map.run(pages));
     let may_write = || {
         let file = site.coherent?;
         sys::may_write_at(file, pages.end()).then_some(pages)

@@ -33,16 +33,27 @@ const CALLS: [(&str, libc::c_long); 11] = [
 
 /// From now on a call fails with `errno`, on this thread and those that it starts.
 fn refuse(call: libc::c_long, errno: libc::c_int) {
+    const ERRNO: u32 = 0x0005_0000;
+    filter(call, ERRNO | errno as u32);
+}
+
+/// From now on a call kills the process.
+fn kill_for(call: libc::c_long) {
+    const KILL_PROCESS: u32 = 0x8000_0000;
+    filter(call, KILL_PROCESS);
+}
+
+/// Answers a call with `action`, on this thread and those that it starts.
+fn filter(call: libc::c_long, action: u32) {
     const LOAD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
-    const ERRNO: u32 = 0x0005_0000;
     const ALLOW: u32 = 0x7fff_0000;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut steps = [
         step(LOAD, 0, 0, 0),
         step(JUMP_IF_EQUAL, 0, 1, call as u32),
-        step(RETURN, 0, 0, ERRNO | errno as u32),
+        step(RETURN, 0, 0, action),
         step(RETURN, 0, 0, ALLOW),
     ];
     let program = libc::sock_fprog {
@@ -145,4 +156,38 @@ fn refusing_child() {
     refuse(call, errno);
     alone(everything(&dir, errno));
     println!("works without {name}");
+}
+
+#[test]
+fn no_call_asks_for_residency_once_that_is_stopped() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let output = as_child(&[], "refused_calls::unprobing_child", dir.path());
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(printed.contains("works without"), "{printed}");
+}
+
+#[test]
+fn unprobing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    mmap_io::utils::stop_probing_residency();
+    kill_for(libc::SYS_mincore);
+    kill_for(CACHESTAT);
+    alone(everything(&dir, 0));
+    alone(async {
+        let memory = mmap_io::AnonymousMmap::new(100_000).unwrap();
+        assert_eq!(memory.slice(0, 10).await.unwrap(), [0; 10]);
+        // Every read hops.
+        let file = MemoryMappedFile::create_rw(dir.join("more"), 8192)
+            .await
+            .unwrap();
+        for _ in 0..3 {
+            let before = file.stats().pool_hops;
+            file.slice(0, 10).await.unwrap();
+            assert_eq!(file.stats().pool_hops, before + 1);
+        }
+    });
+    println!("works without mincore and cachestat");
 }
