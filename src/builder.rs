@@ -86,7 +86,12 @@ impl MemoryMappedFileBuilder {
     ///
     /// # Platform-specific behavior
     ///
-    /// `fallocate` on Linux, whose errors are reported; elsewhere zeroes are written.
+    /// `fallocate` on Linux, whose errors are reported; elsewhere zeroes are written. File systems
+    /// without it (NFS before 4.2, ext4 without extents, some FUSE file systems) cannot reserve blocks,
+    /// and the error says so. A disk that is too small is found before anything is taken from it. What
+    /// was reserved before another error, such as a quota, is given back if the file was created here;
+    /// if it was to grow, it keeps those blocks past its end, for when it does: no call gives them back
+    /// that could not cut what another process appends.
     pub fn preallocate(self, preallocate: bool) -> Self {
         Self {
             preallocate,

@@ -294,7 +294,7 @@ impl Opening {
         if old > 0 {
             if self.preallocate && sys::ALLOCATE_KEEPS_BYTES {
                 // Whether the file system can do that at all.
-                sys::allocate(file, size - 1, 1).map_err(MmapIoError::resize_failed)?;
+                sys::preallocate(file, size - 1, 1).map_err(MmapIoError::resize_failed)?;
             }
             file.set_len(0)?;
         }
@@ -331,7 +331,7 @@ impl Opening {
             false => return Ok(()),
         };
         match start < len {
-            true => sys::allocate(file, start, len - start).map_err(MmapIoError::resize_failed),
+            true => sys::preallocate(file, start, len - start).map_err(MmapIoError::resize_failed),
             false => Ok(()),
         }
     }

@@ -222,7 +222,7 @@ impl OpenFile {
         }
         let grow = || {
             if self.preallocate.load(Ordering::Relaxed) {
-                sys::allocate(file, file_len, min - file_len)?;
+                sys::preallocate(file, file_len, min - file_len)?;
             }
             self.cover(min, || {
                 self.clear_tail(ByteRange::between(file_len, min))?;
@@ -264,9 +264,10 @@ impl OpenFile {
     /// memory is mapped still, and shows the file again if it grows, which therefore waits for them.
     fn adopt_cut(&self, file_len: u64) {
         // Relaxed: the drain alone looks at it.
-        self.shown_end.fetch_max(self.len(), Ordering::Relaxed);
+        let len = self.len();
+        self.shown_end.fetch_max(len, Ordering::Relaxed);
         self.hot.len.store(file_len, Ordering::Release);
-        self.hot.leases.recheck();
+        self.hot.leases.recheck(ByteRange::between(file_len, len));
         // As for a cut that is made here.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         if let Some(gone) = self.pending.truncate(file_len) {

@@ -639,9 +639,40 @@ pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    /// At most so much a call: one that a signal interrupts starts over.
+    const PIECE: u64 = 64 << 20;
+    const LEAST_PIECE: u64 = 1 << 20;
     // Asked first: ext4 keeps what it has allocated before it finds that there is no more.
     check_room(file, offset, len)?;
-    fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    let (mut piece, mut done) = (PIECE, 0);
+    while done < len {
+        let next = piece.min(len - done);
+        match try_fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset + done, next) {
+            Ok(()) => done += next,
+            // Where signals come faster than that much is allocated (a profiler, tmpfs), less is.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                piece = (piece / 2).max(LEAST_PIECE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The same, for a caller that asked for it.
+///
+/// # Errors
+///
+/// `Unsupported`, in words, where the file system cannot, or a filter of system calls refuses it.
+/// Writing zeroes instead would not do: they would be written over what another process appends.
+pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    allocate(file, offset, len).map_err(|error| match is_refused(&error) {
+        true => io::Error::new(
+            io::ErrorKind::Unsupported,
+            "blocks cannot be reserved on this file system",
+        ),
+        false => error,
+    })
 }
 
 /// Whether the error says that the kernel, the file system or a filter of system calls does not let a
@@ -709,22 +740,26 @@ fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
 
 fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     loop {
-        // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
-        let result = unsafe {
-            libc::fallocate(
-                file.as_raw_fd(),
-                mode,
-                offset as libc::off_t,
-                len as libc::off_t,
-            )
-        };
-        if result == 0 {
-            return Ok(());
+        match try_fallocate(file, mode, offset, len) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+    }
+}
+
+fn try_fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    let result = unsafe {
+        libc::fallocate(
+            file.as_raw_fd(),
+            mode,
+            offset as libc::off_t,
+            len as libc::off_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

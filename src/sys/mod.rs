@@ -13,7 +13,7 @@
 //! | [`habits`] | `fstatfs(2)` | none | none |
 //! | [`write_at`], [`reserve`] | `pwrite(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
-//! | [`allocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
+//! | [`allocate`], [`preallocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
 //! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |

@@ -43,6 +43,11 @@ pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// For a caller that asked for it: nothing is refused.
+pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    super::allocate(file, offset, len)
+}
+
 /// Unknown here.
 pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Ok(())

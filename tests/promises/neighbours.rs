@@ -212,7 +212,8 @@ fn a_file_is_not_emptied_where_nothing_can_be_reserved() {
             builder(&new).create_new().await,
         ] {
             let error = refused.map(drop).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error:?}");
+            assert_eq!(error.io_kind(), Some(std::io::ErrorKind::Unsupported));
+            assert!(error.to_string().contains("cannot be reserved"), "{error}");
         }
         assert!(content() == pattern(50_000) && !new.exists());
         // Without reserving it works: a file is made longer under a lock there.
@@ -226,6 +227,49 @@ fn a_file_is_not_emptied_where_nothing_can_be_reserved() {
             (5000, 5000)
         );
     });
+}
+
+/// A signal makes the kernel start a call over, and some file systems take back what it had done.
+#[test]
+fn preallocating_goes_on_where_signals_interrupt_it() {
+    let test = "preallocating_goes_on_where_signals_interrupt_it";
+    if !can_trace(test) {
+        return;
+    }
+    let dir = on_a_disk();
+    let trace = dir.path().join("trace");
+    let interrupted = [
+        "strace",
+        "-f",
+        "-etrace=fallocate",
+        "-einject=fallocate:error=EINTR:when=1..3",
+        "-o",
+        trace.to_str().unwrap(),
+    ];
+    let output = as_child(&interrupted, "neighbours::reserving_child", dir.path());
+    assert!(output.status.success(), "{output:?}");
+    let trace = fs::read_to_string(trace).unwrap();
+    let lens: Vec<u64> = trace
+        .lines()
+        .filter(|line| line.contains("FALLOC_FL_KEEP_SIZE"))
+        .map(|line| {
+            let arguments = line.split(')').next().unwrap();
+            arguments.rsplit(", ").next().unwrap().parse().unwrap()
+        })
+        .collect();
+    assert_eq!(lens[..4], [64, 32, 16, 8].map(|mib| mib * MIB), "{trace}");
+    assert_eq!(lens[3..].iter().sum::<u64>(), 150 * MIB, "{trace}");
+}
+
+#[test]
+fn reserving_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let builder = MemoryMappedFile::builder(dir.join("data")).size(150 * MIB);
+    let file = alone(builder.preallocate(true).create()).unwrap();
+    let reserved = fs::metadata(dir.join("data")).unwrap().blocks() * 512;
+    assert!(reserved >= 150 * MIB && file.len() == 150 * MIB);
 }
 
 #[test]
