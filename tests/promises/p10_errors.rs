@@ -362,10 +362,6 @@ fn a_file_that_another_process_truncates() {
             file.try_update_region(10_000, b"x").await,
             (10_000, 1, 10_000),
         );
-        assert_gone(
-            mmap_io::write_mmap(&path, 10_000, b"x").await,
-            (0, 100_000, 10_000),
-        );
         assert!(file.write_bytes(0, of_the_lost).await.is_err());
         assert!(file.as_slice_mut(50_000, 10).await.is_err());
         for handle in [&file, &reader] {
@@ -385,8 +381,6 @@ fn a_file_that_another_process_truncates() {
         for size in [5_000, 10_000, 200_000] {
             assert_gone(file.resize(size).await, (0, 100_000, 10_000));
         }
-        assert_gone(MemoryMappedFile::open_rw(&path).await, (0, 100_000, 10_000));
-        assert_gone(MemoryMappedFile::open_ro(&path).await, (0, 100_000, 10_000));
 
         // Nothing of all that has been written, or made the file longer again.
         assert!(fs::read(&path).unwrap() == pattern(10_000));
@@ -410,6 +404,18 @@ fn a_file_that_another_process_truncates() {
         file.update_region_async(99_999, b"x").await.unwrap();
         file.resize(100_001).await.unwrap();
         assert_eq!(fs::read(&path).unwrap()[99_999..], *b"x\0");
+
+        // An opening takes note of the length.
+        truncate(&path, 10_000);
+        let outside = mmap_io::write_mmap(&path, 10_000, b"x").await.unwrap_err();
+        assert!(
+            matches!(outside, MmapIoError::OutOfBounds { total: 10_000, .. }),
+            "{outside:?}"
+        );
+        for handle in [&file, &reader] {
+            assert_eq!(handle.len(), 10_000);
+            assert!(handle.slice(9_999, 2).await.is_err());
+        }
     });
 }
 
@@ -492,11 +498,14 @@ fn a_file_that_another_process_empties() {
         assert_gone(file.resize(1).await, told);
         assert!(file.as_slice_mut(0, 1).await.is_err());
         assert!(file.copy_to(dir.path().join("copy")).await.is_err());
-        assert_gone(MemoryMappedFile::open_ro(&path).await, told);
+        // An opening takes note of the length.
         assert!(MemoryMappedFile::open_rw(&path).await.is_err());
-        // It is not a new file, to be given its first length.
-        assert_gone(MemoryMappedFile::open_or_create(&path, 10).await, told);
+        assert!(MemoryMappedFile::open_ro(&path).await.unwrap().is_empty());
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        let again = MemoryMappedFile::open_or_create(&path, 10).await.unwrap();
+        assert_eq!((again.len(), file.len()), (10, 10));
+        file.update_region(0, b"anew").await.unwrap();
+        assert_eq!(again.slice(0, 5).await.unwrap(), b"anew\0");
         file.close().await.unwrap();
     });
 }
