@@ -48,6 +48,7 @@ pub struct MemoryMappedFileBuilder {
     policy: FlushPolicy,
     touch: TouchHint,
     preallocate: bool,
+    touch_mtime: bool,
     write_buffer: Option<usize>,
 }
 
@@ -95,6 +96,21 @@ impl MemoryMappedFileBuilder {
     pub fn preallocate(self, preallocate: bool) -> Self {
         Self {
             preallocate,
+            ..self
+        }
+    }
+
+    /// Whether each flush of something that was written sets the file's time of modification, for the
+    /// sake of programs that go by it, such as `rsync` and `make`. Off by default; holds for the file,
+    /// through all its handles, until the last one is gone.
+    ///
+    /// Small writes are stores through a mapping. Those move the time only when a page is stored to for
+    /// the first time since it was written back, and on tmpfs never; large writes move it at once. The
+    /// time itself is durable no sooner than the system writes it back. Where the process may not set
+    /// it, it stays.
+    pub fn touch_mtime(self, touch_mtime: bool) -> Self {
+        Self {
+            touch_mtime,
             ..self
         }
     }
@@ -220,6 +236,7 @@ impl MemoryMappedFileBuilder {
                 how,
                 mode,
                 preallocate: self.preallocate,
+                touch_mtime: self.touch_mtime,
             };
             opening.check()?;
             let mut again = None;
@@ -260,6 +277,7 @@ impl MemoryMappedFile {
             policy: FlushPolicy::default(),
             touch: TouchHint::default(),
             preallocate: false,
+            touch_mtime: false,
             write_buffer: None,
         }
     }

@@ -65,6 +65,8 @@ pub(crate) struct OpenFile {
     owed: Mutex<Owed>,
     /// Blocks are reserved when the file grows.
     preallocate: AtomicBool,
+    /// Its time of modification is set by each flush of something that was written.
+    touch_mtime: AtomicBool,
     /// A caller has the address of the bytes, to write to whenever it likes.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
@@ -254,6 +256,7 @@ impl OpenFile {
             last_gate: Mutex::new(None),
             owed: Mutex::default(),
             preallocate: AtomicBool::new(false),
+            touch_mtime: AtomicBool::new(false),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,
@@ -549,6 +552,10 @@ impl OpenFile {
 
     pub(crate) fn reserve_on_growth(&self) {
         self.preallocate.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn touch_mtime_on_flush(&self) {
+        self.touch_mtime.store(true, Ordering::Relaxed);
     }
 
     /// Takes pages out of every map. They stay in the page cache, and in the file.

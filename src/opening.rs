@@ -36,6 +36,7 @@ pub(crate) struct Opening {
     pub(crate) how: How,
     pub(crate) mode: MmapMode,
     pub(crate) preallocate: bool,
+    pub(crate) touch_mtime: bool,
 }
 
 /// What to do about a file that is there, and one that is not.
@@ -274,6 +275,9 @@ impl Opening {
     fn prepare(&self, open: &OpenFile) {
         if self.preallocate {
             open.reserve_on_growth();
+        }
+        if self.touch_mtime {
+            open.touch_mtime_on_flush();
         }
         if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.how.path()) {
             open.owes_its_name(path);

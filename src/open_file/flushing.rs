@@ -170,6 +170,10 @@ impl Durable for OpenFile {
         let taken = self.pending.take(covers);
         let lost = self.lost_to_others(file, &taken);
         let result = lost.and_then(|()| {
+            if self.touch_mtime.load(Ordering::Relaxed) && taken.end().is_some() {
+                // Before the sync, which may then cover it. The bytes are no less durable without.
+                let _ = sys::touch_mtime(file);
+            }
             match (&writeback, &map) {
                 // All of the file: no call makes the length durable and leaves bytes alone.
                 _ if owed.length => sys::sync_file(file),

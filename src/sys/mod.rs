@@ -17,6 +17,7 @@
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
 //! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
+//! | [`touch_mtime`] | `futimens(3)` | `futimens(3)` | `SetFileTime` |
 //! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
 //! | [`reopen`] | `/proc/self/fd` | not used | not used |
 //! | [`has_huge_pages`] | `/proc/self/smaps` | unknown | unknown |

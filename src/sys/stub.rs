@@ -62,6 +62,10 @@ pub(crate) fn copy_permissions(_file: &File, _source: &Metadata) -> io::Result<(
     unsupported()
 }
 
+pub(crate) fn touch_mtime(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
 pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {
     unsupported()
 }

@@ -441,6 +441,26 @@ pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Sets the time of the last modification to now ([`futimens(3)`]), for which it is enough that the
+/// process may write the file.
+///
+/// [`futimens(3)`]: https://man7.org/linux/man-pages/man3/futimens.3.html
+pub(crate) fn touch_mtime(file: &File) -> io::Result<()> {
+    let [accessed, modified] = [libc::UTIME_OMIT, libc::UTIME_NOW].map(|special| {
+        let mut time = std::mem::MaybeUninit::<libc::timespec>::zeroed();
+        // SAFETY: all-zero bytes are a valid `timespec`.
+        let time = unsafe { time.assume_init_mut() };
+        time.tv_nsec = special as _;
+        *time
+    });
+    let times = [accessed, modified];
+    // SAFETY: both times are live for the call, and `file` keeps the descriptor open.
+    match unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes the names in `directory` durable ([`fsync(2)`] of the directory).
 ///
 /// File systems that cannot do it say `EINVAL`; their names are durable on their own terms.

@@ -124,6 +124,11 @@ pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()>
     }
 }
 
+/// Sets the time of the last modification to now.
+pub(crate) fn touch_mtime(file: &File) -> io::Result<()> {
+    file.set_modified(std::time::SystemTime::now())
+}
+
 /// Found out when a file is mapped.
 pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {
     Ok(())

@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
@@ -849,4 +849,35 @@ fn a_write_that_outlives_its_handle_leaves_no_alarm_behind() {
             MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
         }
     });
+}
+
+#[test]
+fn each_flush_of_a_write_sets_the_time_if_asked_to() {
+    let memory = tempfile::tempdir_in("/dev/shm").ok();
+    let disk = on_a_disk();
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    for dir in [Some(&disk), memory.as_ref()].into_iter().flatten() {
+        for touch in [true, false] {
+            let path = dir.path().join(format!("{touch}"));
+            let builder = MemoryMappedFile::builder(&path).size(5000);
+            let file = alone(builder.touch_mtime(touch).create()).unwrap();
+            let is_old = || fs::metadata(&path).unwrap().modified().unwrap() == old;
+            let age = || {
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                file.set_modified(old).unwrap();
+            };
+            alone(file.update_region(0, b"x")).unwrap();
+            // Stored to a page that is dirty already.
+            age();
+            alone(file.update_region(1, b"x")).unwrap();
+            assert!(is_old());
+            alone(file.flush()).unwrap();
+            assert_eq!(is_old(), !touch);
+            // Nothing was written.
+            age();
+            alone(file.flush()).unwrap();
+            alone(file.flush_range(0, 10)).unwrap();
+            assert!(is_old());
+        }
+    }
 }
