@@ -53,6 +53,11 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     /// A reader that takes its lease between the two looks of a blocked writer marks it itself.
     const MARKS_ITSELF: bool = true;
 
+    /// A request announces its stripes with its hull, before its fence.
+    const ANNOUNCES_STRIPES: bool = true;
+    /// What is closed as one range was announced as one.
+    const ANNOUNCES_WHAT_IS_BETWEEN: bool = true;
+
     /// The reader's fence: between its store and its load.
     fn light();
 

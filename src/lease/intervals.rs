@@ -142,6 +142,19 @@ impl<V: Default> Intervals<V> {
                 || node.range.start() < range.end() && self.any_below(node.right, range, is_so))
     }
 
+    /// Of the ranges that end after `at`, the one that starts first.
+    pub(crate) fn first_ending_after(&self, at: u64) -> Option<ByteRange> {
+        let mut node = self.nodes.get(self.root as usize)?;
+        loop {
+            let left = self.nodes.get(node.left as usize);
+            node = match left {
+                Some(left) if left.furthest > at => left,
+                _ if node.range.end() > at => return Some(node.range),
+                _ => self.nodes.get(node.right as usize)?,
+            };
+        }
+    }
+
     pub(crate) fn range(&self, key: Key) -> ByteRange {
         self.nodes[key.0 as usize].range
     }
@@ -311,6 +324,14 @@ mod tests {
                 let mut starts: Vec<u64> = overlap.map(|(_, range)| range.start()).collect();
                 starts.sort_unstable();
                 prop_assert_eq!(met, starts);
+                for at in (0..260).step_by(7) {
+                    let later = list.iter().map(|(_, range)| *range);
+                    let later = later.filter(|range| range.end() > at);
+                    let first = later.map(|range| range.start()).min();
+                    let found = set.first_ending_after(at);
+                    prop_assert_eq!(found.map(ByteRange::start), first);
+                    prop_assert!(found.map_or(true, |range| range.end() > at));
+                }
                 let hull = list.iter().map(|(_, range)| *range).reduce(ByteRange::hull);
                 prop_assert_eq!(set.hull(), hull);
             }

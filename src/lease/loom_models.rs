@@ -26,6 +26,10 @@ const CELL: fn() -> ByteRange = || ByteRange::between(0, 8);
 /// A range that does not overlap it, in another block of the announcement.
 const ELSEWHERE: fn() -> ByteRange = || ByteRange::between(1 << 20, (1 << 20) + 8);
 
+/// Ranges far apart, the cell being in the middle one, far from both.
+const APART: fn() -> [ByteRange; 3] =
+    || [0, 32, 64].map(|block| ByteRange::between(block << 15, (block << 15) + 8));
+
 /// One file with one cell.
 struct File<F> {
     table: Table<F>,
@@ -45,7 +49,12 @@ impl<F: Fences> File<F> {
 
     /// Looks at the cell, if that is permitted right now.
     fn read(&self, block: &'static Block) -> Option<u32> {
-        match self.table.try_shared(Some(block), CELL()) {
+        self.read_at(block, CELL())
+    }
+
+    /// The same, of a cell that lies at `range`.
+    fn read_at(&self, block: &'static Block, range: ByteRange) -> Option<u32> {
+        match self.table.try_shared(Some(block), range) {
             Ok(token) => {
                 // SAFETY: loom checks the access.
                 let value = self.cell.with(|cell| unsafe { *cell });
@@ -68,7 +77,12 @@ impl<F: Fences> File<F> {
 
     /// Changes the cell, if that is permitted right now.
     fn write(&self) -> bool {
-        let token = self.table.try_acquire(Kind::Exclusive, CELL(), Asks::Queue);
+        self.write_at(CELL())
+    }
+
+    /// The same, of a cell that lies at `range`.
+    fn write_at(&self, range: ByteRange) -> bool {
+        let token = self.table.try_acquire(Kind::Exclusive, range, Asks::Queue);
         match token.unwrap() {
             Some(token) => {
                 // SAFETY: loom checks the access.
@@ -227,6 +241,84 @@ fn owned<F: Fences>() {
     });
 }
 
+/// A reader and a writer between two views that last, on a range that readers have opened.
+fn between_two_views<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        let [first, middle, last] = APART();
+        let views = [first, last].map(|range| {
+            let token = file.table.try_acquire(Kind::Exclusive, range, Asks::Caller);
+            token.unwrap().expect("no lease conflicts with it")
+        });
+        let block = blocks.claim();
+        file.read_at(block, middle).expect("the middle is free");
+        let reader = {
+            let file = file.clone();
+            thread::spawn(move || file.read_at(block, middle))
+        };
+        let written = file.write_at(middle);
+        // The second time, another reader may have to wait for nothing but what is stored.
+        let again = file.read_at(blocks.claim(), middle);
+        let read = reader.join().unwrap();
+        assert!(written || file.told.load(Ordering::Relaxed) > 0);
+        assert!(read.is_some() || written);
+        assert!(again.is_some(), "nothing conflicts with it");
+        for token in views {
+            let _ = file.table.release(token);
+        }
+    });
+}
+
+/// The same, with a reader that opens the range after the write.
+fn between_two_views_reopened<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        let [first, middle, last] = APART();
+        let views = [first, last].map(|range| {
+            let token = file.table.try_acquire(Kind::Exclusive, range, Asks::Caller);
+            token.unwrap().expect("no lease conflicts with it")
+        });
+        let [one, other] = [blocks.claim(), blocks.claim()];
+        file.read_at(one, middle).expect("the middle is free");
+        let writer = {
+            let file = file.clone();
+            thread::spawn(move || file.write_at(middle))
+        };
+        let opener = {
+            let file = file.clone();
+            thread::spawn(move || file.read_at(one, middle))
+        };
+        file.read_at(other, middle);
+        writer.join().unwrap();
+        opener.join().unwrap();
+        for token in views {
+            let _ = file.table.release(token);
+        }
+    });
+}
+
+/// A reader and a writer of bytes between two ranges that are closed.
+fn between_two_writes<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        let [first, middle, last] = APART();
+        let pass = |range| {
+            let token = file.table.try_acquire(Kind::Exclusive, range, Asks::Queue);
+            let _ = file.table.release(token.unwrap().expect("it is free"));
+        };
+        pass(first);
+        let block = blocks.claim();
+        let reader = {
+            let file = file.clone();
+            thread::spawn(move || file.read_at(block, middle))
+        };
+        // Closes all from the first to the last, so that the next one runs no fence.
+        pass(last);
+        file.write_at(middle);
+        reader.join().unwrap();
+    });
+}
+
 /// A gate, lowered by a reader or by the write it was raised for.
 fn gate<F: Fences>() {
     check(|blocks| {
@@ -348,6 +440,18 @@ fn two_writers_and_a_reader() {
 #[test]
 fn a_lease_in_the_map() {
     owned::<Right>();
+}
+
+#[test]
+fn a_reader_between_two_views() {
+    between_two_views::<Right>();
+    fences!(Light, fn light_again() {});
+    between_two_views_reopened::<Light>();
+}
+
+#[test]
+fn a_reader_between_two_writes() {
+    between_two_writes::<Right>();
 }
 
 #[test]
@@ -480,6 +584,28 @@ needed! {
     const MEET: Ordering = Ordering::Relaxed;
     fn light_again() {}
 }
+needed!(
+    without_the_stripes_of_a_request,
+    between_two_views,
+    const ANNOUNCES_STRIPES: bool = false;
+);
+needed! {
+    without_the_order_of_announced_stripes,
+    between_two_views_reopened,
+    const ANNOUNCE: Ordering = Ordering::Relaxed;
+    fn light_again() {}
+}
+needed! {
+    without_the_order_of_meeting_stripes,
+    between_two_views_reopened,
+    const MEET: Ordering = Ordering::Relaxed;
+    fn light_again() {}
+}
+needed!(
+    without_what_is_between_two_ranges,
+    between_two_writes,
+    const ANNOUNCES_WHAT_IS_BETWEEN: bool = false;
+);
 needed!(
     without_the_readers_second_fence,
     one_reader,

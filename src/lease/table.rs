@@ -4,7 +4,8 @@
 //! stores its range into a slot of its own thread and loads one word of the file; no lock, no
 //! allocation, no locked instruction. The word ([`Hull`]) covers every range that a writer has,
 //! wants, or that is in atomic use; a reader whose range is not under it is done. One that is
-//! under it *meets* the writers under the mutex, where the truth is.
+//! under it looks at a second word ([`Stripes`]), which tells ranges far from each other apart, and
+//! *meets* the writers under the mutex, where the truth is, if it is under that as well.
 //!
 //! A writer announces its range in the word, runs a heavy fence, and then, in one critical
 //! section, scans the slots and the maps and marks its lease. What the possible orders give:
@@ -15,6 +16,11 @@
 //!    1. The mutex before the writer's scan: nothing is marked yet, the reader keeps its slot,
 //!       and the scan sees it.
 //!    2. The mutex after the scan: the lease is marked, the reader takes its slot back.
+//! 3. It loads one word from before an announcement and the other from after it. Each word covers
+//!    all that is announced, by itself: neither is read in the light of the other, the stripes carry
+//!    their own scale, and both stand before the writer's fence. So a reader may go by either one:
+//!    after the fence (case 2) it is let through by neither, and if it is let through by a word that
+//!    was stored when an earlier lease had ended, the same word makes that lease's writes visible.
 //!
 //! A blocked writer marks what is in its way as *watched*, and looks once more, after another
 //! heavy fence if it was a slot: whoever releases it later sees the mark ([`Wake::writers`]).
@@ -24,8 +30,9 @@
 //!
 //! The heavy fence interrupts every running thread, so it is not paid twice for the same bytes: what
 //! a writer has announced and fenced stays announced (*closed*) after its lease has ended, and a
-//! writer inside that range needs no fence, since every reader there comes to the mutex. Readers
-//! open the range again when they have met nobody there for [`OPEN_AFTER`] times. A writer alone
+//! writer inside that range needs no fence, since every reader there comes to the mutex. A writer
+//! elsewhere announces all from there to its own range, so that what is closed stays one range:
+//! what lies between two ranges that are announced is not. Readers open the range again when they have met nobody there for [`OPEN_AFTER`] times. A writer alone
 //! never fences; readers alone are on the fast path; both together share the cost.
 //!
 //! The table does no I/O and never waits; it tells its caller whom to wake.
@@ -157,6 +164,8 @@ pub(crate) struct Table<F> {
     blocks: &'static Blocks,
     /// A [`Hull`] over all that readers must not overlook. Stored under the mutex.
     announced: AtomicU64,
+    /// The [`Stripes`] of the same. A reader under the hull looks at them, too.
+    stripes: AtomicU64,
     state: Mutex<State>,
     waiting: Waiting,
     fences: PhantomData<F>,
@@ -167,6 +176,8 @@ pub(crate) struct Table<F> {
 struct State {
     /// Leases in the map by kind.
     entries: [Intervals<Marks>; 4],
+    /// The stripes of those that readers must not overlook, since they were last looked for.
+    held: Option<Stripes>,
     /// Ranges of the batch of writes that is being applied: sorted, disjoint.
     applying: Vec<ByteRange>,
     /// The batch is at most [`BRIEF`].
@@ -214,6 +225,8 @@ struct Pending {
     /// Tells it from others on the same bytes.
     number: u64,
     hull: ByteRange,
+    /// What it announces: its hull, or all from what is closed to there.
+    announces: ByteRange,
     /// It has marked slots, and run its last fence or is about to.
     has_marked: bool,
 }
@@ -233,6 +246,7 @@ impl<F: Fences> Table<F> {
             file,
             blocks,
             announced: AtomicU64::new(Hull::EMPTY),
+            stripes: AtomicU64::new(Stripes::EMPTY),
             state: Mutex::new(State {
                 entries: [
                     Intervals::new(),
@@ -240,6 +254,7 @@ impl<F: Fences> Table<F> {
                     Intervals::new(),
                     Intervals::new(),
                 ],
+                held: None,
                 applying: Vec::new(),
                 applying_is_brief: true,
                 pending: Vec::new(),
@@ -283,11 +298,17 @@ impl<F: Fences> Table<F> {
         F::light();
         let announced = self.announced.load(F::MEET);
         Some(
-            match announced == Hull::EMPTY || !Hull::covers(announced, range) {
+            match announced == Hull::EMPTY || !self.is_announced(announced, range) {
                 true => Ok(slot),
                 false => Err(slot),
             },
         )
+    }
+
+    /// Whether both words cover `range`.
+    #[cold]
+    fn is_announced(&self, hull: u64, range: ByteRange) -> bool {
+        Hull::covers(hull, range) && Stripes::covers(self.stripes.load(F::MEET), range)
     }
 
     /// A shared lease in the map: for views that may live long, or change threads.
@@ -323,6 +344,9 @@ impl<F: Fences> Table<F> {
             lasting: asks == Asks::Caller,
         };
         self.request(kind, &mut wants, asks, |state, _| {
+            if kind != Kind::Shared {
+                state.held = None;
+            }
             let key = state.entries[kind as usize].insert(range, marks);
             Token::Entry(Entry::new(kind, key))
         })
@@ -385,7 +409,7 @@ impl<F: Fences> Table<F> {
             false => std::mem::take(&mut state.applying),
         };
         state.applying.clear();
-        self.announce(&state);
+        self.announce(&mut state);
         drop(state);
         Wake {
             writers: false,
@@ -401,7 +425,7 @@ impl<F: Fences> Table<F> {
             ranges: ranges.to_vec(),
             until,
         });
-        self.announce(&state);
+        self.announce(&mut state);
     }
 
     /// Takes the gate down if it is the one that ends at `until`.
@@ -409,7 +433,7 @@ impl<F: Fences> Table<F> {
         let mut state = lock(&self.state);
         if state.gate.as_ref().is_some_and(|gate| gate.until == until) {
             state.gate = None;
-            self.announce(&state);
+            self.announce(&mut state);
         }
     }
 
@@ -473,7 +497,7 @@ impl<F: Fences> Table<F> {
                 // A request that is pending will close what is announced now.
                 if state.meetings >= OPEN_AFTER && state.pending.is_empty() {
                     state.closed = None;
-                    self.announce(&state);
+                    self.announce(&mut state);
                 }
                 // A request that is pending looks after this, and sees the slot. If that is its
                 // second look, then its mark might be missed; this one is not.
@@ -506,7 +530,8 @@ impl<F: Fences> Table<F> {
                 readers: Vec::new(),
             };
         }
-        self.announce(&state);
+        state.held = None;
+        self.announce(&mut state);
         let ended: &[ByteRange] = match self.waiting.is_empty() {
             true => &[],
             false => &[range],
@@ -533,22 +558,33 @@ impl<F: Fences> Table<F> {
         let mut state = lock(&self.state);
         let number = state.requests;
         state.requests += 1;
+        let is_closed = state.closed.is_some_and(|closed| closed.contains(hull));
+        let announces = match state.closed {
+            Some(closed) if !is_closed && F::ANNOUNCES_WHAT_IS_BETWEEN => closed.hull(hull),
+            _ => hull,
+        };
         state.pending.push(Pending {
             number,
             hull,
+            announces,
             has_marked: false,
         });
         state.meetings = 0;
         let mut fenced = Ok(());
-        if !state.closed.is_some_and(|closed| closed.contains(hull)) {
-            self.announce(&state);
+        if !is_closed {
+            self.announce_with(&mut state, F::ANNOUNCES_STRIPES);
             drop(state);
             fenced = F::heavy();
             state = lock(&self.state);
             if fenced.is_ok() {
-                // What lies between the two was announced as well, by whichever came later, and
-                // that one has fenced since: nothing is opened while a request is pending.
-                state.closed = Some(state.closed.map_or(hull, |closed| closed.hull(hull)));
+                // Both have stayed announced since before a fence that has ended; what lies between
+                // them, if they do not touch, has not. Then the older one is opened.
+                let touches = |closed: &ByteRange| {
+                    closed.start() <= announces.end() && announces.start() <= closed.end()
+                        || !F::ANNOUNCES_WHAT_IS_BETWEEN
+                };
+                let closed = state.closed.filter(touches);
+                state.closed = Some(closed.map_or(announces, |closed| closed.hull(announces)));
             }
         }
         if fenced.is_ok() && self.scan(&mut state, kind, wants, asks) {
@@ -580,7 +616,7 @@ impl<F: Fences> Table<F> {
         if state.gate.as_ref().is_some_and(through) {
             state.gate = None;
         }
-        self.announce(&state);
+        self.announce(&mut state);
         drop(state);
         fenced.map(|()| marked)
     }
@@ -632,9 +668,18 @@ impl<F: Fences> Table<F> {
         marked
     }
 
-    fn announce(&self, state: &State) {
+    fn announce(&self, state: &mut State) {
+        self.announce_with(state, true);
+    }
+
+    fn announce_with(&self, state: &mut State, tells_stripes: bool) {
+        let hull = state.all_writers().reduce(ByteRange::hull);
+        let stripes = hull.map_or(Stripes::EMPTY, |hull| state.stripes(hull).packed());
         self.announced
-            .store(Hull::of(state.all_writers()), F::ANNOUNCE);
+            .store(hull.map_or(Hull::EMPTY, Hull::of), F::ANNOUNCE);
+        if tells_stripes {
+            self.stripes.store(stripes, F::ANNOUNCE);
+        }
     }
 }
 
@@ -692,17 +737,41 @@ impl State {
 
     /// Hulls of all that a reader must not overlook.
     fn all_writers(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        let held = self.held().filter_map(Intervals::hull);
+        let applying = self.applying.first().into_iter();
+        let applying = applying.chain(self.applying.last());
+        held.chain(applying.copied()).chain(self.unheld())
+    }
+
+    /// The stripes of all that a reader must not overlook, inside of `hull`.
+    fn stripes(&mut self, hull: ByteRange) -> Stripes {
+        let mut stripes = Stripes::none_over(hull);
+        match self.held {
+            Some(held) if held.scale == stripes.scale => stripes = held,
+            _ => {
+                for entries in self.held() {
+                    stripes.add_all(entries);
+                }
+                self.held = Some(stripes);
+            }
+        }
+        for range in self.applying.iter().copied().chain(self.unheld()) {
+            stripes.add(range);
+        }
+        stripes
+    }
+
+    /// The leases in the map that readers must not overlook.
+    fn held(&self) -> impl Iterator<Item = &Intervals<Marks>> {
         let held = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared);
-        let held = held.filter_map(|kind| self.entries[kind as usize].hull());
-        let applying = self
-            .applying
-            .first()
-            .into_iter()
-            .chain(self.applying.last());
+        held.map(|kind| &self.entries[kind as usize])
+    }
+
+    /// What readers must not overlook, though it is no lease.
+    fn unheld(&self) -> impl Iterator<Item = ByteRange> + '_ {
         let gate = self.gate.iter().flat_map(|gate| &gate.ranges);
-        let gate = gate.chain(&self.closed);
-        let pending = self.pending.iter().map(|request| &request.hull);
-        held.chain(applying.chain(gate).chain(pending).copied())
+        let pending = self.pending.iter().map(|request| &request.announces);
+        gate.chain(&self.closed).chain(pending).copied()
     }
 }
 
@@ -716,23 +785,129 @@ impl Hull {
     /// A first block behind the last stands for no block; it is packed as 0.
     const MASK: u64 = 1 << 32;
 
-    fn of(ranges: impl Iterator<Item = ByteRange>) -> u64 {
-        match ranges.reduce(ByteRange::hull) {
-            Some(range) => {
-                let first = range.start() >> Self::BLOCK_BITS;
-                let last = (range.end() - 1) >> Self::BLOCK_BITS;
-                debug_assert!(last <= u64::from(u32::MAX), "{range:?} is too far");
-                (first << 32 | last) ^ Self::MASK
-            }
-            None => Self::EMPTY,
-        }
+    fn of(range: ByteRange) -> u64 {
+        let first = range.start() >> Self::BLOCK_BITS;
+        let last = (range.end() - 1) >> Self::BLOCK_BITS;
+        debug_assert!(last <= u64::from(u32::MAX), "{range:?} is too far");
+        (first << 32 | last) ^ Self::MASK
     }
 
     /// Whether the packed range may share a byte with `range`, which is not empty.
-    #[cold]
+    #[inline]
     fn covers(packed: u64, range: ByteRange) -> bool {
         let unpacked = packed ^ Self::MASK;
         let (first, last) = (unpacked >> 32, unpacked & u64::from(u32::MAX));
         range.start() >> Self::BLOCK_BITS <= last && first <= (range.end() - 1) >> Self::BLOCK_BITS
+    }
+}
+
+/// Ranges as a set of stripes, all of the same size: a power of two of bytes. Packed into one word,
+/// together with the size, so that the word means the same whatever else a reader has seen.
+///
+/// A byte lies in the stripe that its offset in stripes names, modulo their number. The size is
+/// chosen so that no two stripes under the hull share a number; what lies outside may.
+#[derive(Clone, Copy, Debug)]
+struct Stripes {
+    /// Logarithm of their size.
+    scale: u32,
+    /// One bit for each.
+    bits: u32,
+}
+
+impl Stripes {
+    const EMPTY: u64 = 0;
+    const COUNT: u64 = 32;
+
+    /// No stripes, small enough to tell ranges in `hull` apart.
+    fn none_over(hull: ByteRange) -> Self {
+        let (first, last) = (hull.start(), hull.end() - 1);
+        let mut scale = Hull::BLOCK_BITS;
+        while (last >> scale) - (first >> scale) >= Self::COUNT {
+            scale += 1;
+        }
+        Self { scale, bits: 0 }
+    }
+
+    fn add(&mut self, range: ByteRange) {
+        self.bits |= Self::bits(self.scale, range);
+    }
+
+    /// Adds the ranges of a set, with as many looks at it as there are stripes, at most.
+    fn add_all<V: Default>(&mut self, ranges: &Intervals<V>) {
+        let mut at = 0;
+        while let Some(range) = ranges.first_ending_after(at) {
+            let range = ByteRange::between(range.start().max(at), range.end());
+            self.add(range);
+            // All that ends before the end of its last stripe adds nothing more, as what starts
+            // before this range does not reach to it.
+            at = (((range.end() - 1) >> self.scale) + 1) << self.scale;
+        }
+    }
+
+    fn packed(self) -> u64 {
+        u64::from(self.bits) << 32 | u64::from(self.scale)
+    }
+
+    /// Whether the packed ranges may share a byte with `range`, which is not empty.
+    #[inline]
+    fn covers(packed: u64, range: ByteRange) -> bool {
+        // The bits of a word are moved to those of the range, for that takes less than the reverse.
+        let (first, count) = Self::span(packed as u32, range);
+        let bits = ((packed >> 32) as u32).rotate_right(first);
+        bits & Self::lowest(count) != 0
+    }
+
+    /// The stripes of a range that is not empty.
+    fn bits(scale: u32, range: ByteRange) -> u32 {
+        let (first, count) = Self::span(scale, range);
+        Self::lowest(count).rotate_left(first)
+    }
+
+    /// The first stripe of a range modulo their number, and how many it has.
+    #[inline]
+    fn span(scale: u32, range: ByteRange) -> (u32, u64) {
+        // Masked by what a shift can be anyway, to save the check.
+        let scale = scale & 63;
+        let (first, last) = (range.start() >> scale, (range.end() - 1) >> scale);
+        (first as u32 % Self::COUNT as u32, last - first + 1)
+    }
+
+    #[inline]
+    fn lowest(count: u64) -> u32 {
+        match count >= Self::COUNT {
+            true => u32::MAX,
+            false => (1 << count) - 1,
+        }
+    }
+}
+
+/// Compares both ways to add `ranges`, and looks, with what the ranges say themselves.
+#[cfg(all(test, not(mmap_io_loom)))]
+pub(super) fn check_stripes(hull: ByteRange, ranges: &[ByteRange], looks: &[ByteRange]) {
+    let (mut one, mut all, mut set) = (
+        Stripes::none_over(hull),
+        Stripes::none_over(hull),
+        Intervals::new(),
+    );
+    for range in ranges {
+        one.add(*range);
+        set.insert(*range, ());
+    }
+    all.add_all(&set);
+    assert_eq!(one.packed(), all.packed());
+    let size = 1 << one.scale;
+    assert!(one.scale == Hull::BLOCK_BITS || hull.len() > size * (Stripes::COUNT / 2 - 1));
+    let widen = |range: &ByteRange| {
+        let start = range.start() / size * size;
+        ByteRange::between(start, range.end().div_ceil(size) * size)
+    };
+    for look in looks {
+        let covers = Stripes::covers(one.packed(), *look);
+        let overlaps = ranges.iter().any(|range| range.overlaps(*look));
+        assert!(covers || !overlaps, "{look:?} is overlooked");
+        if hull.contains(*look) {
+            let is_near = ranges.iter().any(|range| widen(range).overlaps(*look));
+            assert_eq!(covers, is_near, "{look:?}");
+        }
     }
 }

@@ -678,3 +678,45 @@ fn a_reader_is_told_of_what_overlaps_it_and_of_nothing_else() {
     assert_eq!(end(range(0, 1000)), 0);
     assert_eq!(batch(&[range(0, 1000)]), 0);
 }
+
+#[test]
+fn readers_between_two_views_stay_on_the_fast_path() {
+    const MIB: u64 = 1 << 20;
+    let host = Host::new();
+    let views = [range(0, 4096), range(64 * MIB - 4096, 64 * MIB)].map(|ends| {
+        let way = Way::Of(Kind::Exclusive);
+        way.take(&host, ends).unwrap()
+    });
+    let middle = range(32 * MIB, 32 * MIB + 64);
+    // They open what the views have closed.
+    for _ in 0..200 {
+        drop(Way::Borrowed.take(&host, middle).unwrap());
+    }
+    let block = my_block().unwrap();
+    let is_fast = |bytes| {
+        let slot = match host.leases.table.publish(block, bytes).unwrap() {
+            Ok(slot) => (slot, true),
+            Err(slot) => (slot, false),
+        };
+        let _ = slot.0.release::<ProcessFences>();
+        slot.1
+    };
+    assert!(is_fast(middle) && is_fast(range(3 * MIB, 60 * MIB)));
+    assert!(!is_fast(range(0, 1)) && !is_fast(range(64 * MIB - 1, 64 * MIB)));
+    assert!(!is_fast(range(0, 64 * MIB)));
+    drop(views);
+    assert!(is_fast(range(0, 64 * MIB)));
+}
+
+proptest! {
+    #[test]
+    fn stripes_cover_what_they_should(
+        ranges in proptest::collection::vec((0..1_u64 << 30, 1..1_u64 << 26), 1..40),
+        looks in proptest::collection::vec((0..1_u64 << 31, 1..1_u64 << 22), 1..40),
+    ) {
+        let ranges: Vec<_> = ranges.iter().map(|(at, len)| range(*at, at + len)).collect();
+        let looks: Vec<_> = looks.iter().map(|(at, len)| range(*at, at + len)).collect();
+        let hull = ranges.iter().copied().reduce(ByteRange::hull).unwrap();
+        table::check_stripes(hull, &ranges, &looks);
+    }
+}
