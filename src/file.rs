@@ -774,8 +774,8 @@ impl LeaseHost for Handle {
         self.open.leases()
     }
 
-    fn restart(&self) {
-        self.open.restart();
+    fn restart(&self, gone: ByteRange) {
+        self.open.restart(gone);
     }
 }
 

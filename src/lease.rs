@@ -45,8 +45,8 @@ const SPINS: u32 = 64;
 pub(crate) trait LeaseHost {
     fn leases(&self) -> &Leases;
 
-    /// Something that a queued operation waited for is gone.
-    fn restart(&self);
+    /// Something that a queued operation waited for is gone: a lease on that range.
+    fn restart(&self, gone: ByteRange);
 }
 
 /// The leases of one file.
@@ -136,8 +136,8 @@ impl Leases {
 }
 
 fn wake(host: &impl LeaseHost, wake: &Wake) {
-    if wake.writers {
-        host.restart();
+    if let Some(gone) = wake.writers {
+        host.restart(gone);
     }
     wake_readers(wake);
 }
@@ -258,16 +258,19 @@ where
     fn drop(&mut self) {
         match self.token.take() {
             None => {}
-            Some(Token::Slot(slot)) if !slot.release::<ProcessFences>() => {}
-            Some(Token::Slot(_)) => restart(&*self.host),
+            Some(Token::Slot(slot)) => {
+                if let Some(gone) = slot.release::<ProcessFences>() {
+                    restart(&*self.host, gone);
+                }
+            }
             Some(token) => release_slowly(&*self.host, token),
         }
     }
 }
 
 #[cold]
-fn restart(host: &impl LeaseHost) {
-    host.restart();
+fn restart(host: &impl LeaseHost, gone: ByteRange) {
+    host.restart(gone);
 }
 
 #[cold]

@@ -597,10 +597,10 @@ impl LeaseHost for OpenFile {
         &self.hot.leases
     }
 
-    fn restart(&self) {
+    fn restart(&self, gone: ByteRange) {
         // Whoever holds a lease holds the file, so that this fails only when nothing is queued.
         if let Some(this) = self.this.upgrade() {
-            Queue::restart(&this);
+            Queue::restart(&this, gone);
         }
     }
 }

@@ -3,8 +3,10 @@
 //! Many tasks submit, one pool job at a time applies (flat combining). The job takes what is
 //! there as a batch, so that a fence, a scan and a system call serve many writes; it never waits.
 //! An operation whose range is in use is *deferred*, and so is every later one that overlaps it,
-//! transitively: the order on each byte is that of submission. Deferred operations are tried
-//! again when something they met has gone, or one of them is withdrawn.
+//! transitively: the order on each byte is that of submission. When a view or an operation that
+//! they may have met has gone, the deferred operations that overlap it are tried again, and those
+//! that overlap one of these, transitively: what is left aside overlaps none that is tried, so that
+//! it neither overtakes one nor is overtaken.
 //!
 //! What each step does to an operation:
 //!
@@ -27,6 +29,7 @@
 
 mod apply;
 mod budget;
+mod deferred;
 mod door;
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
@@ -49,7 +52,7 @@ use std::time::{Duration, Instant};
 use crate::commit::Waiter;
 use crate::completion::{contain, wake_all};
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Intervals, BRIEF};
+use crate::lease::BRIEF;
 use crate::offload::{check, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::residency;
@@ -58,12 +61,17 @@ use crate::sys;
 use crate::wakers::scope;
 
 use self::budget::{Account, Budget};
+use self::deferred::Deferred;
 use self::door::Door;
 use self::op::Held;
 
 pub(crate) use self::apply::{apply_writes, Site};
 pub(crate) use self::door::Source;
 pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
+
+/// Ranges of a batch, at most, unless one operation has more: as many as the lease table judges in a
+/// moment, for readers may wait for its lock meanwhile.
+const PORTION: usize = if cfg!(mmap_io_loom) { 16 } else { 1024 };
 
 /// A file whose exclusive operations are queued.
 pub(crate) trait Drain: Send + Sync + Sized + 'static {
@@ -174,12 +182,11 @@ struct State<L> {
     /// Those of `fresh` whose payload is still to be copied.
     mapped: Vec<Arc<Op<L>>>,
     /// Looked at, and found in use.
-    deferred: Vec<Arc<Op<L>>>,
-    /// The ranges of `deferred`, with their places.
-    deferred_ranges: Intervals<u64>,
+    deferred: Deferred<L>,
     door: Door<L>,
-    /// Something that a deferred operation met has gone, or one that was sent back to the door.
-    retry: bool,
+    /// Ranges of what a deferred operation may have met and has gone, or one that was sent back to
+    /// the door.
+    gone: Vec<ByteRange>,
     /// Those that were sent back are to be looked at when all that was submitted before that place
     /// has been.
     reconsider: Option<u64>,
@@ -205,10 +212,9 @@ impl<L: Granted> Queue<L> {
             state: Mutex::new(State {
                 fresh: VecDeque::new(),
                 mapped: Vec::new(),
-                deferred: Vec::new(),
-                deferred_ranges: Intervals::new(),
+                deferred: Deferred::new(),
                 door: Door::new(),
-                retry: false,
+                gone: Vec::new(),
                 reconsider: None,
                 running: false,
                 applying: None,
@@ -319,13 +325,13 @@ impl<L: Granted> Queue<L> {
         Some(submitted)
     }
 
-    /// Has the deferred operations tried again.
-    pub(crate) fn restart<T: Drain<Lease = L>>(target: &Arc<T>) {
+    /// Has the deferred operations tried again that may have met what has gone.
+    pub(crate) fn restart<T: Drain<Lease = L>>(target: &Arc<T>, gone: ByteRange) {
         if sys::is_forked() {
             return;
         }
         let queue = target.queue();
-        let start = lock(&queue.state).restart();
+        let start = lock(&queue.state).restart(&[gone]);
         if start {
             queue.start(target);
         }
@@ -337,7 +343,7 @@ impl<L: Granted> Queue<L> {
         let state = lock(&self.state);
         let overlaps = |op: &Arc<Op<L>>| op.ranges.iter().any(|other| other.overlaps(range));
         state.applying.is_some_and(|hull| hull.overlaps(range))
-            || state.deferred_ranges.overlaps(range)
+            || state.deferred.overlaps(range)
             || state.door.overlaps(range)
             || state.fresh.iter().any(|op| op.is_queued() && overlaps(op))
     }
@@ -345,7 +351,7 @@ impl<L: Granted> Queue<L> {
     pub(crate) fn backlog(&self) -> Backlog {
         let state = lock(&self.state);
         let fresh = state.fresh.iter().filter(|op| op.is_queued()).count();
-        let waiting = state.deferred.iter().chain(state.door.ops());
+        let waiting = state.deferred.ops().chain(state.door.ops());
         let waiting: Vec<_> = waiting.filter(|op| op.is_queued()).collect();
         let since = waiting.iter().filter_map(|op| op.deferred_since.get());
         Backlog {
@@ -371,9 +377,7 @@ impl<L: Granted> Queue<L> {
         loop {
             let refused = {
                 let mut state = lock(&self.state);
-                if std::mem::take(&mut state.retry) {
-                    state.undefer();
-                }
+                state.undefer();
                 state.mapped.clear();
                 state.running = !state.fresh.is_empty();
                 let refused = std::mem::take(&mut state.fresh);
@@ -476,11 +480,9 @@ impl<L: Granted> Queue<L> {
             return None;
         }
         state.reconsider(&self.budget);
-        if std::mem::take(&mut state.retry) {
-            state.undefer();
-        }
+        state.undefer();
         let mut batch = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut ranges) = (0, 0);
         while let Some(op) = state.fresh.pop_front() {
             if !op.is_queued() {
                 continue;
@@ -496,8 +498,10 @@ impl<L: Granted> Queue<L> {
             let is_write = op.action.is_write();
             if is_write {
                 bytes += op.len();
+                ranges += op.ranges.len();
             }
-            let ends_batch = !batch.is_empty() && (!is_write || bytes > BRIEF);
+            let is_full = bytes > BRIEF || ranges > PORTION;
+            let ends_batch = !batch.is_empty() && (!is_write || is_full);
             if ends_batch {
                 state.fresh.push_front(op);
                 break;
@@ -532,8 +536,8 @@ impl<L: Granted> Queue<L> {
             if op.is_queued() {
                 state.defer(op, &self.budget, ended);
             } else {
-                // Withdrawn meanwhile, and others may have been deferred for its sake.
-                state.retry = true;
+                // Withdrawn by now, and others may have been deferred for its sake.
+                state.note_gone(&op.ranges);
             }
         }
         state.call(&self.budget, &mut ended.called);
@@ -584,8 +588,9 @@ impl<L: Granted> Queue<L> {
                 let place = op.place();
                 state.door.remove(place);
             }
+            state.deferred.remove(op);
             state.call(&queue.budget, &mut called);
-            state.restart()
+            state.restart(&op.ranges)
         };
         if start {
             queue.start(target);
@@ -628,11 +633,11 @@ impl<L> State<L> {
         let place = op.place();
         self.door.remove(place);
         let blocks = |range: &ByteRange| {
-            let is_later = |other: &u64| *other > place;
-            self.deferred_ranges.any_overlap(*range, is_later)
-                || self.door.blocks_behind(*range, place)
+            self.deferred.overlaps_behind(*range, place) || self.door.blocks_behind(*range, place)
         };
-        self.retry |= op.ranges.iter().any(blocks);
+        if op.ranges.iter().any(blocks) {
+            self.note_gone(&op.ranges);
+        }
         self.note_mapped(&op);
         let at = self.fresh.partition_point(|other| other.place() < place);
         self.fresh.insert(at, op);
@@ -642,9 +647,7 @@ impl<L> State<L> {
     fn is_behind(&self, op: &Op<L>) -> bool {
         let place = op.place();
         op.ranges.iter().any(|range| {
-            self.deferred_ranges
-                .any_overlap(*range, |other| *other < place)
-                || self.door.overlaps_before(*range, place)
+            self.deferred.overlaps_before(*range, place) || self.door.overlaps_before(*range, place)
         })
     }
 
@@ -676,33 +679,50 @@ impl<L> State<L> {
             *account = Account::Blocked;
         }
         drop(held);
-        for range in op.ranges.iter() {
-            self.deferred_ranges.insert(*range, op.place());
+        self.deferred.insert(op);
+    }
+
+    /// Has what is put aside looked at again where it may have met what has gone; says whether a job
+    /// is to be started for it.
+    fn restart(&mut self, gone: &[ByteRange]) -> bool {
+        // What is being applied may still be found to have met it.
+        let matters = self.applying.is_some()
+            || self.door.has_blocked()
+            || gone.iter().any(|range| self.deferred.overlaps(*range));
+        if matters {
+            self.note_gone(gone);
         }
-        self.deferred.push(op);
+        matters && !std::mem::replace(&mut self.running, true)
     }
 
-    /// Has all that is put aside looked at again; says whether a job is to be started for it.
-    fn restart(&mut self) -> bool {
-        self.retry =
-            !self.deferred.is_empty() || self.applying.is_some() || self.door.has_blocked();
-        self.retry && !std::mem::replace(&mut self.running, true)
+    fn note_gone(&mut self, gone: &[ByteRange]) {
+        self.gone.extend(gone);
+        if self.gone.len() > PORTION {
+            ByteRange::merge(&mut self.gone);
+            if self.gone.len() > PORTION / 2 {
+                let hull = self.gone.drain(..).reduce(ByteRange::hull);
+                self.gone.extend(hull);
+            }
+        }
     }
 
-    /// Puts the deferred operations back among the others, in the order of submission: one that was
-    /// deferred while its batch was made up stands before the batch's own.
+    /// Puts deferred operations that may have met what has gone back among the others, in the order
+    /// of submission: one that was deferred while its batch was made up stands before the batch's
+    /// own.
     fn undefer(&mut self) {
+        if self.gone.is_empty() {
+            return;
+        }
         if self.door.has_blocked() {
             self.reconsider.get_or_insert(self.submitted);
         }
-        if self.deferred.is_empty() {
-            return;
+        let before = self.fresh.len();
+        self.deferred.take(&mut self.gone, &mut self.fresh);
+        if self.fresh.len() > before {
+            let fresh = self.fresh.make_contiguous();
+            // Fast for what is two sorted runs, or nearly.
+            fresh.sort_by_key(|op| op.place());
         }
-        self.deferred_ranges = Intervals::new();
-        self.fresh.extend(self.deferred.drain(..));
-        let fresh = self.fresh.make_contiguous();
-        // Fast for what is two sorted runs, or nearly.
-        fresh.sort_by_key(|op| op.place());
     }
 
     /// Lets those that were sent back to the door join the line again, when what could block them
@@ -715,9 +735,8 @@ impl<L> State<L> {
             return;
         }
         self.reconsider = None;
-        let deferred = &self.deferred_ranges;
-        let is_behind =
-            |range: ByteRange, place: u64| deferred.any_overlap(range, |other| *other < place);
+        let deferred = &self.deferred;
+        let is_behind = |range: ByteRange, place: u64| deferred.overlaps_before(range, place);
         self.door.reconsider(budget, is_behind);
     }
 

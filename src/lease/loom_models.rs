@@ -62,7 +62,7 @@ impl<F: Fences> File<F> {
                 Some(value)
             }
             Err((_, wake)) => {
-                self.tell(wake.writers);
+                self.tell(wake.writers.is_some());
                 None
             }
         }
@@ -95,7 +95,7 @@ impl<F: Fences> File<F> {
     }
 
     fn release(&self, token: Token) {
-        self.tell(self.table.release(token).writers);
+        self.tell(self.table.release(token).writers.is_some());
     }
 
     fn tell(&self, writers: bool) {
@@ -331,7 +331,7 @@ fn gate<F: Fences>() {
             thread::spawn(move || match file.table.try_shared(Some(block), CELL()) {
                 Ok(token) => file.release(token),
                 Err((conflict, wake)) => {
-                    file.tell(wake.writers);
+                    file.tell(wake.writers.is_some());
                     if conflict == Conflict::Gate(until) {
                         file.table.lower_gate(until);
                     }

@@ -69,20 +69,27 @@ impl Slot {
         self.state.load(Ordering::Acquire) == FREE
     }
 
-    /// Ends the lease, and tells whether a writer waits for that.
+    /// Ends the lease, and returns its range if a writer waits for that.
     #[inline]
     #[must_use]
-    pub(crate) fn release<F: Fences>(&self) -> bool {
+    pub(crate) fn release<F: Fences>(&self) -> Option<ByteRange> {
         self.state.store(RELEASED, F::RELEASE);
         // Against `watch`: either this thread sees the mark, or the writer sees the end.
         F::light_again();
         let watched = self.watched.load(Ordering::Relaxed) != 0;
-        if watched {
-            self.watched.store(0, Ordering::Relaxed);
-        }
+        let range = watched.then(|| self.unwatch());
         // Release: the owner that takes the slot again (Acquire) finds the mark taken down.
         self.state.store(FREE, Ordering::Release);
-        watched
+        range
+    }
+
+    /// Takes the mark down; returns the range, which stays until the slot is free.
+    #[cold]
+    fn unwatch(&self) -> ByteRange {
+        self.watched.store(0, Ordering::Relaxed);
+        // Relaxed: the thread that stored them has handed this one the lease.
+        let load = |bound: &AtomicU64| bound.load(Ordering::Relaxed);
+        ByteRange::between(load(&self.start), load(&self.end))
     }
 
     /// The range leased on `file`, if there is one now.
@@ -97,7 +104,7 @@ impl Slot {
         (start < end).then(|| ByteRange::between(start, end))
     }
 
-    /// Asks for [`release`](Self::release) to answer `true`. Counts only if the lease is still
+    /// Asks for [`release`](Self::release) to answer with the range. Counts only if the lease is still
     /// live when looked at again after a heavy fence.
     pub(crate) fn watch(&self) {
         self.watched.store(1, Ordering::Relaxed);

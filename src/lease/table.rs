@@ -134,8 +134,8 @@ pub(crate) enum Conflict {
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Wake {
-    /// A writer waits for what has ended.
-    pub(crate) writers: bool,
+    /// A writer waits for what has ended: a lease on that range.
+    pub(crate) writers: Option<ByteRange>,
     /// The readers that wait for a byte of it.
     pub(crate) readers: Vec<Arc<Event>>,
 }
@@ -374,7 +374,7 @@ impl<F: Fences> Table<F> {
     /// The readers that wait for a byte of `range`.
     pub(crate) fn recheck(&self, range: ByteRange) -> Wake {
         Wake {
-            writers: false,
+            writers: None,
             readers: self.waiting.overlapping(&[range]),
         }
     }
@@ -412,7 +412,7 @@ impl<F: Fences> Table<F> {
         self.announce(&mut state);
         drop(state);
         Wake {
-            writers: false,
+            writers: None,
             readers: self.waiting.overlapping(&ended),
         }
     }
@@ -523,7 +523,7 @@ impl<F: Fences> Table<F> {
         let mut state = lock(&self.state);
         let entries = &mut state.entries[kind as usize];
         let range = entries.range(key);
-        let writers = entries.remove(key).watched;
+        let writers = entries.remove(key).watched.then_some(range);
         if kind == Kind::Shared {
             return Wake {
                 writers,

@@ -34,7 +34,7 @@ impl LeaseHost for Host {
         &self.leases
     }
 
-    fn restart(&self) {
+    fn restart(&self, _: ByteRange) {
         self.restarts.fetch_add(1, Ordering::SeqCst);
     }
 }

@@ -118,7 +118,7 @@ impl<S: Steps> File<S> {
             std::mem::take(&mut view.watched)
         };
         if watched {
-            S::restart(self);
+            S::restart(self, &[VIEWED()]);
         }
     }
 
@@ -166,7 +166,7 @@ impl<S: Steps> File<S> {
     /// order of submission.
     fn check_end(&self, ops: &[Operation]) {
         let state = lock(&self.queue.state);
-        let left = state.fresh.iter().chain(&state.deferred);
+        let left = state.fresh.iter().chain(state.deferred.ops());
         assert_eq!(left.filter(|op| op.is_queued()).count(), 0, "left behind");
         assert!(!state.running && state.applying.is_none());
         drop(state);
@@ -306,15 +306,17 @@ trait Steps: Send + Sync + Sized + 'static {
         submission(file, op)
     }
 
-    fn restart(file: &Arc<File<Self>>) {
+    fn restart(file: &Arc<File<Self>>, gone: &[ByteRange]) {
         let start = {
             let mut state = lock(&file.queue.state);
             let is_applying = Self::RESTARTS_WHILE_APPLYING && state.applying.is_some();
-            let retry = !state.deferred.is_empty() || is_applying || state.door.has_blocked();
-            if Self::RESTARTS_WHILE_RUNNING || !state.running {
-                state.retry = retry;
+            let matters = is_applying
+                || state.door.has_blocked()
+                || gone.iter().any(|range| state.deferred.overlaps(*range));
+            if matters && (Self::RESTARTS_WHILE_RUNNING || !state.running) {
+                state.note_gone(gone);
             }
-            retry && !std::mem::replace(&mut state.running, true)
+            matters && !std::mem::replace(&mut state.running, true)
         };
         if start {
             start_again(file);
@@ -325,7 +327,7 @@ trait Steps: Send + Sync + Sized + 'static {
     fn overlaps(file: &Arc<File<Self>>) -> bool {
         let state = lock(&file.queue.state);
         (Self::COUNTS_THE_BATCH && state.applying.is_some())
-            || state.deferred_ranges.overlaps(VIEWED())
+            || state.deferred.overlaps(VIEWED())
             || state.fresh.iter().any(|op| op.ranges[0].overlaps(VIEWED()))
     }
 
@@ -449,9 +451,11 @@ fn come_in_again<S: Steps>(file: &Arc<File<S>>, op: &Operation) {
             return;
         }
         if S::KEEPS_ITS_PLACE {
-            let retry = state.retry;
+            let gone = state.gone.len();
             state.take_in(op.clone());
-            state.retry = retry || (S::RETRIES_WHEN_IT_COMES_IN && state.retry);
+            if !S::RETRIES_WHEN_IT_COMES_IN {
+                state.gone.truncate(gone);
+            }
         } else {
             let place = op.place();
             state.door.remove(place);
@@ -487,10 +491,11 @@ fn withdraw_again<S: Steps>(file: &Arc<File<S>>, op: &Operation) {
             let place = op.place();
             state.door.remove(place);
         }
+        state.deferred.remove(op);
         state.call(&queue.budget, &mut called);
     }
     if S::RESTARTS_AFTER_WITHDRAWAL {
-        S::restart(file);
+        S::restart(file, &op.ranges);
     }
     wake_all(&mut called);
 }
@@ -506,15 +511,17 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
     let mut ended = Ended::new();
     loop {
         let mut state = lock(&queue.state);
-        if !S::DEFERS_BEHIND_THE_DEFERRED {
-            state.deferred_ranges = Intervals::new();
+        state.deferred.is_blind = !S::DEFERS_BEHIND_THE_DEFERRED;
+        if !S::RETRIES_IN_FRONT {
+            let State {
+                gone,
+                deferred,
+                fresh,
+                ..
+            } = &mut *state;
+            deferred.take(gone, fresh);
         }
-        if !S::RETRIES_IN_FRONT && std::mem::take(&mut state.retry) {
-            state.deferred_ranges = Intervals::new();
-            let deferred = std::mem::take(&mut state.deferred);
-            state.fresh.extend(deferred);
-        }
-        let is_empty = state.fresh.is_empty() && !state.retry;
+        let is_empty = state.fresh.is_empty() && state.gone.is_empty();
         drop(state);
         if !S::CLEARS_WHERE_IT_LOOKS && is_empty {
             lock(&queue.state).running = false;
@@ -552,8 +559,9 @@ impl Steps for Real {
         submission(file, op)
     }
 
-    fn restart(file: &Arc<File<Self>>) {
-        Queue::restart(file);
+    fn restart(file: &Arc<File<Self>>, gone: &[ByteRange]) {
+        let hull = gone.iter().copied().reduce(ByteRange::hull);
+        Queue::restart(file, hull.expect("an operation has a range"));
     }
 
     fn overlaps(file: &Arc<File<Self>>) -> bool {
