@@ -237,6 +237,7 @@ impl MemoryMappedFileBuilder {
                 mode,
                 preallocate: self.preallocate,
                 touch_mtime: self.touch_mtime,
+                touch: self.touch,
             };
             opening.check()?;
             let mut again = None;

@@ -107,8 +107,8 @@ fn check_destination(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         target => target?,
     };
-    let info = target.identify()?;
-    match find_open(&target, &info, sys::habits(target.file())) {
+    let (info, habits) = target.identify()?;
+    match find_open(&target, &info, habits) {
         Found::Open(open) if open.check_in_use().is_ok() => {
             Err(ByteRange::between(0, info.len).busy())
         }
@@ -121,8 +121,8 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
     for tries_left in (0..TRIES).rev() {
         // For other users only when it is whole, and if they may read the source.
         let target = Target::create(path, sys::FOR_THE_OWNER)?;
-        let info = target.identify()?;
-        let claim = match find_open(&target, &info, sys::habits(target.file())) {
+        let (info, habits) = target.identify()?;
+        let claim = match find_open(&target, &info, habits) {
             // Another holder of the claim may have removed the file.
             Found::Vacant(claim) => {
                 let info = sys::file_info(target.file())?;

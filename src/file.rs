@@ -20,6 +20,7 @@ use crate::mode::MmapMode;
 use crate::offload::{check, offload};
 use crate::open_file::{OpenFile, OwnedLease, User};
 use crate::range::ByteRange;
+use crate::residency;
 use crate::sys;
 use crate::view::MappedSlice;
 
@@ -131,7 +132,8 @@ pub struct Stats {
     pub flushed_waiters: u64,
     /// Jobs given to the thread pool.
     pub pool_hops: u64,
-    /// Times a range asked for was resident already.
+    /// Times a range asked for was resident already. Ranges of more than 4 MiB are not looked at, and
+    /// count neither here nor as misses.
     pub resident_hits: u64,
     /// Times it had to be read in.
     pub resident_misses: u64,
@@ -660,7 +662,9 @@ impl MemoryMappedFile {
             counters.resident_hits.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        counters.resident_misses.fetch_add(1, Ordering::Relaxed);
+        if residency::is_asked(range) {
+            counters.resident_misses.fetch_add(1, Ordering::Relaxed);
+        }
         let protection = self.protection;
         self.handle
             .hop(move |open| open.read_in(protection, range))

@@ -98,7 +98,7 @@ impl Map {
     }
 
     fn listed(raw: MmapRaw, backing: Backing) -> Self {
-        addresses().insert(raw.as_ptr() as usize, raw.len());
+        maps().insert(raw.as_ptr() as usize, (raw.len(), backing.clone()));
         Self { raw, backing }
     }
 
@@ -141,7 +141,7 @@ impl Map {
 impl Drop for Map {
     fn drop(&mut self) {
         // Before the address can be given to somebody else: `raw` is unmapped after this body.
-        addresses().remove(&(self.raw.as_ptr() as usize));
+        maps().remove(&(self.raw.as_ptr() as usize));
     }
 }
 
@@ -238,33 +238,48 @@ pub(crate) fn no_bytes() -> &'static [u8] {
     unsafe { Span::EMPTY.as_slice() }
 }
 
-/// The pages around `data`, if they are in one of this crate's maps.
+/// Bytes that lie in one of this crate's maps.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The pages around them.
+    pub(crate) run: sys::Run,
+    pub(crate) backing: Backing,
+    /// Where they lie in it.
+    pub(crate) range: ByteRange,
+}
+
+/// Where `data` lies, if it is in one of this crate's maps.
 ///
 /// Bytes of a map may not be read on an executor thread, since that may fault, and a write that
 /// takes its data from them could wait for its own source.
-pub(crate) fn pages_if_mapped(data: &[u8]) -> Option<sys::Run> {
+pub(crate) fn find_mapped(data: &[u8]) -> Option<Place> {
     let start = data.as_ptr() as usize;
-    let (base, capacity) = {
-        let addresses = addresses();
-        let (base, capacity) = addresses.range(..=start).next_back()?;
-        (*base, *capacity)
+    let (base, backing) = {
+        let maps = maps();
+        let (base, (capacity, backing)) = maps.range(..=start).next_back()?;
+        if data.is_empty() || start - base >= *capacity {
+            return None;
+        }
+        (*base, backing.clone())
     };
-    if data.is_empty() || start - base >= capacity {
-        return None;
-    }
     let page = sys::page_size();
     let before = start % page;
-    Some(sys::Run {
-        addr: data.as_ptr().cast_mut().wrapping_sub(before),
-        len: (before + data.len()).next_multiple_of(page),
+    let offset = (start - base) as u64;
+    Some(Place {
+        run: sys::Run {
+            addr: data.as_ptr().cast_mut().wrapping_sub(before),
+            len: (before + data.len()).next_multiple_of(page),
+        },
+        backing,
+        range: ByteRange::between(offset, offset + data.len() as u64),
     })
 }
 
-/// Base address and length of every live map of the process.
-fn addresses() -> MutexGuard<'static, BTreeMap<usize, usize>> {
-    static ADDRESSES: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
-    // A map of plain numbers is whole after any panic.
-    ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner)
+/// Every live map of the process, by its address: its length, and what it is of.
+fn maps() -> MutexGuard<'static, BTreeMap<usize, (usize, Backing)>> {
+    static MAPS: Mutex<BTreeMap<usize, (usize, Backing)>> = Mutex::new(BTreeMap::new());
+    // It is whole after any panic: nothing panics while it is changed.
+    MAPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -296,9 +311,10 @@ mod tests {
         let map = Map::new(&file, 9000, Protection::Read).unwrap();
         // SAFETY: the map lives until the end of the test, and nobody writes to it.
         let inside = unsafe { map.span(ByteRange::between(5000, 9000)).as_slice() };
-        let run = pages_if_mapped(inside).unwrap();
-        assert_eq!(run.addr as usize % sys::page_size(), 0);
-        assert!(run.len >= 4000);
-        assert!(pages_if_mapped(b"elsewhere").is_none());
+        let place = find_mapped(inside).unwrap();
+        assert_eq!(place.run.addr as usize % sys::page_size(), 0);
+        assert!(place.run.len >= 4000);
+        assert_eq!(place.range, ByteRange::between(5000, 9000));
+        assert!(find_mapped(b"elsewhere").is_none());
     }
 }

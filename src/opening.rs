@@ -16,12 +16,13 @@ use std::sync::Arc;
 
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
-use crate::map::Protection;
-use crate::mode::MmapMode;
+use crate::map::{Backing, Protection};
+use crate::mode::{MmapMode, TouchHint};
 use crate::open_file::{OpenFile, Source, User, OPEN_FILES};
 use crate::queue::{Action, Op, Queue};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
+use crate::residency;
 use crate::sys::{self, Created, FileInfo, Habits};
 use crate::wakers::EventListener;
 use crate::write::check_size;
@@ -37,6 +38,7 @@ pub(crate) struct Opening {
     pub(crate) mode: MmapMode,
     pub(crate) preallocate: bool,
     pub(crate) touch_mtime: bool,
+    pub(crate) touch: TouchHint,
 }
 
 /// What to do about a file that is there, and one that is not.
@@ -97,14 +99,13 @@ impl Opening {
                 Some(again) => again.into(),
                 None => self.open_target()?,
             };
-            let info = target.identify()?;
+            let (info, habits) = target.identify()?;
             if info.len > MAX_LEN {
                 check_size(info.len)?;
             }
             if let (0, How::OpenOrCreate(_, size)) = (info.len, &self.how) {
                 check_size(*size)?;
             }
-            let habits = sys::habits(&target.file);
             match find_open(&target, &info, habits) {
                 Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
                 Found::Open(open) => {
@@ -260,6 +261,19 @@ impl Opening {
             self.give_back(&target.file, size);
             error
         })?;
+        if self.touch == TouchHint::Eager && self.creates() {
+            // Here, where a file that was created can be taken away again.
+            let backing = Backing::File(target.file.clone());
+            let touched = map.as_ref().map_or(Ok(()), |map| {
+                residency::populate_read(map, &backing, ByteRange::between(0, len))
+            });
+            if let Err(error) = touched {
+                if sys::file_len(&target.file).is_ok_and(|now| now == len) {
+                    target.discard();
+                }
+                return Err(error);
+            }
+        }
         let open = OpenFile::open(&claim, &source, map, len, protection);
         self.prepare(&open);
         claim.fill(&open);
@@ -434,14 +448,20 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if it is no regular file.
-    pub(crate) fn identify(&self) -> Result<FileInfo> {
+    /// `InvalidInput` if it is no regular file, `Unsupported` if it is one that cannot be mapped here.
+    pub(crate) fn identify(&self) -> Result<(FileInfo, Habits)> {
         let info = sys::file_info(&self.file)?;
         if !info.is_regular {
             let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
             return Err(MmapIoError::from(problem));
         }
-        Ok(info)
+        let habits = sys::habits(&self.file);
+        if habits.has_huge_pages {
+            let problem = "files of hugetlbfs cannot be mapped here";
+            let problem = io::Error::new(io::ErrorKind::Unsupported, problem);
+            return Err(MmapIoError::from(problem));
+        }
+        Ok((info, habits))
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -449,7 +469,7 @@ impl Target {
     }
 
     /// Empties the file if it was created here, so that it is removed: the bytes that it has are
-    /// those that were copied to it.
+    /// those that it was given here.
     pub(crate) fn discard(self) {
         if self.created.is_some() {
             let _ = self.file.set_len(0);

@@ -463,7 +463,7 @@ impl<L: Granted> Queue<L> {
                     drop(held);
                     contain(|| drop(old));
                 }
-                Err(error) => self.finish(&op, Err(MmapIoError::from(error)), ended),
+                Err(error) => self.finish(&op, Err(error), ended),
             }
             // The owner of a `Bytes` may hold more than a view of ours: it is the user's code.
             contain(|| drop(shared));

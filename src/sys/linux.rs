@@ -392,6 +392,7 @@ pub(crate) fn habits(file: &File) -> Habits {
     const EROFS: u64 = 0xe0f5_e1e2;
     const SQUASHFS: u64 = 0x7371_7368;
     const ISO9660: u64 = 0x9660;
+    const HUGETLBFS: u64 = 0x9584_58f6;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
@@ -428,6 +429,7 @@ pub(crate) fn habits(file: &File) -> Habits {
                 | ISO9660
         ),
         copies_up: kind == OVERLAYFS,
+        has_huge_pages: kind == HUGETLBFS,
     }
 }
 
@@ -447,11 +449,58 @@ pub(crate) fn may_write_at(file: &File, end: u64) -> bool {
     flags >= 0 && flags & elsewhere == 0 && super::unix::check_file_limit(end).is_ok()
 }
 
-/// Writes all of `data` at `offset`, with the position of nobody ([`pwrite(2)`]).
+/// Writes all of `data` at `offset`, whatever the position of the descriptor; also if another holder of
+/// it makes it append in this very moment ([`pwritev2(2)`], `RWF_NOAPPEND`, Linux 6.9). Older kernels
+/// write to the end of the file then ([`pwrite(2)`]).
 ///
+/// [`pwritev2(2)`]: https://man7.org/linux/man-pages/man2/pwritev2.2.html
 /// [`pwrite(2)`]: https://man7.org/linux/man-pages/man2/pwrite.2.html
-pub(crate) fn write_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+pub(crate) fn write_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+    static IS_MISSING: AtomicBool = AtomicBool::new(false);
+    // Relaxed: a stale answer costs one refused call.
+    while !data.is_empty() && !IS_MISSING.load(Ordering::Relaxed) {
+        match write_without_appending(file, data, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                data = &data[written..];
+                offset += written as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // `EINVAL` may be about the file; then the other call says so as well.
+            Err(error) if is_refused(&error) => {
+                let is_unknown = error.raw_os_error() != Some(libc::EINVAL);
+                IS_MISSING.store(is_unknown, Ordering::Relaxed);
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
     file.write_all_at(data, offset)
+}
+
+pub(super) fn write_without_appending(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
+    /// Of `linux/fs.h`.
+    const RWF_NOAPPEND: libc::c_int = 0x20;
+    let part = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // The kernel takes the offset in two words, and where they are of 64 bits looks at the first.
+    let (low, high) = (offset as libc::c_ulong, (offset >> 32) as libc::c_ulong);
+    // SAFETY: `part` and the data are live for the call, which only reads them, and `file` keeps the
+    // descriptor open.
+    let written = unsafe {
+        libc::syscall(
+            libc::SYS_pwritev2,
+            file.as_raw_fd(),
+            &part,
+            1_usize,
+            low,
+            high,
+            RWF_NOAPPEND,
+        )
+    };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
 /// Makes sure that the blocks of a file range are there, where the file system can say or do so:
@@ -463,8 +512,20 @@ pub(crate) fn write_at(file: &File, data: &[u8], offset: u64) -> io::Result<()> 
 ///
 /// `ENOSPC` on a full disk.
 pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    if is_allocated(file, offset, len) {
+    let mut blocks = Blocks::from(offset);
+    let asked = for_each_extent(file, offset, len, |start, end, flags| {
+        blocks.add(start, end, flags) && blocks.end < offset + len
+    });
+    if asked.is_ok() && blocks.end >= offset + len {
         return Ok(());
+    }
+    if blocks.are_shared {
+        // Takes the place of `allocate` where the file system knows it (xfs).
+        let mode = libc::FALLOC_FL_UNSHARE_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        match fallocate(file, mode, offset, len) {
+            Err(error) if is_refused(&error) => {}
+            result => return result,
+        }
     }
     match allocate(file, offset, len) {
         Err(error) if is_refused(&error) => Ok(()),
@@ -472,17 +533,38 @@ pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Whether every byte of the range has a block, or is promised one; "no" when in doubt.
-fn is_allocated(file: &File, offset: u64, len: u64) -> bool {
-    let mut end = offset;
-    let asked = for_each_extent(file, offset, len, |start, extent_end| {
-        let follows = start <= end;
-        if follows {
-            end = extent_end;
+/// How far the extents of a file reach without a gap, each of them with blocks of its own.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    pub(super) end: u64,
+    /// The extent that comes next shares its blocks with another file: a write takes new ones, and may
+    /// find none (btrfs, reflinked xfs).
+    pub(super) are_shared: bool,
+}
+
+/// `FIEMAP_EXTENT_SHARED` of `linux/fiemap.h`.
+pub(super) const EXTENT_SHARED: u32 = 0x2000;
+
+impl Blocks {
+    /// Adds the next extent; says whether it goes on.
+    pub(super) fn add(&mut self, start: u64, end: u64, flags: u32) -> bool {
+        let follows = start <= self.end;
+        self.are_shared = follows && flags & EXTENT_SHARED != 0;
+        let goes_on = follows && !self.are_shared;
+        if goes_on {
+            self.end = end;
         }
-        follows && end < offset + len
-    });
-    asked.is_ok() && end >= offset + len
+        goes_on
+    }
+}
+
+impl From<u64> for Blocks {
+    fn from(start: u64) -> Self {
+        Self {
+            end: start,
+            are_shared: false,
+        }
+    }
 }
 
 /// Fails with `ENOSPC` if the disk has no room for the holes of a file range ([`fstatfs(2)`]). Knows
@@ -498,8 +580,10 @@ pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
         return Ok(());
     }
     let mut allocated = 0;
-    let asked = for_each_extent(file, offset, len, |start, end| {
-        allocated += end.min(offset + len).saturating_sub(start.max(offset));
+    let asked = for_each_extent(file, offset, len, |start, end, flags| {
+        if flags & EXTENT_SHARED == 0 {
+            allocated += end.min(offset + len).saturating_sub(start.max(offset));
+        }
         true
     });
     if asked.is_err() {
@@ -525,8 +609,8 @@ pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Calls `visit` with the start and the end of each extent of a file range (`FS_IOC_FIEMAP`), in
-/// order, until it says `false`; those at the ends may reach past the range. A delayed allocation
+/// Calls `visit` with the start, the end and the flags of each extent of a file range
+/// (`FS_IOC_FIEMAP`), in order, until it says `false`; those at the ends may reach past the range. A delayed allocation
 /// counts: it is promised.
 ///
 /// `lseek(2)` with `SEEK_HOLE` would tell holes as well, but moves the position of the descriptor,
@@ -539,7 +623,7 @@ fn for_each_extent(
     file: &File,
     offset: u64,
     len: u64,
-    mut visit: impl FnMut(u64, u64) -> bool,
+    mut visit: impl FnMut(u64, u64, u32) -> bool,
 ) -> io::Result<()> {
     /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
     #[repr(C)]
@@ -592,7 +676,7 @@ fn for_each_extent(
         let extents = &map.extents[..EXTENTS.min(map.mapped_extents as usize)];
         for extent in extents {
             let extent_end = extent.logical.saturating_add(extent.length);
-            if !visit(extent.logical, extent_end) {
+            if !visit(extent.logical, extent_end, extent.flags) {
                 return Ok(());
             }
             start = start.max(extent_end);

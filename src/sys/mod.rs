@@ -11,7 +11,7 @@
 //! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
 //! | [`habits`] | `fstatfs(2)` | none | none |
-//! | [`write_at`], [`reserve`] | `pwrite(2)`, `fallocate(2)` | not used | not used |
+//! | [`write_at`], [`reserve`] | `pwritev2(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
 //! | [`allocate`], [`preallocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
@@ -98,6 +98,8 @@ pub(crate) struct Habits {
     /// A map made through a descriptor that was opened before shows the old one for ever.
     /// [`cached_pages`] counts nothing.
     pub(crate) copies_up: bool,
+    /// It is mapped by pages of its own size (hugetlbfs), which this crate does not do.
+    pub(crate) has_huge_pages: bool,
 }
 
 /// A run of mapped memory whose pages are asked for.

@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::io::AsRawFd;
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -128,4 +129,34 @@ fn descriptors_tell_what_they_are_for() {
                 .unwrap()
                 .is_regular
     );
+}
+
+#[test]
+fn a_write_lands_at_its_offset_though_the_descriptor_appends() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(10_000).unwrap();
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_APPEND) };
+    if write_without_appending(&file, b"known", 0).is_err() {
+        // Before Linux 6.9.
+        return;
+    }
+    write_at(&file, b"here", 100).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 10_000);
+    let mut found = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 100).unwrap();
+    assert_eq!(&found, b"here");
+}
+
+#[test]
+fn shared_blocks_are_no_blocks_for_a_write() {
+    const LAST: u32 = 1;
+    let mut blocks = Blocks::from(100);
+    assert!(blocks.add(0, 200, 0) && blocks.add(200, 300, LAST));
+    assert!(!blocks.add(300, 400, LAST | EXTENT_SHARED) && blocks.are_shared);
+    assert_eq!(blocks.end, 300);
+    // A hole comes first.
+    let mut blocks = Blocks::from(100);
+    assert!(!blocks.add(101, 200, EXTENT_SHARED) && !blocks.are_shared);
+    assert_eq!(blocks.end, 100);
 }

@@ -641,3 +641,91 @@ fn a_failed_flush_is_never_forgotten() {
         fresh.flush().await.unwrap();
     });
 }
+
+#[test]
+fn a_creation_that_cannot_be_read_in_leaves_no_file() {
+    let test = "a_creation_that_cannot_be_read_in_leaves_no_file";
+    let Some(disk) = Disk::tmpfs(test, MIB) else {
+        return;
+    };
+    let path = disk.path("data");
+    let builder = || {
+        let builder = MemoryMappedFile::builder(&path).size(8 * MIB);
+        builder.touch_hint(mmap_io::TouchHint::Eager)
+    };
+    for _ in 0..2 {
+        assert_full(alone(builder().create()));
+        assert!(!path.exists());
+        assert_full(alone(builder().create_new()));
+        assert!(!path.exists());
+    }
+    // One that was there stays, and so does one that is opened.
+    fs::write(&path, b"there").unwrap();
+    assert_full(alone(builder().create()));
+    assert!(path.exists());
+    let opening = builder().mode(mmap_io::MmapMode::ReadWrite).open();
+    assert_full(alone(opening));
+    assert!(path.exists());
+}
+
+#[test]
+fn data_of_a_truncated_file_is_said_to_be_truncated() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 100_000).await;
+        let path = dir.path().join("source");
+        fs::write(&path, pattern(100_000)).unwrap();
+        let source = MemoryMappedFile::open_ro(&path).await.unwrap();
+        for (len, at) in [(20_000, 50_000), (20_000, 20_100)] {
+            fs::write(&path, pattern(100_000)).unwrap();
+            let data = source.bytes(at, 1000).unwrap();
+            let file_len = File::options().write(true).open(&path).unwrap();
+            file_len.set_len(len).unwrap();
+            let error = file.write_bytes(0, data).await.unwrap_err();
+            match error {
+                MmapIoError::Truncated {
+                    offset, file_len, ..
+                } => assert_eq!((offset, file_len), (at, len)),
+                error => panic!("{error:?}"),
+            }
+        }
+        assert!(file.as_slice(0, 1000).unwrap() == pattern(1000)[..]);
+    });
+}
+
+#[test]
+fn a_file_of_huge_pages_is_refused_in_words() {
+    let test = "a_file_of_huge_pages_is_refused_in_words";
+    // SAFETY: the name is live and ends in a zero byte.
+    let memory = unsafe { libc::memfd_create(b"huge\0".as_ptr().cast(), libc::MFD_HUGETLB) };
+    if memory < 0 {
+        return skip(test, "there is no hugetlbfs");
+    }
+    // SAFETY: the descriptor is new, and nothing else owns it.
+    let memory = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(memory) };
+    memory.set_len(4 * MIB).unwrap();
+    for mode in [mmap_io::MmapMode::ReadOnly, mmap_io::MmapMode::ReadWrite] {
+        let copy = memory.try_clone().unwrap();
+        let refused = alone(MemoryMappedFile::from_file(copy, mode, "huge")).map(drop);
+        let error = refused.unwrap_err();
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::Unsupported));
+        assert!(error.to_string().contains("hugetlbfs"), "{error}");
+    }
+}
+
+#[test]
+fn a_large_range_counts_neither_as_resident_nor_as_not() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let (_, file) = patterned(dir.path(), 5 << 20).await;
+        file.touch_pages().await.unwrap();
+        let before = file.stats();
+        file.slice(0, 5 << 20).await.unwrap();
+        let after = file.stats();
+        assert_eq!(after.resident_hits, before.resident_hits);
+        assert_eq!(after.resident_misses, before.resident_misses);
+        assert_eq!(after.pool_hops, before.pool_hops + 1);
+        file.slice(0, 1 << 20).await.unwrap();
+        assert_eq!(file.stats().resident_hits, before.resident_hits + 1);
+    });
+}

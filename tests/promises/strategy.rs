@@ -428,7 +428,7 @@ fn a_descriptor_that_goes_around_the_page_cache_is_not_written_through() {
         "strace",
         "-f",
         "-y",
-        "-etrace=pwrite64",
+        "-etrace=pwrite64,pwritev2",
         "-o",
         trace.to_str().unwrap(),
     ];
