@@ -598,6 +598,12 @@ impl LeaseHost for OpenFile {
     }
 
     fn restart(&self, gone: ByteRange) {
+        // What another process has cut off is shown by views past the end; growth over it waits for
+        // them, wherever the bytes begin that it is asked for.
+        let gone = match gone.end() > self.len() {
+            true => ByteRange::between(gone.start(), u64::MAX),
+            false => gone,
+        };
         // Whoever holds a lease holds the file, so that this fails only when nothing is queued.
         if let Some(this) = self.this.upgrade() {
             Queue::restart(&this, gone);

@@ -423,6 +423,9 @@ mod cold {
     use super::*;
     use crate::common::skip;
 
+    /// As much as is asked for without a hop.
+    const LEN: usize = 4 << 20;
+
     /// Faults of this thread that had to wait for the disk.
     fn major_faults() -> i64 {
         // SAFETY: an all-zero `rusage` is valid, and the call fills it.
@@ -435,7 +438,7 @@ mod cold {
     /// A file that is on the disk and not in memory.
     fn cold_file(path: &Path) {
         let mut plain = File::create(path).unwrap();
-        plain.write_all(&vec![7; 8 << 20]).unwrap();
+        plain.write_all(&vec![7; LEN]).unwrap();
         plain.sync_all().unwrap();
         // SAFETY: the call takes no pointer.
         unsafe { libc::posix_fadvise(plain.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
@@ -446,7 +449,7 @@ mod cold {
         alone(async {
             let file = MemoryMappedFile::open_ro(path).await.unwrap();
             let before = major_faults();
-            let slice = file.slice(0, 8 << 20).await.unwrap();
+            let slice = file.slice(0, LEN as u64).await.unwrap();
             assert!(slice.iter().all(|byte| *byte == 7));
             assert_eq!(major_faults(), before);
             assert_eq!(file.stats().resident_misses, 1);
