@@ -600,7 +600,9 @@ pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let is_root = unsafe { libc::geteuid() } == 0;
     // What is kept back is for root.
     let blocks = if is_root { stat.f_bfree } else { stat.f_bavail };
-    let size = u64::try_from(stat.f_bsize).unwrap_or(1);
+    // Signed or not, and of 32 or 64 bits, by platform.
+    #[allow(clippy::unnecessary_cast)]
+    let (blocks, size) = (blocks as u64, stat.f_bsize as u64);
     // A file system without blocks of its own says that it has none.
     let has_blocks = stat.f_blocks > 0;
     match has_blocks && len.saturating_sub(allocated) > blocks.saturating_mul(size) {
