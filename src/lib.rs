@@ -136,6 +136,7 @@
 //!
 //! Stores through a mapping move the file's modification time late, when the system writes them
 //! back, and on tmpfs never: programs that compare times (rsync, make) may miss what was written.
+//! [`touch_mtime`](MemoryMappedFileBuilder::touch_mtime) is for them.
 //!
 //! Several processes may open, create and grow one file at the same time. Opening takes the length
 //! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and

@@ -11,7 +11,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -598,11 +598,14 @@ impl LeaseHost for OpenFile {
     }
 
     fn restart(&self, gone: ByteRange) {
-        // What another process has cut off is shown by views past the end; growth over it waits for
-        // them, wherever the bytes begin that it is asked for.
-        let gone = match gone.end() > self.len() {
-            true => ByteRange::between(gone.start(), u64::MAX),
-            false => gone,
+        // Acquire: pairs with the fence in `grow`, by the mark that brought this thread here.
+        fence(Ordering::Acquire);
+        // Growth over what another process has cut off waits for the views that show it, wherever the
+        // bytes begin that it is asked for. The length says nothing of that: the other process may have
+        // made the file longer since.
+        let gone = match self.shown_end.load(Ordering::Relaxed) {
+            0 => gone,
+            _ => ByteRange::between(gone.start(), u64::MAX),
         };
         // Whoever holds a lease holds the file, so that this fails only when nothing is queued.
         if let Some(this) = self.this.upgrade() {

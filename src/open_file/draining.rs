@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{fence, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::{ignore_poison, OpenFile, OwnedLease};
@@ -210,6 +210,8 @@ impl OpenFile {
         let shown = min.min(self.shown_end.load(Ordering::Relaxed));
         let _under_views = if shown > file_len {
             let grown = ByteRange::between(file_len, shown);
+            // Release: who ends a lease that is marked for this sees `shown_end`.
+            fence(Ordering::Release);
             match Lease::try_acquire(&**self, Kind::Exclusive, grown, Asks::Queue)? {
                 Some(lease) => Some(lease),
                 None => return Ok(false),

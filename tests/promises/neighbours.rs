@@ -773,6 +773,27 @@ fn refresh_adopts_a_shorter_and_a_longer_file() {
 }
 
 #[test]
+fn growth_after_a_cut_ends_though_the_file_has_grown_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    ends("growing after a cut", async move {
+        let file = MemoryMappedFile::create_rw(&path, 8192).await.unwrap();
+        let view = file.as_slice(0, 4096).unwrap();
+        cut(&path, 100);
+        assert_eq!(file.refresh().await.unwrap(), 100);
+        let mut grown = Box::pin(file.grow_to(5000));
+        assert!(poll_once(&mut grown).await.is_none());
+        assert_eq!(file.refresh().await.unwrap(), 100);
+        assert!(poll_once(&mut grown).await.is_none(), "it did not wait");
+        // Another process is faster than the view.
+        cut(&path, 20_000);
+        assert_eq!(file.refresh().await.unwrap(), 20_000);
+        drop(view);
+        assert_eq!(grown.await.unwrap(), 20_000);
+    });
+}
+
+#[test]
 fn a_background_flush_keeps_the_news_of_a_cut() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
