@@ -405,7 +405,7 @@ fn claim_block() -> Option<&'static Block> {
     if !sys::is_forked() && !ProcessFences::can_be_light() {
         return None;
     }
-    let block = BLOCKS.claim();
+    let block = BLOCKS.claim::<ProcessFences>();
     MINE.set(Some(block));
     Some(block)
 }

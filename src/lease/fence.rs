@@ -50,6 +50,14 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     /// Load of that word by a reader.
     const MEET: Ordering = Ordering::Acquire;
 
+    /// Load of the bits of blocks that are listed, by a writer. Pairs with [`DELIST`](Self::DELIST):
+    /// a writer that passes a block by has seen the leases in it end.
+    const LISTED: Ordering = Ordering::Acquire;
+    /// Clearing of such a bit.
+    const DELIST: Ordering = Ordering::Release;
+
+    /// A bit is cleared only if the block was not listed again.
+    const LOOKS_AT_THE_FLAG: bool = true;
     /// A reader that takes its lease between the two looks of a blocked writer marks it itself.
     const MARKS_ITSELF: bool = true;
 
@@ -73,6 +81,22 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     ///
     /// When the system refuses it; the writer may not go on then.
     fn heavy() -> io::Result<()>;
+
+    /// The fence between the end of a flag that says that a block is listed, and the second look at
+    /// its slots.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses it; the flag goes up again then.
+    fn heavy_to_delist() -> io::Result<()> {
+        Self::heavy()
+    }
+
+    /// The reader's fence between the listing of its block and its look at the announcement: a full
+    /// one, whatever the others are, for it is rare.
+    fn after_listing() {
+        fence(Ordering::SeqCst);
+    }
 
     /// The writer's second fence: between its mark on a lease in the way and its second look.
     fn heavy_again() -> io::Result<()> {

@@ -117,7 +117,7 @@ fn one_reader<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
         let reader = {
-            let (file, block) = (file.clone(), blocks.claim());
+            let (file, block) = (file.clone(), blocks.claim::<Right>());
             thread::spawn(move || file.read(block))
         };
         let written = file.write();
@@ -134,7 +134,7 @@ fn slot_reuse<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
         let reader = {
-            let (file, block) = (file.clone(), blocks.claim());
+            let (file, block) = (file.clone(), blocks.claim::<Right>());
             thread::spawn(move || {
                 file.read(block);
                 file.visit_elsewhere(block);
@@ -149,7 +149,7 @@ fn slot_reuse<F: Fences>() {
 fn slot_reuse_by_another_file<F: Fences>() {
     check(|blocks| {
         let (file, other) = (File::<F>::new(1, blocks), File::<F>::new(2, blocks));
-        let block = blocks.claim();
+        let block = blocks.claim::<Right>();
         // The lease is dropped by another thread than the one that owns the block.
         let token = file.table.try_shared(Some(block), CELL()).unwrap();
         let dropper = {
@@ -171,7 +171,7 @@ fn slot_reuse_by_another_file<F: Fences>() {
 fn reopening<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
-        let [first, second] = [blocks.claim(), blocks.claim()];
+        let [first, second] = [blocks.claim::<Right>(), blocks.claim::<Right>()];
         let writer = {
             let file = file.clone();
             thread::spawn(move || file.write())
@@ -190,7 +190,7 @@ fn reopening<F: Fences>() {
 fn two_readers<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
-        let readers = [blocks.claim(), blocks.claim()].map(|block| {
+        let readers = [blocks.claim::<Right>(), blocks.claim::<Right>()].map(|block| {
             let file = file.clone();
             thread::spawn(move || file.read(block))
         });
@@ -206,7 +206,7 @@ fn two_readers<F: Fences>() {
 fn two_writers<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
-        let block = blocks.claim();
+        let block = blocks.claim::<Right>();
         let reader = {
             let file = file.clone();
             thread::spawn(move || file.read(block))
@@ -250,7 +250,7 @@ fn between_two_views<F: Fences>() {
             let token = file.table.try_acquire(Kind::Exclusive, range, Asks::Caller);
             token.unwrap().expect("no lease conflicts with it")
         });
-        let block = blocks.claim();
+        let block = blocks.claim::<Right>();
         file.read_at(block, middle).expect("the middle is free");
         let reader = {
             let file = file.clone();
@@ -258,7 +258,7 @@ fn between_two_views<F: Fences>() {
         };
         let written = file.write_at(middle);
         // The second time, another reader may have to wait for nothing but what is stored.
-        let again = file.read_at(blocks.claim(), middle);
+        let again = file.read_at(blocks.claim::<Right>(), middle);
         let read = reader.join().unwrap();
         assert!(written || file.told.load(Ordering::Relaxed) > 0);
         assert!(read.is_some() || written);
@@ -278,7 +278,7 @@ fn between_two_views_reopened<F: Fences>() {
             let token = file.table.try_acquire(Kind::Exclusive, range, Asks::Caller);
             token.unwrap().expect("no lease conflicts with it")
         });
-        let [one, other] = [blocks.claim(), blocks.claim()];
+        let [one, other] = [blocks.claim::<Right>(), blocks.claim::<Right>()];
         file.read_at(one, middle).expect("the middle is free");
         let writer = {
             let file = file.clone();
@@ -307,7 +307,7 @@ fn between_two_writes<F: Fences>() {
             let _ = file.table.release(token.unwrap().expect("it is free"));
         };
         pass(first);
-        let block = blocks.claim();
+        let block = blocks.claim::<Right>();
         let reader = {
             let file = file.clone();
             thread::spawn(move || file.read_at(block, middle))
@@ -319,13 +319,66 @@ fn between_two_writes<F: Fences>() {
     });
 }
 
+/// A reader and a writer, and a thread that takes the reader's block off the list.
+fn delisting<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        let block = blocks.claim::<Right>();
+        let reader = {
+            let file = file.clone();
+            thread::spawn(move || file.read(block))
+        };
+        let delister = thread::spawn(move || blocks.delist::<F>());
+        file.write();
+        reader.join().unwrap();
+        delister.join().unwrap();
+    });
+}
+
+/// The same, with a writer that takes the block off itself, before it writes.
+fn delisting_first<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        let block = blocks.claim::<Right>();
+        let reader = {
+            let file = file.clone();
+            thread::spawn(move || file.read(block))
+        };
+        blocks.delist::<F>();
+        file.write();
+        reader.join().unwrap();
+    });
+}
+
+/// A block that is off the list, and is taken off again, with a reader that comes twice.
+fn delisting_again<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        let block = blocks.claim::<Right>();
+        blocks.delist::<F>();
+        let delister = thread::spawn(move || blocks.delist::<F>());
+        let reader = {
+            let file = file.clone();
+            thread::spawn(move || {
+                file.read(block);
+                file.read(block);
+            })
+        };
+        let written = file.write();
+        reader.join().unwrap();
+        delister.join().unwrap();
+        let told = file.told.load(Ordering::Relaxed) > 0;
+        assert!(written || told, "a blocked writer was told nothing");
+    });
+}
+
 /// A gate, lowered by a reader or by the write it was raised for.
 fn gate<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
         let until = std::time::Instant::now();
         file.table.raise_gate(&[CELL()], until);
-        let block = blocks.claim();
+        let block = blocks.claim::<Right>();
         let reader = {
             let file = file.clone();
             thread::spawn(move || match file.table.try_shared(Some(block), CELL()) {
@@ -349,7 +402,7 @@ fn gate<F: Fences>() {
 fn waiting_reader(notes_first: bool, is_batch: bool) {
     check(move |blocks| {
         let file = File::<Right>::new(1, blocks);
-        let block = blocks.claim();
+        let block = blocks.claim::<Right>();
         let writer = {
             let file = file.clone();
             thread::spawn(move || {
@@ -455,6 +508,14 @@ fn a_reader_between_two_writes() {
 }
 
 #[test]
+fn a_block_that_is_taken_off_the_list() {
+    fences!(Light, fn light_again() {});
+    delisting::<Light>();
+    delisting_first::<Light>();
+    delisting_again::<Right>();
+}
+
+#[test]
 fn a_gate_that_is_raised_and_lowered() {
     gate::<Right>();
 }
@@ -478,7 +539,7 @@ fn whoever_stands_behind_another_is_told_as_well() {
         let file = File::<Right>::new(1, blocks);
         let [one, two] = [(0, 4), (8, 12)].map(|(start, end)| {
             let range = ByteRange::between(start, end);
-            let token = file.table.try_shared(Some(blocks.claim()), range);
+            let token = file.table.try_shared(Some(blocks.claim::<Right>()), range);
             let token = token.expect("nobody else is there");
             let file = file.clone();
             thread::spawn(move || file.release(token))
@@ -506,9 +567,9 @@ fn requests_on_equal_ranges_are_not_mistaken_for_each_other() {
     model.check(|| {
         let blocks: &'static Blocks = Box::leak(Box::new(Blocks::new()));
         let file = File::<Right>::new(1, blocks);
-        let held = file.table.try_shared(Some(blocks.claim()), CELL());
+        let held = file.table.try_shared(Some(blocks.claim::<Right>()), CELL());
         let held = held.expect("nobody else is there");
-        let again = blocks.claim();
+        let again = blocks.claim::<Right>();
         let reader = {
             let file = file.clone();
             thread::spawn(move || {
@@ -606,6 +667,35 @@ needed!(
     between_two_writes,
     const ANNOUNCES_WHAT_IS_BETWEEN: bool = false;
 );
+needed!(
+    without_the_fence_before_a_block_is_taken_off,
+    delisting,
+    fn heavy_to_delist() -> io::Result<()> {
+        Ok(())
+    }
+);
+needed!(
+    without_the_fence_after_a_block_is_listed,
+    delisting_again,
+    fn after_listing() {}
+);
+needed!(
+    without_a_second_look_at_the_flag,
+    delisting_first,
+    const LOOKS_AT_THE_FLAG: bool = false;
+);
+needed! {
+    without_the_order_of_bits_that_are_cleared,
+    delisting,
+    const DELIST: Ordering = Ordering::Relaxed;
+    fn light_again() {}
+}
+needed! {
+    without_the_order_of_bits_that_are_looked_at,
+    delisting,
+    const LISTED: Ordering = Ordering::Relaxed;
+    fn light_again() {}
+}
 needed!(
     without_the_readers_second_fence,
     one_reader,

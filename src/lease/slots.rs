@@ -1,8 +1,28 @@
 //! Where readers publish the ranges they look at: a block of slots for each thread.
 //!
 //! Only the thread that owns a block takes slots in it; any thread may release one, since views
-//! are `Send`. Writers of all files scan all blocks. Blocks are never freed: a thread that ends
-//! hands its block, live leases included, to the next thread that asks.
+//! are `Send`. Blocks are never freed: a thread that ends hands its block, live leases included, to
+//! the next thread that asks.
+//!
+//! Writers of all files scan the blocks that are *listed*: those of threads that have read lately.
+//! Blocks stand in chunks of 64, each with a word of one bit for each block that is to be scanned,
+//! and each block has a flag of its own, which its owner looks at after it has published a lease, in
+//! the cache line that it has just written. If the flag is down, the owner lists the block again,
+//! under the chunk's lock, before it looks at the announcement. At times a writer takes blocks
+//! without a live lease off the list ([`Blocks::delist`]): it takes the flag down, runs a heavy
+//! fence, looks at the slots again, and clears the bit under the chunk's lock if the flag is still
+//! down. No lease is overlooked meanwhile:
+//!
+//! 1. The lease was published before that fence: the writer sees it, and puts the flag up again; the
+//!    bit was never cleared. Or it sees that the lease has ended, and clears the bit, which makes the
+//!    end visible to those that find the block off the list (`DELIST`/`LISTED`).
+//! 2. It was published after the fence: the owner finds the flag down, or has listed the block again
+//!    since, and then the bit is set last, or not cleared.
+//! 3. Another writer scans between the publishing and the listing, and passes the block by. Then
+//!    the owner, after a fence, sees its announcement.
+//!
+//! One thread at a time does that, so that a flag that one of them takes down is not the reason for
+//! another one to clear a bit.
 //!
 //! What each step does to a slot's state:
 //!
@@ -30,11 +50,18 @@ use std::sync::atomic::{AtomicBool, AtomicPtr};
 
 use super::fence::Fences;
 use crate::range::ByteRange;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{lock, AtomicU32, AtomicU64, Mutex, Ordering};
+use crate::sys;
 
 /// Slots a thread: as many slices as it can hold without a lock. Beyond that it uses the map
 /// under the mutex.
 const SLOTS: usize = if cfg!(mmap_io_loom) { 1 } else { 16 };
+
+/// Blocks a chunk: one bit for each in a word.
+const BLOCKS: usize = 64;
+
+/// Listed blocks that are scanned without a thought.
+const FEW: usize = 64;
 
 const FREE: u32 = 0;
 const LIVE: u32 = 1;
@@ -113,15 +140,48 @@ impl Slot {
 
 /// The slots of one thread, on cache lines of their own.
 #[derive(Debug)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 pub(crate) struct Block {
-    slots: [Slot; SLOTS],
+    /// Writers scan the block: 0 or 1. Beside the first slot.
+    listed: AtomicU32,
     owned: AtomicBool,
-    /// The block that was there before this one; fixed once the block is in the list.
-    next: AtomicPtr<Block>,
+    /// Where it stands.
+    chunk: &'static Chunk,
+    bit: u64,
+    slots: [Slot; SLOTS],
 }
 
 impl Block {
+    /// Whether writers scan the block. The owner asks after it has published a lease, and a light
+    /// fence.
+    #[inline(always)]
+    pub(crate) fn is_listed(&self) -> bool {
+        // Relaxed: the owner itself, or an owner before it, has set the bit before the flag.
+        self.listed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Has writers scan the block, from now on. The caller is the owner. A look at an announcement
+    /// after this sees that of each writer that has passed the block by.
+    #[cold]
+    pub(crate) fn list<F: Fences>(&self) {
+        if sys::is_forked() {
+            // The lock may never be free there, and no writer scans.
+            return;
+        }
+        {
+            let _listing = lock(&self.chunk.listing);
+            // Release: a writer that sees the bit sees the lease that was published before.
+            self.chunk.active.fetch_or(self.bit, Ordering::Release);
+            self.listed.store(1, Ordering::Relaxed);
+        }
+        F::after_listing();
+    }
+
+    fn is_idle<F: Fences>(&self) -> bool {
+        let mut slots = self.slots.iter();
+        slots.all(|slot| slot.state.load(F::SCAN) != LIVE)
+    }
+
     /// Publishes a lease in a free slot, if there is one. The caller must be the owning thread,
     /// and may rely on the lease only after a light fence and a look for writers.
     #[inline]
@@ -157,70 +217,184 @@ impl Block {
     }
 }
 
-/// The list of all blocks. It only grows, to the largest number of threads that read at a time.
+/// Up to 64 blocks.
+#[derive(Debug)]
+struct Chunk {
+    /// A bit for each block that is listed. Changed under the lock, by read-modify-write only, so
+    /// that the end of each lease on a block that was taken off stays visible.
+    active: AtomicU64,
+    listing: Mutex<()>,
+    /// Null where there is none yet.
+    blocks: [AtomicPtr<Block>; BLOCKS],
+    /// The chunk that was there before this one; fixed once the chunk is in the list.
+    next: AtomicPtr<Chunk>,
+}
+
+impl Chunk {
+    fn new() -> &'static Self {
+        Box::leak(Box::new(Self {
+            active: AtomicU64::new(0),
+            listing: Mutex::new(()),
+            blocks: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            next: AtomicPtr::new(ptr::null_mut()),
+        }))
+    }
+
+    /// A block that has no owner, or a new one, for the calling thread.
+    fn claim(&'static self) -> Option<&'static Block> {
+        let mut places = self.blocks.iter().enumerate();
+        places.find_map(|(place, link)| match load(link) {
+            Some(block) => {
+                // Acquire: pairs with the Release in `hand_back`.
+                let claimed =
+                    block
+                        .owned
+                        .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+                claimed.is_ok().then_some(block)
+            }
+            None => self.add(place),
+        })
+    }
+
+    /// Adds a block for the calling thread; `None` if another thread was faster.
+    #[cold]
+    fn add(&'static self, place: usize) -> Option<&'static Block> {
+        let block = Box::into_raw(Box::new(Block {
+            listed: AtomicU32::new(0),
+            owned: AtomicBool::new(true),
+            chunk: self,
+            bit: 1 << place,
+            slots: std::array::from_fn(|_| Slot::new()),
+        }));
+        // Release: pairs with the Acquire in `load`, for the contents of the block.
+        let added = self.blocks[place].compare_exchange(
+            ptr::null_mut(),
+            block,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        if added.is_err() {
+            // SAFETY: the block was just allocated, and no other thread has seen it.
+            drop(unsafe { Box::from_raw(block) });
+            return None;
+        }
+        // SAFETY: the block was just allocated, and is never freed from now on.
+        Some(unsafe { &*block })
+    }
+
+    /// The blocks that are listed.
+    fn listed<F: Fences>(&'static self) -> impl Iterator<Item = &'static Block> {
+        // Acquire: pairs with the Release of the thread that has set or cleared a bit.
+        let mut bits = self.active.load(F::LISTED);
+        std::iter::from_fn(move || {
+            let place = bits.trailing_zeros() as usize;
+            bits &= bits.wrapping_sub(1);
+            // A place past the last: no bit is left.
+            load(self.blocks.get(place)?)
+        })
+    }
+}
+
+/// What a link leads to, if anything.
+fn load<T>(link: &AtomicPtr<T>) -> Option<&'static T> {
+    // Acquire: pairs with the exchange that has put it there, for its contents.
+    let target = link.load(Ordering::Acquire);
+    // SAFETY: blocks and chunks that are linked are never freed.
+    unsafe { target.as_ref::<'static>() }
+}
+
+/// All blocks. Their number only grows, to the largest number of threads that read at a time, or a
+/// few more.
 #[derive(Debug)]
 pub(crate) struct Blocks {
-    first: AtomicPtr<Block>,
+    first: AtomicPtr<Chunk>,
+    /// A thread takes blocks off the list.
+    delisting: AtomicBool,
 }
 
 impl Blocks {
     pub(crate) const fn new() -> Self {
         Self {
             first: AtomicPtr::new(ptr::null_mut()),
+            delisting: AtomicBool::new(false),
         }
     }
 
-    /// A block for the calling thread, which is its owner until it hands it back.
-    pub(crate) fn claim(&self) -> &'static Block {
-        let unowned = self.iter().find(|block| {
-            // Acquire: pairs with the Release in `hand_back`.
-            let claimed =
-                block
-                    .owned
-                    .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-            claimed.is_ok()
-        });
-        unowned.unwrap_or_else(|| self.add())
+    /// A block for the calling thread, which is its owner until it hands it back. It is listed.
+    pub(crate) fn claim<F: Fences>(&self) -> &'static Block {
+        let claimed = self.chunks().find_map(Chunk::claim);
+        let block = claimed.unwrap_or_else(|| self.add());
+        block.list::<F>();
+        block
     }
 
     #[cold]
     fn add(&self) -> &'static Block {
-        let block = Box::into_raw(Box::new(Block {
-            slots: std::array::from_fn(|_| Slot::new()),
-            owned: AtomicBool::new(true),
-            next: AtomicPtr::new(ptr::null_mut()),
-        }));
-        // SAFETY: the block was just allocated, and is never freed.
-        let added: &'static Block = unsafe { &*block };
+        let chunk = Chunk::new();
+        let block = chunk.claim().expect("no other thread has seen it");
         let mut first = self.first.load(Ordering::Relaxed);
         loop {
-            added.next.store(first, Ordering::Relaxed);
-            // Release: pairs with the Acquire in `iter`, for the contents of this block; each
+            chunk.next.store(first, Ordering::Relaxed);
+            // Release: pairs with the Acquire in `load`, for the contents of this chunk; each
             // exchange continues the release sequence of those before it, for theirs.
             match self.first.compare_exchange_weak(
                 first,
-                block,
+                (chunk as *const Chunk).cast_mut(),
                 Ordering::Release,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return added,
+                Ok(_) => return block,
                 Err(current) => first = current,
             }
         }
     }
 
-    /// Every slot of every thread, of those threads that have ever read.
-    pub(crate) fn slots(&self) -> impl Iterator<Item = &'static Slot> + '_ {
-        self.iter().flat_map(|block| block.slots.iter())
+    /// Every slot of every block that is listed.
+    pub(crate) fn slots<F: Fences>(&self) -> impl Iterator<Item = &'static Slot> + '_ {
+        self.listed::<F>().flat_map(|block| block.slots.iter())
     }
 
-    fn iter(&self) -> impl Iterator<Item = &'static Block> + '_ {
-        let load = |link: &AtomicPtr<Block>| {
-            // Acquire: pairs with the exchange in `add`, for the contents of the block.
-            let block = link.load(Ordering::Acquire);
-            // SAFETY: the list holds leaked blocks only, or null at its end.
-            unsafe { block.as_ref::<'static>() }
-        };
-        std::iter::successors(load(&self.first), move |block| load(&block.next))
+    /// Takes blocks without a live lease off the list, if there are more than a few on it. Runs a
+    /// heavy fence.
+    pub(crate) fn tidy<F: Fences>(&self) {
+        let active = |chunk: &Chunk| chunk.active.load(Ordering::Relaxed).count_ones() as usize;
+        if self.chunks().map(active).sum::<usize>() > FEW {
+            self.delist::<F>();
+        }
+    }
+
+    /// Takes blocks without a live lease off the list.
+    pub(crate) fn delist<F: Fences>(&self) {
+        // Acquire and Release: one thread at a time, after what the last one has done.
+        if self.delisting.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let idle: Vec<_> = self
+            .listed::<F>()
+            .filter(|block| block.is_idle::<F>())
+            .collect();
+        for block in &idle {
+            block.listed.store(0, Ordering::Relaxed);
+        }
+        let fenced = F::heavy_to_delist();
+        for block in idle {
+            if fenced.is_err() || !block.is_idle::<F>() {
+                block.listed.store(1, Ordering::Relaxed);
+                continue;
+            }
+            let _listing = lock(&block.chunk.listing);
+            if !F::LOOKS_AT_THE_FLAG || !block.is_listed() {
+                block.chunk.active.fetch_and(!block.bit, F::DELIST);
+            }
+        }
+        self.delisting.store(false, Ordering::Release);
+    }
+
+    fn listed<F: Fences>(&self) -> impl Iterator<Item = &'static Block> + '_ {
+        self.chunks().flat_map(Chunk::listed::<F>)
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = &'static Chunk> + '_ {
+        std::iter::successors(load(&self.first), |chunk| load(&chunk.next))
     }
 }

@@ -153,6 +153,9 @@ pub(crate) struct Want<'a> {
 /// which is less than the next writer's fence will.
 const OPEN_AFTER: u32 = if cfg!(mmap_io_loom) { 1 } else { 64 };
 
+/// Requests of a file after which the blocks of threads that no longer read are taken off the list.
+const TIDY_EVERY: u64 = 64;
+
 /// Writes of at most this many bytes in all are over in a moment: readers wait for them.
 pub(crate) const BRIEF: u64 = 1 << 20;
 
@@ -296,19 +299,23 @@ impl<F: Fences> Table<F> {
     ) -> Option<Result<&'static Slot, &'static Slot>> {
         let slot = block.publish::<F>(self.file, range)?;
         F::light();
-        let announced = self.announced.load(F::MEET);
-        Some(
-            match announced == Hull::EMPTY || !self.is_announced(announced, range) {
-                true => Ok(slot),
-                false => Err(slot),
-            },
-        )
+        let is_quiet = block.is_listed() && self.announced.load(F::MEET) == Hull::EMPTY;
+        Some(match is_quiet || !self.is_announced(block, range) {
+            true => Ok(slot),
+            false => Err(slot),
+        })
     }
 
-    /// Whether both words cover `range`.
+    /// Whether both words cover `range`, which was published in `block`.
     #[cold]
-    fn is_announced(&self, hull: u64, range: ByteRange) -> bool {
-        Hull::covers(hull, range) && Stripes::covers(self.stripes.load(F::MEET), range)
+    fn is_announced(&self, block: &'static Block, range: ByteRange) -> bool {
+        if !block.is_listed() {
+            block.list::<F>();
+        }
+        let hull = self.announced.load(F::MEET);
+        hull != Hull::EMPTY
+            && Hull::covers(hull, range)
+            && Stripes::covers(self.stripes.load(F::MEET), range)
     }
 
     /// A shared lease in the map: for views that may live long, or change threads.
@@ -451,7 +458,7 @@ impl<F: Fences> Table<F> {
 
     /// Number of leases of the file that are out, the batch apart.
     pub(crate) fn count(&self) -> usize {
-        let slots = self.blocks.slots();
+        let slots = self.blocks.slots::<F>();
         let live = slots.filter(|slot| slot.live::<F>(self.file).is_some());
         let state = lock(&self.state);
         live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
@@ -558,6 +565,12 @@ impl<F: Fences> Table<F> {
         let mut state = lock(&self.state);
         let number = state.requests;
         state.requests += 1;
+        if number % TIDY_EVERY == TIDY_EVERY - 1 {
+            // Now, and not while readers wait for what this request has.
+            drop(state);
+            self.blocks.tidy::<F>();
+            state = lock(&self.state);
+        }
         let is_closed = state.closed.is_some_and(|closed| closed.contains(hull));
         let announces = match state.closed {
             Some(closed) if !is_closed && F::ANNOUNCES_WHAT_IS_BETWEEN => closed.hull(hull),
@@ -625,7 +638,7 @@ impl<F: Fences> Table<F> {
     fn scan(&self, state: &mut State, kind: Kind, wants: &mut [Want<'_>], asks: Asks) -> bool {
         let mut live = std::mem::take(&mut state.live);
         if kind.excludes(Kind::Shared) {
-            for slot in self.blocks.slots() {
+            for slot in self.blocks.slots::<F>() {
                 live.extend(slot.live::<F>(self.file).map(|range| (range, slot)));
             }
         }

@@ -720,3 +720,101 @@ proptest! {
         table::check_stripes(hull, &ranges, &looks);
     }
 }
+
+/// Readers in many threads at a time, in blocks of their own.
+fn read_in_many_threads(host: &Arc<Host>, blocks: usize) {
+    let together = Arc::new(std::sync::Barrier::new(blocks));
+    let threads: Vec<_> = (0..blocks)
+        .map(|_| {
+            let (host, together) = (host.clone(), together.clone());
+            let read = move || {
+                drop(Way::Borrowed.take(&host, range(0, 1)).unwrap());
+                together.wait();
+            };
+            let thread = thread::Builder::new().stack_size(64 << 10);
+            thread.spawn(read).unwrap()
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn blocks_of_threads_that_have_read_are_no_longer_scanned() {
+    let host = Host::new();
+    let listed = || BLOCKS.slots::<ProcessFences>().count();
+    read_in_many_threads(&host, 200);
+    // Other tests read and write at the same time: one that takes blocks off may be faster.
+    for _ in 0..100 {
+        BLOCKS.delist::<ProcessFences>();
+        if listed() < 100 * 16 {
+            break;
+        }
+        thread::yield_now();
+    }
+    assert!(listed() < 100 * 16, "{} slots", listed());
+    // A live lease keeps its block on the list, and a new one puts its block back.
+    let view = Way::Borrowed.take(&host, range(0, 10)).unwrap();
+    for _ in 0..3 {
+        BLOCKS.delist::<ProcessFences>();
+        assert!(exclusive(&host, range(5, 6)).is_none());
+    }
+    drop(view);
+    for _ in 0..3 {
+        BLOCKS.delist::<ProcessFences>();
+        let view = Way::Borrowed.take(&host, range(0, 10)).unwrap();
+        assert!(exclusive(&host, range(5, 6)).is_none());
+        drop(view);
+        drop(exclusive(&host, range(5, 6)).unwrap());
+    }
+}
+
+#[test]
+fn leases_exclude_each_other_while_blocks_are_taken_off() {
+    let host = Host::new();
+    let memory = Arc::new(Cell4K(std::cell::UnsafeCell::new([0; 4096])));
+    let all = range(0, 4096);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let delister = {
+        let stop = stop.clone();
+        thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                BLOCKS.delist::<ProcessFences>();
+            }
+        })
+    };
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (host, memory) = (host.clone(), memory.clone());
+            thread::spawn(move || {
+                let mut reads = 0_u32;
+                while reads < 5_000 {
+                    let Ok(lease) = Lease::try_shared(host.clone(), all) else {
+                        std::hint::spin_loop();
+                        continue;
+                    };
+                    // SAFETY: under a shared lease.
+                    let bytes = unsafe { &*memory.0.get() };
+                    assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                    drop(lease);
+                    reads += 1;
+                }
+            })
+        })
+        .collect();
+    let mut writes = 0_u8;
+    while !readers.iter().all(|reader| reader.is_finished()) {
+        if let Some(lease) = exclusive(&host, all) {
+            writes = writes.wrapping_add(1);
+            // SAFETY: under an exclusive lease.
+            unsafe { *memory.0.get() = [writes; 4096] };
+            drop(lease);
+        }
+    }
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    delister.join().unwrap();
+}
