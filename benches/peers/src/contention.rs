@@ -4,10 +4,10 @@
 use std::hint::black_box;
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use hdrhistogram::Histogram;
@@ -22,8 +22,19 @@ use crate::harness::{task, tasks, Bench, Result, Sample};
 use crate::report::{Goal, Line};
 use crate::writes::{small_writes, update, LEN};
 
-/// F19: small writes while more and more views are held elsewhere, and from more and more tasks.
+/// F19: what an operation costs beside more and more that does not overlap it.
 pub(crate) fn growth(bench: &Bench) -> Result<Vec<Line>> {
+    let mut lines = growth_of_writes(bench)?;
+    lines.push(read_between_views(bench)?);
+    lines.push(write_beside_waiting_readers(bench)?);
+    lines.push(read_beside_blocked_writes(bench)?);
+    // Last, for what it measures would stay.
+    lines.push(write_after_a_peak(bench)?);
+    Ok(lines)
+}
+
+/// Small writes while more and more views are held elsewhere, and from more and more tasks.
+fn growth_of_writes(bench: &Bench) -> Result<Vec<Line>> {
     let paths = [
         file(bench, "a", FILE_LEN)?,
         file(bench, "b", FILE_LEN)?,
@@ -104,6 +115,177 @@ fn update_beside_views(
         }
     }
     Ok(sample)
+}
+
+/// Small reads in the middle of a file, with no view and with a mutable one at each end.
+fn read_between_views(bench: &Bench) -> Result<Line> {
+    const VIEW: u64 = 4096;
+    let path = file(bench, "between", FILE_LEN)?;
+    let map = ours_written_once(bench, &path)?;
+    let middle = FILE_LEN / 4..FILE_LEN / 4 * 3;
+    let offsets = offset_list(bench.amount(1 << 20, 1 << 18), middle, LEN);
+    let turn = || {
+        let start = Instant::now();
+        let mut sum = 0;
+        for &offset in &offsets {
+            sum += u64::from(black_box(map.as_slice(offset, LEN)?[0]));
+        }
+        let elapsed = start.elapsed();
+        Ok(Sample::per_operation(elapsed, offsets.len() as u64, sum))
+    };
+    let [quiet, between] = bench.interleave([&mut |_| turn(), &mut |_| {
+        let views = [0, FILE_LEN - VIEW].map(|at| bench.multi.block_on(map.as_slice_mut(at, VIEW)));
+        let sample = turn();
+        for view in views {
+            drop(view?);
+        }
+        sample
+    }])?;
+    let goal = Goal::AtMost(1.5);
+    Ok(Line::times(
+        "read_between_views",
+        between,
+        quiet,
+        "no view",
+        goal,
+    ))
+}
+
+/// Small writes while tasks wait to read what a mutable view keeps from them.
+fn write_beside_waiting_readers(bench: &Bench) -> Result<Line> {
+    let (viewed, waiting) = (4096, 1_000);
+    let path = file(bench, "waiting", FILE_LEN)?;
+    let map = ours_written_once(bench, &path)?;
+    let count = bench.amount(2_000, 500);
+    let turn = |round, waiting: u64| {
+        let view = bench.multi.block_on(map.as_slice_mut(0, viewed))?;
+        let readers: Vec<_> = (0..waiting)
+            .map(|reader| {
+                let map = map.clone();
+                bench.multi.spawn(async move {
+                    let slice = map.slice(reader % viewed, 1).await?;
+                    Result::Ok(u64::from(slice[0]))
+                })
+            })
+            .collect();
+        // Each has been polled by then, and is back from the pool if it went there.
+        thread::sleep(Duration::from_millis(100));
+        if readers.iter().any(JoinHandle::is_finished) {
+            return Err("a reader did not wait for the view".into());
+        }
+        let writes = offsets(stream(round, 0), FILE_LEN / 2..FILE_LEN, LEN).take(count as usize);
+        let sample = task(&bench.multi, count, update(map.clone(), writes));
+        drop(view);
+        for reader in readers {
+            bench.multi.block_on(reader)??;
+        }
+        sample
+    };
+    let [beside, quiet] = bench.interleave([&mut |round| turn(round, waiting), &mut |round| {
+        turn(round, 0)
+    }])?;
+    Ok(Line::times(
+        "update_beside_waiting_readers",
+        beside,
+        quiet,
+        "none waiting",
+        Goal::AtMost(1.3),
+    ))
+}
+
+/// The slowest thousandth of small reads while writes of other bytes wait for a view, and one write
+/// after the other of those bytes gives up; the same with no writes that wait.
+fn read_beside_blocked_writes(bench: &Bench) -> Result<Line> {
+    const BLOCKED: u64 = 16 * MIB;
+    let path = file(bench, "blocked", FILE_LEN)?;
+    let map = ours_written_once(bench, &path)?;
+    let offsets = offset_list(bench.amount(1 << 20, 1 << 17), FILE_LEN / 2..FILE_LEN, LEN);
+    let turn = |waiting: u64| {
+        let view = map.bytes(0, BLOCKED)?;
+        let mut writes: Vec<_> = (0..waiting)
+            .map(|write| {
+                let at = write * LEN % BLOCKED;
+                Box::pin(map.write_bytes(at, BEFORE.bytes_at(at, LEN)))
+            })
+            .collect();
+        future::block_on(async {
+            for write in &mut writes {
+                if future::poll_once(write).await.is_some() {
+                    return Err("the write went through a view".into());
+                }
+            }
+            Result::Ok(())
+        })?;
+        let stop = AtomicBool::new(false);
+        let sample = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let gives_up = map.write_bytes(0, BEFORE.bytes_at(0, LEN));
+                    future::block_on(future::poll_once(gives_up));
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let sample = slowest_thousandth(&offsets, |offset| Ok(map.as_slice(offset, LEN)?[0]));
+            stop.store(true, Ordering::Relaxed);
+            sample
+        })?;
+        drop(view);
+        for write in writes {
+            future::block_on(write)?;
+        }
+        Ok(sample)
+    };
+    let [blocked, quiet] = bench.interleave_slow([&mut |_| turn(50_000), &mut |_| turn(0)])?;
+    let goal = Goal::AtMost(3.0);
+    Ok(Line::times(
+        "read_p999_beside_blocked_writes",
+        blocked,
+        quiet,
+        "none blocked",
+        goal,
+    ))
+}
+
+/// Small writes before and after many threads have read at a time.
+fn write_after_a_peak(bench: &Bench) -> Result<Line> {
+    let threads = bench.amount(3_000, 1_000) as usize;
+    let path = file(bench, "peak", FILE_LEN)?;
+    let map = ours_written_once(bench, &path)?;
+    let count = bench.amount(2_000, 500);
+    let mut turn = |round| {
+        let writes = offsets(stream(round, 0), 0..FILE_LEN, LEN).take(count as usize);
+        task(&bench.multi, count, update(map.clone(), writes))
+    };
+    let [before] = bench.interleave([&mut turn])?;
+    // The threads sleep until it is opened.
+    let gate = RwLock::new(());
+    let (read, closed) = (AtomicUsize::new(0), gate.write());
+    let reader = || {
+        drop(map.as_slice(0, LEN));
+        read.fetch_add(1, Ordering::Relaxed);
+        drop(gate.read());
+    };
+    thread::scope(|scope| {
+        let spawn = |_| {
+            let thread = thread::Builder::new().stack_size(64 << 10);
+            thread.spawn_scoped(scope, reader).map(drop)
+        };
+        let spawned = (0..threads).try_for_each(spawn);
+        while spawned.is_ok() && read.load(Ordering::Relaxed) < threads {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // Also where the machine has no room for so many.
+        drop(closed);
+        spawned
+    })?;
+    let [after] = bench.interleave([&mut turn])?;
+    Ok(Line::times(
+        "update_after_a_peak_of_threads",
+        after,
+        before,
+        "before it",
+        Goal::AtMost(1.5),
+    ))
 }
 
 /// Where F20 reads. Small writes go to both sides of it, large ones above them.
