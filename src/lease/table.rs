@@ -3,9 +3,10 @@
 //! Readers are frequent and writers rare, so the cost is the writer's. A reader on the fast path
 //! stores its range into a slot of its own thread and loads one word of the file; no lock, no
 //! allocation, no locked instruction. The word ([`Hull`]) covers every range that a writer has,
-//! wants, or that is in atomic use; a reader whose range is not under it is done. One that is
-//! under it looks at a second word ([`Stripes`]), which tells ranges far from each other apart, and
-//! *meets* the writers under the mutex, where the truth is, if it is under that as well.
+//! wants, or that is in atomic use; a reader that finds it empty is done. Another one looks at a
+//! second word ([`Stripes`]) as well, which tells ranges far from each other apart; it is done if
+//! either word does not cover its range. A reader under both *meets* the writers under the mutex,
+//! where the truth is.
 //!
 //! A writer announces its range in the word, runs a heavy fence, and then, in one critical
 //! section, scans the slots and the maps and marks its lease. What the possible orders give:
@@ -31,9 +32,10 @@
 //! The heavy fence interrupts every running thread, so it is not paid twice for the same bytes: what
 //! a writer has announced and fenced stays announced (*closed*) after its lease has ended, and a
 //! writer inside that range needs no fence, since every reader there comes to the mutex. A writer
-//! elsewhere announces all from there to its own range, so that what is closed stays one range:
-//! what lies between two ranges that are announced is not. Readers open the range again when they have met nobody there for [`OPEN_AFTER`] times. A writer alone
-//! never fences; readers alone are on the fast path; both together share the cost.
+//! elsewhere announces all from there to its own range, so that what is closed stays one range: what
+//! lies between two ranges that are announced is not. Readers open the range again when they have met
+//! no writer there for [`OPEN_AFTER`] times. A writer alone never fences; readers alone are on the
+//! fast path; both together share the cost.
 //!
 //! The table does no I/O and never waits; it tells its caller whom to wake.
 //!
@@ -167,7 +169,7 @@ pub(crate) struct Table<F> {
     blocks: &'static Blocks,
     /// A [`Hull`] over all that readers must not overlook. Stored under the mutex.
     announced: AtomicU64,
-    /// The [`Stripes`] of the same. A reader under the hull looks at them, too.
+    /// The [`Stripes`] of the same. A reader looks at them if the hull is not empty.
     stripes: AtomicU64,
     state: Mutex<State>,
     waiting: Waiting,
@@ -299,23 +301,22 @@ impl<F: Fences> Table<F> {
     ) -> Option<Result<&'static Slot, &'static Slot>> {
         let slot = block.publish::<F>(self.file, range)?;
         F::light();
-        let is_quiet = block.is_listed() && self.announced.load(F::MEET) == Hull::EMPTY;
-        Some(match is_quiet || !self.is_announced(block, range) {
+        if !block.is_listed() {
+            block.list::<F>();
+        }
+        let is_quiet = self.announced.load(F::MEET) == Hull::EMPTY;
+        Some(match is_quiet || !self.is_announced(range) {
             true => Ok(slot),
             false => Err(slot),
         })
     }
 
-    /// Whether both words cover `range`, which was published in `block`.
+    /// Whether both words cover `range`.
     #[cold]
-    fn is_announced(&self, block: &'static Block, range: ByteRange) -> bool {
-        if !block.is_listed() {
-            block.list::<F>();
-        }
-        let hull = self.announced.load(F::MEET);
-        hull != Hull::EMPTY
-            && Hull::covers(hull, range)
-            && Stripes::covers(self.stripes.load(F::MEET), range)
+    fn is_announced(&self, range: ByteRange) -> bool {
+        // The stripes first: they let most readers through that the hull would not.
+        Stripes::covers(self.stripes.load(F::MEET), range)
+            && Hull::covers(self.announced.load(F::MEET), range)
     }
 
     /// A shared lease in the map: for views that may live long, or change threads.
@@ -485,7 +486,7 @@ impl<F: Fences> Table<F> {
     /// The ranges of the leases that share a byte with `range`, in no order, the batch apart. A hint:
     /// a lease that is taken meanwhile may be missing.
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
-        let slots = self.blocks.slots();
+        let slots = self.blocks.slots::<F>();
         let live = slots.filter_map(|slot| slot.live::<F>(self.file));
         let mut leased: Vec<ByteRange> = live.filter(|other| other.overlaps(range)).collect();
         let state = lock(&self.state);
@@ -861,19 +862,23 @@ impl Stripes {
         u64::from(self.bits) << 32 | u64::from(self.scale)
     }
 
-    /// Whether the packed ranges may share a byte with `range`, which is not empty.
+    /// Whether the packed ranges may share a byte with `range`, which is not empty. With no ranges,
+    /// one of many stripes is covered all the same.
     #[inline]
     fn covers(packed: u64, range: ByteRange) -> bool {
-        // The bits of a word are moved to those of the range, for that takes less than the reverse.
         let (first, count) = Self::span(packed as u32, range);
-        let bits = ((packed >> 32) as u32).rotate_right(first);
-        bits & Self::lowest(count) != 0
+        // The first stripe at or after that of the range is one of its own.
+        u64::from(((packed >> 32) as u32).rotate_right(first).trailing_zeros()) < count
     }
 
     /// The stripes of a range that is not empty.
     fn bits(scale: u32, range: ByteRange) -> u32 {
         let (first, count) = Self::span(scale, range);
-        Self::lowest(count).rotate_left(first)
+        let lowest = match count >= Self::COUNT {
+            true => u32::MAX,
+            false => (1 << count) - 1,
+        };
+        lowest.rotate_left(first)
     }
 
     /// The first stripe of a range modulo their number, and how many it has.
@@ -883,14 +888,6 @@ impl Stripes {
         let scale = scale & 63;
         let (first, last) = (range.start() >> scale, (range.end() - 1) >> scale);
         (first as u32 % Self::COUNT as u32, last - first + 1)
-    }
-
-    #[inline]
-    fn lowest(count: u64) -> u32 {
-        match count >= Self::COUNT {
-            true => u32::MAX,
-            false => (1 << count) - 1,
-        }
     }
 }
 
