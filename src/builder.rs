@@ -120,6 +120,8 @@ impl MemoryMappedFileBuilder {
     /// first served, before their data is copied. A larger write is admitted when nothing else is
     /// queued.
     ///
+    /// A write counts its data, and some 400 bytes for itself and 128 for each of its ranges.
+    ///
     /// Writes that views block, or earlier writes that views block, are counted on their own, up to
     /// the same number of bytes, so that they take no room from the others. So the file holds up to
     /// twice as many bytes.

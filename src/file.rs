@@ -118,7 +118,7 @@ pub struct Stats {
     pub pending_bytes: u64,
     /// Writes and other exclusive operations that wait in the queue.
     pub queued_writes: usize,
-    /// Bytes that those writes hold.
+    /// Bytes of data that those writes hold.
     pub queued_bytes: usize,
     /// How long the oldest write that is held up by a view has been waiting.
     pub oldest_blocked: Option<Duration>,
@@ -213,7 +213,7 @@ impl MemoryMappedFile {
             mapped_bytes: open.mapped_bytes(),
             pending_bytes: open.pending().bytes(),
             queued_writes: backlog.operations,
-            queued_bytes: open.queue().budget.used(),
+            queued_bytes: backlog.bytes as usize,
             oldest_blocked: backlog.oldest,
             views: open.leases().count(),
             updates: open.counters.writes.load(Ordering::Relaxed),

@@ -202,6 +202,8 @@ struct State<L> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backlog {
     pub(crate) operations: usize,
+    /// Bytes of data that they hold, or have room for.
+    pub(crate) bytes: u64,
     /// How long the operation that was deferred first has been.
     pub(crate) oldest: Option<Duration>,
 }
@@ -287,7 +289,7 @@ impl<L: Granted> Queue<L> {
         waker: Waker,
     ) -> Option<Submitted<'a, T>> {
         let queue = target.queue();
-        let weight = source.len() as u64;
+        let weight = ranges.weight();
         let account = if queue.budget.try_enter(weight) {
             Some(Account::Queued)
         } else if matches!(action, Action::TryWrite(_)) {
@@ -304,7 +306,7 @@ impl<L: Granted> Queue<L> {
             Some(account) => Held::Ready(payload.unwrap_or_else(|| source.copy()), account),
             None => Held::Outside(payload),
         };
-        let op = Op::write(ranges, action, weight, held, waker);
+        let op = Op::write(ranges, action, held, waker);
         if account.is_some() {
             return Some(Self::submit(target, op));
         }
@@ -350,13 +352,16 @@ impl<L: Granted> Queue<L> {
 
     pub(crate) fn backlog(&self) -> Backlog {
         let state = lock(&self.state);
-        let fresh = state.fresh.iter().filter(|op| op.is_queued()).count();
         let waiting = state.deferred.ops().chain(state.door.ops());
         let waiting: Vec<_> = waiting.filter(|op| op.is_queued()).collect();
         let since = waiting.iter().filter_map(|op| op.deferred_since.get());
+        let oldest = since.min().map(Instant::elapsed);
+        let fresh = state.fresh.iter().filter(|op| op.is_queued());
+        let all: Vec<_> = waiting.into_iter().chain(fresh).collect();
         Backlog {
-            operations: fresh + waiting.len(),
-            oldest: since.min().map(Instant::elapsed),
+            operations: all.len(),
+            bytes: all.iter().map(|op| op.held_bytes()).sum(),
+            oldest,
         }
     }
 

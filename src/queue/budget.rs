@@ -1,4 +1,4 @@
-//! The bound on the data of queued writes.
+//! The bound on queued writes, in bytes: of their data, and of what each costs beside it.
 //!
 //! There are two accounts of the same size. What a view blocks, or an earlier write that a view
 //! blocks, moves to an account of its own when the drain finds that out, so that it takes no room
@@ -47,10 +47,11 @@ impl Budget {
         self.limit.store(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Bytes that are queued or about to be.
-    pub(crate) fn used(&self) -> usize {
+    /// What both accounts hold.
+    #[cfg(test)]
+    pub(super) fn used(&self) -> u64 {
         let used = self.used.iter().map(|used| used.load(Ordering::Relaxed));
-        used.sum::<u64>() as usize
+        used.sum()
     }
 
     /// Takes room for a newcomer, who overtakes no one.

@@ -401,7 +401,7 @@ impl<S: Steps> Writing<S> {
         };
         let action = Action::Write(FlushPolicy::Never);
         let waker = context.waker().clone();
-        let op = Op::write(Ranges::One([range]), action, weight, held, waker);
+        let op = Op::write(Ranges::One([range]), action, held, waker);
         self.op = Some(op.clone());
         let mut called = Vec::new();
         let start = {

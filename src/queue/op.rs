@@ -21,7 +21,7 @@ use crate::sync::{lock, AtomicU64, Mutex, Ordering};
 pub(crate) struct Op<L> {
     pub(crate) ranges: Ranges,
     pub(crate) action: Action,
-    /// Bytes that a write takes of an account of the budget.
+    /// Bytes that it takes of an account of the budget: 0 unless it is a write.
     pub(super) weight: u64,
     pub(super) held: Mutex<Held>,
     /// Its place in the order of submission; written and read under the queue's lock.
@@ -84,6 +84,17 @@ impl std::ops::Deref for Ranges {
             Self::One(range) => range,
             Self::Many(ranges) => ranges,
         }
+    }
+}
+
+impl Ranges {
+    /// Bytes that a write to these ranges takes of an account of the budget: its data, and what it
+    /// costs to keep it. About what it takes of memory.
+    pub(super) fn weight(&self) -> u64 {
+        const OWN: u64 = if cfg!(mmap_io_loom) { 0 } else { 384 };
+        const A_RANGE: u64 = if cfg!(mmap_io_loom) { 0 } else { 128 };
+        let ranges = self.iter().map(|range| range.len() + A_RANGE);
+        OWN + ranges.sum::<u64>()
     }
 }
 
@@ -152,15 +163,9 @@ impl<L> Op<L> {
         Self::with(Ranges::One([range]), action, 0, held, Completion::new())
     }
 
-    /// A write of `weight` bytes, whose future will be woken by `waker`.
-    pub(super) fn write(
-        ranges: Ranges,
-        action: Action,
-        weight: u64,
-        held: Held,
-        waker: Waker,
-    ) -> Arc<Self> {
-        debug_assert_eq!(ranges.iter().map(|range| range.len()).sum::<u64>(), weight);
+    /// A write, whose future will be woken by `waker`.
+    pub(super) fn write(ranges: Ranges, action: Action, held: Held, waker: Waker) -> Arc<Self> {
+        let weight = ranges.weight();
         Self::with(ranges, action, weight, held, Completion::to_wake(waker))
     }
 
@@ -198,6 +203,14 @@ impl<L> Op<L> {
     /// Neither started nor withdrawn.
     pub(super) fn is_queued(&self) -> bool {
         !matches!(*lock(&self.held), Held::Gone)
+    }
+
+    /// Bytes of data that it holds, or has room for.
+    pub(super) fn held_bytes(&self) -> u64 {
+        match *lock(&self.held) {
+            Held::Ready(..) | Held::Called(_) if self.action.is_write() => self.len(),
+            _ => 0,
+        }
     }
 
     /// It was found in use before.

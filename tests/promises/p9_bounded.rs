@@ -16,7 +16,15 @@ use crate::common::{alone, assert_waits, is_quiet, patterned, soon, until, HeldQ
 
 type Made = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-/// A file of 10,000 bytes that takes `limit` bytes of writes.
+/// What a write of one range counts beside its data.
+const OWN: usize = 512;
+
+/// A file of 10,000 bytes that takes so many writes, of one range and so many bytes in all.
+async fn with_room(dir: &Path, writes: usize, bytes: usize) -> MemoryMappedFile {
+    limited(dir, writes * OWN + bytes).await
+}
+
+/// A file of 10,000 bytes with a write buffer of `limit` bytes.
 async fn limited(dir: &Path, limit: usize) -> MemoryMappedFile {
     let (path, _file) = patterned(dir, 10_000).await;
     let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
@@ -56,7 +64,7 @@ async fn poll_until(file: &MemoryMappedFile, line: &mut [Made], is_so: impl Fn(&
 fn writers_wait_for_room_in_their_order() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 1000).await;
+        let file = with_room(dir.path(), 3, 1000).await;
         let view = file.bytes(0, 10_000).unwrap();
         let mut line = Vec::new();
         for turn in 0..50 {
@@ -84,7 +92,7 @@ fn writers_wait_for_room_in_their_order() {
 fn a_newcomer_overtakes_nobody() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 100).await;
+        let file = with_room(dir.path(), 3, 100).await;
         let held = HeldQueue::new(&file, 9_999);
         let mut line = Vec::new();
         for (byte, len) in [(1, 50), (2, 40), (3, 50)] {
@@ -143,7 +151,7 @@ fn a_larger_write_is_admitted_alone() {
 fn blocked_writes_are_bounded_on_their_own() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 1000).await;
+        let file = with_room(dir.path(), 1, 1000).await;
         let view = file.bytes(0, 10).unwrap();
         let mut line = Vec::new();
         // One of them as large as the buffer, and more.
@@ -174,7 +182,7 @@ fn blocked_writes_are_bounded_on_their_own() {
 fn handed_over_bytes_come_back_to_the_door_whole() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 100).await;
+        let file = with_room(dir.path(), 1, 100).await;
         let view = file.bytes(0, 10).unwrap();
         let mut line = Vec::new();
         submit(&mut line, write(&file, 1, 100)).await;
@@ -195,10 +203,34 @@ fn handed_over_bytes_come_back_to_the_door_whole() {
 }
 
 #[test]
+fn small_writes_count_what_they_cost_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    alone(async {
+        let file = with_room(dir.path(), 10, 10).await;
+        let _view = file.bytes(0, 10).unwrap();
+        let mut line = Vec::new();
+        for _ in 0..100 {
+            submit(&mut line, write(&file, 1, 1)).await;
+            assert!(file.stats().queued_bytes <= 20);
+        }
+        let full = |stats: &Stats| (stats.queued_bytes, stats.queued_writes);
+        poll_until(&file, &mut line, |stats| full(stats) == (10, 100)).await;
+        // So do the ranges of one write.
+        line.clear();
+        let parts: Vec<(u64, &[u8])> = (0..100).map(|at| (at, &b"x"[..])).collect();
+        let mut wide = Box::pin(file.update_regions(&parts));
+        assert!(poll_once(&mut wide).await.is_none());
+        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        submit(&mut line, write(&file, 1, 1)).await;
+        poll_until(&file, &mut line, |stats| full(stats) == (100, 2)).await;
+    });
+}
+
+#[test]
 fn try_update_region_does_not_wait_for_room() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 100).await;
+        let file = with_room(dir.path(), 1, 100).await;
         let held = HeldQueue::new(&file, 9_999);
         let mut full = write(&file, 1, 100);
         assert!(poll_once(&mut full).await.is_none());
@@ -227,7 +259,7 @@ fn bytes_of_a_mapping_are_let_go_before_they_wait() {
     alone(async {
         // Elsewhere, and onto what waits for them.
         for target in [8_000, 50] {
-            let file = limited(dir.path(), 4096).await;
+            let file = with_room(dir.path(), 1, 4096).await;
             let block = file.bytes(0, 100).unwrap();
             let content = block.to_vec();
             // It waits for the block, and takes all the room there is for such.
@@ -247,7 +279,7 @@ fn bytes_of_a_mapping_are_let_go_before_they_wait() {
 fn bytes_of_a_mapping_are_let_go_at_the_door() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 100).await;
+        let file = with_room(dir.path(), 1, 100).await;
         let content = file.as_slice(5000, 100).unwrap().to_vec();
         let held = HeldQueue::new(&file, 9_999);
         // The buffer is full, and stays so: this future is not polled again.
@@ -270,9 +302,9 @@ fn whoever_leaves_the_line_lets_the_others_go_on() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
         for leaver in 0..4 {
-            let file = limited(dir.path(), 100).await;
+            let file = with_room(dir.path(), 4, 100).await;
             let held = HeldQueue::new(&file, 9_999);
-            let mut queued = write(&file, 0, 100);
+            let mut queued = write(&file, 0, 5000);
             assert!(poll_once(&mut queued).await.is_none());
             let mut line = Vec::new();
             for byte in 1..=4 {
@@ -301,7 +333,7 @@ fn whoever_leaves_the_line_lets_the_others_go_on() {
 fn what_fails_or_is_withdrawn_gives_its_room_back() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 1000).await;
+        let file = with_room(dir.path(), 3, 1000).await;
         let path = file.path().to_owned();
         let is_empty = || assert_eq!(file.stats().queued_bytes, 0);
 
@@ -317,7 +349,7 @@ fn what_fails_or_is_withdrawn_gives_its_room_back() {
         let view = file.bytes(0, 1).unwrap();
         assert!(!file.try_update_region(0, &data).await.unwrap());
         is_empty();
-        // Of those that wait, all kinds count, by their data alone.
+        // Of those that wait, all kinds count.
         let parts = [(0, &data[..400]), (5000, &data[..200])];
         let mut both = Box::pin(file.update_regions(&parts));
         assert_waits(&file, 9_999, &mut both).await;
@@ -364,7 +396,7 @@ fn what_fails_or_is_withdrawn_gives_its_room_back() {
 fn data_from_a_mapping_counts_while_it_is_copied() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 1000).await;
+        let file = with_room(dir.path(), 1, 1000).await;
         let source = file.bytes(5000, 800).unwrap();
         let held = HeldQueue::new(&file, 9_999);
         let mut copied = Box::pin(file.write_bytes(0, source));
@@ -386,7 +418,7 @@ fn data_from_a_mapping_counts_while_it_is_copied() {
 fn all_handles_share_one_limit() {
     let dir = tempfile::tempdir().unwrap();
     alone(async {
-        let file = limited(dir.path(), 100).await;
+        let file = with_room(dir.path(), 2, 100).await;
         let other = MemoryMappedFile::open_rw(file.path()).await.unwrap();
         let clone = other.clone();
         let held = HeldQueue::new(&file, 9_999);
@@ -412,7 +444,7 @@ fn the_limit_holds_while_many_threads_write() {
     const LIMIT: usize = 1000;
     const WRITERS: usize = 4;
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(limited(dir.path(), LIMIT));
+    let file = alone(with_room(dir.path(), 4, LIMIT));
     let writers_left = AtomicUsize::new(WRITERS);
     std::thread::scope(|threads| {
         for writer in 0..WRITERS {
@@ -443,7 +475,7 @@ fn the_limit_holds_while_many_threads_write() {
                 for _ in 0..100 {
                     let queued = file.stats().queued_bytes;
                     // As many again may be known to be blocked.
-                    assert!(queued <= 2 * LIMIT, "{queued} bytes are queued");
+                    assert!(queued <= 2 * (LIMIT + 4 * OWN), "{queued} bytes are queued");
                 }
             }
         });
