@@ -79,11 +79,9 @@ pub(crate) fn apply_writes<L: Granted>(
     let leased = match site.leases.begin_batch(&mut wants) {
         Ok(leased) => leased,
         Err(error) => {
+            let error = MmapIoError::from(error);
             for (op, _) in &ready {
-                let error = error
-                    .raw_os_error()
-                    .map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error);
-                fail(op, MmapIoError::from(error));
+                fail(op, error.clone());
             }
             return applied;
         }
