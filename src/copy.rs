@@ -12,7 +12,9 @@ use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{OpenFile, OwnedLease};
-use crate::opening::{absolute, find_open, is_gone, Target, TRIES};
+use crate::opening::{
+    absolute, fail_if_used, find_by_path, find_open, is_gone, Intent, Target, TRIES,
+};
 use crate::queue::{Action, Op, Outcome, Queue, Submitted};
 use crate::range::ByteRange;
 use crate::registry::Found;
@@ -103,6 +105,9 @@ enum Copied {
 
 /// Fails if the destination cannot be written as it is now.
 fn check_destination(path: &Path) -> Result<()> {
+    if let Some(open) = find_by_path(path, Intent::Write) {
+        fail_if_used(&open)?;
+    }
     let target = match Target::existing(path, MmapMode::ReadWrite) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         target => target?,

@@ -130,9 +130,11 @@
 //! [`grow_to`](MemoryMappedFile::grow_to).
 //!
 //! Closing any descriptor of a file releases all locks that the process itself has set on the file
-//! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes descriptors when a file
-//! that is open is opened again, and when its last handle goes. OFD locks and `flock` are not
-//! touched.
+//! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes its descriptors of a file
+//! when the last handle and view of the file go, and those with which it creates or copies files. On
+//! Linux 5.8 and later, handles on one file share the descriptors, and opening it again closes
+//! none, but on overlayfs, and where several tasks open the file for the first time at once. OFD
+//! locks and `flock` are not touched.
 //!
 //! Stores through a mapping move the file's modification time late, when the system writes them
 //! back, and on tmpfs never: programs that compare times (rsync, make) may miss what was written.

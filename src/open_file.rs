@@ -382,12 +382,15 @@ impl OpenFile {
     ///
     /// For memory, and before [`attach`](Self::attach).
     pub(crate) fn descriptor(&self, protection: Protection) -> &Arc<Descriptor> {
-        match self.mapped[protection as usize].get() {
-            Some(Mapped {
-                backing: Backing::File(file),
-                ..
-            }) => file,
-            _ => unreachable!("a handle is attached, and memory offers nothing that needs a file"),
+        let descriptor = self.descriptor_if_mapped(protection);
+        descriptor.expect("a handle is attached, and memory offers nothing that needs a file")
+    }
+
+    /// The same, if there is one.
+    pub(crate) fn descriptor_if_mapped(&self, protection: Protection) -> Option<&Arc<Descriptor>> {
+        match &self.mapped[protection as usize].get()?.backing {
+            Backing::File(file) => Some(file),
+            Backing::Memory => None,
         }
     }
 

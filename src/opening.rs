@@ -140,6 +140,9 @@ impl Opening {
     }
 
     fn open_target(&self) -> Result<Target> {
+        if let Some(target) = self.share()? {
+            return Ok(target);
+        }
         let target = match &self.how {
             How::Existing(path) => Target::existing(path, self.mode)?,
             How::Create(path, size) => {
@@ -171,6 +174,30 @@ impl Opening {
             }
         };
         Ok(target)
+    }
+
+    /// What is open here already, if the path leads to it. Nothing else is opened then: a descriptor
+    /// more would be closed again, and take the locks with it that the program has on the file
+    /// (`fcntl(2)`, `F_SETLK`).
+    fn share(&self) -> Result<Option<Target>> {
+        let (path, intent) = match &self.how {
+            How::Existing(path) if self.mode != MmapMode::ReadWrite => (path, Intent::Read),
+            How::Existing(path) | How::Create(path, _) => (path, Intent::Write),
+            How::OpenOrCreate(path, _) => (path, Intent::WriteOrCreate),
+            How::CreateNew(..) | How::Descriptor(_) => return Ok(None),
+        };
+        let Some(open) = find_by_path(path, intent) else {
+            return Ok(None);
+        };
+        if self.creates() {
+            fail_if_used(&open)?;
+            return Ok(None);
+        }
+        let file = open.descriptor_if_mapped(self.protection()).cloned();
+        Ok(file.map(|file| Target {
+            file,
+            created: None,
+        }))
     }
 
     /// Fails if a file of that size could not be written, mapped, or reserved. Before there is one.
@@ -522,6 +549,44 @@ fn check_not_empty(mode: MmapMode, len: u64) -> Result<()> {
 pub(crate) fn find_open(target: &Target, info: &FileInfo, habits: Habits) -> Found<OpenFile> {
     let is_it = |open: &Arc<OpenFile>| open.is_file(&target.file);
     OPEN_FILES.find(info.id, (!habits.is_local).then_some(is_it))
+}
+
+/// What a path would be opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    Read,
+    Write,
+    /// As by a call that may create the file: the system has rules of its own for those
+    /// (`fs.protected_regular`), none of which is about the process's own files.
+    WriteOrCreate,
+}
+
+/// Looks for the file that a path leads to among those that are open, if the process may open it.
+/// Opens nothing.
+pub(crate) fn find_by_path(path: &Path, intent: Intent) -> Option<Arc<OpenFile>> {
+    let looked = sys::look(path)?;
+    let id = sys::file_info(&looked).ok()?.id;
+    let open = OPEN_FILES.open(id);
+    let may_open = || {
+        sys::may_open(&looked, intent != Intent::Read)
+            && (intent != Intent::WriteOrCreate || sys::is_owner(&looked))
+    };
+    if open.is_empty() || !may_open() {
+        return None;
+    }
+    let habits = sys::habits(&looked);
+    let is_it = |open: &Arc<OpenFile>| habits.is_local || open.is_file(&looked);
+    // Where it is copied up, a newer descriptor is another file's.
+    let mut open = open.into_iter().filter(|_| !habits.copies_up);
+    open.find(is_it)
+}
+
+/// Fails if a file that is to be overwritten is in use here.
+pub(crate) fn fail_if_used(open: &OpenFile) -> Result<()> {
+    match open.check_in_use() {
+        Ok(()) => Err(ByteRange::between(0, open.len()).busy()),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Whether a file has lost its name, and the path leads to another one, or nowhere. One without a

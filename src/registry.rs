@@ -84,6 +84,14 @@ impl<T> Registry<T> {
         found.map_or(Found::Vacant(claim), Found::Open)
     }
 
+    /// The files that are open under an identity, and nothing else is done about them.
+    pub(crate) fn open(&self, id: FileId) -> Vec<Arc<T>> {
+        let places = self.places();
+        let open = places.get(&id).into_iter().flat_map(|place| &place.open);
+        // Upgraded under the lock and dropped outside: a file that is dropped comes back here.
+        open.filter_map(Weak::upgrade).collect()
+    }
+
     /// Removes a file that is being dropped from its place.
     pub(crate) fn remove(&self, id: FileId, file: *const T) {
         self.update(id, |place| {

@@ -2,12 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::io::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::unix::{directory_of, file_info, madvise, msync, page_size, sync_directory};
+use super::unix::{directory_of, file_info, free_space, madvise, msync, page_size, sync_directory};
 use super::{Advice, CacheHint, Habits, Run};
 
 /// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
@@ -239,6 +239,36 @@ pub(crate) fn file_len(file: &File) -> io::Result<u64> {
 /// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
 pub(crate) fn known_len(file: &File) -> io::Result<u64> {
     statx_len(file, libc::AT_STATX_DONT_SYNC)
+}
+
+/// What a path leads to, by a descriptor that only tells what it is ([`open(2)`], `O_PATH`). It breaks
+/// no lease of another process, and closing it leaves the locks alone that this process has on the
+/// file (`fcntl(2)`, `F_SETLK`). `None` if it cannot be looked at.
+///
+/// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+pub(crate) fn look(path: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(libc::O_PATH);
+    options.open(path).ok()
+}
+
+/// Whether this process may open a file that was looked at for reading, and for writing if
+/// `writes` ([`faccessat2(2)`]). If in doubt, not.
+///
+/// [`faccessat2(2)`]: https://man7.org/linux/man-pages/man2/faccessat2.2.html
+pub(crate) fn may_open(looked: &File, writes: bool) -> bool {
+    let mode = if writes {
+        libc::R_OK | libc::W_OK
+    } else {
+        libc::R_OK
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: the path is empty and ends in a zero byte, and `looked` keeps the descriptor open.
+    let answer = unsafe {
+        let (call, file) = (libc::SYS_faccessat2, looked.as_raw_fd());
+        libc::syscall(call, file, b"\0".as_ptr(), mode, flags)
+    };
+    answer == 0
 }
 
 /// Whether an open file has a name in some directory, as this machine knows it ([`statx(2)`],
@@ -567,13 +597,11 @@ impl From<u64> for Blocks {
     }
 }
 
-/// Fails with `ENOSPC` if the disk has no room for the holes of a file range ([`fstatfs(2)`]). Knows
-/// no quota, and nothing of what others take meanwhile.
+/// Fails with `ENOSPC` if the disk has no room for the holes of a file range. Knows no quota, and
+/// nothing of what others take meanwhile.
 ///
 /// Where the extents of a file cannot be asked for, its blocks are taken to lie in the range. A range
 /// of at most 8 MiB has room without asking: what is taken in vain is little.
-///
-/// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
     const UNASKED: u64 = 8 << 20;
     if len <= UNASKED {
@@ -589,25 +617,11 @@ pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
     if asked.is_err() {
         allocated = file.metadata()?.blocks() * 512;
     }
-    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
-        return Ok(());
-    }
-    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
-    let stat = unsafe { stat.assume_init() };
-    // SAFETY: `geteuid` takes nothing and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    // What is kept back is for root.
-    let blocks = if is_root { stat.f_bfree } else { stat.f_bavail };
-    // Signed or not, and of 32 or 64 bits, by platform.
-    #[allow(clippy::unnecessary_cast)]
-    let (blocks, size) = (blocks as u64, stat.f_bsize as u64);
-    // A file system without blocks of its own says that it has none.
-    let has_blocks = stat.f_blocks > 0;
-    match has_blocks && len.saturating_sub(allocated) > blocks.saturating_mul(size) {
-        true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-        false => Ok(()),
+    match free_space(file) {
+        Some(free) if len.saturating_sub(allocated) > free => {
+            Err(io::Error::from_raw_os_error(libc::ENOSPC))
+        }
+        _ => Ok(()),
     }
 }
 

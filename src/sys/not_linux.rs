@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use super::{Habits, Run};
 
@@ -70,6 +71,16 @@ pub(crate) fn known_len(file: &File) -> io::Result<u64> {
 
 /// Nothing is refused: what another system does not have is not called.
 pub(crate) fn is_refused(_error: &io::Error) -> bool {
+    false
+}
+
+/// Nothing here looks at a file without opening it.
+pub(crate) fn look(_path: &Path) -> Option<File> {
+    None
+}
+
+/// Not called, since nothing is looked at.
+pub(crate) fn may_open(_looked: &File, _writes: bool) -> bool {
     false
 }
 

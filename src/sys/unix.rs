@@ -104,15 +104,14 @@ pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens the regular file that a path leads to, and waits for its lease. What it is is looked at by a
-/// descriptor that breaks no lease and opens nothing (`O_PATH`), and that one is opened then. The
-/// result only says that the lease is gone: the path is for the kernel to judge, in another opening.
+/// Opens the regular file that a path leads to, and waits for its lease. What it is is [looked](super::look)
+/// at first, and that is opened then. The result only says that the lease is gone: the path is for
+/// the kernel to judge, in another opening.
 ///
 /// `None` if it is no regular file, or cannot be looked at.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn wait_for_lease(options: &mut OpenOptions, path: &Path) -> Option<io::Result<File>> {
-    let mut look = OpenOptions::new();
-    let found = look.read(true).custom_flags(libc::O_PATH).open(path).ok()?;
+    let found = super::look(path)?;
     if !found.metadata().ok()?.is_file() {
         return None;
     }
@@ -321,31 +320,38 @@ pub(crate) fn check_address_space(len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails with `ENOSPC` if `len` bytes are more than the file has and its file system has free
-/// ([`fstatvfs(3)`]), so that a disk that cannot hold them is not filled before that is found.
-/// Other reasons, such as a quota, are found when blocks are reserved.
+/// Fails with `ENOSPC` if `len` bytes are more than the file has and its file system has free, so
+/// that a disk that cannot hold them is not filled before that is found. Other reasons, such as a
+/// quota, are found when blocks are reserved.
+pub(crate) fn check_free_space(file: &File, len: u64) -> io::Result<()> {
+    let taken = file.metadata()?.blocks().saturating_mul(512);
+    match free_space(file) {
+        Some(free) if len > free.saturating_add(taken) => {
+            Err(io::Error::from_raw_os_error(libc::ENOSPC))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that this process may still take of the file's file system ([`fstatvfs(3)`]); `None` where
+/// it counts none.
 ///
 /// [`fstatvfs(3)`]: https://man7.org/linux/man-pages/man3/fstatvfs.3.html
-pub(crate) fn check_free_space(file: &File, len: u64) -> io::Result<()> {
+pub(super) fn free_space(file: &File) -> Option<u64> {
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
     if unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
-        return Ok(());
+        return None;
     }
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
     let stat = unsafe { stat.assume_init() };
+    // SAFETY: `geteuid` takes nothing and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    // What is kept back is for root.
+    let free = if is_root { stat.f_bfree } else { stat.f_bavail };
     #[allow(clippy::unnecessary_cast)] // They are narrower on some platforms.
-    let (size, free, block) = (
-        stat.f_blocks as u64,
-        stat.f_bfree as u64,
-        stat.f_frsize as u64,
-    );
-    let taken = file.metadata()?.blocks().saturating_mul(512);
-    // A file system that counts no blocks does not say how many are free.
-    match size == 0 || len <= free.saturating_mul(block).saturating_add(taken) {
-        true => Ok(()),
-        false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-    }
+    let (free, block) = (free as u64, stat.f_frsize as u64);
+    (stat.f_blocks > 0).then_some(free.saturating_mul(block))
 }
 
 /// The same for a file that is not there yet. `Ok` if the path leads to one, or nowhere.

@@ -386,6 +386,8 @@ fn openings_that_may_create_say_so_to_the_kernel() {
     let openings: Vec<_> = trace
         .lines()
         .filter(|line| line.contains("data\""))
+        // It opens nothing.
+        .filter(|line| !line.contains("O_PATH"))
         .collect();
     assert!(openings.len() >= 3, "{trace}");
     assert!(
@@ -816,5 +818,110 @@ fn a_background_flush_keeps_the_news_of_a_cut() {
         .await;
         assert_truncated(quiet.update_region_async(0, b"durable").await);
         quiet.update_region_async(0, b"durable").await.unwrap();
+    });
+}
+
+/// Whether another open file description would meet a lock on the first byte.
+fn is_locked(other: &File) -> bool {
+    let mut lock = lock_of(libc::F_WRLCK);
+    // SAFETY: `lock` is live for the call, and `other` keeps the descriptor open.
+    let asked = unsafe { libc::fcntl(other.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
+    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+    lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
+fn lock_of(kind: libc::c_int) -> libc::flock {
+    // SAFETY: all-zero bytes are a valid `flock`: the whole file, from its start.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock
+}
+
+/// POSIX takes the locks of a process off a file when the process closes any descriptor of it.
+#[test]
+fn posix_locks_outlive_further_handles() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, copy) = (dir.path().join("file"), dir.path().join("source"));
+    fs::write(&path, [1; 8192]).unwrap();
+    fs::write(&copy, [2; 8192]).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let other = File::options().read(true).write(true).open(&path).unwrap();
+    alone(async {
+        let first = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let source = MemoryMappedFile::open_ro(&copy).await.unwrap();
+        let lock = lock_of(libc::F_WRLCK);
+        // SAFETY: `lock` is live for the call, and `file` keeps the descriptor open.
+        let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &lock) };
+        assert_eq!(locked, 0, "{}", std::io::Error::last_os_error());
+        assert!(is_locked(&other));
+        for round in 0..3 {
+            let handles = [
+                MemoryMappedFile::open_rw(&path).await.unwrap(),
+                MemoryMappedFile::open_ro(&path).await.unwrap(),
+                MemoryMappedFile::open_or_create(&path, 10).await.unwrap(),
+            ];
+            for handle in handles {
+                handle.close().await.unwrap();
+            }
+            let refused = MemoryMappedFile::create_rw(&path, 10).await;
+            assert!(matches!(refused, Err(MmapIoError::Busy { .. })));
+            let refused = source.copy_to(&path).await;
+            assert!(matches!(refused, Err(MmapIoError::Busy { .. })));
+            assert!(is_locked(&other), "round {round}");
+        }
+        drop((first, reader, source));
+    });
+}
+
+#[test]
+fn a_further_handle_needs_the_permission_to_open() {
+    let test = "a_further_handle_needs_the_permission_to_open";
+    if let Some(dir) = child_dir() {
+        return as_another_user(&dir.join("file"));
+    }
+    // SAFETY: it has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return skip(test, "needs root, to become another user");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), [1; 4096]).unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let output = as_child(&["env"], &format!("neighbours::{test}"), dir.path());
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn as_another_user(path: &Path) {
+    let may = |mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    alone(async {
+        let writer = MemoryMappedFile::open_rw(path).await.unwrap();
+        let reader = MemoryMappedFile::open_ro(path).await.unwrap();
+        for mode in [0o600, 0o644, 0o602, 0o666] {
+            may(mode);
+            // The threads of the pool as well.
+            // SAFETY: it takes no pointers.
+            assert_eq!(unsafe { libc::seteuid(65534) }, 0);
+            let opened = [
+                MemoryMappedFile::open_ro(path).await,
+                MemoryMappedFile::open_rw(path).await,
+                MemoryMappedFile::open_or_create(path, 10).await,
+            ];
+            let created = MemoryMappedFile::create_rw(path, 10).await;
+            // SAFETY: the same.
+            assert_eq!(unsafe { libc::seteuid(0) }, 0);
+            let (reads, writes) = (mode & 0o4 > 0, mode & 0o6 == 0o6);
+            for (opened, may) in opened.iter().zip([reads, writes, writes]) {
+                match opened {
+                    Ok(_) => assert!(may, "{mode:o}"),
+                    Err(error) => {
+                        assert!(!may, "{mode:o}: {error}");
+                        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::PermissionDenied));
+                    }
+                }
+            }
+            let is_busy = matches!(created, Err(MmapIoError::Busy { .. }));
+            assert_eq!(is_busy, writes, "{mode:o}: {created:?}");
+        }
+        drop((writer, reader));
     });
 }

@@ -17,7 +17,7 @@ const CACHESTAT: libc::c_long = 451;
 
 /// The calls that the crate makes and can do without. Those that open, map, cut and sync are not among
 /// them.
-const CALLS: [(&str, libc::c_long); 11] = [
+const CALLS: [(&str, libc::c_long); 17] = [
     ("fallocate", libc::SYS_fallocate),
     ("sync_file_range", libc::SYS_sync_file_range),
     ("copy_file_range", libc::SYS_copy_file_range),
@@ -29,6 +29,12 @@ const CALLS: [(&str, libc::c_long); 11] = [
     ("statx", libc::SYS_statx),
     ("ioctl", libc::SYS_ioctl),
     ("fadvise64", libc::SYS_fadvise64),
+    ("faccessat2", libc::SYS_faccessat2),
+    ("pwritev2", libc::SYS_pwritev2),
+    ("utimensat", libc::SYS_utimensat),
+    ("prlimit64", libc::SYS_prlimit64),
+    ("fstatfs", libc::SYS_fstatfs),
+    ("lseek", libc::SYS_lseek),
 ];
 
 /// From now on a call fails with `errno`, on this thread and those that it starts.
@@ -79,7 +85,8 @@ fn may_be_refused(advised: mmap_io::Result<()>, errno: libc::c_int) {
 async fn everything(dir: &Path, errno: libc::c_int) {
     let path = dir.join("data");
     let mut content = vec![0; 64 << 20];
-    let file = MemoryMappedFile::create_rw(&path, 64 * MIB).await.unwrap();
+    let builder = MemoryMappedFile::builder(&path).size(64 * MIB);
+    let file = builder.touch_mtime(true).create().await.unwrap();
     let mut write = |at: usize, data: &[u8]| content[at..at + data.len()].copy_from_slice(data);
 
     // Small and large, into holes and over what is there.
@@ -119,6 +126,7 @@ async fn everything(dir: &Path, errno: libc::c_int) {
 
     assert_eq!(file.grow_to(70 * MIB).await.unwrap(), 70 * MIB);
     file.resize(1000).await.unwrap();
+    drop(MemoryMappedFile::open_rw(&path).await.unwrap());
     let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
     assert_eq!(*reader.slice(0, 1000).await.unwrap(), content[..1000]);
     assert_eq!(file.last_flush_error().map(|error| error.to_string()), None);
