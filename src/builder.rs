@@ -147,7 +147,7 @@ impl MemoryMappedFileBuilder {
     /// Whatever can be asked before is asked before a file that was there is truncated: only a full
     /// disk may leave it empty. A failure leaves no file that was not there before, unless another
     /// process has written to it, or has removed and created it in the meantime, or a link led to
-    /// it, or it is the reading in of its pages that fails ([`TouchHint::Eager`]).
+    /// it.
     ///
     /// # Cancel safety
     ///

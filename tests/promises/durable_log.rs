@@ -183,7 +183,8 @@ fn recovery_stops_at_the_first_bad_record() {
         let copy = dir.path().join("copy");
         for (index, position) in positions.iter().enumerate() {
             let start = position.0 as usize;
-            for at in start..start + HEADER + written[index].len() {
+            let end = start + HEADER + written[index].len();
+            for at in start..end {
                 for bits in [1, 0x80, 0xff] {
                     let mut bytes = good.clone();
                     bytes[at] ^= bits;
@@ -194,7 +195,9 @@ fn recovery_stops_at_the_first_bad_record() {
                 let mut bytes = good.clone();
                 bytes[at..].fill(0);
                 std::fs::write(&copy, &bytes).unwrap();
-                assert_eq!(payloads(&copy).await, written[..index], "zeroes from {at}");
+                // A header is partly random, and may end in zeroes.
+                let whole = index + usize::from(bytes[at..end] == good[at..end]);
+                assert_eq!(payloads(&copy).await, written[..whole], "zeroes from {at}");
                 std::fs::write(&copy, &bytes[..at]).unwrap();
                 assert_eq!(payloads(&copy).await, written[..index], "cut at {at}");
             }
