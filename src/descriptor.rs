@@ -16,7 +16,7 @@ use crate::sys;
 pub(crate) struct Descriptor {
     /// Present until the drop.
     file: Option<File>,
-    /// The file is known to be local, and the descriptor cannot write.
+    /// The file is known to be local, and has nothing to be written out.
     is_quick: AtomicBool,
 }
 
@@ -28,9 +28,9 @@ impl Descriptor {
         })
     }
 
-    /// Takes note that the file is local and the descriptor is only read through: closing it blocks
-    /// only if the file has no name any more.
-    pub(crate) fn is_only_read(&self) {
+    /// Takes note that the file is local, and has nothing to be written out: it is in memory, or the
+    /// descriptor is only read through. Closing it blocks only if the file has no name any more.
+    pub(crate) fn writes_nothing_out(&self) {
         // Relaxed: it is stored before the descriptor is shared, and a stale answer costs a hop.
         self.is_quick.store(true, Ordering::Relaxed);
     }

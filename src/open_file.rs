@@ -173,8 +173,8 @@ impl Source {
                 source.file = Descriptor::new(newer);
             }
         }
-        if habits.is_local && protection == Protection::Read {
-            source.file.is_only_read();
+        if habits.in_memory || (habits.is_local && protection == Protection::Read) {
+            source.file.writes_nothing_out();
         }
         source
     }
@@ -630,8 +630,14 @@ impl Drop for OpenFile {
             Backing::File(file) => file.may_block(),
             Backing::Memory => false,
         };
-        let mut mapped = self.mapped.iter().filter_map(OnceLock::get);
-        if self.mapped_bytes() > UNMAP_INLINE || mapped.any(is_slow) {
+        // The resident ones, as far as is known.
+        let to_unmap = |mapped: &Mapped| match mapped.backing.file() {
+            Some(file) if mapped.habits.in_memory => sys::allocated(file).unwrap_or(u64::MAX),
+            _ => self.len(),
+        };
+        let mapped = || self.mapped.iter().filter_map(OnceLock::get);
+        let to_unmap = mapped().map(to_unmap).fold(0, u64::saturating_add);
+        if to_unmap > UNMAP_INLINE || mapped().any(is_slow) {
             release(std::mem::take(&mut self.mapped));
         }
     }

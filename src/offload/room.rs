@@ -32,11 +32,10 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::pool_threads;
-use crate::sys;
+use crate::sys::{self, BareThread};
 
 /// Milliseconds for which a look holds good for submissions.
 const LASTS: u64 = 20;
@@ -93,7 +92,7 @@ impl Place {
         check()?;
         let jobs = JOBS.0.fetch_add(1, Ordering::Relaxed) + 1;
         let place = Self(());
-        if jobs > THREADS.load(Ordering::Relaxed) && !has_room(jobs, LASTS) {
+        if jobs > THREADS.load(Ordering::Relaxed) && !(has_room(jobs, LASTS) && has_memory(1)) {
             look(STATE.lock(), jobs, LASTS)?;
         }
         Ok(place)
@@ -176,6 +175,14 @@ fn has_room(jobs: usize, lasts: u64) -> bool {
     (is_recent && jobs <= ROOM.load(Ordering::Relaxed)) || is_grown_up()
 }
 
+/// Whether there is address space for so many more threads of the pool. A thread of the standard
+/// library ends the process if it finds none when it begins, for its signal stack and its first
+/// allocation.
+fn has_memory(threads: usize) -> bool {
+    const ONE: u64 = 8 << 20;
+    sys::check_address_space(threads as u64 * ONE).is_ok()
+}
+
 /// Whether the pool has all threads that it may have.
 fn is_grown_up() -> bool {
     THREADS.load(Ordering::Relaxed) >= pool_threads()
@@ -210,7 +217,7 @@ fn look(
     lasts: u64,
 ) -> io::Result<()> {
     let mut state = state.unwrap_or_else(PoisonError::into_inner);
-    if has_room(jobs, lasts) {
+    if has_room(jobs, lasts) && has_memory(1) {
         // Another thread has just looked.
         return Ok(());
     }
@@ -248,7 +255,7 @@ fn look(
             }
             if threads == 0 {
                 // The pool needs what they take.
-                started.into_iter().for_each(|thread| drop(thread.join()));
+                started.into_iter().for_each(BareThread::join);
             }
             if !std::mem::replace(&mut state.is_limited, true) {
                 // Only here, and never more while it is limited: a thread that the limit ends is
@@ -271,15 +278,16 @@ fn set_limit(threads: usize) {
 }
 
 /// Starts so many threads that do nothing, all at once; or says which could be, and why no more.
-/// They are as large as those of the pool, and end by themselves.
-fn try_threads(wanted: usize) -> Result<(), (Vec<JoinHandle<()>>, io::Error)> {
+/// Their stacks are as large as those of the pool's, and they end by themselves.
+fn try_threads(wanted: usize) -> Result<(), (Vec<BareThread>, io::Error)> {
     let gate = Arc::new(Mutex::new(()));
     let shut = gate.lock();
     let mut started = Vec::with_capacity(wanted);
+    if !has_memory(wanted) {
+        return Err((started, io::ErrorKind::OutOfMemory.into()));
+    }
     for _ in 0..wanted {
-        let gate = gate.clone();
-        let pass = move || drop(gate.lock());
-        match thread::Builder::new().spawn(pass) {
+        match BareThread::start(gate.clone()) {
             Ok(thread) => started.push(thread),
             Err(error) => return Err((started, error)),
         }

@@ -458,6 +458,7 @@ pub(crate) fn habits(file: &File) -> Habits {
                 | SQUASHFS
                 | ISO9660
         ),
+        in_memory: kind == TMPFS,
         copies_up: kind == OVERLAYFS,
         has_huge_pages: kind == HUGETLBFS,
     }
@@ -615,7 +616,7 @@ pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
         true
     });
     if asked.is_err() {
-        allocated = file.metadata()?.blocks() * 512;
+        allocated = super::allocated(file)?;
     }
     match free_space(file) {
         Some(free) if len.saturating_sub(allocated) > free => {

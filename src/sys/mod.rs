@@ -24,16 +24,21 @@
 //! | [`has_huge_pages`] | `/proc/self/smaps` | unknown | unknown |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
+//! | [`BareThread`] | `pthread_create(3)` | `pthread_create(3)` | the standard library's |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
 
 use std::time::SystemTime;
 
 use crate::range::PageRange;
 
+#[cfg(unix)]
+mod bare_thread;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod not_linux;
+#[cfg(not(unix))]
+mod std_thread;
 #[cfg(not(any(unix, windows)))]
 mod stub;
 #[cfg(unix)]
@@ -41,10 +46,14 @@ mod unix;
 #[cfg(windows)]
 mod windows;
 
+#[cfg(unix)]
+pub(crate) use bare_thread::BareThread;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) use linux::*;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use not_linux::*;
+#[cfg(not(unix))]
+pub(crate) use std_thread::BareThread;
 #[cfg(not(any(unix, windows)))]
 pub(crate) use stub::*;
 #[cfg(unix)]
@@ -95,6 +104,9 @@ pub(crate) struct Habits {
     /// What is asked about an open file is answered by this machine, without waiting; and a
     /// [`FileId`] is that of one file, as long as the file is open.
     pub(crate) is_local: bool,
+    /// Its pages are all there is of it (tmpfs): a close writes nothing out, and no more pages are
+    /// mapped than it has blocks.
+    pub(crate) in_memory: bool,
     /// The first descriptor that may write makes a copy of the file, which is the file from then on.
     /// A map made through a descriptor that was opened before shows the old one for ever.
     /// [`cached_pages`] counts nothing.

@@ -324,13 +324,18 @@ pub(crate) fn check_address_space(len: u64) -> io::Result<()> {
 /// that a disk that cannot hold them is not filled before that is found. Other reasons, such as a
 /// quota, are found when blocks are reserved.
 pub(crate) fn check_free_space(file: &File, len: u64) -> io::Result<()> {
-    let taken = file.metadata()?.blocks().saturating_mul(512);
+    let taken = allocated(file)?;
     match free_space(file) {
         Some(free) if len > free.saturating_add(taken) => {
             Err(io::Error::from_raw_os_error(libc::ENOSPC))
         }
         _ => Ok(()),
     }
+}
+
+/// Bytes of the blocks that a file has.
+pub(crate) fn allocated(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.blocks().saturating_mul(512))
 }
 
 /// Bytes that this process may still take of the file's file system ([`fstatvfs(3)`]); `None` where

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, pattern, poll_once, rt_test, soon};
+use crate::common::{alone, pattern, poll_once, rt_test, skip, soon};
 
 /// Appends as another process would.
 fn append(path: &Path, len: usize) {
@@ -239,4 +239,29 @@ mod on_linux {
             }
         });
     }
+}
+
+/// A process with little address space may need it for the next file.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_large_file_in_memory_is_unmapped_at_its_last_drop() {
+    let test = "a_large_file_in_memory_is_unmapped_at_its_last_drop";
+    let dir = match tempfile::tempdir_in("/dev/shm") {
+        Ok(dir) => dir,
+        Err(error) => return skip(test, &format!("/dev/shm: {error}")),
+    };
+    let path = dir.path().join("large");
+    let is_mapped = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.contains(path.to_str().unwrap())
+    };
+    alone(async {
+        for _ in 0..10 {
+            let file = MemoryMappedFile::create_rw(&path, 1 << 40).await.unwrap();
+            file.update_region(1 << 39, &[1; 100_000]).await.unwrap();
+            assert!(is_mapped());
+            drop(file);
+            assert!(!is_mapped());
+        }
+    });
 }

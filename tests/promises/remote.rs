@@ -240,9 +240,9 @@ fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
 
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(woken.clone());
-    // Alone, and beside another handle.
+    // Alone, and beside a handle whose descriptor it does not share.
     let mut first = None;
-    for _ in 0..2 {
+    loop {
         // Its job is over, and it was not asked for the result.
         let opened = fuse.count(OPEN);
         let held = fuse.hold(&[OPEN]);
@@ -253,6 +253,9 @@ fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
         drop(held);
         eventually("it is open", || woken.0.swap(false, Ordering::SeqCst));
         drop_waits_for_nothing(fuse, "an opening that is over", opening);
+        if first.is_some() {
+            break;
+        }
 
         // Its job is at work.
         let opened = fuse.count(OPEN);
@@ -262,7 +265,7 @@ fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
         eventually("it opens", || fuse.count(OPEN) > opened);
         drop_waits_for_nothing(fuse, "an opening at work", opening);
         drop(held);
-        first.get_or_insert(open_ro(fuse).await);
+        first = Some(open_rw(fuse).await);
     }
     drop_waits_for_nothing(fuse, "the other handle", first);
     all_close(fuse);
