@@ -142,8 +142,9 @@ impl Slot {
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Block {
-    /// Writers scan the block: 0 or 1. Beside the first slot.
-    listed: AtomicU32,
+    /// Writers do not scan the block: 0 or 1, as wide as the word that a reader looks at with it.
+    /// Beside the first slot.
+    unlisted: AtomicU64,
     owned: AtomicBool,
     /// Where it stands.
     chunk: &'static Chunk,
@@ -152,12 +153,12 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Whether writers scan the block. The owner asks after it has published a lease, and a light
+    /// 0 if writers scan the block. The owner asks after it has published a lease, and a light
     /// fence.
     #[inline(always)]
-    pub(crate) fn is_listed(&self) -> bool {
+    pub(crate) fn unlisted(&self) -> u64 {
         // Relaxed: the owner itself, or an owner before it, has set the bit before the flag.
-        self.listed.load(Ordering::Relaxed) != 0
+        self.unlisted.load(Ordering::Relaxed)
     }
 
     /// Has writers scan the block, from now on. The caller is the owner. A look at an announcement
@@ -172,7 +173,7 @@ impl Block {
             let _listing = lock(&self.chunk.listing);
             // Release: a writer that sees the bit sees the lease that was published before.
             self.chunk.active.fetch_or(self.bit, Ordering::Release);
-            self.listed.store(1, Ordering::Relaxed);
+            self.unlisted.store(0, Ordering::Relaxed);
         }
         F::after_listing();
     }
@@ -260,7 +261,7 @@ impl Chunk {
     #[cold]
     fn add(&'static self, place: usize) -> Option<&'static Block> {
         let block = Box::into_raw(Box::new(Block {
-            listed: AtomicU32::new(0),
+            unlisted: AtomicU64::new(1),
             owned: AtomicBool::new(true),
             chunk: self,
             bit: 1 << place,
@@ -374,16 +375,16 @@ impl Blocks {
             .filter(|block| block.is_idle::<F>())
             .collect();
         for block in &idle {
-            block.listed.store(0, Ordering::Relaxed);
+            block.unlisted.store(1, Ordering::Relaxed);
         }
         let fenced = F::heavy_to_delist();
         for block in idle {
             if fenced.is_err() || !block.is_idle::<F>() {
-                block.listed.store(1, Ordering::Relaxed);
+                block.unlisted.store(0, Ordering::Relaxed);
                 continue;
             }
             let _listing = lock(&block.chunk.listing);
-            if !F::LOOKS_AT_THE_FLAG || !block.is_listed() {
+            if !F::LOOKS_AT_THE_FLAG || block.unlisted() != 0 {
                 block.chunk.active.fetch_and(!block.bit, F::DELIST);
             }
         }

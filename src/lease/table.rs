@@ -301,19 +301,20 @@ impl<F: Fences> Table<F> {
     ) -> Option<Result<&'static Slot, &'static Slot>> {
         let slot = block.publish::<F>(self.file, range)?;
         F::light();
-        if !block.is_listed() {
-            block.list::<F>();
-        }
-        let is_quiet = self.announced.load(F::MEET) == Hull::EMPTY;
-        Some(match is_quiet || !self.is_announced(range) {
+        // One branch for both.
+        let is_quiet = self.announced.load(F::MEET) | block.unlisted() == Hull::EMPTY;
+        Some(match is_quiet || !self.is_announced(block, range) {
             true => Ok(slot),
             false => Err(slot),
         })
     }
 
-    /// Whether both words cover `range`.
+    /// Whether both words cover `range`, which was published in `block`.
     #[cold]
-    fn is_announced(&self, range: ByteRange) -> bool {
+    fn is_announced(&self, block: &'static Block, range: ByteRange) -> bool {
+        if block.unlisted() != 0 {
+            block.list::<F>();
+        }
         // The stripes first: they let most readers through that the hull would not.
         Stripes::covers(self.stripes.load(F::MEET), range)
             && Hull::covers(self.announced.load(F::MEET), range)
