@@ -10,8 +10,8 @@ use crate::error::MmapIoError;
 use crate::error::Result;
 use crate::file::{MemoryMappedFile, Stats};
 use crate::open_file::{OpenFile, User};
+use crate::range::check_size;
 use crate::view::{MappedSlice, MappedSliceMut};
-use crate::write::check_size;
 
 /// A mapping of anonymous memory, all of it 0 at first: what [`MemoryMappedFile`] is, without a
 /// file.

@@ -53,6 +53,19 @@ pub struct MemoryMappedFileBuilder {
 }
 
 impl MemoryMappedFileBuilder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            size: 0,
+            mode: None,
+            policy: FlushPolicy::default(),
+            touch: TouchHint::default(),
+            preallocate: false,
+            touch_mtime: false,
+            write_buffer: None,
+        }
+    }
+
     /// Sets the size of a file that is created, in bytes: 1 to 128 TiB (2 GiB - 1 on 32-bit
     /// platforms).
     pub fn size(self, bytes: u64) -> Self {
@@ -221,6 +234,14 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
+    /// Maps what is open already.
+    pub(crate) fn open_descriptor(
+        self,
+        file: File,
+    ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
+        self.finish(How::Descriptor(Descriptor::new(file)), MmapMode::ReadOnly)
+    }
+
     fn finish(
         self,
         how: How,
@@ -267,103 +288,5 @@ impl MemoryMappedFileBuilder {
             }
             Ok(file)
         })
-    }
-}
-
-impl MemoryMappedFile {
-    /// Options for opening `path`.
-    pub fn builder(path: impl AsRef<Path>) -> MemoryMappedFileBuilder {
-        MemoryMappedFileBuilder {
-            path: path.as_ref().to_path_buf(),
-            size: 0,
-            mode: None,
-            policy: FlushPolicy::default(),
-            touch: TouchHint::default(),
-            preallocate: false,
-            touch_mtime: false,
-            write_buffer: None,
-        }
-    }
-
-    /// Creates a file of `size` bytes, or truncates it, for reading and writing. The file is
-    /// sparse: its blocks are allocated when they are written.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`create`](MemoryMappedFileBuilder::create).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`create`](MemoryMappedFileBuilder::create).
-    pub fn create_rw(
-        path: impl AsRef<Path>,
-        size: u64,
-    ) -> impl Future<Output = Result<Self>> + Send + 'static {
-        Self::builder(path).size(size).create()
-    }
-
-    /// Opens a file for reading. It may be empty.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](MemoryMappedFileBuilder::open).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`open`](MemoryMappedFileBuilder::open).
-    pub fn open_ro(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
-        Self::builder(path).open()
-    }
-
-    /// Opens a file for reading and writing. It may not be empty.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](MemoryMappedFileBuilder::open).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`open`](MemoryMappedFileBuilder::open).
-    pub fn open_rw(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
-        Self::builder(path).mode(MmapMode::ReadWrite).open()
-    }
-
-    /// Opens a file for reading and writing, or creates it with `default_size` bytes. It is never
-    /// truncated, emptied or removed; if it is empty, it gets that many bytes.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open_or_create`](MemoryMappedFileBuilder::open_or_create).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`create`](MemoryMappedFileBuilder::create).
-    pub fn open_or_create(
-        path: impl AsRef<Path>,
-        default_size: u64,
-    ) -> impl Future<Output = Result<Self>> + Send + 'static {
-        Self::builder(path).size(default_size).open_or_create()
-    }
-
-    /// Maps a file that is open already. The path is only for [`path`](Self::path): that the file
-    /// has a name, and that the name is durable, is the caller's business.
-    ///
-    /// # Errors
-    ///
-    /// - [`InvalidMode`](MmapIoError::InvalidMode): the descriptor does not permit the mode, or
-    ///   appends.
-    /// - Those of [`open`](MemoryMappedFileBuilder::open).
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`open`](MemoryMappedFileBuilder::open).
-    pub fn from_file(
-        file: File,
-        mode: MmapMode,
-        path: impl AsRef<Path>,
-    ) -> impl Future<Output = Result<Self>> + Send + 'static {
-        let builder = Self::builder(path).mode(mode);
-        let how = How::Descriptor(Descriptor::new(file));
-        builder.finish(how, mode)
     }
 }

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rangemap::RangeSet;
 
 use crate::range::ByteRange;
+use crate::sync::lock;
 use crate::sys;
 
 /// Milliseconds in a year: a longer wait is as good as none, and does not overflow a clock.
@@ -218,7 +219,7 @@ impl Pending {
     }
 
     fn ranges(&self) -> MutexGuard<'_, Ranges> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

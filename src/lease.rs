@@ -41,12 +41,24 @@ const GATE_PAUSE: Duration = Duration::from_millis(100);
 /// Tries of a reader before it parks: a small write is over in about a microsecond.
 const SPINS: u32 = 64;
 
-/// Who owns a file's leases, and hears of their end.
+/// The owner of a file's leases, which hears of their end.
 pub(crate) trait LeaseHost {
     fn leases(&self) -> &Leases;
 
-    /// Something that a queued operation waited for is gone: a lease on that range.
+    /// Length of the file in bytes, as it is now.
+    fn len(&self) -> u64;
+
+    /// A lease on that range has ended, and a queued operation was blocked by it.
     fn restart(&self, gone: ByteRange);
+}
+
+/// How a shared lease is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// In a slot of the calling thread if one is free: for views that are gone in a moment.
+    Slot,
+    /// In the table's own map: for views that may live long, or change threads.
+    Entry,
 }
 
 /// The leases of one file.
@@ -178,17 +190,17 @@ where
     H: Deref,
     H::Target: LeaseHost + Sized,
 {
-    /// A shared lease: at once if that is possible, and else what `slowly` gets.
+    /// A shared lease in a slot: at once if that is possible, and else what `slow_path` gets.
     ///
-    /// Always inlined, with what is rare out of line and returned in registers. A view that went
-    /// through memory on its way to the caller would be stored and loaded by different words,
-    /// which the CPU cannot forward; then the cache misses of one read no longer overlap those of
-    /// the next, and a read of 7 ns takes 150.
+    /// Always inlined, with what is rare out of line and returned in registers. If the view were
+    /// returned through memory, it would be stored and reloaded in words of different sizes, which
+    /// defeats store-to-load forwarding. The cache misses of consecutive reads would then no longer
+    /// overlap, and a read would take 150 ns instead of 7.
     #[inline(always)]
     pub(crate) fn shared_or(
         host: H,
         range: ByteRange,
-        slowly: impl FnOnce(&H::Target, ByteRange) -> Option<Token>,
+        slow_path: impl FnOnce(&H::Target, ByteRange) -> Option<Token>,
     ) -> Option<Self> {
         let published = match MINE.get() {
             Some(block) => host.leases().table.publish(block, range),
@@ -200,27 +212,33 @@ where
                 if let Some(Err(slot)) = published {
                     release_slowly(&*host, Token::Slot(slot));
                 }
-                slowly(&host, range)
+                slow_path(&host, range)
             }
         };
         let token = Some(token?);
         Some(Self { host, token })
     }
 
-    /// A shared lease, if nothing is in the way.
-    pub(crate) fn try_shared(host: H, range: ByteRange) -> Result<Self, Conflict> {
-        let token = Some(try_shared(&*host, range)?);
+    /// A shared lease, unless something conflicts with it.
+    pub(crate) fn try_shared(host: H, hold: Hold, range: ByteRange) -> Result<Self, Conflict> {
+        let token = Some(try_shared(&*host, hold, range)?);
         Ok(Self { host, token })
     }
 
-    /// A shared lease that may live long, if nothing is in the way.
-    pub(crate) fn try_owned(host: H, range: ByteRange) -> Result<Self, Conflict> {
-        let leases = host.leases();
-        let token = leases.past_gates(|| leases.table.try_owned(range))?;
-        Ok(Self {
-            host,
-            token: Some(token),
-        })
+    /// A shared lease, after what is over in a moment; see [`shared_briefly`].
+    pub(crate) fn shared_briefly(host: H, hold: Hold, range: ByteRange) -> Result<Self> {
+        let token = Some(shared_briefly(&*host, hold, range)?);
+        Ok(Self { host, token })
+    }
+
+    /// A shared lease, however long it takes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub(crate) async fn shared(host: H, hold: Hold, range: ByteRange) -> Self {
+        let token = Some(shared(&*host, hold, range).await);
+        Self { host, token }
     }
 
     /// A lease of any kind, for one who may run a heavy fence; see [`Table::try_acquire`].
@@ -282,19 +300,24 @@ fn release_slowly(host: &impl LeaseHost, token: Token) {
     wake(host, &host.leases().table.release(token));
 }
 
-/// A shared lease that the caller turns into a [`Lease`].
-pub(crate) fn try_shared(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
+/// A shared lease that the caller turns into a [`Lease`], unless something conflicts with it.
+pub(crate) fn try_shared(
+    host: &impl LeaseHost,
+    hold: Hold,
+    range: ByteRange,
+) -> Result<Token, Conflict> {
     let leases = host.leases();
-    if sys::is_forked() {
-        return without_locks(host, range);
+    match hold {
+        Hold::Slot if sys::is_forked() => without_locks(host, range),
+        Hold::Slot => leases.past_gates(|| {
+            let lease = leases.table.try_shared(my_block(), range);
+            lease.map_err(|(conflict, due)| {
+                wake(host, &due);
+                conflict
+            })
+        }),
+        Hold::Entry => leases.past_gates(|| leases.table.try_owned(range)),
     }
-    leases.past_gates(|| {
-        let lease = leases.table.try_shared(my_block(), range);
-        lease.map_err(|(conflict, due)| {
-            wake(host, &due);
-            conflict
-        })
-    })
 }
 
 /// A shared lease in a forked child, where a lock may never be free: from the slots alone.
@@ -311,26 +334,22 @@ fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Confl
     }
 }
 
-/// Takes a lease by `attempt`, waiting for what is over in a moment: small writes that are being
-/// applied, a cut, a view that is about to be given to its caller or dropped with its future, and
-/// the gate of a write that readers kept out for long. Blocks the thread meanwhile.
+/// A shared lease that the caller turns into a [`Lease`]. Waits for what is over in a moment: small
+/// writes that are being applied, a cut, a view that is about to be given to its caller or dropped
+/// with its future, and the gate of a write that readers kept out for long. Blocks the thread in the
+/// meantime.
 ///
 /// # Errors
 ///
-/// - `OutOfBounds` as soon as the range is outside of `len` bytes, which is asked at each turn.
+/// - `OutOfBounds` as soon as the range is outside of the file, which is asked at each turn.
 /// - `Busy` against anything that may last.
-pub(crate) fn wait_briefly<T>(
-    leases: &Leases,
-    range: ByteRange,
-    len: impl Fn() -> u64,
-    mut attempt: impl FnMut() -> Result<T, Conflict>,
-) -> Result<T> {
+pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Result<Token> {
     let mut spins = 0;
     let mut listener = None;
     loop {
-        range.check(len())?;
-        let conflict = match attempt() {
-            Ok(lease) => return Ok(lease),
+        range.check(host.len())?;
+        let conflict = match try_shared(host, hold, range) {
+            Ok(token) => return Ok(token),
             Err(Conflict::Held) => return Err(range.busy()),
             Err(conflict) => conflict,
         };
@@ -341,30 +360,23 @@ pub(crate) fn wait_briefly<T>(
         }
         // Listen first, then try once more: what ends in between is heard.
         match (listener.take(), conflict) {
-            (None, _) => listener = Some(leases.table.listen(range)),
+            (None, _) => listener = Some(host.leases().table.listen(range)),
             (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
             (Some(listening), _) => listening.wait(None),
         }
     }
 }
 
-/// Takes a lease on `range` by `attempt`, waiting for whatever is in the way.
-///
-/// # Cancel safety
-///
-/// Dropping the future leaves nothing behind.
-pub(crate) async fn wait<T>(
-    leases: &Leases,
-    range: ByteRange,
-    mut attempt: impl FnMut() -> Result<T, Conflict>,
-) -> T {
+/// The same, however long it takes.
+async fn shared(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Token {
     let mut listener = None;
     loop {
-        match (attempt(), listener.take()) {
-            (Ok(lease), _) => return lease,
-            // Nobody's timer: the gate is down within a millisecond, whoever looks first.
+        match (try_shared(host, hold, range), listener.take()) {
+            (Ok(token), _) => return token,
+            // No timer is needed: a gate lasts at most a millisecond, and the first reader that looks
+            // after that takes it down.
             (Err(Conflict::Gate(_)), _) => yield_now().await,
-            (Err(_), None) => listener = Some(leases.table.listen(range)),
+            (Err(_), None) => listener = Some(host.leases().table.listen(range)),
             (Err(_), Some(listening)) => listening.await,
         }
     }

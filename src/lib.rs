@@ -235,12 +235,7 @@ mod open_file;
 #[allow(unsafe_code)]
 mod view;
 
-#[allow(unsafe_code)]
 mod file;
-
-mod write;
-
-mod persist;
 
 mod opening;
 
@@ -248,17 +243,10 @@ mod builder;
 
 #[cfg(feature = "advise")]
 #[cfg_attr(docsrs, doc(cfg(feature = "advise")))]
-#[allow(unsafe_code)]
 pub mod advise;
 
 #[allow(unsafe_code)]
-mod bytes;
-
-#[allow(unsafe_code)]
 pub mod anonymous;
-
-mod copy;
-mod huge;
 
 pub mod manager;
 pub mod utils;

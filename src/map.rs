@@ -13,12 +13,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::descriptor::Descriptor;
 use crate::range::{ByteRange, PageRange};
+use crate::sync::lock;
 use crate::sys;
 
 /// Least address space reserved for a file, in bytes.
@@ -279,7 +280,7 @@ pub(crate) fn find_mapped(data: &[u8]) -> Option<Place> {
 fn maps() -> MutexGuard<'static, BTreeMap<usize, (usize, Backing)>> {
     static MAPS: Mutex<BTreeMap<usize, (usize, Backing)>> = Mutex::new(BTreeMap::new());
     // It is whole after any panic: nothing panics while it is changed.
-    MAPS.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&MAPS)
 }
 
 #[cfg(test)]

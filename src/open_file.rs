@@ -3,8 +3,10 @@
 //! However many handles are open on a file, there is one [`OpenFile`], which they share. It lives
 //! until the last handle, view, `Bytes` and queued operation is gone, and its maps with it.
 
-mod draining;
-mod flushing;
+mod apply;
+mod durability;
+mod resize;
+mod write_plan;
 
 use std::fs::File;
 use std::io;
@@ -12,11 +14,11 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use self::flushing::TIMER;
+use self::durability::TIMER;
 use crate::commit::Commits;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
@@ -28,6 +30,7 @@ use crate::queue::Queue;
 use crate::range::{ByteRange, MAX_LEN};
 use crate::registry::{Claim, Registry};
 use crate::residency;
+use crate::sync::lock;
 use crate::sys::{self, Advice, FileId, Habits};
 use crate::wakers::{Event, EventListener};
 
@@ -143,7 +146,7 @@ struct Mapped {
 
 impl Mapped {
     fn current(&self) -> Option<Arc<Map>> {
-        ignore_poison(&self.maps).last().cloned()
+        lock(&self.maps).last().cloned()
     }
 }
 
@@ -274,7 +277,7 @@ impl OpenFile {
     ///
     /// `Busy` where the file was copied up, and a view shows what it was before.
     pub(crate) fn attach(&self, source: Source, protection: Protection) -> Result<()> {
-        let _remap = ignore_poison(&self.remap);
+        let _remap = lock(&self.remap);
         let source = match self.mapped[Protection::ReadWrite as usize].get() {
             Some(Mapped {
                 backing: Backing::File(file),
@@ -317,7 +320,7 @@ impl OpenFile {
             Protection::Read => source.born,
             Protection::ReadWrite => born(&source.file),
         };
-        let shown = *ignore_poison(&self.shown);
+        let shown = *lock(&self.shown);
         let is_current = match (shown, now) {
             (Some(shown), Some(now)) => shown == now,
             // It cannot be told: a descriptor that may write has copied the file up for certain.
@@ -329,8 +332,8 @@ impl OpenFile {
         let map = Arc::new(source.map(self.len(), Protection::Read)?);
         let _exclusive = self.lease_everything()?;
         self.make_current(Protection::Read, &map);
-        ignore_poison(&mapped.maps).push(map);
-        *ignore_poison(&self.shown) = now;
+        lock(&mapped.maps).push(map);
+        *lock(&self.shown) = now;
         Ok(())
     }
 
@@ -352,7 +355,7 @@ impl OpenFile {
 
     fn install(&self, map: Option<Map>, source: &Source, protection: Protection) {
         if protection == Protection::Read {
-            *ignore_poison(&self.shown) = source.born;
+            *lock(&self.shown) = source.born;
         }
         let backing = Backing::File(source.file.clone());
         self.set_map(map, backing, source.habits, protection);
@@ -474,7 +477,7 @@ impl OpenFile {
     /// 2. One that is taken after the fence finds the address of the current map, which was stored
     ///    before: whoever takes a lease looks for the address afterwards.
     fn forget_outgrown(&self) -> io::Result<()> {
-        let is_outgrown = |mapped: &Mapped| ignore_poison(&mapped.maps).len() > 1;
+        let is_outgrown = |mapped: &Mapped| lock(&mapped.maps).len() > 1;
         if !self
             .mapped
             .iter()
@@ -487,7 +490,7 @@ impl OpenFile {
             return Ok(());
         }
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
-            let mut maps = ignore_poison(&mapped.maps);
+            let mut maps = lock(&mapped.maps);
             let current = maps.pop();
             let outgrown = std::mem::take(&mut *maps);
             maps.extend(current);
@@ -564,7 +567,7 @@ impl OpenFile {
     /// Takes pages out of every map. They stay in the page cache, and in the file.
     pub(crate) fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
-            let maps = ignore_poison(&mapped.maps).clone();
+            let maps = lock(&mapped.maps).clone();
             for map in maps {
                 // Outgrown maps are shorter.
                 let range = ByteRange::between(
@@ -598,6 +601,10 @@ impl LeaseHost for OpenFile {
     #[inline]
     fn leases(&self) -> &Leases {
         &self.hot.leases
+    }
+
+    fn len(&self) -> u64 {
+        Self::len(self)
     }
 
     fn restart(&self, gone: ByteRange) {
@@ -643,10 +650,6 @@ impl Drop for OpenFile {
     }
 }
 
-fn ignore_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Asserted here because of the raw pointers in [`Hot`].
 const _: () = {
     const fn assert<T: Send + Sync + Deref>() {}
@@ -681,7 +684,7 @@ mod tests {
                 .create()
                 .await
                 .unwrap();
-            let open: &Arc<OpenFile> = &file.handle.open;
+            let open: &Arc<OpenFile> = &file.handle.shared;
             let idle = Arc::strong_count(open);
             let dirty = || async {
                 file.update_region(10_000, b"dirty").await.unwrap();
@@ -710,9 +713,9 @@ mod tests {
                 let path = dir.path().join(format!("data{kind}"));
                 let file = MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
                 let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-                let open: &Arc<OpenFile> = &file.handle.open;
+                let open: &Arc<OpenFile> = &file.handle.shared;
                 let maps = || {
-                    let count = |mapped: &Mapped| ignore_poison(&mapped.maps).len();
+                    let count = |mapped: &Mapped| lock(&mapped.maps).len();
                     [&open.mapped[0], &open.mapped[1]].map(|mapped| mapped.get().map_or(0, count))
                 };
                 let outgrow = || async {

@@ -20,12 +20,11 @@ use crate::map::{Backing, Protection};
 use crate::mode::{MmapMode, TouchHint};
 use crate::open_file::{OpenFile, Source, User, OPEN_FILES};
 use crate::queue::{Action, Op, Queue};
-use crate::range::{ByteRange, MAX_LEN};
+use crate::range::{check_size, ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
 use crate::residency;
 use crate::sys::{self, Created, FileInfo, Habits};
 use crate::wakers::EventListener;
-use crate::write::check_size;
 
 /// Times that a path is followed again because its file had gone when it was looked at. After that
 /// the file counts that was opened last, as it does for the kernel.

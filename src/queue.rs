@@ -27,14 +27,12 @@
 //! lease table's state. Wakers, and the owners of a `Bytes`, are other people's code: they are
 //! called and dropped when none is held, and no lease either.
 
-mod apply;
 mod budget;
 mod deferred;
 mod door;
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
 mod op;
-mod strategy;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
 
@@ -49,7 +47,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::commit::Waiter;
+use crate::commit::{Commits, Durable, Waiter};
 use crate::completion::{contain, wake_all};
 use crate::error::{MmapIoError, Result};
 use crate::lease::BRIEF;
@@ -65,7 +63,6 @@ use self::deferred::Deferred;
 use self::door::Door;
 use self::op::Held;
 
-pub(crate) use self::apply::{apply_writes, Site};
 pub(crate) use self::door::Source;
 pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
 
@@ -73,35 +70,21 @@ pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
 /// moment, for readers may wait for its lock meanwhile.
 const PORTION: usize = if cfg!(mmap_io_loom) { 16 } else { 1024 };
 
-/// A file whose exclusive operations are queued.
-pub(crate) trait Drain: Send + Sync + Sized + 'static {
+/// A file whose exclusive operations are queued, and whose durable writes are flushed together.
+pub(crate) trait QueueHost: Durable {
     /// What a granted view or snapshot holds.
     type Lease: Granted;
 
     fn queue(&self) -> &Queue<Self::Lease>;
 
-    /// Applies a batch: any number of writes, or one operation of another kind. What has ended
-    /// goes into `ended`; what was found in use is returned, in order. Blocks, but not for a
-    /// lease.
+    /// Applies a batch: any number of writes, or one operation of another kind. Operations that
+    /// have ended go into `ended`; operations whose range is in use are returned, in order. Blocks,
+    /// but not for a lease.
     fn apply(
         self: &Arc<Self>,
         batch: &[Arc<Op<Self::Lease>>],
         ended: &mut Ended<Self::Lease>,
     ) -> Vec<Arc<Op<Self::Lease>>>;
-
-    /// More to apply is about to come, and it is better to wait for it, for a moment, than to
-    /// [`finish`](Self::finish).
-    fn lingers(&self) -> bool;
-
-    /// Something is left to do behind what was applied.
-    fn is_left_to_do(&self) -> bool;
-
-    /// There is more to apply: what was left to do behind it is given to another job.
-    fn hand_on(self: &Arc<Self>);
-
-    /// There is nothing more to apply: this job may do what was left. The queue goes on
-    /// meanwhile, in another one.
-    fn finish(self: Arc<Self>);
 }
 
 /// A lease that an operation ends in.
@@ -136,6 +119,11 @@ impl<L: Granted> Ended<L> {
 
     pub(crate) fn push(&mut self, op: &Arc<Op<L>>, outcome: Result<Outcome<L>>) {
         self.ends.push((op.clone(), outcome));
+    }
+
+    /// Data that was written, or will not be.
+    pub(crate) fn drop_later(&mut self, payload: Payload) {
+        self.dropped.push(payload);
     }
 
     fn is_empty(&self) -> bool {
@@ -228,7 +216,10 @@ impl<L: Granted> Queue<L> {
     }
 
     /// Puts an operation at the end of the queue. The future resolves when it is done.
-    pub(crate) fn submit<T: Drain<Lease = L>>(target: &Arc<T>, op: Arc<Op<L>>) -> Submitted<'_, T> {
+    pub(crate) fn submit<T: QueueHost<Lease = L>>(
+        target: &Arc<T>,
+        op: Arc<Op<L>>,
+    ) -> Submitted<'_, T> {
         let queue = target.queue();
         if let Err(error) = check() {
             // Before the lock: in a forked child a thread that is not there may hold it.
@@ -253,7 +244,7 @@ impl<L: Granted> Queue<L> {
     /// # Cancel safety
     ///
     /// As for [`Submitted`].
-    pub(crate) async fn write<T: Drain<Lease = L>>(
+    pub(crate) async fn write<T: QueueHost<Lease = L>>(
         target: &Arc<T>,
         ranges: Ranges,
         action: Action,
@@ -281,7 +272,7 @@ impl<L: Granted> Queue<L> {
     }
 
     /// The first poll of a write. `None` if it gives up.
-    fn enter<'a, T: Drain<Lease = L>>(
+    fn enter<'a, T: QueueHost<Lease = L>>(
         target: &'a Arc<T>,
         ranges: Ranges,
         action: Action,
@@ -328,7 +319,7 @@ impl<L: Granted> Queue<L> {
     }
 
     /// Has the deferred operations tried again that may have met what has gone.
-    pub(crate) fn restart<T: Drain<Lease = L>>(target: &Arc<T>, gone: ByteRange) {
+    pub(crate) fn restart<T: QueueHost<Lease = L>>(target: &Arc<T>, gone: ByteRange) {
         if sys::is_forked() {
             return;
         }
@@ -365,7 +356,7 @@ impl<L: Granted> Queue<L> {
         }
     }
 
-    fn start<T: Drain<Lease = L>>(&self, target: &Arc<T>) {
+    fn start<T: QueueHost<Lease = L>>(&self, target: &Arc<T>) {
         self.drains.fetch_add(1, Ordering::Relaxed);
         let job = {
             let target = target.clone();
@@ -401,18 +392,18 @@ impl<L: Granted> Queue<L> {
         ended.tell();
     }
 
-    fn drain<T: Drain<Lease = L>>(mut target: Arc<T>) {
+    fn drain<T: QueueHost<Lease = L>>(mut target: Arc<T>) {
         let mut ended = Ended::new();
         let mut rounds = 0;
         while rounds < ROUNDS {
             target.queue().copy_mapped(&mut ended);
-            let lingers = target.lingers();
+            let lingers = target.commits().lingers();
             let Some(batch) = target.queue().next_batch(&mut ended, lingers) else {
                 continue;
             };
             if batch.is_empty() && ended.is_empty() {
                 if !lingers {
-                    return target.finish();
+                    return Self::commit(target);
                 }
                 thread::yield_now();
                 continue;
@@ -420,7 +411,8 @@ impl<L: Granted> Queue<L> {
             rounds += 1;
             if !batch.is_empty() {
                 if !lingers {
-                    target.hand_on();
+                    // There is more to apply: what was applied is made durable in another job.
+                    Commits::start(&target);
                 }
                 let applied = contain(|| target.apply(&batch, &mut ended));
                 let deferred = applied.unwrap_or_else(|| {
@@ -433,7 +425,7 @@ impl<L: Granted> Queue<L> {
             drop(batch);
             let file = Arc::downgrade(&target);
             // What has started runs to its end, whoever is left.
-            let kept = target.is_left_to_do().then(|| target.clone());
+            let kept = target.commits().are_due().then(|| target.clone());
             drop(target);
             ended.tell();
             // Gone, and its queue with it: then nobody is left to wait.
@@ -442,8 +434,17 @@ impl<L: Granted> Queue<L> {
                 None => return,
             }
         }
-        target.hand_on();
+        Commits::start(&target);
         target.queue().start(&target);
+    }
+
+    /// Makes durable what was applied, unless another job does: this thread is awake, and saves a
+    /// durable write the second hop. New operations are drained by another job in the meantime.
+    fn commit<T: QueueHost<Lease = L>>(target: Arc<T>) {
+        if let Some(turn) = Commits::turn(&target) {
+            drop(target);
+            turn.run(ROUNDS);
+        }
     }
 
     /// Copies payloads that lie in a map of ours, and lets go of the leases on them. Also of those
@@ -574,7 +575,7 @@ impl<L: Granted> Queue<L> {
     }
 
     /// Takes an operation out, if it has not started.
-    fn withdraw<T: Drain<Lease = L>>(target: &Arc<T>, op: &Op<L>) {
+    fn withdraw<T: QueueHost<Lease = L>>(target: &Arc<T>, op: &Op<L>) {
         let queue = target.queue();
         let held = std::mem::replace(&mut *lock(&op.held), Held::Gone);
         let (payload, account, is_outside) = match held {
@@ -760,14 +761,14 @@ impl<L> State<L> {
 /// Dropping it withdraws the operation if it has not started; one that has runs to its end.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
-pub(crate) struct Submitted<'a, T: Drain, H: Deref<Target = Arc<T>> = &'a Arc<T>> {
+pub(crate) struct Submitted<'a, T: QueueHost, H: Deref<Target = Arc<T>> = &'a Arc<T>> {
     target: H,
     /// Present until it is done.
     op: Option<Arc<Op<T::Lease>>>,
     lifetime: PhantomData<&'a T>,
 }
 
-impl<T: Drain, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
+impl<T: QueueHost, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
     fn new(target: H, op: Arc<Op<T::Lease>>) -> Self {
         Self {
             target,
@@ -803,7 +804,7 @@ impl<T: Drain, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
     }
 }
 
-impl<T: Drain, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T, H> {
+impl<T: QueueHost, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T, H> {
     type Output = Result<Outcome<T::Lease>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -814,7 +815,7 @@ impl<T: Drain, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T, H>
     }
 }
 
-impl<T: Drain, H: Deref<Target = Arc<T>>> Drop for Submitted<'_, T, H> {
+impl<T: QueueHost, H: Deref<Target = Arc<T>>> Drop for Submitted<'_, T, H> {
     fn drop(&mut self) {
         if sys::is_forked() {
             return;

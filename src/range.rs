@@ -1,5 +1,7 @@
 //! Byte ranges that cannot overflow, and their widening to pages.
 
+use std::io;
+
 use crate::error::{MmapIoError, Result};
 
 /// Largest size of a file in bytes: what an offset in 32 KiB blocks can name on 64-bit, what an
@@ -221,6 +223,17 @@ impl PageRange {
             .step_by(step as usize)
             .map(move |start| Self(ByteRange::between(start, end.min(start + step))))
     }
+}
+
+/// Fails unless a file may be given that size.
+pub(crate) fn check_size(size: u64) -> Result<()> {
+    let problem = match size {
+        0 => "a mapped file needs at least one byte",
+        size if size > MAX_LEN => "larger than a file can be mapped",
+        _ => return Ok(()),
+    };
+    let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
+    Err(MmapIoError::resize_failed(problem))
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@
 //! does, when a file of an old ext4 gets one by its first write, and when overlayfs copies it up.
 
 use std::collections::hash_map::{Entry, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
+use crate::sync::lock;
 use crate::sys::FileId;
 use crate::wakers::{Event, EventListener};
 
@@ -111,7 +112,7 @@ impl<T> Registry<T> {
 
     fn places(&self) -> MutexGuard<'_, HashMap<FileId, Place<T>>> {
         let places = self.places.get_or_init(Mutex::default);
-        places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(places)
     }
 }
 

@@ -4,20 +4,52 @@
 #[cfg(all(test, mmap_io_loom))]
 pub(crate) use loom::sync::atomic::{fence, AtomicU32, AtomicU64};
 #[cfg(all(test, mmap_io_loom))]
-pub(crate) use loom::sync::{Mutex, MutexGuard};
+pub(crate) use loom::sync::Mutex;
 #[cfg(not(all(test, mmap_io_loom)))]
 pub(crate) use std::sync::atomic::{fence, AtomicU32, AtomicU64};
 #[cfg(not(all(test, mmap_io_loom)))]
-pub(crate) use std::sync::{Mutex, MutexGuard};
+pub(crate) use std::sync::Mutex;
 
 pub(crate) use std::sync::atomic::Ordering;
+
+use std::sync::PoisonError;
 
 /// Locks `mutex`, whether or not a thread panicked while it held it.
 ///
 /// What the crate keeps under a lock is either plain data, whole after each statement, or put
 /// right by a guard when a panic passes.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+pub(crate) fn lock<M: Lock>(mutex: &M) -> M::Guard<'_> {
+    mutex.lock_ignoring_poison()
+}
+
+/// A mutex of the standard library, or of loom.
+pub(crate) trait Lock {
+    type Guard<'a>
+    where
+        Self: 'a;
+
+    fn lock_ignoring_poison(&self) -> Self::Guard<'_>;
+}
+
+impl<T> Lock for std::sync::Mutex<T> {
+    type Guard<'a>
+        = std::sync::MutexGuard<'a, T>
+    where
+        T: 'a;
+
+    fn lock_ignoring_poison(&self) -> Self::Guard<'_> {
+        self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, mmap_io_loom))]
+impl<T> Lock for loom::sync::Mutex<T> {
+    type Guard<'a>
+        = loom::sync::MutexGuard<'a, T>
+    where
+        T: 'a;
+
+    fn lock_ignoring_poison(&self) -> Self::Guard<'_> {
+        self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

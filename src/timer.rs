@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::completion::contain;
 use crate::offload::{pool_has_one_thread, pool_threads, spawn, ROUNDS};
+use crate::sync::lock;
 
 /// How long the job sleeps at a time, before it goes back behind the jobs that wait: a program may
 /// have left the pool a single thread (`blocking::set_max_blocking_threads`), and cannot be asked.
@@ -186,7 +187,7 @@ impl<T: Alarmed> Timer<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -13,6 +13,9 @@ use crate::error::MmapIoError;
 /// A file that has nothing but leases.
 struct Host {
     leases: Leases,
+    len: AtomicU64,
+    /// Times that the length was asked for: once for each try of a reader that waits.
+    looks: AtomicUsize,
     restarts: AtomicUsize,
 }
 
@@ -20,8 +23,24 @@ impl Host {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             leases: Leases::new(),
+            len: AtomicU64::new(1 << 30),
+            looks: AtomicUsize::new(0),
             restarts: AtomicUsize::new(0),
         })
+    }
+
+    /// Has another thread wait for a shared lease, and returns when it is about to park: it does
+    /// that after so many looks.
+    fn parked_reader(self: &Arc<Self>, range: ByteRange) -> thread::JoinHandle<Result<()>> {
+        let before = self.looks.load(Ordering::SeqCst);
+        let host = self.clone();
+        let reader =
+            thread::spawn(move || Lease::shared_briefly(host, Hold::Slot, range).map(drop));
+        while self.looks.load(Ordering::SeqCst) < before + SPINS as usize + 2 {
+            thread::yield_now();
+        }
+        assert!(!reader.is_finished());
+        reader
     }
 
     fn restarts(&self) -> usize {
@@ -32,6 +51,11 @@ impl Host {
 impl LeaseHost for Host {
     fn leases(&self) -> &Leases {
         &self.leases
+    }
+
+    fn len(&self) -> u64 {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+        self.len.load(Ordering::SeqCst)
     }
 
     fn restart(&self, _: ByteRange) {
@@ -67,8 +91,8 @@ impl Way {
 
     fn take(self, host: &Arc<Host>, range: ByteRange) -> Option<Held> {
         match self {
-            Self::Borrowed => Lease::try_shared(host.clone(), range).ok(),
-            Self::Owned => Lease::try_owned(host.clone(), range).ok(),
+            Self::Borrowed => Lease::try_shared(host.clone(), Hold::Slot, range).ok(),
+            Self::Owned => Lease::try_shared(host.clone(), Hold::Entry, range).ok(),
             Self::Of(kind) => Lease::try_acquire(host.clone(), kind, range, Asks::Caller).unwrap(),
         }
     }
@@ -226,7 +250,7 @@ fn leases_order_plain_accesses() {
             thread::spawn(move || {
                 let mut reads = 0_u32;
                 while reads < 5_000 {
-                    let Ok(lease) = Lease::try_shared(host.clone(), all) else {
+                    let Ok(lease) = Lease::try_shared(host.clone(), Hold::Slot, all) else {
                         std::hint::spin_loop();
                         continue;
                     };
@@ -492,17 +516,14 @@ fn a_gate_keeps_new_readers_out_of_its_range_until_it_is_lowered() {
     );
     let until = raised + GATE;
     for inside in [range(0, 10), range(550, 700)] {
-        for attempt in [
-            Lease::try_shared(host.clone(), inside),
-            Lease::try_owned(host.clone(), inside),
-        ] {
+        for hold in [Hold::Slot, Hold::Entry] {
+            let attempt = Lease::try_shared(host.clone(), hold, inside);
             assert_eq!(attempt.map(drop).unwrap_err(), Conflict::Gate(until));
         }
     }
     assert!(Way::Borrowed.take(&host, range(100, 500)).is_some());
-    // Somebody who waits finds it down when its time has come, and takes it down for all.
-    let attempt = || Lease::try_shared(host.clone(), range(0, 10));
-    let lease = wait_briefly(&host.leases, range(0, 10), || 1000, attempt);
+    // A reader that waits finds it down when its time has come, and takes it down for all.
+    let lease = Lease::shared_briefly(host.clone(), Hold::Slot, range(0, 10));
     assert!(Instant::now() >= until);
     drop(lease.unwrap());
     assert!(Way::Borrowed.take(&host, range(0, 10)).is_some());
@@ -526,15 +547,7 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
         granted: false,
     }];
     let batch = host.leases.begin_batch(&mut wants).unwrap();
-    let (sender, receiver) = mpsc::channel();
-    let waiting = host.clone();
-    let reader = thread::spawn(move || {
-        sender.send(()).unwrap();
-        let attempt = || Lease::try_shared(waiting.clone(), range(0, 10));
-        wait_briefly(&waiting.leases, range(0, 10), || 1000, attempt).map(drop)
-    });
-    receiver.recv().unwrap();
-    assert!(!reader.is_finished());
+    let reader = host.parked_reader(range(0, 10));
     drop(batch);
     reader.join().unwrap().unwrap();
 
@@ -545,8 +558,7 @@ fn readers_wait_for_a_small_batch_and_not_for_a_large_one() {
         granted: false,
     }];
     let _batch = host.leases.begin_batch(&mut wants).unwrap();
-    let attempt = || Lease::try_shared(host.clone(), range(0, 10));
-    assert!(wait_briefly(&host.leases, range(0, 10), || 1000, attempt).is_err());
+    assert!(Lease::shared_briefly(host.clone(), Hold::Slot, range(0, 10)).is_err());
 }
 
 #[test]
@@ -554,22 +566,7 @@ fn readers_wait_for_a_queued_lease_until_it_lasts() {
     let host = Host::new();
     for lasts in [false, true] {
         let lease = exclusive(&host, range(0, 10)).unwrap();
-        let (sender, receiver) = mpsc::channel();
-        let waiting = host.clone();
-        let reader = thread::spawn(move || {
-            let attempt = || {
-                let lease = Lease::try_shared(waiting.clone(), range(5, 6));
-                // It has met the lease.
-                let _ = sender.send(());
-                lease
-            };
-            wait_briefly(&waiting.leases, range(5, 6), || 1000, attempt).map(drop)
-        });
-        // It parks after so many looks.
-        for _ in 0..SPINS + 2 {
-            receiver.recv().unwrap();
-        }
-        assert!(!reader.is_finished());
+        let reader = host.parked_reader(range(5, 6));
         match lasts {
             true => lease.mark_lasting(),
             false => drop(lease),
@@ -586,33 +583,19 @@ fn readers_wait_for_a_queued_lease_until_it_lasts() {
         (range(115, 120), Conflict::Held),
         (range(100, 120), Conflict::Held),
     ] {
-        let attempt = Lease::try_shared(host.clone(), bytes);
-        assert_eq!(attempt.map(drop).unwrap_err(), conflict);
-        let attempt = Lease::try_owned(host.clone(), bytes);
-        assert_eq!(attempt.map(drop).unwrap_err(), conflict);
+        for hold in [Hold::Slot, Hold::Entry] {
+            let attempt = Lease::try_shared(host.clone(), hold, bytes);
+            assert_eq!(attempt.map(drop).unwrap_err(), conflict);
+        }
     }
 }
 
 #[test]
 fn a_reader_of_what_is_being_cut_is_told_while_the_cut_lasts() {
     let host = Host::new();
-    let len = Arc::new(AtomicU64::new(1000));
     let cut = exclusive(&host, range(500, 1000)).unwrap();
-    let (sender, receiver) = mpsc::channel();
-    let (waiting, current) = (host.clone(), len.clone());
-    let reader = thread::spawn(move || {
-        let attempt = || {
-            let lease = Lease::try_shared(waiting.clone(), range(900, 910));
-            let _ = sender.send(());
-            lease
-        };
-        let current = || current.load(Ordering::SeqCst);
-        wait_briefly(&waiting.leases, range(900, 910), current, attempt).map(drop)
-    });
-    for _ in 0..SPINS + 2 {
-        receiver.recv().unwrap();
-    }
-    len.store(500, Ordering::SeqCst);
+    let reader = host.parked_reader(range(900, 910));
+    host.len.store(500, Ordering::SeqCst);
     host.leases.recheck(range(500, 1000));
     let error = reader.join().unwrap().unwrap_err();
     assert!(matches!(error, MmapIoError::OutOfBounds { total: 500, .. }));
@@ -790,7 +773,7 @@ fn leases_exclude_each_other_while_blocks_are_taken_off() {
             thread::spawn(move || {
                 let mut reads = 0_u32;
                 while reads < 5_000 {
-                    let Ok(lease) = Lease::try_shared(host.clone(), all) else {
+                    let Ok(lease) = Lease::try_shared(host.clone(), Hold::Slot, all) else {
                         std::hint::spin_loop();
                         continue;
                     };

@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use loom::thread;
 
 use super::*;
-use crate::commit::{Commits, Durable, Extent};
+use crate::commit::Extent;
 use crate::flush::FlushPolicy;
 use crate::lease::Kind;
 use crate::offload::loom_pool::{block_on, check, Alone};
@@ -210,7 +210,7 @@ impl<S: Steps> File<S> {
     }
 }
 
-impl<S: Steps> Drain for File<S> {
+impl<S: Steps> QueueHost for File<S> {
     type Lease = Lease;
 
     fn queue(&self) -> &Queue<Lease> {
@@ -238,28 +238,6 @@ impl<S: Steps> Drain for File<S> {
             self.handles.load(Ordering::Relaxed);
             deferred
         })
-    }
-
-    fn lingers(&self) -> bool {
-        self.commits.lingers()
-    }
-
-    fn is_left_to_do(&self) -> bool {
-        self.commits.are_due()
-    }
-
-    fn hand_on(self: &Arc<Self>) {
-        Commits::start(self);
-    }
-
-    fn finish(self: Arc<Self>) {
-        if !S::FLUSHES_AT_THE_END {
-            return;
-        }
-        if let Some(turn) = Commits::turn(&self) {
-            drop(self);
-            turn.run(ROUNDS);
-        }
     }
 }
 
@@ -525,7 +503,7 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
         drop(state);
         if !S::CLEARS_WHERE_IT_LOOKS && is_empty {
             lock(&queue.state).running = false;
-            return file.finish();
+            return commit_again(file);
         }
         let batch = queue
             .next_batch(&mut ended, false)
@@ -534,10 +512,10 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
             lock(&queue.state).running = false;
         }
         if batch.is_empty() && ended.is_empty() {
-            return file.finish();
+            return commit_again(file);
         }
         if !batch.is_empty() {
-            file.hand_on();
+            Commits::start(&file);
             let deferred = file.apply(&batch, &mut ended);
             queue.finish_batch(deferred, &mut ended);
         }
@@ -546,6 +524,13 @@ fn drain_again<S: Steps>(file: Arc<File<S>>) {
             outcomes.flatten().for_each(Outcome::delivered);
         }
         ended.tell();
+    }
+}
+
+/// [`Queue::commit`], unless it is forgotten.
+fn commit_again<S: Steps>(file: Arc<File<S>>) {
+    if S::FLUSHES_AT_THE_END {
+        Queue::commit(file);
     }
 }
 

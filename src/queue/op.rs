@@ -57,7 +57,7 @@ impl Action {
     }
 
     /// When what it writes is flushed.
-    pub(super) fn policy(self) -> FlushPolicy {
+    pub(crate) fn policy(self) -> FlushPolicy {
         match self {
             Self::Write(policy) | Self::TryWrite(policy) => policy,
             Self::Lease(_)

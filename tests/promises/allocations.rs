@@ -163,10 +163,10 @@ fn batch_child() {
     let (_, file) = alone(patterned(dir.path(), SPARE as usize + 1));
     alone(async {
         for is_measured in [false, true] {
+            let updates = file.stats().updates;
             let held = HeldQueue::new(&file, SPARE);
             let mut batch = writes(&file);
             let before = ALL.load(Ordering::Relaxed);
-            let updates = file.stats().updates;
             submit(&mut batch).await;
             held.let_go().await;
             for write in batch {

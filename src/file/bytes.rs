@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::{Handle, MemoryMappedFile};
 use crate::error::Result;
 use crate::fairness::operation;
-use crate::file::{Handle, MemoryMappedFile};
-use crate::lease::{wait_briefly, Lease, LeaseHost};
+use crate::lease::{Hold, Lease};
 use crate::map::{no_bytes, Span};
 use crate::range::ByteRange;
 
@@ -49,9 +49,7 @@ impl MemoryMappedFile {
             return Ok(Bytes::from_static(no_bytes()));
         }
         let range = ByteRange::new(offset, len, self.len())?;
-        let attempt = || Lease::try_owned(self.handle.clone(), range);
-        let lease = wait_briefly(self.handle.leases(), range, || self.len(), attempt)?;
-
+        let lease = Lease::shared_briefly(self.handle.clone(), Hold::Entry, range)?;
         self.leased_bytes(range, lease)
     }
 
@@ -79,14 +77,14 @@ impl MemoryMappedFile {
             }
             let range = ByteRange::new(offset, len, file.len())?;
             let lease = file
-                .resident_lease(range, || Lease::try_owned(file.handle.clone(), range))
+                .resident_lease(file.handle.clone(), Hold::Entry, range)
                 .await?;
             file.leased_bytes(range, lease)
         })
     }
 
     fn leased_bytes(&self, range: ByteRange, lease: Lease<Arc<Handle>>) -> Result<Bytes> {
-        let span = self.handle.open.span(self.protection(), range)?;
+        let span = self.shared.span(self.protection, range)?;
         Ok(Bytes::from_owner(Leased {
             span,
             _lease: lease,

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 
-use crate::file::MemoryMappedFile;
+use super::MemoryMappedFile;
 use crate::range::ByteRange;
 use crate::sys;
 
@@ -24,12 +24,12 @@ impl MemoryMappedFile {
     ///
     /// [`/proc/self/smaps`]: https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
-        let (handle, protection) = (self.handle.clone(), self.protection());
+        let (handle, protection) = (self.handle.clone(), self.protection);
         async move {
-            let asked = handle.hop(move |open| -> io::Result<Option<bool>> {
-                let len = open.len();
+            let asked = handle.hop(move |shared| -> io::Result<Option<bool>> {
+                let len = shared.len();
                 // It lives until its address has been looked for.
-                let Some(map) = open.map(protection) else {
+                let Some(map) = shared.map(protection) else {
                     return Ok(None);
                 };
                 let pages = ByteRange::between(0, len).to_pages(sys::page_size());

@@ -8,13 +8,14 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ignore_poison, OpenFile};
+use super::OpenFile;
 use crate::commit::{Commits, Durable, Extent, Flush, Waiter};
 use crate::error::MmapIoError;
 use crate::flush::{Due, FlushPolicy, Taken};
 use crate::map::{Map, Protection};
 use crate::offload::check;
 use crate::range::ByteRange;
+use crate::sync::lock;
 use crate::sys;
 use crate::timer::{Alarmed, Timer};
 use crate::writeback::Writeback;
@@ -47,8 +48,8 @@ impl OpenFile {
         !self.written_by_address.load(Ordering::Relaxed)
             && !self.hot.leases.has_writing_views()
             && self.pending.bytes() == 0
-            && ignore_poison(&self.owed).is_nothing()
-            && ignore_poison(&self.lost).is_none()
+            && lock(&self.owed).is_nothing()
+            && lock(&self.lost).is_none()
             && self.commits.are_idle()
             && self.commits.failure().is_none()
     }
@@ -97,14 +98,14 @@ impl OpenFile {
             Some(Ok(here)) => here.join(path),
             _ => path.to_path_buf(),
         };
-        let mut owed = ignore_poison(&self.owed);
+        let mut owed = lock(&self.owed);
         if !owed.names.contains(&path) {
             owed.names.push(path);
         }
     }
 
     pub(crate) fn owes_its_length(&self) {
-        ignore_poison(&self.owed).length = true;
+        lock(&self.owed).length = true;
     }
 
     /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
@@ -146,7 +147,7 @@ impl Durable for OpenFile {
     }
 
     fn take_lost(&self) -> Option<MmapIoError> {
-        ignore_poison(&self.lost).take()
+        lock(&self.lost).take()
     }
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
@@ -155,7 +156,7 @@ impl Durable for OpenFile {
         let Some((habits, file)) = file else {
             return Ok(());
         };
-        let owed = std::mem::take(&mut *ignore_poison(&self.owed));
+        let owed = std::mem::take(&mut *lock(&self.owed));
         // Not the length: it may be cut right now, and come back if that fails.
         let map = self.map(Protection::ReadWrite);
         let len = map.as_deref().map_or(0, Map::capacity);

@@ -1,146 +1,27 @@
-//! What the queue has a file do: writes, leases, and changes of its length.
+//! Changing the length of a file, and taking note of a length that another process has given it.
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{fence, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::{ignore_poison, OpenFile, OwnedLease};
-use crate::commit::Commits;
+use super::OpenFile;
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Asks, Kind, Lease};
 use crate::map::{Map, Protection};
-use crate::offload::ROUNDS;
-use crate::queue::{apply_writes, Action, Drain, Ended, Granted, Op, Outcome, Queue, Site};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
+use crate::sync::lock;
 use crate::sys;
 
-impl Drain for OpenFile {
-    type Lease = OwnedLease;
-
-    fn queue(&self) -> &Queue<OwnedLease> {
-        &self.queue
-    }
-
-    fn apply(
-        self: &Arc<Self>,
-        batch: &[Arc<Op<OwnedLease>>],
-        ended: &mut Ended<OwnedLease>,
-    ) -> Vec<Arc<Op<OwnedLease>>> {
-        let op = match batch {
-            [op] => op,
-            writes => return self.write(writes, ended),
-        };
-        let range = op.ranges[0];
-        let starts = || self.queue.begin(op).is_some();
-        let outcome = match op.action {
-            Action::Write(_) | Action::TryWrite(_) => return self.write(batch, ended),
-            Action::Lease(kind) => self
-                .lease(kind, range)
-                .map(|lease| lease.map(Outcome::Leased)),
-            Action::Resize => self
-                .resize(range.start(), starts)
-                .map(|resized| resized.then_some(Outcome::Done)),
-            Action::GrowTo => self
-                .grow(range.start(), Longer::Welcome, starts)
-                .map(|grown| grown.then_some(Outcome::Done)),
-            Action::FirstLength => self
-                .first_length(range.start(), starts)
-                .map(|grown| grown.then_some(Outcome::Done)),
-            Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
-        };
-        match outcome.transpose() {
-            Some(outcome) => {
-                self.queue.finish(op, outcome, ended);
-                Vec::new()
-            }
-            None => batch.to_vec(),
-        }
-    }
-
-    fn lingers(&self) -> bool {
-        self.commits.lingers()
-    }
-
-    fn is_left_to_do(&self) -> bool {
-        self.commits.are_due()
-    }
-
-    fn hand_on(self: &Arc<Self>) {
-        Commits::start(self);
-    }
-
-    fn finish(self: Arc<Self>) {
-        // The drain's own thread is awake, and saves a durable write the second hop.
-        if let Some(turn) = Commits::turn(&self) {
-            drop(self);
-            turn.run(ROUNDS);
-        }
-    }
-}
-
-impl Granted for OwnedLease {
-    fn delivered(&self) {
-        self.mark_lasting();
-        // A creation that waits for the file to be closed may wait for a future that is forgotten:
-        // it counts as a user from now on.
-        self.host().closed.notify();
-    }
-}
-
 impl OpenFile {
-    /// Applies writes, or defers them.
-    fn write(
-        self: &Arc<Self>,
-        batch: &[Arc<Op<OwnedLease>>],
-        ended: &mut Ended<OwnedLease>,
-    ) -> Vec<Arc<Op<OwnedLease>>> {
-        let (mapped, map) = match (self.writable(), self.map(Protection::ReadWrite)) {
-            (Ok(mapped), Some(map)) => (mapped, map),
-            _ => unreachable!("a write comes from a handle that may write a file with bytes"),
-        };
-        let site = Site {
-            backing: &mapped.backing,
-            map: &map,
-            len: self.len(),
-            coherent: match mapped.habits.coherent_writes {
-                true => mapped.backing.file(),
-                false => None,
-            },
-            leases: &self.hot.leases,
-            pending: &self.pending,
-            commits: &self.commits,
-            last_gate: &self.last_gate,
-        };
-        let applied = apply_writes(&site, &self.queue, batch, ended);
-        let counters = &self.counters;
-        counters.writes.fetch_add(applied.writes, Ordering::Relaxed);
-        counters
-            .write_errors
-            .fetch_add(applied.errors, Ordering::Relaxed);
-        if applied.alarm {
-            self.set_alarm();
-        }
-        applied.deferred
-    }
-
-    /// Grants a view or a snapshot; `None` while something is in the way.
-    fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
-        range.check(self.len())?;
-        if kind == Kind::Exclusive {
-            let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
-            residency::check_length(mapped.backing.file(), &[range])?;
-            if let Some(map) = map {
-                residency::make_writable(&map, &mapped.backing, range)?;
-            }
-        }
-        Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
-    }
-
     /// Gives the file a new length; `false` while views of the tail block that. Nothing is done any
     /// more if `starts` says that the operation was withdrawn.
-    fn resize(self: &Arc<Self>, new_len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
+    pub(super) fn resize(
+        self: &Arc<Self>,
+        new_len: u64,
+        starts: impl FnOnce() -> bool,
+    ) -> Result<bool> {
         let len = self.len();
         if new_len > len {
             return self.grow(new_len, Longer::Refused, starts);
@@ -186,7 +67,7 @@ impl OpenFile {
     /// Growth waits for no view, unless another process has cut the file under one: `false` while such
     /// a view shows bytes that are to be added. Nothing is done any more if `starts` says that the
     /// operation was withdrawn.
-    fn grow(
+    pub(super) fn grow(
         self: &Arc<Self>,
         min: u64,
         longer: Longer,
@@ -238,7 +119,11 @@ impl OpenFile {
     }
 
     /// Gives the file its first bytes, unless it has some; as [`grow`](Self::grow) does.
-    fn first_length(self: &Arc<Self>, len: u64, starts: impl FnOnce() -> bool) -> Result<bool> {
+    pub(super) fn first_length(
+        self: &Arc<Self>,
+        len: u64,
+        starts: impl FnOnce() -> bool,
+    ) -> Result<bool> {
         self.adopt_length()?;
         match self.len() {
             0 => self.grow(len, Longer::Welcome, starts),
@@ -247,7 +132,7 @@ impl OpenFile {
     }
 
     /// Takes note of the length that another process has given the file. Waits for no view.
-    fn adopt_length(&self) -> Result<()> {
+    pub(super) fn adopt_length(&self) -> Result<()> {
         let mapped = self.mapped.iter().find_map(OnceLock::get);
         let Some(file) = mapped.and_then(|mapped| mapped.backing.file()) else {
             return Ok(());
@@ -273,7 +158,7 @@ impl OpenFile {
         // As for a cut that is made here.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         if let Some(gone) = self.pending.truncate(file_len) {
-            ignore_poison(&self.lost).get_or_insert(MmapIoError::Truncated {
+            lock(&self.lost).get_or_insert(MmapIoError::Truncated {
                 offset: gone.start(),
                 len: gone.len(),
                 file_len,
@@ -305,7 +190,7 @@ impl OpenFile {
     /// Moves the end of the mapped bytes to `len`, after the maps cover them and `grow_file` has made
     /// the file that long. If anything fails, the end stays.
     fn cover(&self, len: u64, grow_file: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let _remap = ignore_poison(&self.remap);
+        let _remap = lock(&self.remap);
         for protection in [Protection::Read, Protection::ReadWrite] {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
@@ -322,7 +207,7 @@ impl OpenFile {
             })?;
             let map = Arc::new(map);
             self.make_current(protection, &map);
-            ignore_poison(&mapped.maps).push(map);
+            lock(&mapped.maps).push(map);
         }
         grow_file()?;
         // Release: pairs with the load in `len`. A thread that sees the length sees maps that cover
@@ -372,7 +257,7 @@ impl OpenFile {
 
 /// What is said of a file that is longer already than it is to grow.
 #[derive(Clone, Copy, Debug)]
-enum Longer {
+pub(super) enum Longer {
     /// An error: the caller asked for that length.
     Refused,
     /// Nothing: the caller asked for at least that length.

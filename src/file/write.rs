@@ -1,21 +1,20 @@
-//! Writing and resizing through a handle.
+//! Writing: copies of the caller's data, and mutable views.
 
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
-use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::lease::{Asks, Kind, Lease};
 use crate::map::Protection;
 use crate::offload::check;
 use crate::open_file::OwnedLease;
 use crate::queue::{Action, Op, Outcome, Payload, Queue, Ranges, Source};
-use crate::range::{ByteRange, MAX_LEN};
+use crate::range::ByteRange;
 use crate::residency;
 use crate::view::MappedSliceMut;
 
@@ -168,7 +167,7 @@ impl MemoryMappedFile {
             let range = self.writable_range(offset, len)?;
             let action = Action::TryWrite(self.handle.policy);
             let (ranges, source) = (Ranges::One([range]), Source::Slice(data));
-            let outcome = Queue::write(&self.handle.open, ranges, action, source).await?;
+            let outcome = Queue::write(&self.handle.shared, ranges, action, source).await?;
             Ok(!matches!(outcome, Outcome::InUse))
         })
         .await
@@ -191,7 +190,7 @@ impl MemoryMappedFile {
             }
             let range = self.writable_range(offset, len)?;
             let op = Op::new(range, Action::Lease(Kind::Exclusive));
-            match Queue::submit(&self.handle.open, op).await? {
+            match Queue::submit(&self.handle.shared, op).await? {
                 Outcome::Leased(lease) => self.slice_mut(range, lease),
                 Outcome::Done | Outcome::InUse => {
                     unreachable!("a view ends in a lease or an error")
@@ -220,136 +219,16 @@ impl MemoryMappedFile {
         }
         let lease = || {
             let range = self.writable_range(offset, len)?;
-            let open = &self.handle.open;
-            if open.queue().overlaps(range) {
+            let shared = &self.handle.shared;
+            if shared.queue().overlaps(range) {
                 return Ok(None);
             }
-            let lease = Lease::try_acquire(Arc::clone(open), Kind::Exclusive, range, Asks::Caller)?;
+            let lease =
+                Lease::try_acquire(Arc::clone(shared), Kind::Exclusive, range, Asks::Caller)?;
             lease.map(|lease| self.slice_mut(range, lease)).transpose()
         };
         lease()
             .map_err(|error: MmapIoError| error.during("getting a mutable view of", (offset, len)))
-    }
-
-    /// Changes the length of the file. Growing waits for no view; shrinking waits for the views of
-    /// the part that is cut off. If another process has shortened
-    /// the file, and that was [noted](Self::refresh), growing over what was lost waits for views of it.
-    ///
-    /// It takes its turn among the writes: those submitted before it see the old length. The bytes
-    /// that are added are zeroes, except for those that another process has appended before:
-    /// growing does not cut them, and [`grow_to`](Self::grow_to) takes them as they are. Bytes that
-    /// another process stored past the end through a mapping, without making the file longer, are
-    /// cleared.
-    ///
-    /// # Errors
-    ///
-    /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
-    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB - 1 on
-    ///   32-bit platforms), or the system's refusal; then the length is what it was. Also if the
-    ///   file was to grow and another process has made it longer than that: then the length is what
-    ///   the other process has made it.
-    /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file, and
-    ///   [`refresh`](Self::refresh) was not called since.
-    ///
-    /// # Cancel safety
-    ///
-    /// As for a write.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # futures_lite::future::block_on(async {
-    /// # let dir = tempfile::tempdir()?;
-    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
-    /// let before = file.as_slice(0, 100)?;
-    /// file.resize(1 << 20).await?;
-    /// assert_eq!(file.len(), 1 << 20);
-    /// assert_eq!(before, [0; 100]);
-    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    pub fn resize(&self, new_size: u64) -> impl Future<Output = Result<()>> + Send + 'static {
-        let handle = self.handle.clone();
-        operation("resizing to", Subject::Len(new_size), async move {
-            handle.mode.require_write()?;
-            check_size(new_size)?;
-            let op = Op::new(ByteRange::between(new_size, u64::MAX), Action::Resize);
-            Queue::submit(&handle.open, op).await?;
-            Ok(())
-        })
-    }
-
-    /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
-    /// that is longer, also because another process has appended to it, is taken as it is.
-    ///
-    /// Growing fills with zeroes, and takes its turn and waits, as [`resize`](Self::resize) does.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`resize`](Self::resize).
-    ///
-    /// # Cancel safety
-    ///
-    /// As for a write.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # futures_lite::future::block_on(async {
-    /// # let dir = tempfile::tempdir()?;
-    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
-    /// assert_eq!(file.grow_to(4096).await?, 4096);
-    /// assert_eq!(file.grow_to(10).await?, 4096);
-    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    pub fn grow_to(&self, min: u64) -> impl Future<Output = Result<u64>> + Send + 'static {
-        let handle = self.handle.clone();
-        operation("growing to", Subject::Len(min), async move {
-            handle.mode.require_write()?;
-            check_size(min)?;
-            let op = Op::new(ByteRange::between(min, u64::MAX), Action::GrowTo);
-            Queue::submit(&handle.open, op).await?;
-            Ok(handle.open.len())
-        })
-    }
-
-    /// Takes note of the length that another process has given the file, and returns it. Opening the
-    /// file once more does the same.
-    ///
-    /// It waits for no view. Views of bytes that another process has cut off stay; touching such a byte
-    /// raises `SIGBUS`, until the file is as long again. If some of those bytes were written here and
-    /// not flushed, then the next durable operation fails with
-    /// [`Truncated`](MmapIoError::Truncated), once.
-    ///
-    /// # Errors
-    ///
-    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): it is longer than can be mapped.
-    /// - [`Io`](MmapIoError::Io): the length cannot be asked for.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # futures_lite::future::block_on(async {
-    /// # let dir = tempfile::tempdir()?;
-    /// # let path = dir.path().join("log");
-    /// # std::fs::write(&path, "first")?;
-    /// let log = mmap_io::MemoryMappedFile::open_ro(&path).await?;
-    /// std::fs::write(&path, "first, second")?;
-    /// assert_eq!(log.len(), 5);
-    /// assert_eq!(log.refresh().await?, 13);
-    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    pub fn refresh(&self) -> impl Future<Output = Result<u64>> + Send + 'static {
-        let handle = self.handle.clone();
-        operation("asking for the length", Subject::Nothing, async move {
-            let op = Op::new(ByteRange::EMPTY, Action::AdoptLength);
-            Queue::submit(&handle.open, op).await?;
-            Ok(handle.open.len())
-        })
     }
 
     async fn update(&self, offset: u64, data: &[u8], policy: FlushPolicy) -> Result<()> {
@@ -400,7 +279,7 @@ impl MemoryMappedFile {
     }
 
     async fn write(&self, ranges: Ranges, policy: FlushPolicy, source: Source<'_>) -> Result<()> {
-        Queue::write(&self.handle.open, ranges, Action::Write(policy), source).await?;
+        Queue::write(&self.handle.shared, ranges, Action::Write(policy), source).await?;
         Ok(())
     }
 
@@ -412,18 +291,7 @@ impl MemoryMappedFile {
 
     fn slice_mut(&self, range: ByteRange, lease: OwnedLease) -> Result<MappedSliceMut<'_>> {
         // A shrink may have gone first.
-        let span = self.handle.open.span(Protection::ReadWrite, range)?;
+        let span = self.handle.shared.span(Protection::ReadWrite, range)?;
         Ok(MappedSliceMut::new(span, range, lease, self.handle.policy))
     }
-}
-
-/// Fails unless a file may be given that size.
-pub(crate) fn check_size(size: u64) -> Result<()> {
-    let problem = match size {
-        0 => "a mapped file needs at least one byte",
-        size if size > MAX_LEN => "larger than a file can be mapped",
-        _ => return Ok(()),
-    };
-    let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
-    Err(MmapIoError::resize_failed(problem))
 }

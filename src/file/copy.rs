@@ -5,9 +5,9 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
+use super::{Handle, MemoryMappedFile};
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
-use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::Kind;
 use crate::mode::MmapMode;
 use crate::offload::offload;
@@ -91,9 +91,9 @@ impl MemoryMappedFile {
 impl Handle {
     /// A turn among the writes, to keep all bytes as they are; says how many there are.
     fn snapshot_turn(&self) -> Option<(u64, Submitted<'_, OpenFile>)> {
-        let len = self.open.len();
+        let len = self.shared.len();
         let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
-        (len > 0).then(|| (len, Queue::submit(&self.open, op)))
+        (len > 0).then(|| (len, Queue::submit(&self.shared, op)))
     }
 }
 

@@ -18,29 +18,44 @@
 //!
 //! Only where the two ways are coherent: [`sys::writes_are_coherent`].
 
+use std::fs::File;
 use std::io;
 
-use super::apply::Site;
+use super::OpenFile;
+use crate::map::{Backing, Map};
 use crate::range::{ByteRange, PageRange};
 use crate::residency;
 use crate::sys;
+
+/// What writes are applied to.
+#[derive(Debug)]
+pub(super) struct WriteTarget<'a> {
+    pub(super) file: &'a OpenFile,
+    pub(super) backing: &'a Backing,
+    pub(super) map: &'a Map,
+    /// Length of the file in bytes; nothing changes it while a batch is applied.
+    pub(super) len: u64,
+    /// The file, if `pwrite` through its descriptor and stores through the map are coherent with
+    /// each other.
+    pub(super) coherent: Option<&'a File>,
+}
 
 /// Whole pages of at least that many bytes are never copied.
 const ALWAYS_DIRECT: u64 = 256 << 10;
 
 /// Which pages of a write's ranges go through the descriptor.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct WritePlan {
     /// One for each range; none at all for the many writes that are only copied.
     direct: Box<[Option<ByteRange>]>,
 }
 
-impl Plan {
-    pub(super) fn of(site: &Site<'_>, ranges: &[ByteRange]) -> Self {
+impl WritePlan {
+    pub(super) fn of(target: &WriteTarget<'_>, ranges: &[ByteRange]) -> Self {
         let mut direct = Vec::new();
-        if site.coherent.is_some() {
+        if target.coherent.is_some() {
             for (index, range) in ranges.iter().enumerate() {
-                if let Some(pages) = direct_pages(site, *range) {
+                if let Some(pages) = direct_pages(target, *range) {
                     direct.resize(ranges.len(), None);
                     direct[index] = Some(pages.into());
                 }
@@ -56,8 +71,8 @@ impl Plan {
     /// a full disk may have those of the bytes alone.
     ///
     /// `None` where the two ways are not coherent.
-    pub(super) fn all_direct(site: &Site<'_>, ranges: &[ByteRange]) -> Option<Self> {
-        let file = site.coherent?;
+    pub(super) fn all_direct(target: &WriteTarget<'_>, ranges: &[ByteRange]) -> Option<Self> {
+        let file = target.coherent?;
         let end = ranges.iter().map(|range| range.end()).max()?;
         sys::may_write_at(file, end).then(|| Self {
             direct: ranges.iter().copied().map(Some).collect(),
@@ -70,7 +85,7 @@ impl Plan {
     }
 
     /// The parts that are copied into the mapping.
-    pub(super) fn copied<'a>(
+    pub(super) fn memcpy_parts<'a>(
         &'a self,
         ranges: &'a [ByteRange],
     ) -> impl Iterator<Item = ByteRange> + Clone + 'a {
@@ -92,17 +107,17 @@ impl Plan {
     ///
     /// # Safety
     ///
-    /// The map of the site lives and is writable, the ranges are inside the file, and the caller
+    /// The map of the target lives and is writable, the ranges are inside the file, and the caller
     /// holds an exclusive lease on each. `data` is in no map of ours.
-    pub(super) unsafe fn carry_out(
+    pub(super) unsafe fn execute(
         &self,
-        site: &Site<'_>,
+        target: &WriteTarget<'_>,
         ranges: &[ByteRange],
         mut data: &[u8],
     ) -> io::Result<()> {
         let copy = |range: ByteRange, data: &[u8]| {
             // SAFETY: the caller's contract; the range is a part of one of the ranges.
-            unsafe { site.map.span(range).copy_from(data) }
+            unsafe { target.map.span(range).copy_from(data) }
         };
         for (index, range) in ranges.iter().enumerate() {
             let (now, later) = data.split_at(range.len() as usize);
@@ -115,7 +130,7 @@ impl Plan {
             let (first, rest) = now.split_at(before.len() as usize);
             let (middle, last) = rest.split_at(direct.len() as usize);
             copy(before, first);
-            let file = site.coherent.expect("or nothing was chosen");
+            let file = target.coherent.expect("or nothing was chosen");
             sys::write_at(file, middle, direct.start())?;
             copy(after, last);
         }
@@ -137,8 +152,8 @@ impl Plan {
 
 /// Reserves the blocks of what goes through the descriptor, so that a full disk is found before
 /// the first byte changes. Blocks.
-pub(super) fn reserve(site: &Site<'_>, plan: &Plan) -> io::Result<()> {
-    let Some(file) = site.coherent else {
+pub(super) fn reserve(target: &WriteTarget<'_>, plan: &WritePlan) -> io::Result<()> {
+    let Some(file) = target.coherent else {
         return Ok(());
     };
     for direct in plan.direct.iter().flatten() {
@@ -149,13 +164,13 @@ pub(super) fn reserve(site: &Site<'_>, plan: &Plan) -> io::Result<()> {
 }
 
 /// The whole pages of the range, if they are better written through the descriptor.
-fn direct_pages(site: &Site<'_>, range: ByteRange) -> Option<PageRange> {
+fn direct_pages(target: &WriteTarget<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
     let stays_mapped = pages.len() < ALWAYS_DIRECT
-        && site.pending.covers(pages.into())
-        && residency::may_be_cached(site.map.run(pages));
+        && target.file.pending.covers(pages.into())
+        && residency::may_be_cached(target.map.run(pages));
     let may_write = || {
-        let file = site.coherent?;
+        let file = target.coherent?;
         sys::may_write_at(file, pages.end()).then_some(pages)
     };
     match stays_mapped {

@@ -3,10 +3,10 @@
 use std::future::Future;
 use std::io;
 
+use super::{Handle, MemoryMappedFile};
 use crate::commit::Flush;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
-use crate::file::{Handle, MemoryMappedFile};
 use crate::lease::LeaseHost;
 use crate::mode::MmapMode;
 use crate::offload::{check, offload};
@@ -135,7 +135,7 @@ impl MemoryMappedFile {
     pub fn schedule_flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("writing back", Subject::Nothing, async move {
-            let all = ByteRange::between(0, handle.open.len());
+            let all = ByteRange::between(0, handle.shared.len());
             handle.start_writeback(all).await
         })
     }
@@ -197,15 +197,15 @@ impl MemoryMappedFile {
                 return Ok(());
             }
             let file = handle.file().clone();
-            let evicted = handle.hop(move |open| {
+            let evicted = handle.hop(move |shared| {
                 // A shrink may have gone first.
-                let end = (offset + len).min(open.len());
+                let end = (offset + len).min(shared.len());
                 let range = ByteRange::between(offset.min(end), end);
                 let page_size = sys::page_size();
-                let leased = open.leases().leased(range).into_iter();
+                let leased = shared.leases().leased(range).into_iter();
                 let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
                 for pages in range.to_pages(page_size).without(&leased) {
-                    open.unmap_pages(pages.into())?;
+                    shared.unmap_pages(pages.into())?;
                     sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)?;
                 }
                 Ok::<_, io::Error>(())
@@ -221,9 +221,9 @@ impl Handle {
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
             MmapMode::ReadWrite => {
                 check()?;
-                match self.open.is_durable() {
+                match self.shared.is_durable() {
                     true => Ok(()),
-                    false => self.open.start(flush).done().await,
+                    false => self.shared.start(flush).done().await,
                 }
             }
         }

@@ -1,0 +1,97 @@
+//! Opening and creating files: the builder's ways, by the names of the synchronous crate.
+
+use std::fs::File;
+use std::future::Future;
+use std::path::Path;
+
+use super::MemoryMappedFile;
+use crate::builder::MemoryMappedFileBuilder;
+use crate::error::Result;
+use crate::mode::MmapMode;
+
+impl MemoryMappedFile {
+    /// Returns a builder with options for opening `path`.
+    pub fn builder(path: impl AsRef<Path>) -> MemoryMappedFileBuilder {
+        MemoryMappedFileBuilder::new(path.as_ref())
+    }
+
+    /// Creates a file of `size` bytes, or truncates it, for reading and writing. The file is
+    /// sparse: its blocks are allocated when they are written.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](MemoryMappedFileBuilder::create).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create`](MemoryMappedFileBuilder::create).
+    pub fn create_rw(
+        path: impl AsRef<Path>,
+        size: u64,
+    ) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).size(size).create()
+    }
+
+    /// Opens a file for reading. It may be empty.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](MemoryMappedFileBuilder::open).
+    pub fn open_ro(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).open()
+    }
+
+    /// Opens a file for reading and writing. It may not be empty.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](MemoryMappedFileBuilder::open).
+    pub fn open_rw(path: impl AsRef<Path>) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).mode(MmapMode::ReadWrite).open()
+    }
+
+    /// Opens a file for reading and writing, or creates it with `default_size` bytes. It is never
+    /// truncated, emptied or removed; if it is empty, it gets that many bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open_or_create`](MemoryMappedFileBuilder::open_or_create).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create`](MemoryMappedFileBuilder::create).
+    pub fn open_or_create(
+        path: impl AsRef<Path>,
+        default_size: u64,
+    ) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).size(default_size).open_or_create()
+    }
+
+    /// Maps a file that is open already. The path is only for [`path`](Self::path): that the file
+    /// has a name, and that the name is durable, is the caller's business.
+    ///
+    /// # Errors
+    ///
+    /// - [`InvalidMode`](MmapIoError::InvalidMode): the descriptor does not permit the mode, or
+    ///   appends.
+    /// - Those of [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`open`](MemoryMappedFileBuilder::open).
+    pub fn from_file(
+        file: File,
+        mode: MmapMode,
+        path: impl AsRef<Path>,
+    ) -> impl Future<Output = Result<Self>> + Send + 'static {
+        Self::builder(path).mode(mode).open_descriptor(file)
+    }
+}

@@ -1,0 +1,88 @@
+//! Having pages in memory: touching and prefetching them.
+
+use std::future::Future;
+
+use super::MemoryMappedFile;
+use crate::error::{MmapIoError, Result, Subject};
+use crate::fairness::operation;
+use crate::range::ByteRange;
+use crate::sys;
+
+impl MemoryMappedFile {
+    /// Makes every page of the file resident.
+    ///
+    /// # Errors
+    ///
+    /// [`Truncated`](MmapIoError::Truncated) or [`Io`](MmapIoError::Io), as for
+    /// [`slice`](Self::slice).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
+    pub fn touch_pages(&self) -> impl Future<Output = Result<()>> + Send + 'static {
+        let file = self.clone();
+        operation("reading the file in", Subject::Nothing, async move {
+            match file.len() {
+                0 => Ok(()),
+                len => file.make_resident(ByteRange::between(0, len)).await,
+            }
+        })
+    }
+
+    /// Makes the pages of a range resident.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), [`Truncated`](MmapIoError::Truncated) or
+    /// [`Io`](MmapIoError::Io).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops nothing that has started, and harms nothing.
+    pub fn touch_pages_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let file = self.clone();
+        operation("reading in", (offset, len), async move {
+            let Some(range) = file.handle.range(offset, len)? else {
+                return Ok(());
+            };
+            file.make_resident(range).await
+        })
+    }
+
+    /// Starts reading the pages of a range in, and does not wait for them.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or [`AdviceFailed`](MmapIoError::AdviceFailed).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
+    /// nothing.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// `posix_fadvise(POSIX_FADV_WILLNEED)` on Linux; elsewhere a hint that may do nothing.
+    pub fn prefetch_range(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let handle = self.handle.clone();
+        operation("prefetching", (offset, len), async move {
+            if handle.range(offset, len)?.is_none() {
+                return Ok(());
+            }
+            let file = handle.file().clone();
+            handle
+                .hop(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
+                .await
+                .map_err(MmapIoError::advice_failed)
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! Addresses of the mapped bytes.
+
+use super::MemoryMappedFile;
+use crate::error::Result;
+use crate::flush::FlushPolicy;
+use crate::map::Protection;
+use crate::range::ByteRange;
+
+impl MemoryMappedFile {
+    /// Returns the address of the first byte of the file; null if the file is empty and was never
+    /// anything else.
+    ///
+    /// # Safety
+    ///
+    /// What is read through the pointer is not protected by a lease. Until the last read through
+    /// it, the caller makes sure that
+    /// - the handle, or a clone of it, lives;
+    /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
+    /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
+    ///   them off (that would raise `SIGBUS`);
+    /// - nothing writes to the bytes: no operation or view of this process, and no other process.
+    pub unsafe fn as_ptr(&self) -> *const u8 {
+        self.base().cast_const()
+    }
+
+    /// Returns the address of the first byte of the file, to write through. Counts every byte of
+    /// the file as written, once: stores that come after a flush are covered by an explicit
+    /// [`flush`](Self::flush) alone, and [`EveryMillis`](FlushPolicy::EveryMillis) asks for the
+    /// address to be taken again for each round of stores.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
+    ///
+    /// # Safety
+    ///
+    /// As for [`as_ptr`](Self::as_ptr); and until the last store through the pointer, nothing looks
+    /// at the bytes, through this crate or otherwise, unless all sides use atomic operations. A
+    /// store may raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
+    pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
+        self.handle.mode.require_write()?;
+        let shared = &self.handle.shared;
+        // Of the policies, the background alone comes after the stores.
+        let policy = match self.handle.policy {
+            policy @ FlushPolicy::EveryMillis(_) => policy,
+            _ => FlushPolicy::Never,
+        };
+        shared.gives_address_to_write();
+        shared.wrote_view(ByteRange::between(0, shared.len()), policy);
+        Ok(shared.base(Protection::ReadWrite))
+    }
+
+    /// Where the current map begins. An address, and no access.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.shared.base(self.protection)
+    }
+}

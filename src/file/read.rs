@@ -1,0 +1,310 @@
+//! Reading: zero-copy views, now or when their pages are in memory, and copies.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::atomic::Ordering;
+
+use super::MemoryMappedFile;
+use crate::error::{MmapIoError, Result};
+use crate::fairness::{copied, operation};
+use crate::lease::{shared_briefly, try_shared, Hold, Lease, LeaseHost, Token};
+use crate::map::no_bytes;
+use crate::mode::MmapMode;
+use crate::offload::check;
+use crate::open_file::{OpenFile, OwnedLease};
+use crate::range::ByteRange;
+use crate::residency;
+use crate::sync::lock;
+use crate::view::MappedSlice;
+
+impl MemoryMappedFile {
+    /// Returns a zero-copy view of a range, without reading pages in.
+    ///
+    /// Costs no allocation, no lock and no system call. The bytes may not be resident: then the
+    /// first touch of each page blocks the thread; [`slice`](Self::slice) makes sure before.
+    ///
+    /// # Errors
+    ///
+    /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
+    /// - [`Busy`](MmapIoError::Busy): a [`MappedSliceMut`](crate::MappedSliceMut) overlaps the
+    ///   range, or a write of more than 1 MiB is being applied to it. [`slice`](Self::slice) waits
+    ///   for both.
+    ///
+    /// # Blocking
+    ///
+    /// Waits for a write of at most 1 MiB that is being applied to these bytes right now: a matter
+    /// of microseconds. A write that a steady stream of readers has kept out may hold off new
+    /// readers of its range for up to 1 ms, at most once every 100 ms.
+    /// [`try_as_slice`](Self::try_as_slice) waits for neither.
+    #[inline(always)]
+    pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        loop {
+            let slice = self.slice_or(offset, len, |shared, range| {
+                #[cold]
+                fn wait(shared: &OpenFile, range: ByteRange) -> Option<Token> {
+                    shared_briefly(shared, Hold::Slot, range).ok()
+                }
+                wait(shared, range)
+            });
+            if let Some(slice) = slice {
+                return Ok(slice);
+            }
+            if let Some(error) = self.lease_error(offset, len) {
+                return Err(*error);
+            }
+        }
+    }
+
+    /// Returns a zero-copy view of a range, or `None` instead of waiting.
+    ///
+    /// As [`as_slice`](Self::as_slice), but never waits: `None` where that would wait, or say
+    /// `Busy`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds)
+    #[inline(always)]
+    pub fn try_as_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSlice<'_>>> {
+        let slice = self.slice_or(offset, len, |shared, range| {
+            #[cold]
+            fn look_again(shared: &OpenFile, range: ByteRange) -> Option<Token> {
+                range.check(shared.len()).ok()?;
+                try_shared(shared, Hold::Slot, range).ok()
+            }
+            look_again(shared, range)
+        });
+        match slice {
+            Some(slice) => Ok(Some(slice)),
+            None => match self.out_of_bounds(offset, len) {
+                Some(error) => Err(*error),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// Takes a shared lease, without a lock if possible and else by `slow_path`, and returns the
+    /// view. After `None`, [`lease_error`](Self::lease_error) works out the error.
+    #[inline(always)]
+    fn slice_or(
+        &self,
+        offset: u64,
+        len: u64,
+        slow_path: impl FnOnce(&OpenFile, ByteRange) -> Option<Token>,
+    ) -> Option<MappedSlice<'_>> {
+        if len == 0 {
+            return Some(MappedSlice::EMPTY);
+        }
+        let range = ByteRange::between(offset, offset.checked_add(len)?);
+        let lease = Lease::shared_or(&*self.shared, range, slow_path)?;
+        // Only now: before, a shrink could have slipped in between.
+        let span = self.shared.span_within(self.protection, range)?;
+        Some(MappedSlice::new(span, lease))
+    }
+
+    /// The error for a lease that was not granted, boxed so that it is returned in a register.
+    /// `None` if the lease can be had now: what refused it was a cut, and the file has grown again.
+    #[cold]
+    fn lease_error(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        let range = match ByteRange::new(offset, len, self.len()) {
+            Ok(range) => range,
+            Err(error) => return Some(Box::new(error)),
+        };
+        let lease = Lease::shared_briefly(&*self.shared, Hold::Slot, range);
+        lease.err().map(Box::new)
+    }
+
+    /// The error of a range that is out of bounds, boxed for the same reason.
+    #[cold]
+    fn out_of_bounds(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        ByteRange::new(offset, len, self.len()).err().map(Box::new)
+    }
+
+    /// Returns a `&[u8]` that stays valid as long as the read-only handle.
+    ///
+    /// The range stays leased until the last clone of the handle is dropped, so that a write of
+    /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
+    /// more, and ranges that touch each other share a lease. A call that fails keeps nothing.
+    ///
+    /// # Errors
+    ///
+    /// - [`InvalidMode`](MmapIoError::InvalidMode): the handle may write, and its writes would
+    ///   wait for its own view.
+    /// - Those of [`as_slice`](Self::as_slice).
+    ///
+    /// # Blocking
+    ///
+    /// As [`as_slice`](Self::as_slice).
+    pub fn as_slice_bytes(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        if len == 0 {
+            return Ok(no_bytes());
+        }
+        if self.handle.mode != MmapMode::ReadOnly {
+            return Err(MmapIoError::invalid_mode(
+                "a handle that may write would wait for its own view",
+            ));
+        }
+        let range = ByteRange::new(offset, len, self.len())?;
+        let mut pinned = lock(&self.handle.pinned);
+        pinned.pin(range, |all| {
+            let lease = Lease::shared_briefly(self.shared.clone(), Hold::Entry, all);
+            // The caller asked for `range`.
+            lease.map_err(|error| match error {
+                MmapIoError::OutOfBounds { total, .. } => range.out_of_bounds(total),
+                _ => range.busy(),
+            })
+        })?;
+        drop(pinned);
+        let span = self.shared.span(self.protection, range)?;
+        // SAFETY: every byte of the range is under a lease that lives as long as the handle,
+        // which `self` borrows, and the handle keeps the map.
+        Ok(unsafe { span.as_slice() })
+    }
+
+    /// Returns a zero-copy view of a range after reading its pages into memory.
+    ///
+    /// The pages are read in on the pool if they are not in memory. If all of at most 4 MiB are, on
+    /// a local file system, there is no hop to the pool (about 1 us for 64 KiB); a larger range
+    /// always hops. Waits for a write that is being applied to the range, and for a
+    /// [`MappedSliceMut`](crate::MappedSliceMut) that overlaps it.
+    ///
+    /// # Errors
+    ///
+    /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
+    /// - [`Truncated`](MmapIoError::Truncated): another process has cut off bytes of the range.
+    /// - [`Io`](MmapIoError::Io): the pages cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind but pages that are resident.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let slice = file.slice(5, 5).await?;
+    /// assert_eq!(slice, b"bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        operation("reading", (offset, len), self.resident_slice(offset, len)).await
+    }
+
+    /// What [`slice`](Self::slice) resolves to.
+    async fn resident_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
+        if len == 0 {
+            return Ok(MappedSlice::EMPTY);
+        }
+        let range = ByteRange::new(offset, len, self.len())?;
+        let lease = self
+            .resident_lease(&*self.shared, Hold::Slot, range)
+            .await?;
+        let span = self.shared.span(self.protection, range)?;
+        Ok(MappedSlice::new(span, lease))
+    }
+
+    /// A shared lease, over pages that are resident when it is there.
+    pub(super) async fn resident_lease<H>(
+        &self,
+        host: H,
+        hold: Hold,
+        range: ByteRange,
+    ) -> Result<Lease<H>>
+    where
+        H: Deref + Clone,
+        H::Target: LeaseHost + Sized,
+    {
+        check()?;
+        loop {
+            self.make_resident(range).await?;
+            if let Ok(lease) = Lease::try_shared(host.clone(), hold, range) {
+                return Ok(lease);
+            }
+            let lease = Lease::shared(host.clone(), hold, range).await;
+            // That may have taken long enough for the pages to go again.
+            range.check(self.len())?;
+            if self.is_resident(range) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// Reads the pages of a range in, unless they are in memory.
+    pub(super) async fn make_resident(&self, range: ByteRange) -> Result<()> {
+        let counters = &self.shared.counters;
+        if self.is_resident(range) {
+            counters.resident_hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        if residency::is_asked(range) {
+            counters.resident_misses.fetch_add(1, Ordering::Relaxed);
+        }
+        let protection = self.protection;
+        self.handle
+            .hop(move |shared| shared.read_in(protection, range))
+            .await
+    }
+
+    fn is_resident(&self, range: ByteRange) -> bool {
+        self.shared.is_resident(self.protection, range)
+    }
+
+    /// Copies bytes of the file into `buffer`.
+    ///
+    /// The pages are made resident as by [`slice`](Self::slice), and then copied by the thread
+    /// that polls.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`slice`](Self::slice); then nothing was copied.
+    ///
+    /// # Cancel safety
+    ///
+    /// The bytes are copied in the last poll, all of them.
+    pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let len = buffer.len() as u64;
+        operation("reading", (offset, len), async {
+            let slice = self.resident_slice(offset, len).await?;
+            buffer.copy_from_slice(&slice);
+            copied(buffer.len());
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Ranges that stay leased: by their start, with their end. No two of them touch: those that would
+/// are one, so that a scan in small steps keeps one lease.
+#[derive(Default)]
+pub(super) struct PinnedRanges(BTreeMap<u64, (u64, OwnedLease)>);
+
+impl PinnedRanges {
+    /// The ranges that share a byte with `range` or touch it.
+    fn touching(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
+        let up_to = self.0.range(..=range.end()).rev();
+        let up_to = up_to.map(|(start, (end, _))| ByteRange::between(*start, *end));
+        up_to.take_while(move |other| other.end() >= range.start())
+    }
+
+    /// Makes sure that `range` is leased, by what `lease` gets.
+    fn pin(
+        &mut self,
+        range: ByteRange,
+        lease: impl FnOnce(ByteRange) -> Result<OwnedLease>,
+    ) -> Result<()> {
+        if self.touching(range).any(|other| other.contains(range)) {
+            return Ok(());
+        }
+        let joined: Vec<ByteRange> = self.touching(range).collect();
+        let all = joined.iter().copied().fold(range, ByteRange::hull);
+        // The new lease is there before those that it stands for go.
+        let lease = lease(all)?;
+        for other in joined {
+            self.0.remove(&other.start());
+        }
+        self.0.insert(all.start(), (all.end(), lease));
+        Ok(())
+    }
+}

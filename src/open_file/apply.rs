@@ -1,0 +1,324 @@
+//! What the queue has a file do. Writes here: pages first, then leases, then the bytes; everything
+//! else of which there is one at a time.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use super::resize::Longer;
+use super::write_plan::{reserve, WritePlan, WriteTarget};
+use super::{OpenFile, OwnedLease};
+use crate::error::{MmapIoError, Result};
+use crate::flush::Due;
+use crate::lease::{Asks, Kind, Lease, Want};
+use crate::map::Protection;
+use crate::queue::{Action, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
+use crate::range::ByteRange;
+use crate::residency::{self, Unpopulated};
+use crate::sync::lock;
+use crate::sys;
+
+type Operation = Arc<Op<OwnedLease>>;
+/// A write that may be applied, and how.
+type Ready<'a> = (&'a Operation, WritePlan);
+/// A write that was applied, and whether it failed.
+type Written<'a> = (&'a Operation, io::Result<()>);
+
+impl QueueHost for OpenFile {
+    type Lease = OwnedLease;
+
+    fn queue(&self) -> &Queue<OwnedLease> {
+        &self.queue
+    }
+
+    fn apply(
+        self: &Arc<Self>,
+        batch: &[Operation],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Operation> {
+        let op = match batch {
+            [op] => op,
+            writes => return self.apply_writes(writes, ended),
+        };
+        let range = op.ranges[0];
+        let starts = || self.queue.begin(op).is_some();
+        let outcome = match op.action {
+            Action::Write(_) | Action::TryWrite(_) => return self.apply_writes(batch, ended),
+            Action::Lease(kind) => self
+                .lease(kind, range)
+                .map(|lease| lease.map(Outcome::Leased)),
+            Action::Resize => self
+                .resize(range.start(), starts)
+                .map(|resized| resized.then_some(Outcome::Done)),
+            Action::GrowTo => self
+                .grow(range.start(), Longer::Welcome, starts)
+                .map(|grown| grown.then_some(Outcome::Done)),
+            Action::FirstLength => self
+                .first_length(range.start(), starts)
+                .map(|grown| grown.then_some(Outcome::Done)),
+            Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
+        };
+        match outcome.transpose() {
+            Some(outcome) => {
+                self.queue.finish(op, outcome, ended);
+                Vec::new()
+            }
+            None => batch.to_vec(),
+        }
+    }
+}
+
+impl Granted for OwnedLease {
+    fn delivered(&self) {
+        self.mark_lasting();
+        // A creation that waits for the file to be closed may wait for a future that is forgotten:
+        // it counts as a user from now on.
+        self.host().closed.notify();
+    }
+}
+
+impl OpenFile {
+    /// Grants a view or a snapshot; `None` while a lease or an operation conflicts with it.
+    fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
+        range.check(self.len())?;
+        if kind == Kind::Exclusive {
+            let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
+            residency::check_length(mapped.backing.file(), &[range])?;
+            if let Some(map) = map {
+                residency::make_writable(&map, &mapped.backing, range)?;
+            }
+        }
+        Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
+    }
+
+    /// Applies a batch of writes, and returns those whose ranges are in use. Writes that are to be
+    /// durable wait for a commit; the others have ended.
+    ///
+    /// The pages are made writable *before* any lease is taken: that may wait for the disk, and
+    /// readers of the range go on in the meantime. It also finds a full disk before the first byte
+    /// changes.
+    fn apply_writes(
+        self: &Arc<Self>,
+        batch: &[Operation],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Operation> {
+        let (mapped, map) = match (self.writable(), self.map(Protection::ReadWrite)) {
+            (Ok(mapped), Some(map)) => (mapped, map),
+            _ => unreachable!("a write comes from a handle that may write a file with bytes"),
+        };
+        let target = WriteTarget {
+            file: self,
+            backing: &mapped.backing,
+            map: &map,
+            len: self.len(),
+            coherent: match mapped.habits.coherent_writes {
+                true => mapped.backing.file(),
+                false => None,
+            },
+        };
+        let mut ready = self.check_lengths(&target, batch, ended);
+        self.make_writable(&target, &mut ready, ended);
+        let mut wants: Vec<Want<'_>> = ready
+            .iter()
+            .map(|(op, _)| Want {
+                ranges: &op.ranges,
+                gives_up: matches!(op.action, Action::TryWrite(_)),
+                granted: false,
+            })
+            .collect();
+        let lease = match self.hot.leases.begin_batch(&mut wants) {
+            Ok(lease) => lease,
+            Err(error) => {
+                let error = MmapIoError::from(error);
+                for (op, _) in &ready {
+                    self.fail(op, error.clone(), ended);
+                }
+                return Vec::new();
+            }
+        };
+        let mut written = Vec::with_capacity(ready.len());
+        let mut deferred = Vec::new();
+        for ((op, plan), want) in ready.iter().zip(&wants) {
+            match want.granted {
+                true => written.extend(self.copy(&target, op, plan, ended)),
+                false => deferred.extend(self.refuse(op, ended)),
+            }
+        }
+        let due = self.record(&written);
+        drop(lease);
+        self.account(written, due, ended);
+        deferred
+    }
+
+    /// The writes that lie inside the file, as it should be and as it is, and how each gets there.
+    fn check_lengths<'a>(
+        &self,
+        target: &WriteTarget<'_>,
+        batch: &'a [Operation],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Ready<'a>> {
+        let file_len = target.backing.file().map_or(Ok(target.len), sys::file_len);
+        let check = |op: &Op<OwnedLease>| -> Result<()> {
+            op.ranges
+                .iter()
+                .try_for_each(|range| range.check(target.len))?;
+            match &file_len {
+                Ok(file_len) if op.ranges.iter().all(|range| range.end() <= *file_len) => Ok(()),
+                // Again, for the error.
+                _ => residency::check_length(target.backing.file(), &op.ranges),
+            }
+        };
+        let mut ready = Vec::with_capacity(batch.len());
+        for op in batch {
+            match check(op) {
+                Ok(()) => ready.push((op, WritePlan::of(target, &op.ranges))),
+                Err(error) => self.fail(op, error, ended),
+            }
+        }
+        ready
+    }
+
+    /// Makes room on the disk for all writes, and their pages writable; removes those for which
+    /// that fails.
+    fn make_writable(
+        &self,
+        target: &WriteTarget<'_>,
+        ready: &mut Vec<Ready<'_>>,
+        ended: &mut Ended<OwnedLease>,
+    ) {
+        ready.retain(|(op, plan)| match reserve(target, plan) {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(op, MmapIoError::from(error), ended);
+                false
+            }
+        });
+        let copied = ready
+            .iter()
+            .flat_map(|(op, plan)| plan.memcpy_parts(&op.ranges));
+        if populate(target, copied).is_ok() {
+            return;
+        }
+        // It failed for some of them: each is asked on its own.
+        ready.retain_mut(|(op, plan)| match make_one_writable(target, op, plan) {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(op, error, ended);
+                false
+            }
+        });
+    }
+
+    /// Starts a write whose ranges are leased, unless it was withdrawn, and copies its data.
+    fn copy<'a>(
+        &self,
+        target: &WriteTarget<'_>,
+        op: &'a Operation,
+        plan: &WritePlan,
+        ended: &mut Ended<OwnedLease>,
+    ) -> Option<Written<'a>> {
+        if plan.is_direct() {
+            // Right before: a file that another process has cut may not be made longer again.
+            if let Err(error) = residency::check_length(target.backing.file(), &op.ranges) {
+                self.fail(op, error, ended);
+                return None;
+            }
+        }
+        let payload = self.queue.begin(op)?;
+        debug_assert!(!matches!(payload, Payload::Mapped(_)));
+        // SAFETY: the map lives and is writable, the ranges are inside the file, and the batch
+        // holds an exclusive lease on each; a payload is never in a map of ours.
+        let result = unsafe { plan.execute(target, &op.ranges, payload.bytes()) };
+        // The owner of a `Bytes` is the user's code.
+        ended.drop_later(payload);
+        Some((op, result))
+    }
+
+    /// A write whose ranges are in use is deferred, unless it gives up.
+    fn refuse(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> Option<Operation> {
+        if matches!(op.action, Action::TryWrite(_)) {
+            self.queue.finish(op, Ok(Outcome::InUse), ended);
+            return None;
+        }
+        if op.was_deferred() {
+            self.raise_gate(&op.ranges);
+        }
+        Some(op.clone())
+    }
+
+    /// Keeps new readers out for a moment, for a write that was blocked before.
+    fn raise_gate(&self, ranges: &[ByteRange]) {
+        let mut last = lock(&self.last_gate);
+        if let Some(raised) = self.hot.leases.raise_gate(ranges, *last) {
+            *last = Some(raised);
+        }
+    }
+
+    /// Counts what was written as not durable, while it is leased; says what is to be flushed now.
+    fn record(&self, written: &[Written<'_>]) -> Vec<Due> {
+        let mut pending = self.pending.writing();
+        let record = |(op, _): &Written<'_>| pending.wrote(&op.ranges, op.action.policy());
+        written.iter().map(record).collect()
+    }
+
+    /// Ends the writes, but for those that wait to be durable.
+    fn account(
+        self: &Arc<Self>,
+        written: Vec<Written<'_>>,
+        due: Vec<Due>,
+        ended: &mut Ended<OwnedLease>,
+    ) {
+        let (mut applied, mut alarm) = (0, false);
+        for ((op, result), due) in written.into_iter().zip(due) {
+            if let Err(error) = result {
+                self.fail(op, MmapIoError::from(error), ended);
+                continue;
+            }
+            applied += 1;
+            match due {
+                Due::Nothing => ended.push(op, Ok(Outcome::Done)),
+                Due::Write => self.commits.add(op.clone(), false),
+                Due::Everything => self.commits.add(op.clone(), true),
+                // The background flush is not awaited. But once a flush has failed, no later one
+                // can succeed, so that is reported now.
+                Due::Alarm(_) | Due::Alarmed => {
+                    let failed = self.commits.failure();
+                    ended.push(op, failed.map_or(Ok(Outcome::Done), Err));
+                }
+            }
+            alarm |= matches!(due, Due::Alarm(_));
+        }
+        self.counters.writes.fetch_add(applied, Ordering::Relaxed);
+        if alarm {
+            self.set_alarm();
+        }
+    }
+
+    fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
+        self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
+        self.queue.finish(op, Err(error), ended);
+    }
+}
+
+fn make_one_writable(
+    target: &WriteTarget<'_>,
+    op: &Op<OwnedLease>,
+    plan: &mut WritePlan,
+) -> Result<()> {
+    match populate(target, plan.memcpy_parts(&op.ranges)) {
+        Err(Unpopulated::Unexplained(error)) => {
+            let direct = WritePlan::all_direct(target, &op.ranges).ok_or(error)?;
+            reserve(target, &direct)?;
+            *plan = direct;
+            Ok(())
+        }
+        populated => Ok(populated?),
+    }
+}
+
+fn populate(
+    target: &WriteTarget<'_>,
+    ranges: impl Iterator<Item = ByteRange> + Clone,
+) -> Result<(), Unpopulated> {
+    residency::populate_write(target.map, target.backing, ranges)
+}
