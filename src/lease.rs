@@ -3,9 +3,11 @@
 //! This is the façade over the protocol in [`table`]. It adds what the protocol leaves out: the
 //! calling thread's block of slots, waiting, waking, and tokens that release themselves.
 
+mod announced;
 mod fence;
 mod intervals;
 mod slots;
+mod state;
 mod table;
 mod waiting;
 

@@ -48,9 +48,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::announced::{Hull, Stripes};
 use super::fence::Fences;
 use super::intervals::{Intervals, Key};
 use super::slots::{Block, Blocks, Slot};
+use super::state::{Gate, Marks, Obstacle, Pending, State};
 use super::waiting::{Waiter, Waiting};
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU64, Mutex};
@@ -73,7 +75,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Shared, Self::Exclusive, Self::Atomic4, Self::Atomic8];
+    pub(super) const ALL: [Self; 4] = [Self::Shared, Self::Exclusive, Self::Atomic4, Self::Atomic8];
 
     /// Whether leases of the two kinds may not share a byte.
     pub(crate) fn excludes(self, other: Self) -> bool {
@@ -174,75 +176,6 @@ pub(crate) struct Table<F> {
     state: Mutex<State>,
     waiting: Waiting,
     fences: PhantomData<F>,
-}
-
-/// What is known under the mutex.
-#[derive(Debug)]
-struct State {
-    /// Leases in the map by kind.
-    entries: [Intervals<Marks>; 4],
-    /// The stripes of those that readers must not overlook, since they were last looked for.
-    held: Option<Stripes>,
-    /// Ranges of the batch of writes that is being applied: sorted, disjoint.
-    applying: Vec<ByteRange>,
-    /// The batch is at most [`BRIEF`].
-    applying_is_brief: bool,
-    /// Requests between their announcement and their last look.
-    pending: Vec<Pending>,
-    /// Requests that were ever made.
-    requests: u64,
-    /// A range that has stayed announced since before a heavy fence that has ended: a slot on it
-    /// is visible, or its reader comes here first.
-    closed: Option<ByteRange>,
-    /// Readers that have met nobody since the last request.
-    meetings: u32,
-    /// Ranges that new readers stay out of until the given time.
-    gate: Option<Gate>,
-    /// Scratch of the scan.
-    live: Vec<(ByteRange, &'static Slot)>,
-}
-
-/// What is known of a lease in the map.
-#[derive(Clone, Copy, Debug, Default)]
-struct Marks {
-    /// A writer waits for its end.
-    watched: bool,
-    /// A caller has it, and may keep it. Readers do not look at that of another reader.
-    lasting: bool,
-}
-
-/// The turn of a write that was blocked by ever new readers.
-#[derive(Debug)]
-struct Gate {
-    ranges: Vec<ByteRange>,
-    until: Instant,
-}
-
-impl Gate {
-    fn overlaps(&self, range: ByteRange) -> bool {
-        self.ranges.iter().any(|other| other.overlaps(range))
-    }
-}
-
-/// A request that is not decided yet.
-#[derive(Debug)]
-struct Pending {
-    /// Tells it from others on the same bytes.
-    number: u64,
-    hull: ByteRange,
-    /// What it announces: its hull, or all from what is closed to there.
-    announces: ByteRange,
-    /// It has marked slots, and run its last fence or is about to.
-    has_marked: bool,
-}
-
-/// What blocks a writer, slots apart.
-#[derive(Clone, Copy)]
-enum Obstacle {
-    Entry(Kind, Key),
-    /// The batch that is being applied: only a request from outside the queue can meet it, and
-    /// those do not wait.
-    Applying,
 }
 
 impl<F: Fences> Table<F> {
@@ -694,231 +627,6 @@ impl<F: Fences> Table<F> {
             .store(hull.map_or(Hull::EMPTY, Hull::of), F::ANNOUNCE);
         if tells_stripes {
             self.stripes.store(stripes, F::ANNOUNCE);
-        }
-    }
-}
-
-impl State {
-    /// What a new shared lease on `range` would meet.
-    fn in_a_readers_way(&self, range: ByteRange) -> Option<Conflict> {
-        if self.is_applying(range) {
-            return Some(if self.applying_is_brief {
-                Conflict::Applying
-            } else {
-                Conflict::Held
-            });
-        }
-        if self.find_excluding(Kind::Shared, range).is_some() {
-            let lasts = Kind::ALL.into_iter().any(|kind| {
-                let lasting = |marks: &Marks| marks.lasting;
-                kind.excludes(Kind::Shared)
-                    && self.entries[kind as usize].any_overlap(range, lasting)
-            });
-            return Some(if lasts {
-                Conflict::Held
-            } else {
-                Conflict::Applying
-            });
-        }
-        match &self.gate {
-            Some(gate) if gate.overlaps(range) => Some(Conflict::Gate(gate.until)),
-            _ => None,
-        }
-    }
-
-    /// What a new lease of `kind` on `range` would meet, slots apart.
-    fn in_a_writers_way(&self, kind: Kind, range: ByteRange) -> Option<Obstacle> {
-        if let Some((kind, key)) = self.find_excluding(kind, range) {
-            return Some(Obstacle::Entry(kind, key));
-        }
-        self.is_applying(range).then_some(Obstacle::Applying)
-    }
-
-    fn find_excluding(&self, kind: Kind, range: ByteRange) -> Option<(Kind, Key)> {
-        let others = Kind::ALL.into_iter().filter(|other| kind.excludes(*other));
-        others
-            .filter_map(|other| Some((other, self.entries[other as usize].find_overlap(range)?)))
-            .next()
-    }
-
-    fn is_applying(&self, range: ByteRange) -> bool {
-        let next = self
-            .applying
-            .partition_point(|other| other.end() <= range.start());
-        self.applying
-            .get(next)
-            .is_some_and(|other| other.overlaps(range))
-    }
-
-    /// Hulls of all that a reader must not overlook.
-    fn all_writers(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        let held = self.held().filter_map(Intervals::hull);
-        let applying = self.applying.first().into_iter();
-        let applying = applying.chain(self.applying.last());
-        held.chain(applying.copied()).chain(self.unheld())
-    }
-
-    /// The stripes of all that a reader must not overlook, inside of `hull`.
-    fn stripes(&mut self, hull: ByteRange) -> Stripes {
-        let mut stripes = Stripes::none_over(hull);
-        match self.held {
-            Some(held) if held.scale == stripes.scale => stripes = held,
-            _ => {
-                for entries in self.held() {
-                    stripes.add_all(entries);
-                }
-                self.held = Some(stripes);
-            }
-        }
-        for range in self.applying.iter().copied().chain(self.unheld()) {
-            stripes.add(range);
-        }
-        stripes
-    }
-
-    /// The leases in the map that readers must not overlook.
-    fn held(&self) -> impl Iterator<Item = &Intervals<Marks>> {
-        let held = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared);
-        held.map(|kind| &self.entries[kind as usize])
-    }
-
-    /// What readers must not overlook, though it is no lease.
-    fn unheld(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        let gate = self.gate.iter().flat_map(|gate| &gate.ranges);
-        let pending = self.pending.iter().map(|request| &request.announces);
-        gate.chain(&self.closed).chain(pending).copied()
-    }
-}
-
-/// A range in blocks of 32 KiB, first and last in one word: what readers compare with.
-struct Hull;
-
-impl Hull {
-    const BLOCK_BITS: u32 = 15;
-    /// No block: 0, for the sake of the comparison that every read makes.
-    const EMPTY: u64 = 0;
-    /// A first block behind the last stands for no block; it is packed as 0.
-    const MASK: u64 = 1 << 32;
-
-    fn of(range: ByteRange) -> u64 {
-        let first = range.start() >> Self::BLOCK_BITS;
-        let last = (range.end() - 1) >> Self::BLOCK_BITS;
-        debug_assert!(last <= u64::from(u32::MAX), "{range:?} is too far");
-        (first << 32 | last) ^ Self::MASK
-    }
-
-    /// Whether the packed range may share a byte with `range`, which is not empty.
-    #[inline]
-    fn covers(packed: u64, range: ByteRange) -> bool {
-        let unpacked = packed ^ Self::MASK;
-        let (first, last) = (unpacked >> 32, unpacked & u64::from(u32::MAX));
-        range.start() >> Self::BLOCK_BITS <= last && first <= (range.end() - 1) >> Self::BLOCK_BITS
-    }
-}
-
-/// Ranges as a set of stripes, all of the same size: a power of two of bytes. Packed into one word,
-/// together with the size, so that the word means the same whatever else a reader has seen.
-///
-/// A byte lies in the stripe that its offset in stripes names, modulo their number. The size is
-/// chosen so that no two stripes under the hull share a number; what lies outside may.
-#[derive(Clone, Copy, Debug)]
-struct Stripes {
-    /// Logarithm of their size.
-    scale: u32,
-    /// One bit for each.
-    bits: u32,
-}
-
-impl Stripes {
-    const EMPTY: u64 = 0;
-    const COUNT: u64 = 32;
-
-    /// No stripes, small enough to tell ranges in `hull` apart.
-    fn none_over(hull: ByteRange) -> Self {
-        let (first, last) = (hull.start(), hull.end() - 1);
-        let mut scale = Hull::BLOCK_BITS;
-        while (last >> scale) - (first >> scale) >= Self::COUNT {
-            scale += 1;
-        }
-        Self { scale, bits: 0 }
-    }
-
-    fn add(&mut self, range: ByteRange) {
-        self.bits |= Self::bits(self.scale, range);
-    }
-
-    /// Adds the ranges of a set, with as many looks at it as there are stripes, at most.
-    fn add_all<V: Default>(&mut self, ranges: &Intervals<V>) {
-        let mut at = 0;
-        while let Some(range) = ranges.first_ending_after(at) {
-            let range = ByteRange::between(range.start().max(at), range.end());
-            self.add(range);
-            // All that ends before the end of its last stripe adds nothing more, as what starts
-            // before this range does not reach to it.
-            at = (((range.end() - 1) >> self.scale) + 1) << self.scale;
-        }
-    }
-
-    fn packed(self) -> u64 {
-        u64::from(self.bits) << 32 | u64::from(self.scale)
-    }
-
-    /// Whether the packed ranges may share a byte with `range`, which is not empty. With no ranges,
-    /// one of many stripes is covered all the same.
-    #[inline]
-    fn covers(packed: u64, range: ByteRange) -> bool {
-        let (first, count) = Self::span(packed as u32, range);
-        // The first stripe at or after that of the range is one of its own.
-        u64::from(((packed >> 32) as u32).rotate_right(first).trailing_zeros()) < count
-    }
-
-    /// The stripes of a range that is not empty.
-    fn bits(scale: u32, range: ByteRange) -> u32 {
-        let (first, count) = Self::span(scale, range);
-        let lowest = match count >= Self::COUNT {
-            true => u32::MAX,
-            false => (1 << count) - 1,
-        };
-        lowest.rotate_left(first)
-    }
-
-    /// The first stripe of a range modulo their number, and how many it has.
-    #[inline]
-    fn span(scale: u32, range: ByteRange) -> (u32, u64) {
-        // Masked by what a shift can be anyway, to save the check.
-        let scale = scale & 63;
-        let (first, last) = (range.start() >> scale, (range.end() - 1) >> scale);
-        (first as u32 % Self::COUNT as u32, last - first + 1)
-    }
-}
-
-/// Compares both ways to add `ranges`, and looks, with what the ranges say themselves.
-#[cfg(all(test, not(mmap_io_loom)))]
-pub(super) fn check_stripes(hull: ByteRange, ranges: &[ByteRange], looks: &[ByteRange]) {
-    let (mut one, mut all, mut set) = (
-        Stripes::none_over(hull),
-        Stripes::none_over(hull),
-        Intervals::new(),
-    );
-    for range in ranges {
-        one.add(*range);
-        set.insert(*range, ());
-    }
-    all.add_all(&set);
-    assert_eq!(one.packed(), all.packed());
-    let size = 1 << one.scale;
-    assert!(one.scale == Hull::BLOCK_BITS || hull.len() > size * (Stripes::COUNT / 2 - 1));
-    let widen = |range: &ByteRange| {
-        let start = range.start() / size * size;
-        ByteRange::between(start, range.end().div_ceil(size) * size)
-    };
-    for look in looks {
-        let covers = Stripes::covers(one.packed(), *look);
-        let overlaps = ranges.iter().any(|range| range.overlaps(*look));
-        assert!(covers || !overlaps, "{look:?} is overlooked");
-        if hull.contains(*look) {
-            let is_near = ranges.iter().any(|range| widen(range).overlaps(*look));
-            assert_eq!(covers, is_near, "{look:?}");
         }
     }
 }

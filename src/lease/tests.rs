@@ -700,7 +700,7 @@ proptest! {
         let ranges: Vec<_> = ranges.iter().map(|(at, len)| range(*at, at + len)).collect();
         let looks: Vec<_> = looks.iter().map(|(at, len)| range(*at, at + len)).collect();
         let hull = ranges.iter().copied().reduce(ByteRange::hull).unwrap();
-        table::check_stripes(hull, &ranges, &looks);
+        announced::check_stripes(hull, &ranges, &looks);
     }
 }
 

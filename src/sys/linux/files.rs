@@ -1,0 +1,234 @@
+//! What a file is, where it is, and what may be relied on for it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::io::AsRawFd;
+use std::path::Path;
+
+use crate::sys::unix::{directory_of, file_info, sync_directory};
+use crate::sys::{CacheHint, Habits};
+
+/// Length of an open file in bytes ([`statx(2)`], `STATX_SIZE` alone).
+///
+/// The times are left out on purpose: a process that asks for them makes the next store to the file
+/// change its inode, and an `msync` after it takes a fifth longer (multigrain timestamps, Linux
+/// 6.13).
+///
+/// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
+pub(crate) fn file_len(file: &File) -> io::Result<u64> {
+    statx_len(file, libc::AT_STATX_SYNC_AS_STAT)
+}
+
+/// Length of an open file in bytes, as this machine knows it: no server is asked
+/// ([`statx(2)`], `AT_STATX_DONT_SYNC`).
+///
+/// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
+pub(crate) fn known_len(file: &File) -> io::Result<u64> {
+    statx_len(file, libc::AT_STATX_DONT_SYNC)
+}
+
+/// What a path leads to, by a descriptor that only tells what it is ([`open(2)`], `O_PATH`). It breaks
+/// no lease of another process, and closing it leaves the locks alone that this process has on the
+/// file (`fcntl(2)`, `F_SETLK`). `None` if it cannot be looked at.
+///
+/// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+pub(crate) fn look(path: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(libc::O_PATH);
+    options.open(path).ok()
+}
+
+/// Whether this process may open a file that was looked at for reading, and for writing if
+/// `writes` ([`faccessat2(2)`]). If in doubt, not.
+///
+/// [`faccessat2(2)`]: https://man7.org/linux/man-pages/man2/faccessat2.2.html
+pub(crate) fn may_open(looked: &File, writes: bool) -> bool {
+    let mode = if writes {
+        libc::R_OK | libc::W_OK
+    } else {
+        libc::R_OK
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: the path is empty and ends in a zero byte, and `looked` keeps the descriptor open.
+    let answer = unsafe {
+        let (call, file) = (libc::SYS_faccessat2, looked.as_raw_fd());
+        libc::syscall(call, file, b"\0".as_ptr(), mode, flags)
+    };
+    answer == 0
+}
+
+/// Whether an open file has a name in some directory, as this machine knows it ([`statx(2)`],
+/// `AT_STATX_DONT_SYNC`).
+///
+/// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
+pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
+    match statx(file, libc::AT_STATX_DONT_SYNC, STATX_NLINK) {
+        Some(stat) => Ok(stat.stx_nlink > 0),
+        None => Ok(file.metadata()?.nlink() > 0),
+    }
+}
+
+fn statx_len(file: &File, sync: libc::c_int) -> io::Result<u64> {
+    match statx(file, sync, STATX_SIZE) {
+        Some(stat) => Ok(stat.stx_size),
+        None => Ok(file.metadata()?.len()),
+    }
+}
+
+const STATX_NLINK: libc::c_uint = 0x4;
+const STATX_SIZE: libc::c_uint = 0x200;
+
+/// What is asked for by `mask`; `None` where the kernel does not have the call, or a filter refuses it.
+#[cfg(not(target_os = "android"))]
+fn statx(file: &File, sync: libc::c_int, mask: libc::c_uint) -> Option<libc::statx> {
+    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is empty and ends in a zero byte, `stat` is live for the call, and `file`
+    // keeps the descriptor open.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            b"\0".as_ptr().cast(),
+            libc::AT_EMPTY_PATH | sync,
+            mask,
+            stat.as_mut_ptr(),
+        )
+    };
+    // SAFETY: all-zero bytes are a valid `statx`, and the call has filled in what it knows.
+    (result == 0).then(|| unsafe { stat.assume_init() })
+}
+
+/// Android's C library does not have the call everywhere.
+#[cfg(target_os = "android")]
+fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::statx> {
+    None
+}
+
+/// What may be relied on for a file ([`fstatfs(2)`]).
+///
+/// - *Coherent writes*: ext2 to ext4, xfs, btrfs and tmpfs write through the page cache, which is
+///   what is mapped; see [`may_write_at`] for the flags. Not where every write is synchronous by
+///   mount option.
+/// - *Syncs by range*: in ext4, xfs and tmpfs `fdatasync` of a range is a write-back of the range,
+///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
+///   do not depend on the range. btrfs logs the extents of the range.
+/// - *Local*: by name. NFS, SMB, 9p, FUSE, and what is not known here, may ask a server whatever they
+///   are asked, and may give one number to several files. overlayfs is taken for local, though its
+///   layers need not be.
+/// - *Copies up*: overlayfs; a file keeps its id when it is copied up. It does not count its cache
+///   ([`cached_pages`]), since the pages belong to the files of its layers.
+///
+/// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
+pub(crate) fn habits(file: &File) -> Habits {
+    const EXT: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    const BTRFS: u64 = 0x9123_683e;
+    const TMPFS: u64 = 0x0102_1994;
+    const OVERLAYFS: u64 = 0x794c_7630;
+    const F2FS: u64 = 0xf2f5_2010;
+    const ZFS: u64 = 0x2fc1_2fc1;
+    const BCACHEFS: u64 = 0xca45_1a4e;
+    const RAMFS: u64 = 0x8584_58f6;
+    const EXFAT: u64 = 0x2011_bab0;
+    const FAT: u64 = 0x4d44;
+    const EROFS: u64 = 0xe0f5_e1e2;
+    const SQUASHFS: u64 = 0x7371_7368;
+    const ISO9660: u64 = 0x9660;
+    const HUGETLBFS: u64 = 0x9584_58f6;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+    let kind = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
+    // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
+    let mounted = unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) };
+    if kind != 0 || mounted != 0 {
+        return Habits::default();
+    }
+    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
+    let kind = unsafe { stat.assume_init() }.f_type;
+    // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
+    let mounted = unsafe { flags.assume_init() }.f_flag;
+    // Signed or not, and of 32 or 64 bits, by platform; the numbers have 32.
+    let kind = u64::from(kind as u32);
+    Habits {
+        coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
+            && mounted & libc::ST_SYNCHRONOUS == 0,
+        syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
+        is_local: matches!(
+            kind,
+            EXT | XFS
+                | BTRFS
+                | TMPFS
+                | OVERLAYFS
+                | F2FS
+                | ZFS
+                | BCACHEFS
+                | RAMFS
+                | EXFAT
+                | FAT
+                | EROFS
+                | SQUASHFS
+                | ISO9660
+        ),
+        in_memory: kind == TMPFS,
+        copies_up: kind == OVERLAYFS,
+        has_huge_pages: kind == HUGETLBFS,
+    }
+}
+
+/// Tells the page cache about a file range ([`posix_fadvise(2)`]).
+///
+/// [`posix_fadvise(2)`]: https://man7.org/linux/man-pages/man2/posix_fadvise.2.html
+pub(crate) fn cache_hint(file: &File, offset: u64, len: u64, hint: CacheHint) -> io::Result<()> {
+    let advice = match hint {
+        CacheHint::WillNeed => libc::POSIX_FADV_WILLNEED,
+        CacheHint::DontNeed => libc::POSIX_FADV_DONTNEED,
+    };
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    let errno = unsafe {
+        libc::posix_fadvise(
+            file.as_raw_fd(),
+            offset as libc::off_t,
+            len as libc::off_t,
+            advice,
+        )
+    };
+    match errno {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Makes the name durable by which the file was opened: by an `fsync` of the directory, or, where
+/// the directory may not be opened or the file has another name by now, of all that its file system
+/// holds ([`syncfs(2)`]), which takes no descriptor and no permission. A file without a name has
+/// none to lose.
+///
+/// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
+pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
+    if let Ok(directory) = directory_of(file, path) {
+        return sync_directory(&directory);
+    }
+    if !file_info(file)?.is_linked {
+        return Ok(());
+    }
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    match unsafe { libc::syncfs(file.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A new descriptor of an open file, for reading ([`proc_pid_fd(5)`]). On overlayfs it shows what
+/// the file is now.
+///
+/// # Errors
+///
+/// Where `/proc` is not mounted, or the file may no longer be opened.
+///
+/// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
+pub(crate) fn reopen(file: &File) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    crate::sys::unix::open(options.read(true), path.as_ref())
+}
