@@ -6,6 +6,7 @@
 mod announced;
 mod fence;
 mod intervals;
+mod kinds;
 mod slots;
 mod state;
 mod table;
@@ -25,15 +26,17 @@ use std::time::{Duration, Instant};
 use futures_lite::future::yield_now;
 
 use self::fence::ProcessFences;
+use self::kinds::Wake;
 use self::slots::{Block, Blocks};
-use self::table::{Table, Wake};
+use self::table::Table;
 use crate::error::Result;
 use crate::range::ByteRange;
 use crate::sys;
 use crate::wakers::scope;
 
 pub(crate) use self::intervals::{Intervals, Key};
-pub(crate) use self::table::{Asks, Conflict, Kind, Token, Want, BRIEF};
+pub(crate) use self::kinds::{Asks, Conflict, Kind, Token, Want};
+pub(crate) use self::table::BRIEF;
 
 /// How long a blocked write keeps new readers out, at most.
 const GATE: Duration = Duration::from_millis(1);

@@ -30,21 +30,21 @@
 mod budget;
 mod deferred;
 mod door;
+mod ended;
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
 mod op;
 mod state;
+mod submitted;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::marker::PhantomData;
-use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,6 @@ use crate::range::ByteRange;
 use crate::residency;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
 use crate::sys;
-use crate::wakers::scope;
 
 use self::budget::{Account, Budget};
 use self::deferred::Deferred;
@@ -66,7 +65,9 @@ use self::op::Held;
 use self::state::State;
 
 pub(crate) use self::door::Source;
+pub(crate) use self::ended::Ended;
 pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
+pub(crate) use self::submitted::Submitted;
 
 /// Ranges of a batch, at most, unless one operation has more: as many as the lease table judges in a
 /// moment, for readers may wait for its lock meanwhile.
@@ -94,66 +95,6 @@ pub(crate) trait Granted: Send + 'static {
     /// A future waits for the lease, and has it from now on. The lock of its completion is held, so
     /// that this comes before the drop of the future, or not at all.
     fn delivered(&self);
-}
-
-/// What is to be done when no lock is held, and no lease: operations that have ended, and whose
-/// futures are not told yet, futures that are to be polled again, and data to be dropped.
-///
-/// Futures are told when the job holds no reference to the file any more, so that a file is closed
-/// when the last handle is, and not a moment later.
-#[derive(Debug)]
-pub(crate) struct Ended<L> {
-    ends: Vec<End<L>>,
-    called: Vec<Waker>,
-    dropped: Vec<Payload>,
-}
-
-type End<L> = (Arc<Op<L>>, Result<Outcome<L>>);
-
-impl<L: Granted> Ended<L> {
-    fn new() -> Self {
-        Self {
-            ends: Vec::new(),
-            called: Vec::new(),
-            dropped: Vec::new(),
-        }
-    }
-
-    pub(crate) fn push(&mut self, op: &Arc<Op<L>>, outcome: Result<Outcome<L>>) {
-        self.ends.push((op.clone(), outcome));
-    }
-
-    /// Data that was written, or will not be.
-    pub(crate) fn drop_later(&mut self, payload: Payload) {
-        self.dropped.push(payload);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.ends.is_empty() && self.called.is_empty() && self.dropped.is_empty()
-    }
-
-    fn tell(&mut self) {
-        let mut wakers = std::mem::take(&mut self.called);
-        let ends = self.ends.drain(..);
-        // In a scope, since a lease that is delivered has readers look again.
-        scope(|| {
-            let told = ends.filter_map(|(op, outcome)| {
-                op.done.deliver(outcome, |outcome| {
-                    outcome.iter().for_each(Outcome::delivered);
-                })
-            });
-            wakers.extend(told);
-        });
-        drop_payloads(&mut self.dropped);
-        wake_all(&mut wakers);
-    }
-}
-
-/// Drops each of them, whatever another one's owner does.
-fn drop_payloads(payloads: &mut Vec<Payload>) {
-    for payload in payloads.drain(..) {
-        contain(|| drop(payload));
-    }
 }
 
 /// The queue of one file.
@@ -589,80 +530,6 @@ impl<L: Granted> Queue<L> {
         for op in batch {
             let panicked = io::Error::other("the operation panicked");
             self.finish(op, Err(MmapIoError::from(panicked)), ended);
-        }
-    }
-}
-
-/// An operation in the queue; resolves when it is done. `H` is a reference to the file, whose user
-/// keeps it: a future that is forgotten keeps nothing.
-///
-/// # Cancel safety
-///
-/// Dropping it withdraws the operation if it has not started; one that has runs to its end.
-#[derive(Debug)]
-#[must_use = "futures do nothing unless polled"]
-pub(crate) struct Submitted<'a, T: QueueHost, H: Deref<Target = Arc<T>> = &'a Arc<T>> {
-    target: H,
-    /// Present until it is done.
-    op: Option<Arc<Op<T::Lease>>>,
-    lifetime: PhantomData<&'a T>,
-}
-
-impl<T: QueueHost, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
-    fn new(target: H, op: Arc<Op<T::Lease>>) -> Self {
-        Self {
-            target,
-            op: Some(op),
-            lifetime: PhantomData,
-        }
-    }
-
-    /// Brings the data in, if the operation was called from the door.
-    fn bring_in(&self, source: &Source<'_>) {
-        let Some(op) = &self.op else {
-            return;
-        };
-        let copy = match &*lock(&op.held) {
-            Held::Called(Some(_)) => false,
-            Held::Called(None) => true,
-            _ => return,
-        };
-        let copied = copy.then(|| source.copy());
-        let queue = self.target.queue();
-        let start = {
-            let mut state = lock(&queue.state);
-            if !op.enter(copied) {
-                // Called off meanwhile.
-                return;
-            }
-            state.take_in(op.clone());
-            !std::mem::replace(&mut state.running, true)
-        };
-        if start {
-            queue.start(&self.target);
-        }
-    }
-}
-
-impl<T: QueueHost, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T, H> {
-    type Output = Result<Outcome<T::Lease>>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let op = self.op.as_ref().expect("not polled after it has resolved");
-        let outcome = std::task::ready!(op.done.poll(context));
-        self.op = None;
-        Poll::Ready(outcome)
-    }
-}
-
-impl<T: QueueHost, H: Deref<Target = Arc<T>>> Drop for Submitted<'_, T, H> {
-    fn drop(&mut self) {
-        if sys::is_forked() {
-            return;
-        }
-        if let Some(op) = &self.op {
-            op.done.abandon();
-            Queue::withdraw(&self.target, op);
         }
     }
 }

@@ -16,8 +16,9 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::fence::Fences;
+use super::kinds::{Asks, Conflict, Kind, Token, Want};
 use super::slots::{Block, Blocks};
-use super::table::{Asks, Conflict, Kind, Table, Token, Want};
+use super::table::Table;
 use crate::range::ByteRange;
 use crate::sync::{fence, AtomicU32, Ordering};
 

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::announced::Stripes;
 use super::intervals::{Intervals, Key};
+use super::kinds::{Conflict, Kind};
 use super::slots::Slot;
-use super::table::{Conflict, Kind};
 use crate::range::ByteRange;
 
 /// What is known under the mutex.

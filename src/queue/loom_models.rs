@@ -5,7 +5,9 @@
 //! `without_*` do one step wrong, and must fail.
 
 use std::future::poll_fn;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::task::Context;
 
 use loom::thread;
 

@@ -1,5 +1,7 @@
 //! The order of the queue, driven step by step.
 
+use std::task::Context;
+
 use super::*;
 use crate::flush::FlushPolicy;
 
