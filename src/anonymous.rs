@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::error::MmapIoError;
 use crate::error::Result;
 use crate::file::{MemoryMappedFile, Stats};
-use crate::open_file::{OpenFile, User};
+use crate::open_file::{HandleRef, OpenFile};
 use crate::range::check_size;
 use crate::view::{MappedSlice, MappedSliceMut};
 
@@ -45,7 +45,7 @@ impl AnonymousMmap {
     pub fn new(size: u64) -> Result<Self> {
         check_size(size)?;
         let open = OpenFile::anonymous(size)?;
-        Ok(Self(MemoryMappedFile::of_memory(User::new(open))))
+        Ok(Self(MemoryMappedFile::of_memory(HandleRef::new(open))))
     }
 
     /// Returns the length in bytes; it never changes.

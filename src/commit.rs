@@ -138,13 +138,13 @@ struct State {
     /// One of them waits for more than it has written itself.
     everything: bool,
     /// Somebody has the turn, and will look at `waiting` again.
-    taken: bool,
-    last: Option<Last>,
+    is_flushing: bool,
+    last: Option<LastFlush>,
 }
 
 /// The flush before this one.
 #[derive(Clone, Copy)]
-struct Last {
+struct LastFlush {
     /// Waiters that the next one could serve: those that it had served, if they come back, and
     /// those that waited when it had ended.
     returning: usize,
@@ -184,10 +184,10 @@ impl Commits {
     }
 
     /// The turn, if somebody waits and nobody has it.
-    pub(crate) fn turn<D: Durable>(target: &Arc<D>) -> Option<Turn<D>> {
+    pub(crate) fn turn<D: Durable>(target: &Arc<D>) -> Option<FlushTurn<D>> {
         let mut state = lock(&target.commits().state);
-        let is_free = !state.waiting.is_empty() && !std::mem::replace(&mut state.taken, true);
-        is_free.then(|| Turn(target.clone()))
+        let is_free = !state.waiting.is_empty() && !std::mem::replace(&mut state.is_flushing, true);
+        is_free.then(|| FlushTurn(target.clone()))
     }
 
     /// Has a job flush, if somebody waits and nobody has the turn.
@@ -199,7 +199,7 @@ impl Commits {
 
     /// Lets those who were told just now come back before the next flush, in the same way, while a
     /// drain elsewhere applies what they write. Nothing depends on anybody's coming.
-    fn gather(&self) {
+    fn linger(&self) {
         while lock(&self.state).expects_more() {
             thread::yield_now();
         }
@@ -212,13 +212,13 @@ impl Commits {
     /// while the other one is flushed. A writer that was alone is never held up.
     pub(crate) fn lingers(&self) -> bool {
         let state = lock(&self.state);
-        !state.taken && !state.waiting.is_empty() && state.expects_more()
+        !state.is_flushing && !state.waiting.is_empty() && state.expects_more()
     }
 
     /// Whether no flush is running or waited for.
     pub(crate) fn are_idle(&self) -> bool {
         let state = lock(&self.state);
-        !state.taken && state.waiting.is_empty()
+        !state.is_flushing && state.waiting.is_empty()
     }
 
     /// Whether somebody waits for the next flush.
@@ -245,9 +245,9 @@ impl Commits {
 /// The task of flushing a file until nobody waits any more; there is one at a time. Somebody waits
 /// while it lasts, and it keeps the file for them: also for those that nobody asks any more.
 #[must_use = "everybody waits for whoever has it"]
-pub(crate) struct Turn<D: Durable>(Arc<D>);
+pub(crate) struct FlushTurn<D: Durable>(Arc<D>);
 
-impl<D: Durable> Turn<D> {
+impl<D: Durable> FlushTurn<D> {
     /// Flushes in a job of its own.
     pub(crate) fn spawn(self) {
         let target = self.0.clone();
@@ -262,7 +262,7 @@ impl<D: Durable> Turn<D> {
         let waiting = {
             let mut state = lock(&self.0.commits().state);
             state.everything = false;
-            state.taken = false;
+            state.is_flushing = false;
             std::mem::take(&mut state.waiting)
         };
         drop(self);
@@ -276,7 +276,7 @@ impl<D: Durable> Turn<D> {
         let Self(target) = self;
         for round in 0..rounds {
             if round > 0 {
-                target.commits().gather();
+                target.commits().linger();
             }
             let began = Instant::now();
             let (waiting, everything) = {
@@ -307,13 +307,13 @@ impl<D: Durable> Turn<D> {
             let is_over = {
                 let mut state = lock(&commits.state);
                 let ended = Instant::now();
-                state.last = Some(Last {
+                state.last = Some(LastFlush {
                     returning: state.waiting.len() + waiting.len(),
                     ended,
                     took: ended - began,
                 });
-                state.taken = !state.waiting.is_empty();
-                !state.taken
+                state.is_flushing = !state.waiting.is_empty();
+                !state.is_flushing
             };
             let tell = || {
                 let mut wakers: Vec<Waker> = waiting

@@ -35,7 +35,7 @@ use crate::lease::{LeaseHost, Leases};
 use crate::map::Protection;
 use crate::mode::MmapMode;
 use crate::offload::offload;
-use crate::open_file::{OpenFile, User};
+use crate::open_file::{HandleRef, OpenFile};
 use crate::range::ByteRange;
 use crate::sys;
 
@@ -75,7 +75,7 @@ pub struct MemoryMappedFile {
 
 /// What the clones of a handle share.
 pub(crate) struct Handle {
-    pub(crate) shared: User,
+    pub(crate) shared: HandleRef,
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
@@ -172,7 +172,7 @@ impl MemoryMappedFile {
     /// read-only handle. Of thousands of ranges far from each other, whole pages are counted.
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
-            MmapMode::ReadWrite => self.handle.shared.pending().bytes(),
+            MmapMode::ReadWrite => self.handle.shared.dirty().bytes(),
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => 0,
         }
     }
@@ -192,7 +192,7 @@ impl MemoryMappedFile {
         let drains = shared.queue().drains.load(Ordering::Relaxed);
         Stats {
             mapped_bytes: shared.mapped_bytes(),
-            pending_bytes: shared.pending().bytes(),
+            pending_bytes: shared.dirty().bytes(),
             queued_writes: backlog.operations,
             queued_bytes: backlog.bytes as usize,
             oldest_blocked: backlog.oldest,
@@ -222,7 +222,7 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         operation("asking for the metadata", Subject::Nothing, async move {
             let file = handle.file().clone();
-            Ok(handle.hop(move |_| file.metadata()).await?)
+            Ok(handle.run_on_pool(move |_| file.metadata()).await?)
         })
     }
 
@@ -258,7 +258,7 @@ impl MemoryMappedFile {
         let path = Subject::from(&handle.path);
         operation("looking up", path, async move {
             let (file, location) = (handle.file().clone(), handle.location.clone());
-            let looked = handle.hop(move |_| match sys::file_id_at(&location) {
+            let looked = handle.run_on_pool(move |_| match sys::file_id_at(&location) {
                 Ok(there) => Ok(there == sys::file_info(&file)?.id),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error),
@@ -270,7 +270,7 @@ impl MemoryMappedFile {
 
 impl MemoryMappedFile {
     pub(crate) fn new(
-        shared: User,
+        shared: HandleRef,
         mode: MmapMode,
         policy: FlushPolicy,
         path: PathBuf,
@@ -287,7 +287,7 @@ impl MemoryMappedFile {
     }
 
     /// The handle behind anonymous memory.
-    pub(crate) fn of_memory(shared: User) -> Self {
+    pub(crate) fn of_memory(shared: HandleRef) -> Self {
         Self::of(Arc::new(Handle {
             shared,
             mode: MmapMode::ReadWrite,
@@ -351,7 +351,7 @@ impl Handle {
     }
 
     /// Runs a job on the pool with the file, which it keeps open.
-    pub(crate) fn hop<T, E>(
+    pub(crate) fn run_on_pool<T, E>(
         &self,
         job: impl FnOnce(&OpenFile) -> Result<T, E> + Send + 'static,
     ) -> impl Future<Output = Result<T, E>> + Send + 'static

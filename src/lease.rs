@@ -207,7 +207,7 @@ where
         range: ByteRange,
         slow_path: impl FnOnce(&H::Target, ByteRange) -> Option<Token>,
     ) -> Option<Self> {
-        let published = match MINE.get() {
+        let published = match THREAD_BLOCK.get() {
             Some(block) => host.leases().table.publish(block, range),
             None => None,
         };
@@ -315,7 +315,7 @@ pub(crate) fn try_shared(
     match hold {
         Hold::Slot if sys::is_forked() => without_locks(host, range),
         Hold::Slot => leases.past_gates(|| {
-            let lease = leases.table.try_shared(my_block(), range);
+            let lease = leases.table.try_shared(thread_block(), range);
             lease.map_err(|(conflict, due)| {
                 wake(host, &due);
                 conflict
@@ -328,7 +328,7 @@ pub(crate) fn try_shared(
 /// A shared lease in a forked child, where a lock may never be free: from the slots alone.
 #[cold]
 fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
-    let block = my_block().ok_or(Conflict::Held)?;
+    let block = thread_block().ok_or(Conflict::Held)?;
     match host.leases().table.publish(block, range) {
         Some(Ok(slot)) => Ok(Token::Slot(slot)),
         Some(Err(slot)) => {
@@ -392,7 +392,7 @@ static BLOCKS: Blocks = Blocks::new();
 
 thread_local! {
     /// This thread's block. Nothing to destroy, so that it can be read at any time.
-    static MINE: Cell<Option<&'static Block>> = const { Cell::new(None) };
+    static THREAD_BLOCK: Cell<Option<&'static Block>> = const { Cell::new(None) };
     /// Hands the block back when the thread ends.
     static HAND_BACK: HandBack = const { HandBack };
 }
@@ -402,15 +402,15 @@ struct HandBack;
 impl Drop for HandBack {
     fn drop(&mut self) {
         // Nothing takes a slot in the block after this: `claim_block` finds this value gone.
-        if let Some(block) = MINE.take() {
+        if let Some(block) = THREAD_BLOCK.take() {
             block.hand_back();
         }
     }
 }
 
 #[inline]
-fn my_block() -> Option<&'static Block> {
-    MINE.get().or_else(claim_block)
+fn thread_block() -> Option<&'static Block> {
+    THREAD_BLOCK.get().or_else(claim_block)
 }
 
 /// A block for this thread; `None` while its thread-local values are being destroyed, and where
@@ -423,6 +423,6 @@ fn claim_block() -> Option<&'static Block> {
         return None;
     }
     let block = BLOCKS.claim::<ProcessFences>();
-    MINE.set(Some(block));
+    THREAD_BLOCK.set(Some(block));
     Some(block)
 }

@@ -219,6 +219,7 @@ mod descriptor;
 mod residency;
 
 mod commit;
+mod dirty;
 pub mod flush;
 #[allow(unsafe_code)]
 mod writeback;

@@ -20,15 +20,15 @@ use std::time::{Instant, SystemTime};
 use self::durability::TIMER;
 use self::maps::Mapped;
 use crate::commit::Commits;
+use crate::dirty::DirtyRanges;
 use crate::error::{MmapIoError, Result};
-use crate::flush::Pending;
 use crate::lease::{Lease, LeaseHost, Leases};
 use crate::map::{Backing, Map, Protection};
 use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, Registry};
-use crate::sys::{self, FileId, Habits};
+use crate::sys::{self, FileId, FsTraits};
 use crate::wakers::{Event, EventListener};
 
 pub(crate) use self::maps::Source;
@@ -49,7 +49,7 @@ pub(crate) struct OpenFile {
     hot: Hot,
     queue: Queue<OwnedLease>,
     commits: Commits,
-    pending: Pending,
+    dirty: DirtyRanges,
     mapped: [OnceLock<Mapped>; 2],
     /// Times the length was cut; counted before the file is.
     cuts: AtomicU64,
@@ -61,7 +61,7 @@ pub(crate) struct OpenFile {
     /// always cover it.
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
-    owed: Mutex<Owed>,
+    unsynced: Mutex<UnsyncedMetadata>,
     /// Blocks are reserved when the file grows.
     preallocate: AtomicBool,
     /// Its time of modification is set by each flush of something that was written.
@@ -84,9 +84,9 @@ pub(crate) struct OpenFile {
 /// A handle's part in a file: while there is one, or a view, the file is in use. Jobs that are
 /// about to end may hold it open for a moment longer.
 #[derive(Debug)]
-pub(crate) struct User(Arc<OpenFile>);
+pub(crate) struct HandleRef(Arc<OpenFile>);
 
-impl User {
+impl HandleRef {
     pub(crate) fn new(open: Arc<OpenFile>) -> Self {
         // SeqCst: against `check_in_use`, which listens and then looks.
         open.users.fetch_add(1, Ordering::SeqCst);
@@ -95,7 +95,7 @@ impl User {
     }
 }
 
-impl Deref for User {
+impl Deref for HandleRef {
     type Target = Arc<OpenFile>;
 
     fn deref(&self) -> &Arc<OpenFile> {
@@ -103,7 +103,7 @@ impl Deref for User {
     }
 }
 
-impl Drop for User {
+impl Drop for HandleRef {
     fn drop(&mut self) {
         if sys::is_forked() {
             // In a forked child there is nobody to tell, and a lock may never be free.
@@ -113,7 +113,7 @@ impl Drop for User {
         // What is scheduled is done at once: nobody writes any more, and somebody may wait for the
         // file to be closed.
         let now = Instant::now();
-        if was_last && self.0.pending.hurry(now) {
+        if was_last && self.0.dirty.bring_alarm_forward(now) {
             TIMER.update(&self.0);
         }
     }
@@ -132,14 +132,14 @@ struct Hot {
 
 /// What a durable operation still owes to the file's length and names.
 #[derive(Debug, Default)]
-struct Owed {
+struct UnsyncedMetadata {
     /// The length has changed since it was last made durable.
     length: bool,
     /// The paths by which the file was opened for writing since its names were made durable.
     names: Vec<PathBuf>,
 }
 
-impl Owed {
+impl UnsyncedMetadata {
     fn is_nothing(&self) -> bool {
         !self.length && self.names.is_empty()
     }
@@ -175,7 +175,12 @@ impl OpenFile {
         let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
         let opened = Self::new(None, len);
         let backing = Backing::Memory;
-        opened.set_map(Some(map), backing, Habits::default(), Protection::ReadWrite);
+        opened.set_map(
+            Some(map),
+            backing,
+            FsTraits::default(),
+            Protection::ReadWrite,
+        );
         Ok(opened)
     }
 
@@ -188,14 +193,14 @@ impl OpenFile {
             },
             queue: Queue::new(),
             commits: Commits::default(),
-            pending: Pending::new(id.is_some()),
+            dirty: DirtyRanges::new(id.is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
             shown_end: AtomicU64::new(0),
             lost: Mutex::default(),
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
-            owed: Mutex::default(),
+            unsynced: Mutex::default(),
             preallocate: AtomicBool::new(false),
             touch_mtime: AtomicBool::new(false),
             written_by_address: AtomicBool::new(false),
@@ -255,8 +260,8 @@ impl OpenFile {
         &self.commits
     }
 
-    pub(crate) fn pending(&self) -> &Pending {
-        &self.pending
+    pub(crate) fn dirty(&self) -> &DirtyRanges {
+        &self.dirty
     }
 
     /// Bytes of the address space that are mapped, reservations left out.
@@ -322,7 +327,7 @@ impl Drop for OpenFile {
         };
         // The resident ones, as far as is known.
         let to_unmap = |mapped: &Mapped| match mapped.backing.file() {
-            Some(file) if mapped.habits.in_memory => sys::allocated(file).unwrap_or(u64::MAX),
+            Some(file) if mapped.fs_traits.in_memory => sys::allocated(file).unwrap_or(u64::MAX),
             _ => self.len(),
         };
         let mapped = || self.mapped.iter().filter_map(OnceLock::get);

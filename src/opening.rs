@@ -21,12 +21,12 @@ use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::map::{Backing, Protection};
 use crate::mode::{MmapMode, TouchHint};
-use crate::open_file::{OpenFile, Source, User};
+use crate::open_file::{HandleRef, OpenFile, Source};
 use crate::queue::{Action, Op, Queue};
 use crate::range::{check_size, ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
 use crate::residency;
-use crate::sys::{self, Created, FileInfo, Habits};
+use crate::sys::{self, Created, FileInfo, FsTraits};
 use crate::wakers::EventListener;
 
 /// How a file is to be opened.
@@ -70,7 +70,7 @@ pub(crate) struct Again {
 
 /// An opened file.
 pub(crate) struct Opened {
-    pub(crate) open: User,
+    pub(crate) open: HandleRef,
     /// What is still to be done, in the file's queue, and to what range.
     rest: Option<(Action, ByteRange)>,
     mode: MmapMode,
@@ -97,14 +97,14 @@ impl Opening {
                 Some(again) => again.into(),
                 None => self.open_target()?,
             };
-            let (info, habits) = target.identify()?;
+            let (info, fs_traits) = target.identify()?;
             if info.len > MAX_LEN {
                 check_size(info.len)?;
             }
             if let (0, How::OpenOrCreate(_, size)) = (info.len, &self.how) {
                 check_size(*size)?;
             }
-            match find_open(&target, &info, habits) {
+            match find_open(&target, &info, fs_traits) {
                 Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
                 Found::Open(open) => {
                     if self.creates() {
@@ -112,7 +112,7 @@ impl Opening {
                             return Ok(Attempt::Later(closed, target.into()));
                         }
                     }
-                    let joined = self.join(User::new(open), &target.keep(), &info, habits);
+                    let joined = self.join(HandleRef::new(open), &target.keep(), &info, fs_traits);
                     return joined.map(Attempt::Opened);
                 }
                 Found::Vacant(claim) => {
@@ -124,7 +124,9 @@ impl Opening {
                     }
                     let path = self.how.path().filter(|_| tries_left > 0);
                     if !path.is_some_and(|path| is_gone(&info, path)) {
-                        return self.fill(claim, target, &info, habits).map(Attempt::Opened);
+                        return self
+                            .fill(claim, target, &info, fs_traits)
+                            .map(Attempt::Opened);
                     }
                 }
             }
@@ -222,25 +224,25 @@ impl Opening {
     /// Shares what is open already.
     fn join(
         &self,
-        open: User,
+        open: HandleRef,
         file: &Arc<Descriptor>,
         info: &FileInfo,
-        habits: Habits,
+        fs_traits: FsTraits,
     ) -> Result<Opened> {
         let len = open.len();
-        let mut rest = (info.len != len).then_some((Action::AdoptLength, ByteRange::EMPTY));
+        let mut rest = (info.len != len).then_some((Action::AdoptFileLen, ByteRange::EMPTY));
         match &self.how {
             How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
             How::OpenOrCreate(..) if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite => {
                 let behind = ByteRange::between(self.size(), u64::MAX);
-                rest = Some((Action::FirstLength, behind));
+                rest = Some((Action::SetLenIfEmpty, behind));
             }
             // The other length was looked at before the file's creation was over, or another process
             // has changed it, which is for its queue to find.
             _ if rest.is_some() => {}
             _ => self.check_not_empty(len)?,
         }
-        let source = Source::new(file, habits, self.protection());
+        let source = Source::new(file, fs_traits, self.protection());
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
         self.prepare(&open);
@@ -254,7 +256,7 @@ impl Opening {
         claim: Claim<OpenFile>,
         target: Target,
         info: &FileInfo,
-        habits: Habits,
+        fs_traits: FsTraits,
     ) -> Result<Opened> {
         let size = match &self.how {
             How::Create(_, size) | How::CreateNew(_, size) => Some(*size),
@@ -267,7 +269,7 @@ impl Opening {
             }
         };
         let protection = self.protection();
-        let source = Source::new(&target.file, habits, protection);
+        let source = Source::new(&target.file, fs_traits, protection);
         let len = size.unwrap_or(info.len);
         // Where that is possible, before anything is changed.
         let early = sys::CAN_MAP_PAST_END.then(|| source.map(len, protection));
@@ -304,7 +306,7 @@ impl Opening {
         claim.fill(&open);
         target.keep();
         Ok(Opened {
-            open: User::new(open),
+            open: HandleRef::new(open),
             rest: None,
             mode: self.mode,
         })
@@ -319,7 +321,7 @@ impl Opening {
             open.touch_mtime_on_flush();
         }
         if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.how.path()) {
-            open.owes_its_name(path);
+            open.mark_name_unsynced(path);
         }
     }
 

@@ -293,7 +293,7 @@ impl<L: Granted> Queue<L> {
         loop {
             let refused = {
                 let mut state = lock(&self.state);
-                state.undefer();
+                state.requeue_deferred();
                 state.mapped.clear();
                 state.running = !state.fresh.is_empty();
                 let refused = std::mem::take(&mut state.fresh);
@@ -306,7 +306,7 @@ impl<L: Granted> Queue<L> {
                 break;
             }
             for op in refused.iter().filter(|op| op.is_queued()) {
-                self.finish(op, Err(error.clone()), &mut ended);
+                self.complete(op, Err(error.clone()), &mut ended);
             }
         }
         ended.tell();
@@ -316,7 +316,7 @@ impl<L: Granted> Queue<L> {
         let mut ended = Ended::new();
         let mut rounds = 0;
         while rounds < ROUNDS {
-            target.queue().copy_mapped(&mut ended);
+            target.queue().detach_mapped_payloads(&mut ended);
             let lingers = target.commits().lingers();
             let Some(batch) = target.queue().next_batch(&mut ended, lingers) else {
                 continue;
@@ -369,7 +369,7 @@ impl<L: Granted> Queue<L> {
 
     /// Copies payloads that lie in a map of ours, and lets go of the leases on them. Also of those
     /// that will be deferred: what they wait for may wait for such a lease.
-    fn copy_mapped(&self, ended: &mut Ended<L>) {
+    fn detach_mapped_payloads(&self, ended: &mut Ended<L>) {
         let mapped = std::mem::take(&mut lock(&self.state).mapped);
         for op in mapped {
             let shared = match &*lock(&op.held) {
@@ -389,7 +389,7 @@ impl<L: Granted> Queue<L> {
                     drop(held);
                     contain(|| drop(old));
                 }
-                Err(error) => self.finish(&op, Err(error), ended),
+                Err(error) => self.complete(&op, Err(error), ended),
             }
             // The owner of a `Bytes` may hold more than a view of ours: it is the user's code.
             contain(|| drop(shared));
@@ -397,7 +397,7 @@ impl<L: Granted> Queue<L> {
     }
 
     /// The next operations to apply; empty when there is nothing to do, and then the job is over,
-    /// unless it lingers. `None` while there are [payloads to copy](Self::copy_mapped).
+    /// unless it lingers. `None` while there are [payloads to copy](Self::detach_mapped_payloads).
     fn next_batch(&self, ended: &mut Ended<L>, lingers: bool) -> Option<Vec<Arc<Op<L>>>> {
         let mut refused = Vec::new();
         let mut guard = lock(&self.state);
@@ -406,7 +406,7 @@ impl<L: Granted> Queue<L> {
             return None;
         }
         state.reconsider(&self.budget);
-        state.undefer();
+        state.requeue_deferred();
         let mut batch = Vec::new();
         let (mut bytes, mut ranges) = (0, 0);
         while let Some(op) = state.fresh.pop_front() {
@@ -450,7 +450,7 @@ impl<L: Granted> Queue<L> {
         state.running = !is_over || lingers;
         drop(guard);
         for op in refused {
-            self.finish(&op, Ok(Outcome::InUse), ended);
+            self.complete(&op, Ok(Outcome::InUse), ended);
         }
         Some(batch)
     }
@@ -470,7 +470,7 @@ impl<L: Granted> Queue<L> {
     }
 
     /// Starts an operation: the payload, unless it was withdrawn. Its bytes leave the budget.
-    pub(crate) fn begin(&self, op: &Op<L>) -> Option<Payload> {
+    pub(crate) fn take_payload(&self, op: &Op<L>) -> Option<Payload> {
         let mut held = lock(&op.held);
         match std::mem::replace(&mut *held, Held::Gone) {
             Held::Ready(payload, account) => {
@@ -483,14 +483,14 @@ impl<L: Granted> Queue<L> {
     }
 
     /// Ends an operation, started or not, with its outcome.
-    pub(crate) fn finish(
+    pub(crate) fn complete(
         &self,
         op: &Arc<Op<L>>,
         outcome: Result<Outcome<L>>,
         ended: &mut Ended<L>,
     ) {
         // The caller may hold leases.
-        ended.dropped.extend(self.begin(op));
+        ended.dropped.extend(self.take_payload(op));
         ended.push(op, outcome);
     }
 
@@ -529,7 +529,7 @@ impl<L: Granted> Queue<L> {
     fn fail(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
         for op in batch {
             let panicked = io::Error::other("the operation panicked");
-            self.finish(op, Err(MmapIoError::from(panicked)), ended);
+            self.complete(op, Err(MmapIoError::from(panicked)), ended);
         }
     }
 }

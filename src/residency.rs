@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{MmapIoError, Result};
 use crate::map::{find_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, Habits, Run};
+use crate::sys::{self, FsTraits, Run};
 
 /// Most bytes that one populate call asks for: it holds the address space's lock meanwhile.
 const STEP: u64 = 8 << 20;
@@ -49,19 +49,24 @@ fn probes() -> bool {
 /// `cachestat` of early kernels refused no process, so its count matters, too.
 ///
 /// `run` are the pages of `range`; no byte of them is touched.
-pub(crate) fn is_resident(run: Run, backing: &Backing, habits: Habits, range: ByteRange) -> bool {
+pub(crate) fn is_resident(
+    run: Run,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    range: ByteRange,
+) -> bool {
     if !is_asked(range) {
         return false;
     }
     let Some(file) = backing.file() else {
         return is_cached(run);
     };
-    if !habits.is_local {
+    if !fs_traits.is_local {
         return false;
     }
     let pages = range.to_pages(sys::page_size());
     let may_trust = match sys::cached_pages(file, pages.start(), pages.len()) {
-        Ok(Some(cached)) if !habits.copies_up => cached >= pages.len() / sys::page_size() as u64,
+        Ok(Some(cached)) if !fs_traits.copies_up => cached >= pages.len() / sys::page_size() as u64,
         Ok(_) => sys::is_owner(file),
         Err(_) => false,
     };

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::flush::FlushPolicy;
 use crate::lease::Lease;
 use crate::map::Span;
-use crate::open_file::{OpenFile, OwnedLease, User};
+use crate::open_file::{HandleRef, OpenFile, OwnedLease};
 use crate::range::ByteRange;
 
 /// Bytes of a mapped file, to read in place.
@@ -211,7 +211,7 @@ impl MappedSliceMut<'_> {
         let policy = std::mem::replace(&mut self.policy, FlushPolicy::Never);
         let lease = self.lease.as_ref();
         let uncommitted = lease.map(|lease| Uncommitted {
-            open: User::new(lease.host().clone()),
+            open: HandleRef::new(lease.host().clone()),
             range: self.range,
             policy,
         });
@@ -230,7 +230,7 @@ impl MappedSliceMut<'_> {
 /// The bytes of a view that has ended, to be committed. Dropped before that, it starts what the
 /// policy asks for.
 struct Uncommitted {
-    open: User,
+    open: HandleRef,
     range: ByteRange,
     policy: FlushPolicy,
 }
@@ -288,7 +288,7 @@ impl Drop for MappedSliceMut<'_> {
     fn drop(&mut self) {
         // Counted before the lease ends: a flush that comes later covers them.
         if let Some(lease) = &self.lease {
-            lease.host().wrote_view(self.range, self.policy);
+            lease.host().record_view_write(self.range, self.policy);
         }
     }
 }

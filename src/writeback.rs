@@ -17,7 +17,7 @@
 //!
 //! So a compact hull takes one `msync`, whatever is in it. Ranges that lie far apart are written
 //! back one by one, all at the same time, and then one `msync` of the first commits and flushes; on
-//! file systems where that covers the others ([`Habits::syncs_by_range`]), and elsewhere the hull
+//! file systems where that covers the others ([`FsTraits::range_sync_covers_metadata`]), and elsewhere the hull
 //! it is. `fdatasync` writes the whole file, and wins nowhere.
 
 use std::fs::File;
@@ -25,7 +25,7 @@ use std::io;
 
 use crate::map::Map;
 use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, Habits};
+use crate::sys::{self, FsTraits};
 
 /// Largest hull in bytes for which one `msync` is best.
 const COMPACT: u64 = 4 << 20;
@@ -41,10 +41,10 @@ pub(crate) struct Writeback {
 
 impl Writeback {
     /// `None` when the ranges hold no byte.
-    pub(crate) fn of(mut ranges: Vec<ByteRange>, habits: Habits) -> Option<Self> {
+    pub(crate) fn of(mut ranges: Vec<ByteRange>, fs_traits: FsTraits) -> Option<Self> {
         ranges.retain(|range| !range.is_empty());
         let hull = ranges.iter().copied().reduce(ByteRange::hull)?;
-        if hull.len() <= COMPACT || !habits.syncs_by_range {
+        if hull.len() <= COMPACT || !fs_traits.range_sync_covers_metadata {
             ranges = vec![hull];
         }
         let page_size = sys::page_size();
@@ -96,14 +96,14 @@ impl Writeback {
 mod tests {
     use super::*;
 
-    fn runs(ranges: &[(u64, u64)], syncs_by_range: bool) -> Vec<(u64, u64)> {
+    fn runs(ranges: &[(u64, u64)], range_sync_covers_metadata: bool) -> Vec<(u64, u64)> {
         let ranges = ranges.iter();
         let ranges = ranges.map(|(start, end)| ByteRange::between(*start, *end));
-        let habits = Habits {
-            syncs_by_range,
-            ..Habits::default()
+        let fs_traits = FsTraits {
+            range_sync_covers_metadata,
+            ..FsTraits::default()
         };
-        let writeback = Writeback::of(ranges.collect(), habits);
+        let writeback = Writeback::of(ranges.collect(), fs_traits);
         let runs = writeback.map_or_else(Vec::new, |writeback| writeback.runs);
         runs.iter().map(|run| (run.start(), run.end())).collect()
     }

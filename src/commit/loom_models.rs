@@ -102,19 +102,19 @@ trait Steps: 'static {
         state.waiting.push(flush.clone());
     }
 
-    fn turn(file: &Arc<File>) -> Option<Turn<File>> {
+    fn turn(file: &Arc<File>) -> Option<FlushTurn<File>> {
         let mut state = lock(&file.commits.state);
-        let is_taken = std::mem::replace(&mut state.taken, true) && Self::ONE_TURN;
+        let is_taken = std::mem::replace(&mut state.is_flushing, true) && Self::ONE_TURN;
         if state.waiting.is_empty() || is_taken {
-            state.taken = is_taken;
+            state.is_flushing = is_taken;
             return None;
         }
-        Some(Turn(file.clone()))
+        Some(FlushTurn(file.clone()))
     }
 
-    /// [`Turn::run`] over again, where a mistake can be made.
-    fn run(turn: Turn<File>) {
-        let Turn(file) = turn;
+    /// [`FlushTurn::run`] over again, where a mistake can be made.
+    fn run(turn: FlushTurn<File>) {
+        let FlushTurn(file) = turn;
         let commits = &file.commits;
         loop {
             let (mut waiting, everything) = {
@@ -151,12 +151,12 @@ trait Steps: 'static {
                 let mut state = lock(&commits.state);
                 let more = !state.waiting.is_empty();
                 if Self::CLEARS_WHERE_IT_LOOKS {
-                    state.taken = more;
+                    state.is_flushing = more;
                 }
                 more
             };
             if !Self::CLEARS_WHERE_IT_LOOKS {
-                lock(&commits.state).taken = more;
+                lock(&commits.state).is_flushing = more;
             }
             let mut wakers = waiting
                 .iter()
@@ -178,11 +178,11 @@ impl Steps for Real {
         file.commits.add(flush.clone(), everything);
     }
 
-    fn turn(file: &Arc<File>) -> Option<Turn<File>> {
+    fn turn(file: &Arc<File>) -> Option<FlushTurn<File>> {
         Commits::turn(file)
     }
 
-    fn run(turn: Turn<File>) {
+    fn run(turn: FlushTurn<File>) {
         turn.run(1);
     }
 }
@@ -195,11 +195,11 @@ impl Steps for InJobs {
         Real::add(file, flush, everything);
     }
 
-    fn turn(file: &Arc<File>) -> Option<Turn<File>> {
+    fn turn(file: &Arc<File>) -> Option<FlushTurn<File>> {
         Real::turn(file)
     }
 
-    fn run(turn: Turn<File>) {
+    fn run(turn: FlushTurn<File>) {
         turn.spawn();
     }
 }
@@ -262,7 +262,7 @@ fn writes<S: Steps>(clients: usize, fails: Option<u32>) {
         }
         move || {
             let state = lock(&file.commits.state);
-            assert!(!state.taken && state.waiting.is_empty());
+            assert!(!state.is_flushing && state.waiting.is_empty());
             let begun = file.begun.load(Ordering::Relaxed);
             assert!(begun as usize <= clients);
             if let Some(fails) = fails {

@@ -116,7 +116,11 @@ fn byte(at: u64) -> Flush {
 }
 
 /// Adds a waiter, and takes the turn if there is one.
-fn start(disk: &Arc<Disk>, flush: Flush, everything: bool) -> (Arc<Flush>, Option<Turn<Disk>>) {
+fn start(
+    disk: &Arc<Disk>,
+    flush: Flush,
+    everything: bool,
+) -> (Arc<Flush>, Option<FlushTurn<Disk>>) {
     let flush = Arc::new(flush);
     disk.commits.add(flush.clone(), everything);
     (flush, Commits::turn(disk))

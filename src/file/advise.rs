@@ -36,7 +36,7 @@ impl MemoryMappedFile {
                 return Ok(());
             };
             let protection = handle.protection();
-            let advised = handle.hop(move |shared| {
+            let advised = handle.run_on_pool(move |shared| {
                 let Some(map) = shared.map(protection) else {
                     return Ok(());
                 };

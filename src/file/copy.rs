@@ -75,7 +75,7 @@ impl MemoryMappedFile {
             };
             loop {
                 let (path, source, lease) = (path.clone(), handle.file().clone(), snapshot.take());
-                let copying = handle.hop(move |_| copy_out(&source, len, &path, lease));
+                let copying = handle.run_on_pool(move |_| copy_out(&source, len, &path, lease));
                 match copying.await? {
                     Copied::Done => return Ok(len),
                     Copied::Later(lease, closed) => {
@@ -112,8 +112,8 @@ fn check_destination(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         target => target?,
     };
-    let (info, habits) = target.identify()?;
-    match find_open(&target, &info, habits) {
+    let (info, fs_traits) = target.identify()?;
+    match find_open(&target, &info, fs_traits) {
         Found::Open(open) if open.check_in_use().is_ok() => {
             Err(ByteRange::between(0, info.len).busy())
         }
@@ -126,8 +126,8 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
     for tries_left in (0..TRIES).rev() {
         // For other users only when it is whole, and if they may read the source.
         let target = Target::create(path, sys::FOR_THE_OWNER)?;
-        let (info, habits) = target.identify()?;
-        let claim = match find_open(&target, &info, habits) {
+        let (info, fs_traits) = target.identify()?;
+        let claim = match find_open(&target, &info, fs_traits) {
             // Another holder of the claim may have removed the file.
             Found::Vacant(claim) => {
                 let info = sys::file_info(target.file())?;

@@ -197,7 +197,7 @@ impl MemoryMappedFile {
                 return Ok(());
             }
             let file = handle.file().clone();
-            let evicted = handle.hop(move |shared| {
+            let evicted = handle.run_on_pool(move |shared| {
                 // A shrink may have gone first.
                 let end = (offset + len).min(shared.len());
                 let range = ByteRange::between(offset.min(end), end);
@@ -235,7 +235,7 @@ impl Handle {
         }
         let file = self.file().clone();
         let (offset, len) = (range.start(), range.len());
-        let started = self.hop(move |_| sys::start_writeback(&file, offset, len));
+        let started = self.run_on_pool(move |_| sys::start_writeback(&file, offset, len));
         match started.await {
             // It is a hint.
             Err(error) if sys::is_refused(&error) => Ok(()),

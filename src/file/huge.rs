@@ -26,7 +26,7 @@ impl MemoryMappedFile {
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
         let (handle, protection) = (self.handle.clone(), self.protection);
         async move {
-            let asked = handle.hop(move |shared| -> io::Result<Option<bool>> {
+            let asked = handle.run_on_pool(move |shared| -> io::Result<Option<bool>> {
                 let len = shared.len();
                 // It lives until its address has been looked for.
                 let Some(map) = shared.map(protection) else {

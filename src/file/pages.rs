@@ -80,7 +80,7 @@ impl MemoryMappedFile {
             }
             let file = handle.file().clone();
             handle
-                .hop(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
+                .run_on_pool(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
                 .await
                 .map_err(MmapIoError::advice_failed)
         })

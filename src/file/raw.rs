@@ -46,7 +46,7 @@ impl MemoryMappedFile {
             _ => FlushPolicy::Never,
         };
         shared.gives_address_to_write();
-        shared.wrote_view(ByteRange::between(0, shared.len()), policy);
+        shared.record_view_write(ByteRange::between(0, shared.len()), policy);
         Ok(shared.base(Protection::ReadWrite))
     }
 

@@ -243,7 +243,7 @@ impl MemoryMappedFile {
         }
         let protection = self.protection;
         self.handle
-            .hop(move |shared| shared.read_in(protection, range))
+            .run_on_pool(move |shared| shared.read_in(protection, range))
             .await
     }
 

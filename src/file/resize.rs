@@ -124,7 +124,7 @@ impl MemoryMappedFile {
     pub fn refresh(&self) -> impl Future<Output = Result<u64>> + Send + 'static {
         let handle = self.handle.clone();
         operation("asking for the length", Subject::Nothing, async move {
-            let op = Op::new(ByteRange::EMPTY, Action::AdoptLength);
+            let op = Op::new(ByteRange::EMPTY, Action::AdoptFileLen);
             Queue::submit(&handle.shared, op).await?;
             Ok(handle.shared.len())
         })

@@ -44,11 +44,11 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     const RELEASE: Ordering = Ordering::Release;
     /// Load of a slot's state by a writer.
     const SCAN: Ordering = Ordering::Acquire;
-    /// Store of the word that readers look at. Pairs with [`MEET`](Self::MEET): a reader that is
+    /// Store of the word that readers look at. Pairs with [`READER_LOAD`](Self::READER_LOAD): a reader that is
     /// let through has seen the writes that were there before it.
     const ANNOUNCE: Ordering = Ordering::Release;
     /// Load of that word by a reader.
-    const MEET: Ordering = Ordering::Acquire;
+    const READER_LOAD: Ordering = Ordering::Acquire;
 
     /// Load of the bits of blocks that are listed, by a writer. Pairs with [`DELIST`](Self::DELIST):
     /// a writer that passes a block by has seen the leases in it end.

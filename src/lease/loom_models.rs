@@ -643,7 +643,7 @@ needed! {
 needed! {
     without_the_order_of_meeting,
     reopening,
-    const MEET: Ordering = Ordering::Relaxed;
+    const READER_LOAD: Ordering = Ordering::Relaxed;
     fn light_again() {}
 }
 needed!(
@@ -660,7 +660,7 @@ needed! {
 needed! {
     without_the_order_of_meeting_stripes,
     between_two_views_reopened,
-    const MEET: Ordering = Ordering::Relaxed;
+    const READER_LOAD: Ordering = Ordering::Relaxed;
     fn light_again() {}
 }
 needed!(

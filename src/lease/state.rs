@@ -27,7 +27,7 @@ pub(super) struct State {
     /// is visible, or its reader comes here first.
     pub(super) closed: Option<ByteRange>,
     /// Readers that have met nobody since the last request.
-    pub(super) meetings: u32,
+    pub(super) empty_checks: u32,
     /// Ranges that new readers stay out of until the given time.
     pub(super) gate: Option<Gate>,
     /// Scratch of the scan.
@@ -79,7 +79,7 @@ pub(super) enum Obstacle {
 
 impl State {
     /// What a new shared lease on `range` would meet.
-    pub(super) fn in_a_readers_way(&self, range: ByteRange) -> Option<Conflict> {
+    pub(super) fn reader_conflict(&self, range: ByteRange) -> Option<Conflict> {
         if self.is_applying(range) {
             return Some(if self.applying_is_brief {
                 Conflict::Applying
@@ -106,7 +106,7 @@ impl State {
     }
 
     /// What a new lease of `kind` on `range` would meet, slots apart.
-    pub(super) fn in_a_writers_way(&self, kind: Kind, range: ByteRange) -> Option<Obstacle> {
+    pub(super) fn writer_conflict(&self, kind: Kind, range: ByteRange) -> Option<Obstacle> {
         if let Some((kind, key)) = self.find_excluding(kind, range) {
             return Some(Obstacle::Entry(kind, key));
         }

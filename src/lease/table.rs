@@ -34,7 +34,7 @@
 //! writer inside that range needs no fence, since every reader there comes to the mutex. A writer
 //! elsewhere announces all from there to its own range, so that what is closed stays one range: what
 //! lies between two ranges that are announced is not. Readers open the range again when they have met
-//! no writer there for [`OPEN_AFTER`] times. A writer alone never fences; readers alone are on the
+//! no writer there for [`REOPEN_AFTER`] times. A writer alone never fences; readers alone are on the
 //! fast path; both together share the cost.
 //!
 //! The table does no I/O and never waits; it tells its caller whom to wake.
@@ -59,7 +59,7 @@ use crate::sync::{lock, AtomicU64, Mutex};
 
 /// Meetings with nobody after which a closed range is opened: as many as cost a few microseconds,
 /// which is less than the next writer's fence will.
-const OPEN_AFTER: u32 = if cfg!(mmap_io_loom) { 1 } else { 64 };
+const REOPEN_AFTER: u32 = if cfg!(mmap_io_loom) { 1 } else { 64 };
 
 /// Requests of a file after which the blocks of threads that no longer read are taken off the list.
 const TIDY_EVERY: u64 = 64;
@@ -102,7 +102,7 @@ impl<F: Fences> Table<F> {
                 pending: Vec::new(),
                 requests: 0,
                 closed: None,
-                meetings: 0,
+                empty_checks: 0,
                 gate: None,
                 live: Vec::new(),
             }),
@@ -139,7 +139,7 @@ impl<F: Fences> Table<F> {
         let slot = block.publish::<F>(self.file, range)?;
         F::light();
         // One branch for both.
-        let is_quiet = self.announced.load(F::MEET) | block.unlisted() == Hull::EMPTY;
+        let is_quiet = self.announced.load(F::READER_LOAD) | block.unlisted() == Hull::EMPTY;
         Some(match is_quiet || !self.is_announced(block, range) {
             true => Ok(slot),
             false => Err(slot),
@@ -153,14 +153,14 @@ impl<F: Fences> Table<F> {
             block.list::<F>();
         }
         // The stripes first: they let most readers through that the hull would not.
-        Stripes::covers(self.stripes.load(F::MEET), range)
-            && Hull::covers(self.announced.load(F::MEET), range)
+        Stripes::covers(self.stripes.load(F::READER_LOAD), range)
+            && Hull::covers(self.announced.load(F::READER_LOAD), range)
     }
 
     /// A shared lease in the map: for views that may live long, or change threads.
     pub(crate) fn try_owned(&self, range: ByteRange) -> Result<Token, Conflict> {
         let mut state = lock(&self.state);
-        match state.in_a_readers_way(range) {
+        match state.reader_conflict(range) {
             None => {
                 let key = state.entries[Kind::Shared as usize].insert(range, Marks::default());
                 Ok(Token::Entry(Entry::new(Kind::Shared, key)))
@@ -337,11 +337,11 @@ impl<F: Fences> Table<F> {
     #[cold]
     fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
         let mut state = lock(&self.state);
-        match state.in_a_readers_way(range) {
+        match state.reader_conflict(range) {
             None => {
-                state.meetings += 1;
+                state.empty_checks += 1;
                 // A request that is pending will close what is announced now.
-                if state.meetings >= OPEN_AFTER && state.pending.is_empty() {
+                if state.empty_checks >= REOPEN_AFTER && state.pending.is_empty() {
                     state.closed = None;
                     self.announce(&mut state);
                 }
@@ -421,7 +421,7 @@ impl<F: Fences> Table<F> {
             announces,
             has_marked: false,
         });
-        state.meetings = 0;
+        state.empty_checks = 0;
         let mut fenced = Ok(());
         if !is_closed {
             self.announce_with(&mut state, F::ANNOUNCES_STRIPES);
@@ -491,7 +491,7 @@ impl<F: Fences> Table<F> {
             let mut ranges = want.ranges.iter();
             let obstacle = match is_behind {
                 true => None,
-                false => ranges.find_map(|range| state.in_a_writers_way(kind, *range)),
+                false => ranges.find_map(|range| state.writer_conflict(kind, *range)),
             };
             want.granted = !is_behind && obstacle.is_none() && slots.clone().next().is_none();
             match obstacle {

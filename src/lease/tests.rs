@@ -675,7 +675,7 @@ fn readers_between_two_views_stay_on_the_fast_path() {
     for _ in 0..200 {
         drop(Way::Borrowed.take(&host, middle).unwrap());
     }
-    let block = my_block().unwrap();
+    let block = thread_block().unwrap();
     let is_fast = |bytes| {
         let slot = match host.leases.table.publish(block, bytes).unwrap() {
             Ok(slot) => (slot, true),

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::resize::Longer;
 use super::write_plan::{reserve, WritePlan, WriteTarget};
 use super::{OpenFile, OwnedLease};
+use crate::dirty::FlushDue;
 use crate::error::{MmapIoError, Result};
-use crate::flush::Due;
 use crate::lease::{Asks, Kind, Lease, Want};
 use crate::map::Protection;
 use crate::queue::{Action, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
@@ -41,7 +41,7 @@ impl QueueHost for OpenFile {
             writes => return self.apply_writes(writes, ended),
         };
         let range = op.ranges[0];
-        let starts = || self.queue.begin(op).is_some();
+        let starts = || self.queue.take_payload(op).is_some();
         let outcome = match op.action {
             Action::Write(_) | Action::TryWrite(_) => return self.apply_writes(batch, ended),
             Action::Lease(kind) => self
@@ -53,14 +53,14 @@ impl QueueHost for OpenFile {
             Action::GrowTo => self
                 .grow(range.start(), Longer::Welcome, starts)
                 .map(|grown| grown.then_some(Outcome::Done)),
-            Action::FirstLength => self
-                .first_length(range.start(), starts)
+            Action::SetLenIfEmpty => self
+                .set_len_if_empty(range.start(), starts)
                 .map(|grown| grown.then_some(Outcome::Done)),
-            Action::AdoptLength => self.adopt_length().map(|()| Some(Outcome::Done)),
+            Action::AdoptFileLen => self.adopt_file_len().map(|()| Some(Outcome::Done)),
         };
         match outcome.transpose() {
             Some(outcome) => {
-                self.queue.finish(op, outcome, ended);
+                self.queue.complete(op, outcome, ended);
                 Vec::new()
             }
             None => batch.to_vec(),
@@ -111,7 +111,7 @@ impl OpenFile {
             backing: &mapped.backing,
             map: &map,
             len: self.len(),
-            coherent: match mapped.habits.coherent_writes {
+            coherent: match mapped.fs_traits.coherent_writes {
                 true => mapped.backing.file(),
                 false => None,
             },
@@ -224,7 +224,7 @@ impl OpenFile {
                 return None;
             }
         }
-        let payload = self.queue.begin(op)?;
+        let payload = self.queue.take_payload(op)?;
         debug_assert!(!matches!(payload, Payload::Mapped(_)));
         // SAFETY: the map lives and is writable, the ranges are inside the file, and the batch
         // holds an exclusive lease on each; a payload is never in a map of ours.
@@ -237,7 +237,7 @@ impl OpenFile {
     /// A write whose ranges are in use is deferred, unless it gives up.
     fn refuse(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> Option<Operation> {
         if matches!(op.action, Action::TryWrite(_)) {
-            self.queue.finish(op, Ok(Outcome::InUse), ended);
+            self.queue.complete(op, Ok(Outcome::InUse), ended);
             return None;
         }
         if op.was_deferred() {
@@ -255,9 +255,9 @@ impl OpenFile {
     }
 
     /// Counts what was written as not durable, while it is leased; says what is to be flushed now.
-    fn record(&self, written: &[Written<'_>]) -> Vec<Due> {
-        let mut pending = self.pending.writing();
-        let record = |(op, _): &Written<'_>| pending.wrote(&op.ranges, op.action.policy());
+    fn record(&self, written: &[Written<'_>]) -> Vec<FlushDue> {
+        let mut dirty = self.dirty.lock();
+        let record = |(op, _): &Written<'_>| dirty.record(&op.ranges, op.action.policy());
         written.iter().map(record).collect()
     }
 
@@ -265,7 +265,7 @@ impl OpenFile {
     fn account(
         self: &Arc<Self>,
         written: Vec<Written<'_>>,
-        due: Vec<Due>,
+        due: Vec<FlushDue>,
         ended: &mut Ended<OwnedLease>,
     ) {
         let (mut applied, mut alarm) = (0, false);
@@ -276,17 +276,17 @@ impl OpenFile {
             }
             applied += 1;
             match due {
-                Due::Nothing => ended.push(op, Ok(Outcome::Done)),
-                Due::Write => self.commits.add(op.clone(), false),
-                Due::Everything => self.commits.add(op.clone(), true),
+                FlushDue::None => ended.push(op, Ok(Outcome::Done)),
+                FlushDue::ThisWrite => self.commits.add(op.clone(), false),
+                FlushDue::AllDirty => self.commits.add(op.clone(), true),
                 // The background flush is not awaited. But once a flush has failed, no later one
                 // can succeed, so that is reported now.
-                Due::Alarm(_) | Due::Alarmed => {
+                FlushDue::ArmTimer(_) | FlushDue::TimerArmed => {
                     let failed = self.commits.failure();
                     ended.push(op, failed.map_or(Ok(Outcome::Done), Err));
                 }
             }
-            alarm |= matches!(due, Due::Alarm(_));
+            alarm |= matches!(due, FlushDue::ArmTimer(_));
         }
         self.counters.writes.fetch_add(applied, Ordering::Relaxed);
         if alarm {
@@ -296,7 +296,7 @@ impl OpenFile {
 
     fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
-        self.queue.finish(op, Err(error), ended);
+        self.queue.complete(op, Err(error), ended);
     }
 }
 

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use super::OpenFile;
 use crate::commit::{Commits, Durable, Extent, Flush, Waiter};
+use crate::dirty::{FlushDue, InFlight};
 use crate::error::MmapIoError;
-use crate::flush::{Due, FlushPolicy, Taken};
+use crate::flush::FlushPolicy;
 use crate::map::{Map, Protection};
 use crate::offload::check;
 use crate::range::ByteRange;
@@ -42,37 +43,37 @@ impl OpenFile {
     /// well, and no store may have been made since that was not counted. Asks nothing of the system.
     ///
     /// The order matters. A view is counted as written before its lease ends. A flush that is running
-    /// has taken what it covers out of what is pending and owed; it is running still when that is
+    /// has taken what it covers out of what is pending and unsynced; it is running still when that is
     /// asked last, or has ended, well or not.
     pub(crate) fn is_durable(&self) -> bool {
         !self.written_by_address.load(Ordering::Relaxed)
             && !self.hot.leases.has_writing_views()
-            && self.pending.bytes() == 0
-            && lock(&self.owed).is_nothing()
+            && self.dirty.bytes() == 0
+            && lock(&self.unsynced).is_nothing()
             && lock(&self.lost).is_none()
             && self.commits.are_idle()
             && self.commits.failure().is_none()
     }
 
     /// Counts what was written through a view, and starts what the policy asks for.
-    pub(crate) fn wrote_view(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+    pub(crate) fn record_view_write(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
         if sys::is_forked() {
             return;
         }
-        self.start_due(self.pending.wrote(&[range], policy), range);
+        self.start_due(self.dirty.record(&[range], policy), range);
     }
 
     /// Starts what the policy asks for because of bytes that were counted before.
     pub(crate) fn start_late(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
-        self.start_due(self.pending.due(policy), range);
+        self.start_due(self.dirty.due(policy), range);
     }
 
-    fn start_due(self: &Arc<Self>, due: Due, range: ByteRange) {
+    fn start_due(self: &Arc<Self>, due: FlushDue, range: ByteRange) {
         match due {
-            Due::Nothing | Due::Alarmed => {}
-            Due::Write => drop(self.start(Flush::of(range).unheeded())),
-            Due::Everything => drop(self.start(Flush::of_everything().unheeded())),
-            Due::Alarm(_) => self.set_alarm(),
+            FlushDue::None | FlushDue::TimerArmed => {}
+            FlushDue::ThisWrite => drop(self.start(Flush::of(range).unheeded())),
+            FlushDue::AllDirty => drop(self.start(Flush::of_everything().unheeded())),
+            FlushDue::ArmTimer(_) => self.set_alarm(),
         }
     }
 
@@ -82,7 +83,7 @@ impl OpenFile {
         // SeqCst: the last user counts down before it looks for an alarm, and this was set before;
         // one of the two sees the other.
         if self.users.load(Ordering::SeqCst) == 0 {
-            self.pending.hurry(Instant::now());
+            self.dirty.bring_alarm_forward(Instant::now());
         }
         TIMER.update(self);
     }
@@ -92,25 +93,25 @@ impl OpenFile {
     ///
     /// A path, and not a descriptor of the directory: it is wanted once, and only by those who ask
     /// for durability.
-    pub(crate) fn owes_its_name(&self, path: &Path) {
+    pub(crate) fn mark_name_unsynced(&self, path: &Path) {
         // Where the process is when the name is made durable does not matter.
         let path = match path.is_relative().then(env::current_dir) {
             Some(Ok(here)) => here.join(path),
             _ => path.to_path_buf(),
         };
-        let mut owed = lock(&self.owed);
-        if !owed.names.contains(&path) {
-            owed.names.push(path);
+        let mut unsynced = lock(&self.unsynced);
+        if !unsynced.names.contains(&path) {
+            unsynced.names.push(path);
         }
     }
 
-    pub(crate) fn owes_its_length(&self) {
-        lock(&self.owed).length = true;
+    pub(crate) fn mark_length_unsynced(&self) {
+        lock(&self.unsynced).length = true;
     }
 
     /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
-    pub(super) fn settle(&self) {
-        if self.pending.settle() {
+    pub(super) fn cancel_alarm_if_clean(&self) {
+        if self.dirty.cancel_alarm_if_clean() {
             // Whoever flushes or cuts the file holds it.
             if let Some(this) = self.this.upgrade() {
                 TIMER.update(&this);
@@ -119,7 +120,7 @@ impl OpenFile {
     }
 
     /// Fails if bytes that were written here are gone because somebody else has cut the file.
-    fn lost_to_others(&self, file: &File, taken: &Taken<'_>) -> io::Result<()> {
+    fn check_no_outside_cut(&self, file: &File, taken: &InFlight<'_>) -> io::Result<()> {
         let Some(end) = taken.end() else {
             return Ok(());
         };
@@ -134,9 +135,9 @@ impl OpenFile {
         Ok(())
     }
 
-    fn flushed(&self, taken: Taken<'_>, result: io::Result<()>) -> io::Result<()> {
-        let result = taken.flushed(result);
-        self.settle();
+    fn complete(&self, taken: InFlight<'_>, result: io::Result<()>) -> io::Result<()> {
+        let result = taken.complete(result);
+        self.cancel_alarm_if_clean();
         result
     }
 }
@@ -152,11 +153,11 @@ impl Durable for OpenFile {
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
         let mapped = self.mapped[Protection::ReadWrite as usize].get();
-        let file = mapped.and_then(|mapped| Some((mapped.habits, mapped.backing.file()?)));
-        let Some((habits, file)) = file else {
+        let file = mapped.and_then(|mapped| Some((mapped.fs_traits, mapped.backing.file()?)));
+        let Some((fs_traits, file)) = file else {
             return Ok(());
         };
-        let owed = std::mem::take(&mut *lock(&self.owed));
+        let unsynced = std::mem::take(&mut *lock(&self.unsynced));
         // Not the length: it may be cut right now, and come back if that fails.
         let map = self.map(Protection::ReadWrite);
         let len = map.as_deref().map_or(0, Map::capacity);
@@ -166,10 +167,10 @@ impl Durable for OpenFile {
             Extent::Everything => vec![ByteRange::between(0, len)],
             Extent::Ranges(ranges) => ranges.iter().map(inside).collect(),
         };
-        let writeback = Writeback::of(ranges, habits);
+        let writeback = Writeback::of(ranges, fs_traits);
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
-        let taken = self.pending.take(covers);
-        let lost = self.lost_to_others(file, &taken);
+        let taken = self.dirty.take(covers);
+        let lost = self.check_no_outside_cut(file, &taken);
         let result = lost.and_then(|()| {
             if self.touch_mtime.load(Ordering::Relaxed) && taken.end().is_some() {
                 // Before the sync, which may then cover it. The bytes are no less durable without.
@@ -177,25 +178,25 @@ impl Durable for OpenFile {
             }
             match (&writeback, &map) {
                 // All of the file: no call makes the length durable and leaves bytes alone.
-                _ if owed.length => sys::sync_file(file),
+                _ if unsynced.length => sys::sync_file(file),
                 (Some(writeback), Some(map)) => writeback.run(map, file),
                 _ => Ok(()),
             }?;
             // After what they are the names of.
-            let mut names = owed.names.iter();
+            let mut names = unsynced.names.iter();
             names.try_for_each(|path| sys::sync_name(file, path))
         });
-        self.flushed(taken, result)
+        self.complete(taken, result)
     }
 }
 
 impl Alarmed for OpenFile {
     fn alarm(&self) -> Option<Instant> {
-        self.pending.alarm()
+        self.dirty.alarm()
     }
 
     fn ring(self: &Arc<Self>, at: Instant) {
-        if !self.pending.ring(at) {
+        if !self.dirty.take_alarm(at) {
             return;
         }
         let flush = Flush::of_everything().unheeded();

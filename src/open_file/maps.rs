@@ -16,7 +16,7 @@ use crate::map::{Backing, Map, Protection, Span};
 use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::sync::lock;
-use crate::sys::{self, Advice, Habits};
+use crate::sys::{self, Advice, FsTraits};
 
 /// How long an opening that has to replace a map waits for the views of a moment.
 const BRIEFLY: Duration = Duration::from_millis(1);
@@ -25,7 +25,7 @@ const BRIEFLY: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Mapped {
     pub(super) backing: Backing,
-    pub(super) habits: Habits,
+    pub(super) fs_traits: FsTraits,
     /// The last is the current one. The others were outgrown, and are kept for the views that may
     /// lie in them.
     pub(super) maps: Mutex<Vec<Arc<Map>>>,
@@ -41,7 +41,7 @@ impl Mapped {
 #[derive(Debug)]
 pub(crate) struct Source {
     file: Arc<Descriptor>,
-    pub(super) habits: Habits,
+    pub(super) fs_traits: FsTraits,
     /// When the file was born that a map shows, where that is worth knowing.
     born: Option<SystemTime>,
 }
@@ -49,13 +49,13 @@ pub(crate) struct Source {
 impl Source {
     /// The descriptor itself; where files are copied up, a newer one for reading, since `file` may
     /// have been opened before that.
-    pub(crate) fn new(file: &Arc<Descriptor>, habits: Habits, protection: Protection) -> Self {
+    pub(crate) fn new(file: &Arc<Descriptor>, fs_traits: FsTraits, protection: Protection) -> Self {
         let mut source = Self {
             file: file.clone(),
-            habits,
+            fs_traits,
             born: None,
         };
-        if habits.copies_up && protection == Protection::Read {
+        if fs_traits.copies_up && protection == Protection::Read {
             // First the question, then the descriptor: a copy that is made in between is seen
             // as one that was made after.
             source.born = born(file);
@@ -63,7 +63,7 @@ impl Source {
                 source.file = Descriptor::new(newer);
             }
         }
-        if habits.in_memory || (habits.is_local && protection == Protection::Read) {
+        if fs_traits.in_memory || (fs_traits.is_local && protection == Protection::Read) {
             source.file.writes_nothing_out();
         }
         source
@@ -92,13 +92,13 @@ impl OpenFile {
             Some(Mapped {
                 backing: Backing::File(file),
                 ..
-            }) if source.habits.copies_up => Source {
+            }) if source.fs_traits.copies_up => Source {
                 file: file.clone(),
                 ..source
             },
             _ => source,
         };
-        if source.habits.copies_up {
+        if source.fs_traits.copies_up {
             self.follow_copy(&source, protection)?;
         }
         let len = self.len();
@@ -168,11 +168,11 @@ impl OpenFile {
             *lock(&self.shown) = source.born;
         }
         let backing = Backing::File(source.file.clone());
-        self.set_map(map, backing, source.habits, protection);
+        self.set_map(map, backing, source.fs_traits, protection);
         if protection == Protection::ReadWrite {
             // Another process, or this one, may have created or resized it without making that
             // durable.
-            self.owes_its_length();
+            self.mark_length_unsynced();
         }
     }
 
@@ -180,7 +180,7 @@ impl OpenFile {
         &self,
         map: Option<Map>,
         backing: Backing,
-        habits: Habits,
+        fs_traits: FsTraits,
         protection: Protection,
     ) {
         let map = map.map(Arc::new);
@@ -189,7 +189,7 @@ impl OpenFile {
         }
         let _ = self.mapped[protection as usize].set(Mapped {
             backing,
-            habits,
+            fs_traits,
             maps: Mutex::new(map.into_iter().collect()),
         });
     }
@@ -284,7 +284,7 @@ impl OpenFile {
         mapped.is_some_and(|mapped| {
             // Without a lease the map may go meanwhile; its address is only asked about.
             let run = sys::Run::at(self.base(protection), range.to_pages(sys::page_size()));
-            residency::is_resident(run, &mapped.backing, mapped.habits, range)
+            residency::is_resident(run, &mapped.backing, mapped.fs_traits, range)
         })
     }
 

@@ -51,9 +51,9 @@ impl OpenFile {
             self.hot.len.store(len, Ordering::Release);
             return Err(MmapIoError::resize_failed(error));
         }
-        self.pending.truncate(new_len);
-        self.settle();
-        self.owes_its_length();
+        self.dirty.truncate(new_len);
+        self.cancel_alarm_if_clean();
+        self.mark_length_unsynced();
         drop(lease);
         Ok(true)
     }
@@ -110,7 +110,7 @@ impl OpenFile {
             self.cover(min, || {
                 self.clear_tail(ByteRange::between(file_len, min))?;
                 // Before a write past the old end can be made, and flushed.
-                self.owes_its_length();
+                self.mark_length_unsynced();
                 sys::extend(file, min)
             })
         };
@@ -119,12 +119,12 @@ impl OpenFile {
     }
 
     /// Gives the file its first bytes, unless it has some; as [`grow`](Self::grow) does.
-    pub(super) fn first_length(
+    pub(super) fn set_len_if_empty(
         self: &Arc<Self>,
         len: u64,
         starts: impl FnOnce() -> bool,
     ) -> Result<bool> {
-        self.adopt_length()?;
+        self.adopt_file_len()?;
         match self.len() {
             0 => self.grow(len, Longer::Welcome, starts),
             _ => Ok(true),
@@ -132,7 +132,7 @@ impl OpenFile {
     }
 
     /// Takes note of the length that another process has given the file. Waits for no view.
-    pub(super) fn adopt_length(&self) -> Result<()> {
+    pub(super) fn adopt_file_len(&self) -> Result<()> {
         let mapped = self.mapped.iter().find_map(OnceLock::get);
         let Some(file) = mapped.and_then(|mapped| mapped.backing.file()) else {
             return Ok(());
@@ -157,15 +157,15 @@ impl OpenFile {
         self.hot.leases.recheck(ByteRange::between(file_len, len));
         // As for a cut that is made here.
         self.cuts.fetch_add(1, Ordering::SeqCst);
-        if let Some(gone) = self.pending.truncate(file_len) {
+        if let Some(gone) = self.dirty.truncate(file_len) {
             lock(&self.lost).get_or_insert(MmapIoError::Truncated {
                 offset: gone.start(),
                 len: gone.len(),
                 file_len,
             });
         }
-        self.settle();
-        self.owes_its_length();
+        self.cancel_alarm_if_clean();
+        self.mark_length_unsynced();
     }
 
     fn adopt(&self, file_len: u64) -> Result<()> {

@@ -167,7 +167,7 @@ pub(super) fn reserve(target: &WriteTarget<'_>, plan: &WritePlan) -> io::Result<
 fn direct_pages(target: &WriteTarget<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
     let stays_mapped = pages.len() < ALWAYS_DIRECT
-        && target.file.pending.covers(pages.into())
+        && target.file.dirty.covers(pages.into())
         && residency::may_be_cached(target.map.run(pages));
     let may_write = || {
         let file = target.coherent?;

@@ -12,7 +12,7 @@ use crate::mode::MmapMode;
 use crate::open_file::{OpenFile, OPEN_FILES};
 use crate::range::ByteRange;
 use crate::registry::Found;
-use crate::sys::{self, Created, FileInfo, Habits};
+use crate::sys::{self, Created, FileInfo, FsTraits};
 
 /// Times that a path is followed again because its file had gone when it was looked at. After that
 /// the file counts that was opened last, as it does for the kernel.
@@ -70,19 +70,19 @@ impl Target {
     /// # Errors
     ///
     /// `InvalidInput` if it is no regular file, `Unsupported` if it is one that cannot be mapped here.
-    pub(crate) fn identify(&self) -> Result<(FileInfo, Habits)> {
+    pub(crate) fn identify(&self) -> Result<(FileInfo, FsTraits)> {
         let info = sys::file_info(&self.file)?;
         if !info.is_regular {
             let problem = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
             return Err(MmapIoError::from(problem));
         }
-        let habits = sys::habits(&self.file);
-        if habits.has_huge_pages {
+        let fs_traits = sys::fs_traits(&self.file);
+        if fs_traits.has_huge_pages {
             let problem = "files of hugetlbfs cannot be mapped here";
             let problem = io::Error::new(io::ErrorKind::Unsupported, problem);
             return Err(MmapIoError::from(problem));
         }
-        Ok((info, habits))
+        Ok((info, fs_traits))
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -133,9 +133,9 @@ impl From<Target> for Again {
 }
 
 /// Looks for the file of a descriptor among those that are open.
-pub(crate) fn find_open(target: &Target, info: &FileInfo, habits: Habits) -> Found<OpenFile> {
+pub(crate) fn find_open(target: &Target, info: &FileInfo, fs_traits: FsTraits) -> Found<OpenFile> {
     let is_it = |open: &Arc<OpenFile>| open.is_file(&target.file);
-    OPEN_FILES.find(info.id, (!habits.is_local).then_some(is_it))
+    OPEN_FILES.find(info.id, (!fs_traits.is_local).then_some(is_it))
 }
 
 /// What a path would be opened for.
@@ -161,10 +161,10 @@ pub(crate) fn find_by_path(path: &Path, intent: Intent) -> Option<Arc<OpenFile>>
     if open.is_empty() || !may_open() {
         return None;
     }
-    let habits = sys::habits(&looked);
-    let is_it = |open: &Arc<OpenFile>| habits.is_local || open.is_file(&looked);
+    let fs_traits = sys::fs_traits(&looked);
+    let is_it = |open: &Arc<OpenFile>| fs_traits.is_local || open.is_file(&looked);
     // Where it is copied up, a newer descriptor is another file's.
-    let mut open = open.into_iter().filter(|_| !habits.copies_up);
+    let mut open = open.into_iter().filter(|_| !fs_traits.copies_up);
     open.find(is_it)
 }
 

@@ -146,7 +146,7 @@ impl<S: Steps> File<S> {
     fn write(&self, op: &Operation) -> bool {
         // Held, so that whoever looks after a withdrawal sees what that came too late for.
         let mut started = lock(&self.started);
-        if self.queue.begin(op).is_none() && S::STARTS_ONLY_WHAT_IS_QUEUED {
+        if self.queue.take_payload(op).is_none() && S::STARTS_ONLY_WHAT_IS_QUEUED {
             return false;
         }
         started.push(op.place.load(Ordering::Relaxed));
@@ -225,12 +225,12 @@ impl<S: Steps> QueueHost for File<S> {
             for (op, granted) in batch.iter().zip(self.grant(batch)) {
                 match op.action {
                     Action::TryWrite(_) if !granted => {
-                        self.queue.finish(op, Ok(Outcome::InUse), ended);
+                        self.queue.complete(op, Ok(Outcome::InUse), ended);
                     }
                     _ if !granted => deferred.push(op.clone()),
                     Action::Lease(_) => {
                         let lease = Lease::new(&self.granted);
-                        self.queue.finish(op, Ok(Outcome::Leased(lease)), ended);
+                        self.queue.complete(op, Ok(Outcome::Leased(lease)), ended);
                     }
                     _ if !self.write(op) => {}
                     Action::Write(FlushPolicy::Always) => self.commits.add(op.clone(), false),

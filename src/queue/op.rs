@@ -45,10 +45,10 @@ pub(crate) enum Action {
     /// Makes the file at least as long as the start of its one range, which is unbounded.
     GrowTo,
     /// Changes the length likewise, unless the file has bytes already.
-    FirstLength,
+    SetLenIfEmpty,
     /// Takes note of the length that another process has given the file. Waits for its turn in the
     /// drain, and for no view: its range is empty.
-    AdoptLength,
+    AdoptFileLen,
 }
 
 impl Action {
@@ -63,8 +63,8 @@ impl Action {
             Self::Lease(_)
             | Self::Resize
             | Self::GrowTo
-            | Self::FirstLength
-            | Self::AdoptLength => FlushPolicy::Never,
+            | Self::SetLenIfEmpty
+            | Self::AdoptFileLen => FlushPolicy::Never,
         }
     }
 }

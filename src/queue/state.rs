@@ -137,7 +137,7 @@ impl<L> State<L> {
     /// Puts deferred operations that may have met what has gone back among the others, in the order
     /// of submission: one that was deferred while its batch was made up stands before the batch's
     /// own.
-    pub(super) fn undefer(&mut self) {
+    pub(super) fn requeue_deferred(&mut self) {
         if self.gone.is_empty() {
             return;
         }

@@ -89,7 +89,7 @@ fn one_that_is_withdrawn_is_passed_over_and_frees_those_behind_it() {
     let (batch, _) = queue.next_batch();
     queue.submit(5, 20);
     // It is withdrawn while it is applied, and found in use.
-    drop(queue.0.begin(&first));
+    drop(queue.0.take_payload(&first));
     queue.0.finish_batch(batch, &mut Ended::new());
     assert_eq!(queue.next_batch().1, [1]);
 }
@@ -106,7 +106,7 @@ fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
         let (batch, places) = queue.next_batch();
         assert_eq!(places, expected);
         for op in &batch {
-            queue.0.finish(op, Ok(Outcome::Done), &mut Ended::new());
+            queue.0.complete(op, Ok(Outcome::Done), &mut Ended::new());
         }
         queue.0.finish_batch(Vec::new(), &mut Ended::new());
     }
@@ -276,7 +276,7 @@ proptest::proptest! {
                 let before = &waiting[..at];
                 assert!(!before.iter().any(|other| other.ranges[0].overlaps(op.ranges[0])));
                 waiting.remove(at);
-                queue.0.finish(&op, Ok(Outcome::Done), &mut Ended::new());
+                queue.0.complete(&op, Ok(Outcome::Done), &mut Ended::new());
             }
             queue.0.finish_batch(deferred, &mut Ended::new());
         };

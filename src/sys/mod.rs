@@ -10,7 +10,7 @@
 //! | [`cached_pages`] | `cachestat(2)` | unknown | unknown |
 //! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
-//! | [`habits`] | `fstatfs(2)` | none | none |
+//! | [`fs_traits`] | `fstatfs(2)` | none | none |
 //! | [`write_at`], [`reserve`] | `pwritev2(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
 //! | [`allocate`], [`preallocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
@@ -33,10 +33,10 @@ use crate::range::PageRange;
 
 #[cfg(unix)]
 mod bare_thread;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod fallback;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod not_linux;
 #[cfg(not(unix))]
 mod std_thread;
 #[cfg(not(any(unix, windows)))]
@@ -48,10 +48,10 @@ mod windows;
 
 #[cfg(unix)]
 pub(crate) use bare_thread::BareThread;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use fallback::*;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) use linux::*;
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) use not_linux::*;
 #[cfg(not(unix))]
 pub(crate) use std_thread::BareThread;
 #[cfg(not(any(unix, windows)))]
@@ -95,12 +95,12 @@ pub(crate) struct Access {
 
 /// What may be relied on for a file, by the file system it is on and the way it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Habits {
+pub(crate) struct FsTraits {
     /// What [`write_at`] writes is seen in every map at once, and the other way.
     pub(crate) coherent_writes: bool,
     /// Once its pages were written back, a sync of any one range makes all of the file's metadata
     /// durable, and what the drive holds.
-    pub(crate) syncs_by_range: bool,
+    pub(crate) range_sync_covers_metadata: bool,
     /// What is asked about an open file is answered by this machine, without waiting; and a
     /// [`FileId`] is that of one file, as long as the file is open.
     pub(crate) is_local: bool,

@@ -111,7 +111,7 @@ pub(crate) fn sync_name(_file: &File, _path: &Path) -> io::Result<()> {
     unsupported()
 }
 
-/// Not asked for, since [`habits`](super::habits) knows no file system in memory.
+/// Not asked for, since [`fs_traits`](super::fs_traits) knows no file system in memory.
 pub(crate) fn allocated(_file: &File) -> io::Result<u64> {
     Ok(u64::MAX)
 }

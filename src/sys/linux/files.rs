@@ -7,7 +7,7 @@ use std::os::unix::io::AsRawFd;
 use std::path::Path;
 
 use crate::sys::unix::{directory_of, file_info, sync_directory};
-use crate::sys::{CacheHint, Habits};
+use crate::sys::{CacheHint, FsTraits};
 
 /// Length of an open file in bytes ([`statx(2)`], `STATX_SIZE` alone).
 ///
@@ -119,7 +119,7 @@ fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::
 ///   ([`cached_pages`]), since the pages belong to the files of its layers.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
-pub(crate) fn habits(file: &File) -> Habits {
+pub(crate) fn fs_traits(file: &File) -> FsTraits {
     const EXT: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
     const BTRFS: u64 = 0x9123_683e;
@@ -142,7 +142,7 @@ pub(crate) fn habits(file: &File) -> Habits {
     // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
     let mounted = unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) };
     if kind != 0 || mounted != 0 {
-        return Habits::default();
+        return FsTraits::default();
     }
     // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
     let kind = unsafe { stat.assume_init() }.f_type;
@@ -150,10 +150,11 @@ pub(crate) fn habits(file: &File) -> Habits {
     let mounted = unsafe { flags.assume_init() }.f_flag;
     // Signed or not, and of 32 or 64 bits, by platform; the numbers have 32.
     let kind = u64::from(kind as u32);
-    Habits {
+    FsTraits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
             && mounted & libc::ST_SYNCHRONOUS == 0,
-        syncs_by_range: cfg!(not(target_os = "android")) && matches!(kind, EXT | XFS | TMPFS),
+        range_sync_covers_metadata: cfg!(not(target_os = "android"))
+            && matches!(kind, EXT | XFS | TMPFS),
         is_local: matches!(
             kind,
             EXT | XFS

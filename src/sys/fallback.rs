@@ -4,37 +4,37 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::{Habits, Run};
+use super::{FsTraits, Run};
 
 /// Not needed for correctness, and not available.
 pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Not available, and not called where [`habits`] says so.
+/// Not available, and not called where [`fs_traits`] says so.
 pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Nothing is relied on but the ids.
-pub(crate) fn habits(_file: &File) -> Habits {
-    Habits {
+pub(crate) fn fs_traits(_file: &File) -> FsTraits {
+    FsTraits {
         is_local: true,
-        ..Habits::default()
+        ..FsTraits::default()
     }
 }
 
-/// Not called, since [`habits`] knows no file system that copies up.
+/// Not called, since [`fs_traits`] knows no file system that copies up.
 pub(crate) fn reopen(_file: &File) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Never, where [`habits`] says so.
+/// Never, where [`fs_traits`] says so.
 pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
     false
 }
 
-/// Not called where [`habits`] says so.
+/// Not called where [`fs_traits`] says so.
 pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

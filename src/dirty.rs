@@ -1,0 +1,570 @@
+//! The bytes that were written and not flushed, and what the policies make of them.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rangemap::RangeSet;
+
+use crate::flush::FlushPolicy;
+use crate::range::ByteRange;
+use crate::sync::lock;
+use crate::sys;
+
+/// Milliseconds in a year: a longer wait is as good as none, and does not overflow a clock.
+const LONGEST_WAIT: u64 = 365 * 24 * 60 * 60 * 1000;
+
+/// What a policy asks for after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlushDue {
+    None,
+    /// The write is flushed before it returns.
+    ThisWrite,
+    /// Everything that is dirty is flushed before the write returns.
+    AllDirty,
+    /// Everything is flushed at that time; the timer is to be told.
+    ArmTimer(Instant),
+    /// Everything is flushed at a time that the timer knows.
+    TimerArmed,
+}
+
+/// The bytes that were written and not flushed.
+#[derive(Debug)]
+pub(crate) struct DirtyRanges(Mutex<Ranges>);
+
+/// The same, locked for a batch of writes.
+#[derive(Debug)]
+pub(crate) struct DirtyGuard<'a>(MutexGuard<'a, Ranges>);
+
+#[derive(Debug)]
+struct Ranges {
+    /// There is something to flush to.
+    counts: bool,
+    set: RangeSet<u64>,
+    /// Ranges in the set.
+    len: usize,
+    /// Bytes in the set.
+    bytes: u64,
+    /// Ranges are widened to multiples of this power of two, so that the set stays small.
+    granule: u64,
+    /// What the flush that is running took out of the set: not durable yet, either.
+    flushing: Vec<ByteRange>,
+    /// What the policies count.
+    since_flush: Written,
+    /// When everything is flushed in the background.
+    alarm: Option<Instant>,
+}
+
+/// What was written since the set of ranges was last empty, rewrites included.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    bytes: u64,
+    writes: usize,
+}
+
+/// The most ranges that are kept apart. One more, and all of them are widened: first to pages,
+/// which is what a flush writes anyway, then to twice as much.
+const MOST_RANGES: usize = 4096;
+
+impl DirtyRanges {
+    /// Of memory without a file nothing is ever dirty.
+    pub(crate) fn new(has_file: bool) -> Self {
+        Self(Mutex::new(Ranges {
+            counts: has_file,
+            set: RangeSet::new(),
+            len: 0,
+            bytes: 0,
+            granule: 1,
+            flushing: Vec::new(),
+            since_flush: Written::default(),
+            alarm: None,
+        }))
+    }
+
+    /// Number of distinct bytes, those that are being flushed included: they are not durable
+    /// before the flush has ended. Of more than some thousand ranges, the whole pages that they
+    /// lie in.
+    pub(crate) fn bytes(&self) -> u64 {
+        let dirty = self.ranges();
+        let flushing = dirty.flushing.iter().map(|range| dirty.missing(*range));
+        dirty.bytes + flushing.sum::<u64>()
+    }
+
+    /// Whether every byte of the range was written and not flushed.
+    pub(crate) fn covers(&self, range: ByteRange) -> bool {
+        let dirty = self.ranges();
+        let is_gapless = dirty.set.gaps(&range.into()).next().is_none();
+        is_gapless
+    }
+
+    /// Counts writes, while nobody else does.
+    pub(crate) fn lock(&self) -> DirtyGuard<'_> {
+        DirtyGuard(self.ranges())
+    }
+
+    /// Counts one write, and says what `policy` asks for.
+    pub(crate) fn record(&self, ranges: &[ByteRange], policy: FlushPolicy) -> FlushDue {
+        self.lock().record(ranges, policy)
+    }
+
+    /// What `policy` asks for, for the sake of a write that has been counted.
+    pub(crate) fn due(&self, policy: FlushPolicy) -> FlushDue {
+        let mut dirty = self.ranges();
+        match dirty.bytes {
+            0 => FlushDue::None,
+            _ => dirty.due(policy),
+        }
+    }
+
+    /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
+    /// the flush may miss them. One flush at a time.
+    pub(crate) fn take(&self, ranges: &[ByteRange]) -> InFlight<'_> {
+        let mut dirty = self.ranges();
+        debug_assert!(dirty.flushing.is_empty());
+        let before = dirty.since_flush;
+        dirty.flushing = match dirty.granule {
+            1 => dirty.remove(ranges),
+            // A flush writes whole pages, and so all that is counted for them.
+            _ => {
+                let pages = ranges.iter().map(|range| range.to_pages(sys::page_size()));
+                let pages: Vec<ByteRange> = pages.map(ByteRange::from).collect();
+                dirty.remove(&pages)
+            }
+        };
+        let after = dirty.since_flush;
+        InFlight {
+            dirty: self,
+            is_durable: false,
+            written: Written {
+                bytes: before.bytes - after.bytes,
+                writes: before.writes - after.writes,
+            },
+        }
+    }
+
+    /// Forgets what lies past the new end of the file; returns the hull of it.
+    pub(crate) fn truncate(&self, len: u64) -> Option<ByteRange> {
+        let removed = self.ranges().remove(&[ByteRange::between(len, u64::MAX)]);
+        removed.into_iter().reduce(ByteRange::hull)
+    }
+
+    /// Takes the alarm that was set for `at` down; says whether there is something to flush. One
+    /// that was set for another time is none.
+    pub(crate) fn take_alarm(&self, at: Instant) -> bool {
+        let mut dirty = self.ranges();
+        let is_current = dirty.alarm == Some(at);
+        if is_current {
+            dirty.alarm = None;
+        }
+        is_current && dirty.bytes > 0
+    }
+
+    /// When everything is to be flushed in the background.
+    pub(crate) fn alarm(&self) -> Option<Instant> {
+        self.ranges().alarm
+    }
+
+    /// Moves an alarm that is set to `now`, or takes it down if there is nothing to flush; says
+    /// whether there was one.
+    pub(crate) fn bring_alarm_forward(&self, now: Instant) -> bool {
+        let mut dirty = self.ranges();
+        let is_set = dirty.alarm.is_some();
+        dirty.alarm = (is_set && dirty.bytes > 0).then_some(now);
+        is_set
+    }
+
+    /// Takes an alarm down that has nothing to flush; says whether there was one.
+    pub(crate) fn cancel_alarm_if_clean(&self) -> bool {
+        let mut dirty = self.ranges();
+        dirty.bytes == 0 && dirty.alarm.take().is_some()
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Ranges> {
+        lock(&self.0)
+    }
+}
+
+impl DirtyGuard<'_> {
+    /// Counts one write, and says what `policy` asks for.
+    pub(crate) fn record(&mut self, ranges: &[ByteRange], policy: FlushPolicy) -> FlushDue {
+        let dirty = &mut *self.0;
+        if !dirty.counts {
+            return FlushDue::None;
+        }
+        for range in ranges {
+            dirty.add(*range);
+            dirty.since_flush.bytes += range.len();
+        }
+        dirty.since_flush.writes += 1;
+        dirty.due(policy)
+    }
+}
+
+impl Ranges {
+    /// What `policy` asks for now.
+    fn due(&mut self, policy: FlushPolicy) -> FlushDue {
+        let reached = |is_reached: bool| match is_reached {
+            true => FlushDue::AllDirty,
+            false => FlushDue::None,
+        };
+        match policy {
+            FlushPolicy::Never | FlushPolicy::Manual => FlushDue::None,
+            FlushPolicy::Always => FlushDue::ThisWrite,
+            FlushPolicy::EveryBytes(0)
+            | FlushPolicy::EveryWrites(0)
+            | FlushPolicy::EveryMillis(0) => FlushDue::None,
+            FlushPolicy::EveryBytes(bytes) => reached(self.since_flush.bytes >= bytes as u64),
+            FlushPolicy::EveryWrites(writes) => reached(self.since_flush.writes >= writes),
+            FlushPolicy::EveryMillis(millis) => {
+                let wait = Duration::from_millis(millis.min(LONGEST_WAIT));
+                let at = Instant::now() + wait;
+                if self.alarm.is_some_and(|alarm| alarm <= at) {
+                    return FlushDue::TimerArmed;
+                }
+                self.alarm = Some(at);
+                FlushDue::ArmTimer(at)
+            }
+        }
+    }
+
+    fn add(&mut self, range: ByteRange) {
+        let range = self.widened(range);
+        let within = range.into();
+        // Ranges that it touches become one with it.
+        let (mut new, mut joined) = (range.len(), 0);
+        let touching = range.start().saturating_sub(1)..range.end().saturating_add(1);
+        for other in self.set.overlapping(&touching) {
+            let shared = other
+                .end
+                .min(range.end())
+                .saturating_sub(other.start.max(range.start()));
+            new -= shared;
+            joined += 1;
+        }
+        if new == 0 {
+            return;
+        }
+        self.set.insert(within);
+        self.bytes += new;
+        self.len = self.len + 1 - joined;
+        if self.len > MOST_RANGES {
+            self.coarsen();
+        }
+    }
+
+    fn widened(&self, range: ByteRange) -> ByteRange {
+        match self.granule {
+            1 => range,
+            granule => ByteRange::from(range.to_pages(granule as usize)),
+        }
+    }
+
+    /// Widens all ranges until they are half as many as they may be: each one is then moved a few
+    /// times at most, however many come.
+    fn coarsen(&mut self) {
+        while self.len > MOST_RANGES / 2 {
+            self.granule = (self.granule * 2).max(sys::page_size() as u64);
+            let ranges = std::mem::take(&mut self.set);
+            let widened = ranges
+                .iter()
+                .map(|range| self.widened(range.clone().into()));
+            let mut widened: Vec<ByteRange> = widened.collect();
+            ByteRange::merge(&mut widened);
+            self.len = widened.len();
+            self.bytes = widened.iter().map(|range| range.len()).sum();
+            self.set = widened.into_iter().map(Range::from).collect();
+        }
+    }
+
+    /// Bytes of the range that are not in the set.
+    fn missing(&self, range: ByteRange) -> u64 {
+        let within = range.into();
+        let gaps = self.set.gaps(&within);
+        gaps.map(|gap| gap.end - gap.start).sum()
+    }
+
+    /// Takes `ranges` out; returns what of them was there.
+    fn remove(&mut self, ranges: &[ByteRange]) -> Vec<ByteRange> {
+        let mut removed = Vec::new();
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let within = (*range).into();
+            let before = removed.len();
+            for part in self.set.overlapping(&within) {
+                let there = ByteRange::from(part.clone());
+                let part = there.intersection(*range);
+                // What is left of it stands at its two ends.
+                let left = usize::from(there.start() < part.start())
+                    + usize::from(part.end() < there.end());
+                self.len = self.len + left - 1;
+                removed.push(part);
+            }
+            if removed.len() > before {
+                self.set.remove(within);
+            }
+        }
+        let covered = removed.iter().map(|part| part.len()).sum::<u64>();
+        self.bytes -= covered;
+        self.since_flush.bytes = self.since_flush.bytes.saturating_sub(covered);
+        if self.bytes == 0 {
+            self.since_flush = Written::default();
+            self.granule = 1;
+        }
+        removed
+    }
+}
+
+/// What a flush is about to cover; goes back unless [`flushed`](Self::flushed) says it worked.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct InFlight<'a> {
+    dirty: &'a DirtyRanges,
+    is_durable: bool,
+    /// What the policies count no more.
+    written: Written,
+}
+
+impl InFlight<'_> {
+    /// Where the last of the bytes ends.
+    pub(crate) fn end(&self) -> Option<u64> {
+        let dirty = self.dirty.ranges();
+        dirty.flushing.iter().map(|range| range.end()).max()
+    }
+
+    /// Ends the flush with its result.
+    pub(crate) fn complete(mut self, result: io::Result<()>) -> io::Result<()> {
+        self.is_durable = result.is_ok();
+        result
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let mut dirty = self.dirty.ranges();
+        let flushing = std::mem::take(&mut dirty.flushing);
+        if !self.is_durable {
+            flushing.into_iter().for_each(|range| dirty.add(range));
+            dirty.since_flush.bytes += self.written.bytes;
+            dirty.since_flush.writes += self.written.writes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::between(start, end)
+    }
+
+    /// DirtyRanges ranges to which each of `ranges` was written, one write each.
+    fn written(ranges: &[ByteRange]) -> DirtyRanges {
+        let dirty = DirtyRanges::new(true);
+        for range in ranges {
+            let due = dirty.record(&[*range], FlushPolicy::Manual);
+            assert_eq!(due, FlushDue::None);
+        }
+        dirty
+    }
+
+    fn flush(dirty: &DirtyRanges, ranges: &[ByteRange]) {
+        dirty.take(ranges).complete(Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_byte_counts_once_and_a_partial_flush_debits_what_it_covered() {
+        let dirty = written(&[range(0, 100), range(50, 150), range(1000, 1010)]);
+        assert_eq!(dirty.bytes(), 160);
+        flush(&dirty, &[range(90, 1005)]);
+        assert_eq!(dirty.bytes(), 95);
+        flush(&dirty, &[range(0, 10), range(5, 20), range(1009, 2000)]);
+        assert_eq!(dirty.bytes(), 74);
+        flush(&dirty, &[range(0, u64::MAX)]);
+        assert_eq!(dirty.bytes(), 0);
+    }
+
+    #[test]
+    fn a_failed_flush_gives_the_bytes_back() {
+        let dirty = written(&[range(0, 10)]);
+        let taken = dirty.take(&[range(0, 5)]);
+        dirty.record(&[range(3, 4)], FlushPolicy::Never);
+        taken
+            .complete(Err(io::ErrorKind::Other.into()))
+            .unwrap_err();
+        assert_eq!(dirty.bytes(), 10);
+        let taken = dirty.take(&[range(0, 100)]);
+        taken
+            .complete(Err(io::ErrorKind::Other.into()))
+            .unwrap_err();
+        // The writes are counted still, too.
+        let due = dirty.record(&[range(0, 1)], FlushPolicy::EveryWrites(3));
+        assert_eq!(due, FlushDue::AllDirty);
+    }
+
+    #[test]
+    fn bytes_count_until_their_flush_has_ended() {
+        let dirty = written(&[range(0, 10)]);
+        let taken = dirty.take(&[range(0, 5)]);
+        assert_eq!(dirty.bytes(), 10);
+        // Once, though they are to be flushed again.
+        dirty.record(&[range(3, 4)], FlushPolicy::Never);
+        assert_eq!(dirty.bytes(), 10);
+        taken.complete(Ok(())).unwrap();
+        assert_eq!(dirty.bytes(), 6);
+    }
+
+    #[test]
+    fn the_write_that_reaches_a_threshold_flushes_everything() {
+        let dirty = written(&[range(0, 60)]);
+        let policy = FlushPolicy::EveryBytes(100);
+        assert_eq!(dirty.record(&[range(60, 99)], policy), FlushDue::None);
+        assert_eq!(dirty.record(&[range(99, 100)], policy), FlushDue::AllDirty);
+        // A partial flush takes off what it covers.
+        flush(&dirty, &[range(0, 50)]);
+        assert_eq!(dirty.record(&[range(100, 149)], policy), FlushDue::None);
+        assert_eq!(dirty.record(&[range(0, 1)], policy), FlushDue::AllDirty);
+    }
+
+    #[test]
+    fn every_bytes_counts_rewrites() {
+        let dirty = written(&[range(0, 60)]);
+        let policy = FlushPolicy::EveryBytes(100);
+        assert_eq!(dirty.record(&[range(0, 39)], policy), FlushDue::None);
+        assert_eq!(dirty.bytes(), 60);
+        assert_eq!(dirty.record(&[range(0, 1)], policy), FlushDue::AllDirty);
+        flush(&dirty, &[range(0, 60)]);
+        for _ in 0..11 {
+            assert_eq!(dirty.record(&[range(0, 9)], policy), FlushDue::None);
+        }
+        assert_eq!(dirty.record(&[range(0, 9)], policy), FlushDue::AllDirty);
+        // A failed flush takes nothing off.
+        let taken = dirty.take(&[range(0, 9)]);
+        taken
+            .complete(Err(io::ErrorKind::Other.into()))
+            .unwrap_err();
+        assert_eq!(dirty.record(&[range(0, 1)], policy), FlushDue::AllDirty);
+    }
+
+    #[test]
+    fn many_ranges_are_counted_in_pages_and_more() {
+        let page = sys::page_size() as u64;
+        let dirty = DirtyRanges::new(true);
+        let write = |at| dirty.record(&[range(at, at + 1)], FlushPolicy::Never);
+        for number in 0..MOST_RANGES as u64 {
+            write(2 * number);
+        }
+        assert_eq!(dirty.bytes(), MOST_RANGES as u64);
+        write(2 * MOST_RANGES as u64);
+        assert_eq!(
+            dirty.bytes(),
+            (2 * MOST_RANGES as u64 + 1).next_multiple_of(page)
+        );
+        flush(&dirty, &[range(0, 100 * page)]);
+        assert_eq!(dirty.bytes(), 0);
+        // Pages that do not touch each other, from both ends.
+        for number in 0..50_000 {
+            write(page * 2 * number);
+            write(page * 2 * (200_000 - number));
+            let dirty = dirty.ranges();
+            assert!(dirty.set.iter().count() == dirty.len || number % 1000 != 0);
+            assert!(dirty.len <= MOST_RANGES);
+        }
+        assert!(dirty.covers(range(page * 2000, page * 2000 + 1)));
+        dirty.truncate(page * 1000);
+        assert!(dirty.bytes() <= page * 1000);
+        flush(&dirty, &[range(0, page * 1000)]);
+        write(7);
+        assert_eq!(dirty.bytes(), 1, "exact again");
+    }
+
+    #[test]
+    fn the_number_of_ranges_is_known() {
+        let mut seed = 7_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let dirty = DirtyRanges::new(true);
+        let mut bytes = vec![false; 1000];
+        for _ in 0..3000 {
+            let start = random(1000);
+            let end = (start + 1 + random(50)).min(1000);
+            let writes = random(3) > 0;
+            match writes {
+                true => drop(dirty.record(&[range(start, end)], FlushPolicy::Never)),
+                false => flush(&dirty, &[range(start, end)]),
+            }
+            bytes[start as usize..end as usize].fill(writes);
+            let count = bytes.iter().filter(|byte| **byte).count();
+            assert_eq!(dirty.bytes(), count as u64);
+            let dirty = dirty.ranges();
+            assert_eq!(dirty.set.iter().count(), dirty.len);
+        }
+    }
+
+    #[test]
+    fn writes_are_counted_since_nothing_was_pending() {
+        let dirty = written(&[range(0, 10)]);
+        let policy = FlushPolicy::EveryWrites(3);
+        assert_eq!(dirty.record(&[range(0, 10)], policy), FlushDue::None);
+        flush(&dirty, &[range(0, 5)]);
+        assert_eq!(dirty.record(&[range(0, 10)], policy), FlushDue::AllDirty);
+        flush(&dirty, &[range(0, 10)]);
+        assert_eq!(dirty.record(&[range(0, 10)], policy), FlushDue::None);
+        assert_eq!(dirty.record(&[range(0, 10)], policy), FlushDue::None);
+        assert_eq!(dirty.record(&[range(0, 10)], policy), FlushDue::AllDirty);
+    }
+
+    #[test]
+    fn zero_disables_a_policy() {
+        for policy in [
+            FlushPolicy::EveryBytes(0),
+            FlushPolicy::EveryWrites(0),
+            FlushPolicy::EveryMillis(0),
+        ] {
+            let dirty = DirtyRanges::new(true);
+            assert_eq!(dirty.record(&[range(0, 1 << 30)], policy), FlushDue::None);
+            assert!(!dirty.bring_alarm_forward(Instant::now()));
+        }
+    }
+
+    #[test]
+    fn one_alarm_is_set_for_the_earliest_time_and_stale_ones_are_none() {
+        let dirty = DirtyRanges::new(true);
+        let write = |millis| dirty.record(&[range(0, 10)], FlushPolicy::EveryMillis(millis));
+        let FlushDue::ArmTimer(late) = write(1_000_000) else {
+            panic!("nothing is set");
+        };
+        assert_eq!(write(2_000_000), FlushDue::TimerArmed);
+        let FlushDue::ArmTimer(early) = write(1000) else {
+            panic!("it is earlier");
+        };
+        assert!(early < late);
+        assert!(!dirty.take_alarm(late));
+        assert!(dirty.take_alarm(early));
+        assert!(!dirty.take_alarm(early));
+        let FlushDue::ArmTimer(next) = write(u64::MAX) else {
+            panic!("it has rung");
+        };
+        assert!(
+            !dirty.cancel_alarm_if_clean(),
+            "there is something to flush"
+        );
+        assert!(dirty.bring_alarm_forward(late));
+        assert_eq!(dirty.alarm(), Some(late));
+        flush(&dirty, &[range(0, 10)]);
+        assert!(!dirty.take_alarm(next), "that one was moved");
+        assert!(!dirty.take_alarm(late), "there is nothing to flush");
+        let take_downs: [&dyn Fn() -> bool; 2] = [&|| dirty.cancel_alarm_if_clean(), &|| {
+            dirty.bring_alarm_forward(late)
+        }];
+        for take_down in take_downs {
+            write(1000);
+            flush(&dirty, &[range(0, 10)]);
+            assert!(take_down());
+            assert_eq!(dirty.alarm(), None);
+            assert!(!take_down());
+        }
+    }
+}
