@@ -113,9 +113,10 @@ impl MemoryMappedFileBuilder {
     /// `fallocate` on Linux, whose errors are reported; elsewhere zeroes are written. File systems
     /// without it (NFS before 4.2, ext4 without extents, some FUSE file systems) cannot reserve
     /// blocks, and the error says so. A disk that is too small is found before anything is taken
-    /// from it. What was reserved before another error, such as a quota, is given back if the file
-    /// was created here; if it was to grow, it keeps those blocks past its end, for when it does:
-    /// no call gives them back that could not cut what another process appends.
+    /// from it. After another error, such as a quota, a file that was created here gives back the
+    /// blocks reserved so far. A file that was to grow keeps such blocks past its end, and uses
+    /// them when it grows: every call that gives them back could cut bytes that another process
+    /// appends.
     pub fn preallocate(self, preallocate: bool) -> Self {
         Self {
             preallocate,
@@ -159,10 +160,10 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Creates the file, or truncates a file that is there; read-write by default.
+    /// Creates the file, or truncates an existing file; read-write by default.
     ///
     /// In a mode that does not write, the file is opened as it is. Links are followed, where the
-    /// system permits that. [`create_new`](Self::create_new) fails if the file is there, and
+    /// system permits that. [`create_new`](Self::create_new) fails if the file exists, and
     /// [`open_or_create`](Self::open_or_create) keeps it.
     ///
     /// If another process makes the file longer at the same time, it stays that long.
@@ -223,7 +224,7 @@ impl MemoryMappedFileBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the file as it is, but for blocks that may have been
+    /// Dropping the future leaves the file unchanged, except for blocks that may have been
     /// [reserved](Self::preallocate).
     pub fn open(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = How::Existing(absolute(&self.path));
@@ -238,9 +239,9 @@ impl MemoryMappedFileBuilder {
     /// # Errors
     ///
     /// Those of [`open`](Self::open), and for a file without bytes those of
-    /// [`create`](Self::create), but for `Busy`: a file that is mapped here already is shared. A
-    /// failure removes nothing: a file that was created may be left without bytes, since another
-    /// process may have opened it.
+    /// [`create`](Self::create), except for `Busy`: a file that this process has mapped already is
+    /// shared. A failure removes nothing: a file that was created may be left without bytes, since
+    /// another process may have opened it.
     ///
     /// # Cancel safety
     ///

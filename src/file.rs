@@ -1,8 +1,8 @@
 //! The handle, and what can be asked of it. Its operations are in the files beside, one for each
 //! concern.
 
-// The page of `MemoryMappedFile` lists the methods in the order of these lines; those of this file
-// come last. The empty lines keep `rustfmt` from sorting them.
+// The page of `MemoryMappedFile` lists the methods in the order of these lines; the methods of this
+// file come last. The empty lines keep `rustfmt` from sorting them.
 mod open;
 
 #[allow(unsafe_code)]
@@ -55,15 +55,15 @@ use crate::sys;
 /// A handle on a memory-mapped file.
 ///
 /// A handle is a reference: clones share the file, its mode and its policy. Handles that are
-/// opened on the same file, by whatever path, know of each other, so that no view of one is
-/// changed by a write of another.
+/// opened on the same file, also by different paths, share their leases, so that no write through
+/// one handle changes a view of another handle.
 ///
 /// Methods that may block are `async` and run on the [`blocking`](https://docs.rs/blocking) pool,
-/// under any runtime or none. The others never wait, except where they say so.
+/// under any runtime or none. The other methods never wait, except where they say so.
 ///
-/// Dropping the last handle and the last `Bytes` closes the file. Where that may take time, as it
-/// does for a file that may be written, it goes on on the pool after the drop;
-/// [`close`](Self::close)`().await` ends after it.
+/// Dropping the last handle and the last `Bytes` closes the file. Where closing may take time, as
+/// for a file that may be written, a thread of the pool closes it after the drop;
+/// [`close`](Self::close)`().await` returns when that is done.
 ///
 /// # Examples
 ///
@@ -251,7 +251,7 @@ impl MemoryMappedFile {
     /// Returns `true` if the path that was used to open the file still names this file.
     ///
     /// It returns `false` if the file was removed or another file was renamed over it. A handle of
-    /// such a file goes on working; what is written to it is lost with the last handle.
+    /// such a file goes on working; bytes that are written to it are lost with the last handle.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@
 /// is.
 ///
 /// A policy bounds what a power cut may take. A process that is killed loses no write that has
-/// returned, whatever the policy; see [What survives](crate#what-survives).
+/// returned, under any policy; see [What survives](crate#what-survives).
 ///
 /// # Examples
 ///

@@ -36,8 +36,8 @@
 //!   copying the `&[u8]` of a write, and the last copy of
 //!   [`read_into`](MemoryMappedFile::read_into). The synchronous reads may fault when their bytes
 //!   are touched; [`slice`](MemoryMappedFile::slice) reads the pages in before.
-//! - **No view changes under its holder**, whatever this process does through this crate: through
-//!   one handle, its clones, or other handles on the same file, by whatever path.
+//! - **No view changes while it lives**, as far as this process uses the file through this crate:
+//!   through one handle, its clones, or other handles on the same file, also by another path.
 //! - **A write waits only for views that overlap it.** A waiting write does not hold up new
 //!   readers, with one exception: so that a steady stream of readers cannot starve it, a blocked
 //!   write may hold off new readers of its range for about 1 ms in every 100 ms. If overlapping
@@ -52,7 +52,8 @@
 //!   the file and the name it was opened by. While a handle or a `Bytes` of the file lives, a flush
 //!   that failed is not forgotten.
 //! - **Errors instead of signals.** On Linux 5.14 or newer, a full disk, a failing disk, or a file
-//!   truncated by another process is an `Err` of the operation that meets it, not a `SIGBUS`.
+//!   truncated by another process is an `Err` of the operation that meets it, not a `SIGBUS`; the
+//!   exceptions are [listed below](#a-file-that-another-process-truncates).
 //!
 //! [ARCHITECTURE.md](https://github.com/mmap-io/mmap-io-async/blob/main/docs/ARCHITECTURE.md) tells
 //! how the crate keeps these promises, and follows a write and a read from the call to the disk.
@@ -62,11 +63,11 @@
 //! A view is bytes of the mapping together with a *lease*: the right to look at a range of the file
 //! ([`MappedSlice`], `Bytes`), or to change it ([`MappedSliceMut`]). A lease covers exactly the
 //! bytes that were asked for. Leases belong to the file, not to the handle: all handles that this
-//! process has opened on a file, by whatever path, share them.
+//! process has opened on a file share them, also if they were opened by different paths.
 //!
 //! Views for reading may overlap each other. A mutable view, a write and a shrink overlap nothing:
 //! they wait for the views of their bytes, and for nothing else but their turn and room. Growing
-//! waits for no view, and a view keeps its memory valid whatever happens to the handle.
+//! waits for no view, and the memory of a `Bytes` stays valid after the handle is dropped.
 //!
 //! # Order and cancellation
 //!
@@ -94,7 +95,7 @@
 //!
 //! A file that has lost its name while it was open, because it was removed or another file was
 //! renamed over it, goes on to take writes, and they are lost with its last handle.
-//! [`is_at_path`](MemoryMappedFile::is_at_path) tells.
+//! [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
 //!
 //! # Deadlocks
 //!
@@ -127,37 +128,38 @@
 //!   wait for it: it is [`Busy`](MmapIoError::Busy). [`slice`](MemoryMappedFile::slice) waits.
 //! - [`read_bytes`](MemoryMappedFile::read_bytes) does not copy: while its `Bytes` live, writes
 //!   that overlap them wait. `Bytes::from(&slice)` is a copy.
-//! - A handle that may write is closed on the pool, where that may take time, after it was dropped;
-//!   [`close`](MemoryMappedFile::close) waits for the end of it.
+//! - Dropping a handle that may write does not wait until the file is closed: a thread of the pool
+//!   closes it. [`close`](MemoryMappedFile::close) waits for that.
 //!
 //! # Safety and other processes
 //!
 //! The mapping shows the file. Views are protected from everything that goes through this crate in
-//! this process; they are not from other handles on the file: `std::fs`, a duplicated descriptor,
-//! another process. The caller makes sure that none of those changes or truncates a file while
-//! views of it are alive.
+//! this process. They are not protected from other handles on the file: `std::fs`, a duplicated
+//! descriptor, another process. The caller makes sure that no such handle changes or truncates a
+//! file while views of it are alive.
 //!
 //! Not supported: use in a signal handler, and network file systems with more than one writer.
 //!
 //! ## A file that another process truncates
 //!
 //! On Linux, reads, writes, resizes and copies that need bytes which another process has cut off
-//! end in [`Truncated`](MmapIoError::Truncated) while the file is too short: operations below the
-//! cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note of
-//! the new length: then operations past it are out of bounds, and if written bytes were lost by the
-//! cut that no flush had covered, the next durable operation says `Truncated` once. A flush that
-//! meets such a loss before that ends in [`FlushFailed`](MmapIoError::FlushFailed), and that
-//! sticks. A file that another process cuts and makes as long again in between is not told from a
-//! file that it has overwritten: a later flush calls its bytes durable as they are then.
+//! fail with [`Truncated`](MmapIoError::Truncated) while the file is too short; operations below
+//! the cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note
+//! of the new length: then operations past it are out of bounds, and if the cut has destroyed
+//! written bytes that no flush had covered, the next durable operation fails with `Truncated` once.
+//! A flush that meets such a loss before that ends in [`FlushFailed`](MmapIoError::FlushFailed),
+//! and that sticks. If another process cuts a file and makes it as long again in between, the crate
+//! cannot tell that from an overwrite: a later flush makes durable what the file holds then.
 //!
 //! Two things still raise `SIGBUS`:
 //! - another process truncates the file, or punches a hole into it, while an operation copies to or
-//!   from those very bytes;
-//! - a view, however it was made, is touched where its page is gone: cut off by another process,
-//!   unreadable, or a hole of a full file system (of a full tmpfs even for a read).
+//!   from the bytes that it removes;
+//! - the caller touches a view where the kernel cannot provide the page: because another process
+//!   has cut it off, because the disk cannot read it, or because it is a hole in a file on a full
+//!   file system (on a full tmpfs even a read of a hole fails).
 //!
-//! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) find
-//! that out before they return a view, and
+//! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) detect
+//! the second case before they return a view, and
 //! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes.
 //!
 //! ## A file that another process grows
@@ -170,7 +172,7 @@
 //! [`copy_to`](MemoryMappedFile::copy_to) do that, to a file that is not mapped in this process.
 //! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which
 //! is tried and not waited for: a lock of another process, or a lock that this process has set by
-//! `fcntl`, then makes growing fail. On NFS such a lock is a question to the server.
+//! `fcntl`, then makes growing fail. On NFS the client asks the server for such a lock.
 //!
 //! ## Locks on the file
 //!
@@ -178,65 +180,68 @@
 //! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes its descriptors of a file
 //! when the last handle and view of the file go, and the descriptors with which it creates or
 //! copies files. On Linux 5.8 and later, handles on one file share the descriptors, and opening it
-//! again closes none, but on overlayfs, and where several tasks open the file for the first time at
-//! once. OFD locks and `flock` are not touched.
+//! again closes none, except on overlayfs, and where several tasks open the file for the first time
+//! at once. OFD locks and `flock` are not touched.
 //!
 //! ## The time of modification
 //!
 //! Stores through a mapping move the file's modification time late, when the system writes them
-//! back, and on tmpfs never: programs that compare times (rsync, make) may miss what was written.
-//! [`touch_mtime`](MemoryMappedFileBuilder::touch_mtime) is for them.
+//! back, and on tmpfs never: programs that compare times (rsync, make) may miss a change.
+//! [`touch_mtime`](MemoryMappedFileBuilder::touch_mtime) sets the time at each flush.
 //!
 //! ## Paths and names
 //!
 //! Paths are opened as the system opens them: links are followed. The name that becomes durable
 //! with the first durable operation is the name that the file was opened by for writing; where its
 //! directory cannot be opened, or the file was moved before that, all of the file system is synced
-//! (Linux). What is left to the caller is the name of a file that is moved later, that has other
-//! names (hard links), or that was given as a descriptor, and the directories above that of the
-//! file.
+//! (Linux). The caller has to make other names durable: the name of a file that is moved later,
+//! that has other names (hard links), or that was opened from a descriptor, and the directories
+//! above the directory of the file.
 //!
 //! ## Overlayfs
 //!
 //! On overlayfs, the first descriptor that may write copies a file up from the lower layer, and
-//! maps made before show the old file forever. What this process opens is followed: the first
-//! handle that may write replaces the map that others read, or is [`Busy`](MmapIoError::Busy) while
-//! they have views of it. If another process copies a file up, handles that were opened before do
-//! not see what it writes, until the last of them is gone or the file is opened again; and one of
-//! several hard links to a file of a lower layer becomes a file of its own.
+//! maps made before show the old file forever. Within this process the crate follows the copy: the
+//! first handle that may write replaces the map that other handles read, or is
+//! [`Busy`](MmapIoError::Busy) while they have views of it. If another process copies a file up,
+//! handles that were opened before do not see what it writes, until the last of them is gone or the
+//! file is opened again; and one of several hard links to a file of a lower layer becomes a file of
+//! its own.
 //!
 //! ## A child that is forked off
 //!
 //! A child that the process forks off, and that executes no other program, has none of the threads
-//! that do the work, and may find any lock taken forever. On Unix everything `async` ends there in
-//! an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a lock, once the
-//! parent has opened a file (or written to anonymous memory); an operation that the parent began
-//! does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
-//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, but for bytes near which a write or a
-//! mutable view was at the time of the fork: those are `Busy` for good, and so is everything for
-//! [`bytes`](MemoryMappedFile::bytes). To the child the parent is another process: its writes show
-//! under the child's views. Handles and views can be dropped, and what is scheduled to be flushed
-//! is left to the parent. A child that is forked off before that works as any process does.
+//! that do the work, and may find any lock taken forever. On Unix every `async` operation fails
+//! there with an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a
+//! lock, once the parent has opened a file (or written to anonymous memory); an operation that the
+//! parent began does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
+//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write or a
+//! mutable view was at the time of the fork: those bytes are `Busy` forever, and
+//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes. To the child the parent is another
+//! process: its writes show under the child's views. Handles and views can be dropped, and the
+//! parent runs the flushes that were scheduled. A child that is forked off before the parent has
+//! opened a file works as any process does.
 //!
 //! ## Where no thread can be started
 //!
 //! Where the process may start no more threads (`RLIMIT_NPROC`, `pids.max`), operations take turns
-//! on the threads that the pool has; without any, they end in an [`Io`](MmapIoError::Io) error. To
-//! that end the pool's limit (`blocking::set_max_blocking_threads`) is lowered for that time, for
-//! the whole process, and set to what `BLOCKING_MAX_THREADS` says when threads can be started
+//! on the threads that the pool has; without any, they fail with an [`Io`](MmapIoError::Io) error.
+//! For that time the crate lowers the pool's limit (`blocking::set_max_blocking_threads`) for the
+//! whole process, and sets it to the value of `BLOCKING_MAX_THREADS` when threads can be started
 //! again.
 //!
 //! # When not to use it
 //!
 //! For files that are read or written once, from front to back, plain reads and writes are as fast
-//! and simpler. For a bounded amount of memory use a buffer pool: the page cache is the kernel's.
+//! and simpler. Where the program must bound the memory that its files take, use a buffer pool: the
+//! kernel decides what the page cache keeps.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
-//! | `async`, `bytes` | no | nothing: what they named in mmap-io 0.9 is always there |
+//! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 

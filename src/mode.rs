@@ -17,7 +17,7 @@ pub enum MmapMode {
 }
 
 impl MmapMode {
-    /// Fails unless the mode permits to change the file.
+    /// Fails unless the mode permits changes of the file.
     #[inline]
     pub(crate) fn require_write(self) -> Result<()> {
         match self {

@@ -57,13 +57,13 @@ pub fn slice_range(offset: u64, len: u64, total: u64) -> Result<(usize, usize)> 
 
 /// Makes this process stop asking the system which pages are in memory.
 ///
-/// Reads ask before they decide whether to hop to the pool: by `cachestat` and `mincore`, on Linux.
-/// A filter of system calls that kills the process for a call that it does not know of, as
-/// systemd's `@system-service` does for `mincore`, would end it at the first read. After this,
-/// every read of pages that are to be resident hops to the pool (20 to 40 us), and neither call is
-/// made. A filter that answers with an error needs none of this.
+/// On Linux, a read calls `cachestat` and `mincore` before it decides whether to hop to the pool.
+/// A filter of system calls that kills the process for an unknown call, as systemd's
+/// `@system-service` does for `mincore`, would end the process at the first read. After this
+/// function, neither call is made, and every read that makes pages resident hops to the pool (20 to
+/// 40 us). A filter that answers with an error does not need it.
 ///
-/// It holds for the whole process, and there is no way back, as there is none from such a filter.
+/// It holds for the whole process and cannot be undone, as such a filter cannot be removed either.
 /// Call it before the filter is set, and before other threads use this crate.
 ///
 /// ```

@@ -37,8 +37,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// - [`Busy`](MmapIoError::Busy): `path` is mapped in this process, by whatever name: also if
-    ///   it is the file itself.
+    /// - [`Busy`](MmapIoError::Busy): the file at `path` is mapped in this process, also under
+    ///   another name, or is the source itself.
     /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
     ///   failed; or users who cannot read the source could read the copy, and that cannot be
     ///   prevented. A file that was not at `path` before is removed again; the content of a file
@@ -119,7 +119,7 @@ enum Copied {
     Later(Option<OwnedLease>, EventListener),
 }
 
-/// Fails if the destination cannot be written as it is now.
+/// Fails if the destination cannot be written at present.
 fn check_destination(path: &Path) -> Result<()> {
     if let Some(open) = find_by_path(path, Intent::Write) {
         fail_if_used(&open)?;

@@ -17,7 +17,7 @@ use crate::sys::{self, CacheHint};
 ///
 /// A read-only handle has nothing to flush: its flushes check their range and do nothing.
 impl MemoryMappedFile {
-    /// Makes all completed writes to the file durable, through whatever handle or view they went.
+    /// Makes all completed writes to the file durable, of every handle and view.
     ///
     /// It covers what was written before the call: the bytes, the length, and the name that the
     /// file was opened by. Writes that are still queued are not covered. Where nothing was written
@@ -192,7 +192,8 @@ impl MemoryMappedFile {
 
     /// Flushes a range and drops its pages from the page cache.
     ///
-    /// It is for bytes that will not be read again soon, so that they take no memory from others. A
+    /// It is for bytes that will not be read again soon, so that they take no memory from bytes
+    /// that will. A
     /// read-only handle flushes nothing, and drops the pages that are clean.
     ///
     /// It is a hint: pages that another process has mapped, or that are dirtied in the meantime,

@@ -17,10 +17,10 @@ impl MemoryMappedFile {
         MemoryMappedFileBuilder::new(path.as_ref())
     }
 
-    /// Creates a file of `size` bytes for reading and writing; truncates a file that is there.
+    /// Creates a file of `size` bytes for reading and writing; truncates an existing file.
     ///
     /// The file is sparse: its blocks are allocated when they are written.
-    /// [`open_or_create`](Self::open_or_create) keeps a file that is there, and
+    /// [`open_or_create`](Self::open_or_create) keeps an existing file, and
     /// [`create_new`](MemoryMappedFileBuilder::create_new) fails.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl MemoryMappedFile {
         Self::builder(path).open()
     }
 
-    /// Opens an existing file for reading and writing; it may not be empty.
+    /// Opens an existing file for reading and writing; it must not be empty.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl MemoryMappedFile {
 
     /// Opens a file for reading and writing, or creates it with `default_size` bytes.
     ///
-    /// A file that is there is never truncated, emptied or removed; if it is empty, it gets that
+    /// An existing file is never truncated, emptied or removed; if it is empty, it gets that
     /// many bytes.
     ///
     /// # Errors

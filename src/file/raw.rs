@@ -18,7 +18,7 @@ impl MemoryMappedFile {
     /// What is read through the pointer is not protected by a lease. Until the last read through
     /// it, the caller makes sure that
     /// - the handle, or a clone of it, lives;
-    /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
+    /// - the file does not grow: growing may map it elsewhere, and unmap the old mapping;
     /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
     ///   them off (that would raise `SIGBUS`);
     /// - nothing writes to the bytes: no operation or view of this process, and no other process.

@@ -17,8 +17,8 @@ impl MemoryMappedFile {
     /// another process has shortened the file, and [`refresh`](Self::refresh) has taken note of
     /// that, growing over the lost bytes waits for the views of them.
     ///
-    /// It takes its turn among the writes: those submitted before it see the old length. The bytes
-    /// that are added are zeroes, except for those that another process has appended before:
+    /// It takes its turn among the writes: writes submitted before it see the old length. The bytes
+    /// that are added are zeroes, except for bytes that another process has appended before:
     /// growing does not cut them, and [`grow_to`](Self::grow_to) takes them as they are. Bytes that
     /// another process stored past the end through a mapping, without making the file longer, are
     /// cleared.

@@ -21,7 +21,7 @@ use crate::view::MappedSliceMut;
 /// # Writing
 ///
 /// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not at
-/// all, whatever becomes of its future. Writes that overlap take effect in the order in which they
+/// all, even if its future is dropped. Writes that overlap take effect in the order in which they
 /// were first polled, whether or not there is room in the
 /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then. A write waits for the views
 /// that overlap it, and for nothing else but its turn and room for its data.
@@ -225,7 +225,7 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// Those of [Writing](#writing), but for the flush.
+    /// Those of [Writing](#writing), except for the flush.
     ///
     /// # Cancel safety
     ///
