@@ -175,10 +175,9 @@ impl MemoryMappedFileBuilder {
     /// - [`Busy`](MmapIoError::Busy): the file is mapped in this process.
     /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
     ///
-    /// Every check that is possible is made before a file that was there is truncated: only a full
-    /// disk may leave it empty. A failure leaves no file that was not there before, unless another
-    /// process has written to it, or has removed and created it in the meantime, or a link led to
-    /// it.
+    /// Every check that is possible is made before an existing file is truncated: only a full disk
+    /// may leave it empty. A failure leaves no new file behind, unless another process has written
+    /// to it, or has removed and created it in the meantime, or a link led to it.
     ///
     /// # Cancel safety
     ///
@@ -216,9 +215,8 @@ impl MemoryMappedFileBuilder {
     ///
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
     ///   its blocks cannot be [reserved](Self::preallocate).
-    /// - [`Busy`](MmapIoError::Busy): it was on the lower layer of an overlayfs, and this process
-    ///   has views of it that show what it was there; see
-    ///   [Safety and other processes](crate#safety-and-other-processes).
+    /// - [`Busy`](MmapIoError::Busy): the file was on the lower layer of an overlayfs, and this
+    ///   process has views that still show the file there; see [Overlayfs](crate#overlayfs).
     /// - [`Io`](MmapIoError::Io): it cannot be opened, is no regular file, or cannot be read in
     ///   (with [`TouchHint::Eager`]).
     ///

@@ -42,7 +42,7 @@ impl MemoryMappedFile {
     /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
     ///   failed; or users who cannot read the source could read the copy, and that cannot be
     ///   prevented. A file that was not at `path` before is removed again; the content of a file
-    ///   that was there is lost.
+    ///   that was there may be lost.
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
@@ -167,7 +167,7 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
         };
         let copied = copy_all(source, target.file(), len);
         drop(snapshot);
-        // If it failed, a file that was created goes before the claim on it does.
+        // If the copy failed, a file that was created is removed before the claim on it is dropped.
         match &copied {
             Ok(()) => drop(target.keep()),
             Err(_) => target.discard(),
@@ -184,7 +184,7 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
     sys::restrict(destination, &metadata)?;
-    // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
+    // An empty file is not truncated: ext4 writes a truncated file back when it is closed.
     if destination.metadata()?.len() > 0 {
         destination.set_len(0)?;
     }

@@ -192,9 +192,8 @@ impl MemoryMappedFile {
 
     /// Flushes a range and drops its pages from the page cache.
     ///
-    /// It is for bytes that will not be read again soon, so that they take no memory from bytes
-    /// that will. A
-    /// read-only handle flushes nothing, and drops the pages that are clean.
+    /// It is for bytes that will not be read again soon, so that they take no memory from other
+    /// bytes. A read-only handle flushes nothing, and drops the pages that are clean.
     ///
     /// It is a hint: pages that another process has mapped, or that are dirtied in the meantime,
     /// stay. The pages of every view stay too, since they were perhaps read in to be touched

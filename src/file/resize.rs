@@ -63,7 +63,7 @@ impl MemoryMappedFile {
     /// Makes the file at least `min` bytes long, and returns its length; never shrinks it.
     ///
     /// A file that is longer, also because another process has appended to it, stays as long as it
-    /// is. To append, grow the file and write at its former end.
+    /// is. To append, one task at a time grows the file and writes at its former end.
     ///
     /// Growing fills with zeroes, and takes its turn and waits, as [`resize`](Self::resize) does.
     ///

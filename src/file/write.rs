@@ -48,7 +48,7 @@ use crate::view::MappedSliceMut;
 impl MemoryMappedFile {
     /// Writes `data` at `offset`; visible to all readers on return.
     ///
-    /// The handle's [`FlushPolicy`] says when it is durable: by default, not before a
+    /// The handle's [`FlushPolicy`] says when the write is durable: by default, not before a
     /// [`flush`](Self::flush). [`update_region_async`](Self::update_region_async) makes it durable.
     ///
     /// The thread that polls copies the data; from about 256 KiB on,
@@ -102,8 +102,8 @@ impl MemoryMappedFile {
 
     /// Writes several ranges as one operation: a reader sees all of them or none.
     ///
-    /// Where the ranges overlap, the later range wins. It is durable when
-    /// [`update_region`](Self::update_region) is.
+    /// Where the ranges overlap, the later range in the list wins. The handle's [`FlushPolicy`]
+    /// says when the write is durable.
     ///
     /// # Errors
     ///
@@ -218,9 +218,9 @@ impl MemoryMappedFile {
 
     /// Waits for exclusive access to a range and returns a mutable view of it.
     ///
-    /// Its pages are in memory. It waits for views that overlap the range, and takes its turn among
-    /// the writes. While the view lives, reads and writes of its bytes are `Busy` or wait, so keep
-    /// it for a short time. Dropping it counts its bytes as written;
+    /// The pages of the view are in memory. The call waits for views that overlap the range, and
+    /// takes its turn among the writes. While the view lives, reads and writes of its bytes are
+    /// `Busy` or wait, so keep it for a short time. Dropping it counts its bytes as written;
     /// [`commit`](MappedSliceMut::commit) makes them durable.
     ///
     /// # Errors
