@@ -1,32 +1,36 @@
-//! Telling the kernel how a range will be used.
+//! The kinds of advice to the kernel about how a range will be used.
 
 use crate::sys;
 
-/// How a range will be used ([`madvise(2)`]).
+/// Tells the kernel how a range will be used ([`madvise(2)`]); an argument of
+/// [`advise`](crate::MemoryMappedFile::advise).
 ///
 /// Systems that do not know a hint ignore it.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+#[doc(alias = "madvise")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MmapAdvice {
-    /// In no special way: the default read-ahead.
+    /// The range will be used in no special way: the default read-ahead.
     Normal,
-    /// In random order: no read-ahead. Populating pages is slow afterwards.
+    /// The range will be read in random order: no read-ahead. Reading many pages in is slow after
+    /// it.
     Random,
-    /// From front to back: read far ahead, and drop what was read.
+    /// The range will be read from front to back: read far ahead, and drop what was read.
     Sequential,
-    /// Soon: start reading it.
+    /// The range will be used soon: start reading it.
     WillNeed,
-    /// Not soon: take the pages out of this mapping. Their content stays in the file.
+    /// The range will not be used soon: take the pages out of this mapping. Their content stays in
+    /// the file.
     DontNeed,
-    /// Not soon: the first to go when memory is short.
+    /// The range will not be used soon: its pages go first when memory is short.
     Cold,
-    /// Not soon: write it back and give the memory to others now.
+    /// The range will not be used soon: write it back and free its memory now.
     PageOut,
-    /// With huge pages, where the file system has them.
+    /// Use huge pages, where the file system has them.
     HugePage,
-    /// Without huge pages.
+    /// Use no huge pages.
     NoHugePage,
 }
 

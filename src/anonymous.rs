@@ -1,4 +1,4 @@
-//! Memory without a file, under the same leases and the same queue.
+//! Anonymous memory, with the same leases and the same queue as a file.
 
 use std::fmt;
 use std::future::Future;
@@ -13,12 +13,12 @@ use crate::open_file::{HandleRef, OpenFile};
 use crate::range::check_size;
 use crate::view::{MappedSlice, MappedSliceMut};
 
-/// A mapping of anonymous memory, all of it 0 at first: what [`MemoryMappedFile`] is, without a
-/// file.
+/// A mapping of anonymous memory, which begins as zeroes: a [`MemoryMappedFile`] without a file.
 ///
-/// Clones share it, and it is gone with the last of them and of its `Bytes`. Pages take memory when
-/// they are first written. Everything else is as for a file: views keep their bytes, writes wait
-/// for the views they overlap and are whole or not there, also if their futures are dropped.
+/// Clones share the memory; it is freed with the last clone and the last of its `Bytes`. Pages take
+/// memory when they are first written. Everything else is as for a file: views keep their bytes;
+/// writes wait for the views that they overlap, and are all or nothing, even if their futures are
+/// dropped.
 ///
 /// # Examples
 ///
@@ -31,11 +31,14 @@ use crate::view::{MappedSlice, MappedSliceMut};
 /// assert_eq!(scratch.as_slice(4096, 6)?, b"hello\0");
 /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 /// ```
+#[doc(alias = "mmap")]
 #[derive(Clone)]
 pub struct AnonymousMmap(MemoryMappedFile);
 
 impl AnonymousMmap {
-    /// Maps `size` bytes: 1 to 128 TiB (2 GiB - 1 on 32-bit platforms), as far as the address space
+    /// Maps `size` bytes of zeroes.
+    ///
+    /// The size is 1 byte to 128 TiB (2 GiB - 1 on 32-bit platforms), as far as the address space
     /// and the system's rules for overcommitted memory allow.
     ///
     /// # Errors
@@ -54,26 +57,28 @@ impl AnonymousMmap {
         self.0.len()
     }
 
-    /// Returns `false`: there is at least one byte.
+    /// Returns `false`: an anonymous mapping has at least one byte.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns counters and queue lengths; see [`MemoryMappedFile::stats`]. Nothing is ever
-    /// pending.
+    /// Returns counters and queue lengths; see [`MemoryMappedFile::stats`].
+    ///
+    /// `pending_bytes` is always 0: there is nothing to flush.
     pub fn stats(&self) -> Stats {
         self.0.stats()
     }
 
-    /// Returns a zero-copy view of a range; see [`MemoryMappedFile::as_slice`].
+    /// Returns a zero-copy view of a range, without reading its pages into memory; see
+    /// [`MemoryMappedFile::as_slice`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::as_slice`].
     ///
     /// # Blocking
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::as_slice`].
     #[inline]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         self.0.as_slice(offset, len)
@@ -84,18 +89,18 @@ impl AnonymousMmap {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::try_as_slice`].
     #[inline]
     pub fn try_as_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSlice<'_>>> {
         self.0.try_as_slice(offset, len)
     }
 
-    /// Returns a zero-copy view of a range whose pages are in memory; see
+    /// Returns a zero-copy view of a range after bringing its pages into memory; see
     /// [`MemoryMappedFile::slice`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::slice`].
     pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         self.0.slice(offset, len).await
     }
@@ -105,20 +110,21 @@ impl AnonymousMmap {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::bytes`].
     ///
     /// # Blocking
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::bytes`].
     pub fn bytes(&self, offset: u64, len: u64) -> Result<Bytes> {
         self.0.bytes(offset, len)
     }
 
-    /// Returns a `Bytes` whose pages are in memory; see [`MemoryMappedFile::read_bytes`].
+    /// Returns a `Bytes` into the memory after bringing its pages into memory; see
+    /// [`MemoryMappedFile::read_bytes`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::read_bytes`].
     pub fn read_bytes(
         &self,
         offset: u64,
@@ -127,38 +133,40 @@ impl AnonymousMmap {
         self.0.read_bytes(offset, len)
     }
 
-    /// Copies bytes into `buffer`; see [`MemoryMappedFile::read_into`].
+    /// Copies a range into `buffer`; see [`MemoryMappedFile::read_into`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::read_into`].
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.0.read_into(offset, buffer).await
     }
 
-    /// Writes `data` at `offset`; see [Writing](MemoryMappedFile#writing).
+    /// Writes `data` at `offset`; visible to all readers on return; see
+    /// [`MemoryMappedFile::update_region`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::update_region`].
     pub async fn update_region(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.0.update_region(offset, data).await
     }
 
-    /// Writes many ranges as one operation; see [`MemoryMappedFile::update_regions`].
+    /// Writes several ranges as one operation; see [`MemoryMappedFile::update_regions`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::update_regions`].
     pub async fn update_regions(&self, regions: &[(u64, &[u8])]) -> Result<()> {
         self.0.update_regions(regions).await
     }
 
-    /// Writes `data` without copying it first; see [`MemoryMappedFile::write_bytes`].
+    /// Writes `data` at `offset` without copying it first; see
+    /// [`MemoryMappedFile::write_bytes`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::write_bytes`].
     pub fn write_bytes(
         &self,
         offset: u64,
@@ -167,12 +175,12 @@ impl AnonymousMmap {
         self.0.write_bytes(offset, data)
     }
 
-    /// Writes `data`, or returns `false` instead of waiting; see
+    /// Writes `data` at `offset`, or returns `false` instead of waiting; see
     /// [`MemoryMappedFile::try_update_region`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::try_update_region`].
     pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
         self.0.try_update_region(offset, data).await
     }
@@ -182,16 +190,16 @@ impl AnonymousMmap {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::as_slice_mut`].
     pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
         self.0.as_slice_mut(offset, len).await
     }
 
-    /// The same as [`as_slice_mut`](Self::as_slice_mut), under its old name.
+    /// Returns a mutable view of a range: [`as_slice_mut`](Self::as_slice_mut) under its old name.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::as_slice_mut`].
     pub async fn as_mut_slice(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
         self.as_slice_mut(offset, len).await
     }
@@ -201,36 +209,39 @@ impl AnonymousMmap {
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::try_as_slice_mut`].
     ///
     /// # Blocking
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::try_as_slice_mut`].
     pub fn try_as_slice_mut(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
         self.0.try_as_slice_mut(offset, len)
     }
 
-    /// The same as [`try_as_slice_mut`](Self::try_as_slice_mut), under its old name.
+    /// Returns a mutable view or `None`: [`try_as_slice_mut`](Self::try_as_slice_mut) under its old
+    /// name.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::try_as_slice_mut`].
     ///
     /// # Blocking
     ///
-    /// As there.
+    /// Same as [`MemoryMappedFile::try_as_slice_mut`].
     pub fn try_as_mut_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
         self.try_as_slice_mut(offset, len)
     }
 
-    /// Returns whether huge pages hold a part of the memory; see
-    /// [`MemoryMappedFile::is_hugepage_backed`]. Memory of the process that the system keeps
-    /// together with this one counts.
+    /// Returns `true` if huge pages hold a part of the memory; see
+    /// [`MemoryMappedFile::is_hugepage_backed`].
+    ///
+    /// The system may keep other anonymous memory of the process in one area with this mapping;
+    /// then that memory counts as well.
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
         self.0.is_hugepage_backed()
     }
 
-    /// Returns the address of the first byte; it never changes.
+    /// Returns a raw pointer to the first byte, for reading; it never changes.
     ///
     /// # Safety
     ///
@@ -243,7 +254,7 @@ impl AnonymousMmap {
         self.0.base().cast_const()
     }
 
-    /// Returns the address of the first byte, to write through; it never changes.
+    /// Returns a raw pointer to the first byte, for writing; it never changes.
     ///
     /// # Safety
     ///

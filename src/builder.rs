@@ -1,4 +1,4 @@
-//! The ways to open a file.
+//! The builder: every way to open or create a file, and its options.
 
 use std::fs::File;
 use std::future::Future;
@@ -17,11 +17,10 @@ use crate::opening::{absolute, Attempt, How, Opening};
 
 /// Opens or creates a file with options.
 ///
-/// Made by [`MemoryMappedFile::builder`]; ended by [`create`](Self::create),
+/// [`MemoryMappedFile::builder`] makes a builder; [`create`](Self::create),
 /// [`create_new`](Self::create_new), [`open`](Self::open) or
-/// [`open_or_create`](Self::open_or_create). Every option counts in each of them, but for
-/// [`size`](Self::size), which is that of a file without bytes: [`open`](Self::open) has no use for
-/// it.
+/// [`open_or_create`](Self::open_or_create) opens the file. Every option counts in each of them,
+/// except that [`open`](Self::open) ignores [`size`](Self::size), which is for files without bytes.
 ///
 /// # Examples
 ///
@@ -37,6 +36,11 @@ use crate::opening::{absolute, Attempt, How, Opening};
 ///     .open_or_create()
 ///     .await?;
 /// assert_eq!(file.len(), 1 << 20);
+/// file.update_region(0, b"durable, by the policy").await?;
+///
+/// // Every handle has a mode and a policy of its own.
+/// let reader = MemoryMappedFile::builder(file.path()).open().await?;
+/// assert_eq!(reader.as_slice(0, 7)?, b"durable");
 /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 /// ```
 #[derive(Clone, Debug)]
@@ -75,7 +79,9 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Sets how the file is mapped. The default depends on the way it is opened.
+    /// Sets whether the file is mapped for writing as well.
+    ///
+    /// By default [`open`](Self::open) maps it read-only, and every other way read-write.
     pub fn mode(self, mode: MmapMode) -> Self {
         Self {
             mode: Some(mode),
@@ -83,29 +89,34 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Sets when writes are flushed; [`FlushPolicy::Never`] by default. A handle that does not
-    /// write has no other.
+    /// Sets when writes are flushed without a request; [`FlushPolicy::Never`] by default.
+    ///
+    /// A read-only handle has no other policy.
     pub fn flush_policy(self, policy: FlushPolicy) -> Self {
         Self { policy, ..self }
     }
 
-    /// Sets whether the pages are read in before the open resolves; [`TouchHint::Never`] by
-    /// default.
+    /// Sets whether all pages are read into memory before the open resolves;
+    /// [`TouchHint::Never`] by default.
+    #[doc(alias = "populate")]
     pub fn touch_hint(self, touch: TouchHint) -> Self {
         Self { touch, ..self }
     }
 
-    /// Sets whether blocks are reserved for the whole file, now and when it grows, so that a full
-    /// disk fails there and not in a later write. Off by default: files are sparse.
+    /// Sets whether disk blocks are reserved for the whole file, now and when it grows.
+    ///
+    /// Then a full disk is an error of the opening or the growing, and not of a later write. Off by
+    /// default: files are sparse.
     ///
     /// # Platform-specific behavior
     ///
     /// `fallocate` on Linux, whose errors are reported; elsewhere zeroes are written. File systems
-    /// without it (NFS before 4.2, ext4 without extents, some FUSE file systems) cannot reserve blocks,
-    /// and the error says so. A disk that is too small is found before anything is taken from it. What
-    /// was reserved before another error, such as a quota, is given back if the file was created here;
-    /// if it was to grow, it keeps those blocks past its end, for when it does: no call gives them back
-    /// that could not cut what another process appends.
+    /// without it (NFS before 4.2, ext4 without extents, some FUSE file systems) cannot reserve
+    /// blocks, and the error says so. A disk that is too small is found before anything is taken
+    /// from it. After another error, such as a quota, a file that was created here gives back the
+    /// blocks reserved so far. A file that was to grow keeps such blocks past its end, and uses
+    /// them when it grows: every call that gives them back could cut bytes that another process
+    /// appends.
     pub fn preallocate(self, preallocate: bool) -> Self {
         Self {
             preallocate,
@@ -113,14 +124,15 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Whether each flush of something that was written sets the file's time of modification, for the
-    /// sake of programs that go by it, such as `rsync` and `make`. Off by default; holds for the file,
-    /// through all its handles, until the last one is gone.
+    /// Sets whether each flush of written bytes sets the file's time of modification.
     ///
-    /// Small writes are stores through a mapping. Those move the time only when a page is stored to for
-    /// the first time since it was written back, and on tmpfs never; large writes move it at once. The
-    /// time itself is durable no sooner than the system writes it back. Where the process may not set
-    /// it, it stays.
+    /// It is for programs that compare that time, such as `rsync` and `make`. Off by default; it
+    /// holds for the file, through all its handles, until the last handle is dropped.
+    ///
+    /// Small writes are stores through a mapping. Such stores move the time only when a page is
+    /// stored to for the first time since it was written back, and on tmpfs never; large writes
+    /// move it at once. The time itself is durable no sooner than the system writes it back. Where
+    /// the process may not set it, it stays.
     pub fn touch_mtime(self, touch_mtime: bool) -> Self {
         Self {
             touch_mtime,
@@ -128,16 +140,19 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Sets how many bytes of writes may be queued for the file, through all its handles; 64 MiB by
-    /// default. Writes beyond that keep their place in the order, and wait for room, first come,
-    /// first served, before their data is copied. A larger write is admitted when nothing else is
-    /// queued.
+    /// Sets the limit on queued write data for the file, through all its handles; 64 MiB by
+    /// default.
+    ///
+    /// It delays no write that has room. Writes beyond the limit keep their place in the order, and
+    /// wait for room, first come, first served, before their data is copied. A write that is larger
+    /// than the limit is admitted when nothing else is queued.
     ///
     /// A write counts its data, and some 400 bytes for itself and 128 for each of its ranges.
     ///
-    /// Writes that views block, or earlier writes that views block, are counted on their own, up to
-    /// the same number of bytes, so that they take no room from the others. So the file holds up to
-    /// twice as many bytes.
+    /// A write that waits for a view, or for an earlier write that waits for a view, is counted
+    /// separately, up to the same number of bytes, so that it takes no room from other writes.
+    /// Therefore the file holds up to twice as many bytes.
+    #[doc(alias = "max_queued_write_bytes")]
     pub fn write_buffer(self, bytes: usize) -> Self {
         Self {
             write_buffer: Some(bytes),
@@ -145,8 +160,11 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Creates the file, or truncates it; read-write by default. In a mode that does not write,
-    /// the file is opened as it is. Links are followed, where the system lets them be.
+    /// Creates the file, or truncates an existing file; read-write by default.
+    ///
+    /// In a mode that does not write, the file is opened as it is. Links are followed, where the
+    /// system permits that. [`create_new`](Self::create_new) fails if the file exists, and
+    /// [`open_or_create`](Self::open_or_create) keeps it.
     ///
     /// If another process makes the file longer at the same time, it stays that long.
     ///
@@ -157,10 +175,9 @@ impl MemoryMappedFileBuilder {
     /// - [`Busy`](MmapIoError::Busy): the file is mapped in this process.
     /// - [`Io`](MmapIoError::Io): it cannot be opened, or is no regular file.
     ///
-    /// Whatever can be asked before is asked before a file that was there is truncated: only a full
-    /// disk may leave it empty. A failure leaves no file that was not there before, unless another
-    /// process has written to it, or has removed and created it in the meantime, or a link led to
-    /// it.
+    /// Every check that is possible is made before an existing file is truncated: only a full disk
+    /// may leave it empty. A failure leaves no new file behind, unless another process has written
+    /// to it, or has removed and created it in the meantime, or a link led to it.
     ///
     /// # Cancel safety
     ///
@@ -174,8 +191,9 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    /// Creates a new file, and fails if there is one; read-write only. A link is there, wherever it
-    /// leads to.
+    /// Creates a new file, and fails if the path exists; read-write only.
+    ///
+    /// A link counts as existing, wherever it leads to.
     ///
     /// # Errors
     ///
@@ -191,37 +209,37 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    /// Opens an existing file; read-only by default.
+    /// Opens an existing file, and keeps its content; read-only by default.
     ///
     /// # Errors
     ///
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
     ///   its blocks cannot be [reserved](Self::preallocate).
-    /// - [`Busy`](MmapIoError::Busy): it was on the lower layer of an overlayfs, and this process
-    ///   has views of it that show what it was there; see
-    ///   [Safety and other processes](crate#safety-and-other-processes).
+    /// - [`Busy`](MmapIoError::Busy): the file was on the lower layer of an overlayfs, and this
+    ///   process has views that still show the file there; see [Overlayfs](crate#overlayfs).
     /// - [`Io`](MmapIoError::Io): it cannot be opened, is no regular file, or cannot be read in
     ///   (with [`TouchHint::Eager`]).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the file as it is, but for blocks that may have been
+    /// Dropping the future leaves the file unchanged, except for blocks that may have been
     /// [reserved](Self::preallocate).
     pub fn open(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = How::Existing(absolute(&self.path));
         self.finish(how, MmapMode::ReadOnly)
     }
 
-    /// Opens the file, or creates it; read-write by default. Never truncates; a file without
-    /// bytes gets [`size`](Self::size) of them, or stays as long as another process has just made
-    /// it. In a mode that does not write, the file must be there.
+    /// Opens the file, or creates it; never truncates it; read-write by default.
+    ///
+    /// A file without bytes gets [`size`](Self::size) of them, or stays as long as another process
+    /// has just made it. In a mode that does not write, the file must be there.
     ///
     /// # Errors
     ///
     /// Those of [`open`](Self::open), and for a file without bytes those of
-    /// [`create`](Self::create), but for `Busy`: a file that is mapped here already is shared. A
-    /// failure removes nothing: a file that was created may be left without bytes, since another
-    /// process may have opened it.
+    /// [`create`](Self::create), except for `Busy`: a file that this process has mapped already is
+    /// shared. A failure removes nothing: a file that was created may be left without bytes, since
+    /// another process may have opened it.
     ///
     /// # Cancel safety
     ///
@@ -234,7 +252,7 @@ impl MemoryMappedFileBuilder {
         self.finish(how, MmapMode::ReadWrite)
     }
 
-    /// Maps what is open already.
+    /// Maps a file that is open already.
     pub(crate) fn open_descriptor(
         self,
         file: File,

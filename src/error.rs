@@ -13,10 +13,10 @@ pub type Result<T, E = MmapIoError> = std::result::Result<T, E>;
 /// Why an operation on a mapped file failed.
 ///
 /// The message is a sentence that names the operation, the path or the range, and what the system
-/// said; [`source`](Error::source) goes on below that, so that a chain of errors says nothing twice.
-/// [`io_error`](Self::io_error), [`io_kind`](Self::io_kind) and
-/// [`raw_os_error`](Self::raw_os_error) reach the system's own error, so that a caller can tell a
-/// full disk from a bad one.
+/// said; [`source`](Error::source) goes on below that, so that a chain of errors says nothing
+/// twice. [`io_error`](Self::io_error), [`io_kind`](Self::io_kind) and
+/// [`raw_os_error`](Self::raw_os_error) return the system's own error, so that a caller can tell a
+/// full disk from a failing disk.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MmapIoError {
@@ -48,7 +48,8 @@ pub enum MmapIoError {
         offset: u64,
     },
 
-    /// A live view conflicts with the operation, or the file at the path is mapped in this process.
+    /// A live view or a running write conflicts with the operation, or the path is mapped in this
+    /// process.
     #[error("{}", Busy { offset: *offset, len: *len, path: path.as_deref().map(PathBuf::as_path) })]
     #[non_exhaustive]
     Busy {
@@ -56,7 +57,7 @@ pub enum MmapIoError {
         offset: u64,
         /// Bytes asked for.
         len: u64,
-        /// The path that was to be created or overwritten, if that is what was asked for.
+        /// The path that was to be created or overwritten, if the operation was about a path.
         path: Option<Arc<PathBuf>>,
     },
 
@@ -97,8 +98,8 @@ pub enum MmapIoError {
         file_len: u64,
     },
 
-    /// A page of the mapping was lost while it was in use, and the mapping is poisoned. Reserved: no
-    /// operation returns it yet.
+    /// A page of the mapping was lost while it was in use, and the mapping is poisoned. Reserved:
+    /// no operation returns it yet.
     #[error("the mapping lost the page at offset {offset}")]
     Faulted {
         /// Offset of the first lost page in bytes.
@@ -150,7 +151,7 @@ impl MmapIoError {
         }
     }
 
-    /// The same error, met during an operation; what was said of it closer to its origin stays.
+    /// Adds the operation that met the error, unless code closer to its origin has named one.
     pub(crate) fn during(mut self, operation: &'static str, subject: impl Into<Subject>) -> Self {
         match &mut self {
             Self::Io(cause)
@@ -177,17 +178,17 @@ impl MmapIoError {
         self
     }
 
-    /// What a mode, or a descriptor, does not permit.
+    /// Makes the error of an operation that a mode, or a descriptor, does not permit.
     pub(crate) fn invalid_mode(problem: &'static str) -> Self {
         Self::InvalidMode(io::Error::new(io::ErrorKind::PermissionDenied, problem).into())
     }
 
-    /// A size that the file cannot be given.
+    /// Makes the error of a size that the file cannot be given.
     pub(crate) fn resize_failed(cause: impl Into<Cause>) -> Self {
         Self::ResizeFailed(cause.into())
     }
 
-    /// Advice that the system refused.
+    /// Makes the error of advice that the system refused.
     pub(crate) fn advice_failed(cause: impl Into<Cause>) -> Self {
         Self::AdviceFailed(cause.into())
     }
@@ -216,8 +217,8 @@ impl From<MmapIoError> for io::Error {
 
 /// An [`io::Error`], and the operation that met it.
 ///
-/// Its message is the whole sentence, of which the `io::Error`'s message is the end. Clones share the
-/// `io::Error`.
+/// Its message is the whole sentence, of which the `io::Error`'s message is the end. Clones share
+/// the `io::Error`.
 #[derive(Clone, Debug)]
 pub struct Cause(Arc<Met>);
 
@@ -228,8 +229,8 @@ struct Met {
     context: Option<Context>,
 }
 
-/// A read returns its view, or an error, in registers only if the error is no larger than that: with
-/// one of 56 bytes a read of 25 ns takes 35.
+/// A read returns its view, or an error, in registers only if the error is no larger than that:
+/// with one of 56 bytes a read of 25 ns takes 35.
 const _: () = assert!(std::mem::size_of::<MmapIoError>() <= 32);
 
 #[derive(Clone, Debug)]
@@ -238,7 +239,7 @@ struct Context {
     subject: Subject,
 }
 
-/// What an operation was about.
+/// What an operation was about: what its error message names.
 #[derive(Clone, Debug)]
 pub(crate) enum Subject {
     Nothing,
@@ -258,7 +259,8 @@ impl Deref for Cause {
 }
 
 impl Cause {
-    /// Says what met the error, unless that was said closer to its origin. Clones stay as they are.
+    /// Names the operation that met the error, unless code closer to its origin has done so.
+    /// Clones stay as they are.
     fn add_context(&mut self, context: impl FnOnce() -> Context) {
         if self.0.context.is_none() {
             self.0 = Arc::new(Met {

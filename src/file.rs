@@ -1,21 +1,34 @@
-//! The handle. What it does stands in the rooms beside: a file for each concern.
+//! The handle, and what can be asked of it. Its operations are in the files beside, one for each
+//! concern.
+
+// The page of `MemoryMappedFile` lists the methods in the order of these lines; the methods of this
+// file come last. The empty lines keep `rustfmt` from sorting them.
+mod open;
+
+#[allow(unsafe_code)]
+mod read;
+
+#[allow(unsafe_code)]
+mod bytes;
+
+mod write;
+
+mod flush;
+
+mod resize;
+
+mod pages;
 
 #[cfg(feature = "advise")]
 #[allow(unsafe_code)]
 mod advise;
-#[allow(unsafe_code)]
-mod bytes;
+
 mod copy;
-mod flush;
+
 mod huge;
-mod open;
-mod pages;
+
 #[allow(unsafe_code)]
 mod raw;
-#[allow(unsafe_code)]
-mod read;
-mod resize;
-mod write;
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -39,18 +52,18 @@ use crate::open_file::{HandleRef, OpenFile};
 use crate::range::ByteRange;
 use crate::sys;
 
-/// A memory-mapped file.
+/// A handle on a memory-mapped file.
 ///
 /// A handle is a reference: clones share the file, its mode and its policy. Handles that are
-/// opened on the same file, by whatever path, know of each other, so that no view of one is
-/// changed by a write of another.
+/// opened on the same file, also by different paths, share their leases, so that no write through
+/// one handle changes a view of another handle.
 ///
 /// Methods that may block are `async` and run on the [`blocking`](https://docs.rs/blocking) pool,
-/// under any runtime or none. The others never wait, except where they say so.
+/// under any runtime or none. The other methods never wait, except where they say so.
 ///
-/// Dropping the last handle and the last `Bytes` closes the file. Where that may take time, as it
-/// does for a file that may be written, it goes on on the pool after the drop;
-/// [`close`](Self::close)`().await` ends after it.
+/// Dropping the last handle and the last `Bytes` closes the file. Where closing may take time, as
+/// for a file that may be written, a thread of the pool closes it after the drop;
+/// [`close`](Self::close)`().await` returns when that is done.
 ///
 /// # Examples
 ///
@@ -65,10 +78,11 @@ use crate::sys;
 /// assert_eq!(file.as_slice(4096, 7)?, b"durable");
 /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 /// ```
+#[doc(alias = "mmap")]
 #[derive(Clone)]
 pub struct MemoryMappedFile {
     pub(crate) handle: Arc<Handle>,
-    /// What a read needs of the handle, here so that a loop of reads keeps it in registers.
+    /// A copy of what a read needs of the handle, so that a loop of reads keeps it in registers.
     shared: Arc<OpenFile>,
     protection: Protection,
 }
@@ -79,17 +93,17 @@ pub(crate) struct Handle {
     pub(crate) mode: MmapMode,
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
-    /// The same, from the root on.
+    /// The same path, made absolute.
     location: PathBuf,
-    /// What [`MemoryMappedFile::as_slice_bytes`] has given out.
+    /// The ranges that [`MemoryMappedFile::as_slice_bytes`] has returned.
     pinned: Mutex<PinnedRanges>,
 }
 
-/// What a file is doing; see [`MemoryMappedFile::stats`].
+/// Counters and queue lengths of a file, which [`MemoryMappedFile::stats`] returns.
 ///
-/// For all handles of the file together. `mapped_bytes`, `pending_bytes`, `queued_writes`,
-/// `queued_bytes`, `oldest_blocked` and `views` are of the moment; everything else counts from the
-/// time the file was opened by its first handle.
+/// They cover all handles of the file together. `mapped_bytes`, `pending_bytes`, `queued_writes`,
+/// `queued_bytes`, `oldest_blocked` and `views` are values of the moment; everything else counts
+/// from the time the file was opened by its first handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -99,28 +113,28 @@ pub struct Stats {
     pub pending_bytes: u64,
     /// Writes and other exclusive operations that wait in the queue.
     pub queued_writes: usize,
-    /// Bytes of data that those writes hold.
+    /// Bytes of data that the queued writes hold.
     pub queued_bytes: usize,
-    /// How long the oldest write that is held up by a view has been waiting.
+    /// How long the oldest write that a view blocks has been waiting.
     pub oldest_blocked: Option<Duration>,
-    /// Views that are out: slices, mutable slices, `Bytes`.
+    /// Views that are alive: slices, mutable slices, `Bytes`.
     pub views: usize,
     /// Writes applied.
     pub updates: u64,
     /// Flushes run.
     pub flushes: u64,
-    /// Durable operations served by those flushes.
+    /// Durable operations that those flushes have completed; many operations share a flush.
     pub flushed_waiters: u64,
     /// Jobs given to the thread pool.
     pub pool_hops: u64,
-    /// Times a range asked for was resident already. Ranges of more than 4 MiB are not looked at, and
-    /// count neither here nor as misses.
+    /// Times a range that a reader asked for was in memory already. Ranges of more than 4 MiB are
+    /// not looked at, and count neither here nor as misses.
     pub resident_hits: u64,
-    /// Times it had to be read in.
+    /// Times such a range had to be read in.
     pub resident_misses: u64,
     /// Writes that failed.
     pub write_errors: u64,
-    /// Flushes that failed: 0, or 1, since the error sticks.
+    /// Flushes that failed: 0 or 1, since the first error sticks to the file.
     pub flush_errors: u64,
 }
 
@@ -130,8 +144,8 @@ impl MemoryMappedFile {
         self.handle.mode
     }
 
-    /// Returns `true` if writes through the handle go to private pages; no file can be mapped so
-    /// yet, see [`MmapMode::CopyOnWrite`].
+    /// Returns `true` if writes through the handle go to private pages; `false` for every handle
+    /// so far, see [`MmapMode::CopyOnWrite`].
     pub fn is_cow_writable(&self) -> bool {
         false
     }
@@ -147,7 +161,7 @@ impl MemoryMappedFile {
         self.len() == 0
     }
 
-    /// Returns the same as [`len`](Self::len), under its old name.
+    /// Returns the length of the file in bytes: [`len`](Self::len) under its old name.
     ///
     /// # Errors
     ///
@@ -156,20 +170,22 @@ impl MemoryMappedFile {
         Ok(self.len())
     }
 
-    /// Returns the path that the file was opened by.
+    /// Returns the path that was used to open the file.
     pub fn path(&self) -> &Path {
         &self.handle.path
     }
 
-    /// Returns the policy by which writes through this handle are flushed; that of a handle that
-    /// does not write is [`Never`](FlushPolicy::Never).
+    /// Returns the policy by which writes through this handle are flushed;
+    /// [`Never`](FlushPolicy::Never) for a read-only handle.
     pub fn flush_policy(&self) -> FlushPolicy {
         self.handle.policy
     }
 
-    /// Returns the number of distinct bytes that were written through any handle on the file and
-    /// not flushed. A byte that is being flushed counts until the flush has succeeded. 0 for a
-    /// read-only handle. Of thousands of ranges far from each other, whole pages are counted.
+    /// Returns the number of distinct bytes that are written and not flushed, through any handle
+    /// on the file; 0 for a read-only handle.
+    ///
+    /// A byte that is being flushed counts until the flush has succeeded. Of thousands of ranges
+    /// far from each other, whole pages are counted.
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
             MmapMode::ReadWrite => self.handle.shared.dirty().bytes(),
@@ -177,13 +193,17 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Returns the flush error that sticks to the file, if there is one: every durable operation
-    /// fails with it until the last handle and `Bytes` of the file are gone.
+    /// Returns the error of the first failed flush, if any, which sticks to the file.
+    ///
+    /// Every durable operation fails with it until the last handle and `Bytes` of the file are
+    /// gone: what a failed flush has lost, no later flush can bring back.
     pub fn last_flush_error(&self) -> Option<MmapIoError> {
         self.handle.shared.commits().failure()
     }
 
-    /// Returns counters and queue lengths. Takes short locks; meant for metrics, not for hot paths.
+    /// Returns counters and queue lengths of the file, for metrics.
+    ///
+    /// Takes short locks: not meant for hot paths.
     pub fn stats(&self) -> Stats {
         let shared = &self.handle.shared;
         let backlog = shared.queue().backlog();
@@ -208,8 +228,10 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Returns what the file system knows of the file, through the descriptor: length, times,
-    /// permissions, whatever has become of the path.
+    /// Returns the length, times and permissions of the file, from the file system.
+    ///
+    /// The system is asked through the descriptor, so a path that was removed or replaced does not
+    /// matter.
     ///
     /// # Errors
     ///
@@ -226,16 +248,15 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Returns whether the path that the file was opened by still names this file: it was neither
-    /// removed nor replaced by another one.
+    /// Returns `true` if the path that was used to open the file still names this file.
     ///
-    /// A handle of a file that is gone goes on working; what is written to it is lost with the last
-    /// handle.
+    /// It returns `false` if the file was removed or another file was renamed over it. A handle of
+    /// such a file goes on working; bytes that are written to it are lost with the last handle.
     ///
     /// # Errors
     ///
-    /// [`Io`](MmapIoError::Io): the path cannot be looked up, for another reason than that there is
-    /// nothing.
+    /// [`Io`](MmapIoError::Io): the path cannot be looked up, for another reason than that no file
+    /// is there.
     ///
     /// # Cancel safety
     ///
@@ -286,7 +307,7 @@ impl MemoryMappedFile {
         }))
     }
 
-    /// The handle behind anonymous memory.
+    /// Makes the handle behind anonymous memory.
     pub(crate) fn of_memory(shared: HandleRef) -> Self {
         Self::of(Arc::new(Handle {
             shared,
@@ -306,18 +327,19 @@ impl MemoryMappedFile {
         }
     }
 
-    /// Unmaps the file and returns its descriptor, if this is the last clone of the handle and none
-    /// of its `Bytes` is alive.
+    /// Unmaps the file without a flush and returns its descriptor, or the handle if it is in use.
     ///
+    /// It is in use while another clone of the handle, or a `Bytes` made through it, is alive.
     /// Writes are not flushed; [`close`](Self::close) does that. Other handles that were opened
     /// on the file keep it mapped for themselves.
     ///
     /// # Errors
     ///
-    /// The handle itself, while clones or `Bytes` live, or if the process has no descriptor left.
+    /// The handle itself, while clones of it or `Bytes` are alive, or if the process has no
+    /// descriptor left.
     pub fn unmap(self) -> Result<File, Self> {
         let handle = Arc::try_unwrap(self.handle).map_err(Self::of)?;
-        // The file's own jobs may still hold the descriptor for a moment.
+        // A copy of the descriptor, since the file's own jobs may still hold it for a moment.
         match handle.file().try_clone() {
             Ok(file) => Ok(file),
             Err(_) => Err(Self::of(Arc::new(handle))),
@@ -341,11 +363,11 @@ impl Handle {
         }
     }
 
-    /// The descriptor of a file, which all handles share that map it in the same way.
+    /// The descriptor of the file, which all handles with the same protection share.
     ///
     /// # Panics
     ///
-    /// For memory, whose handle only [`AnonymousMmap`](crate::AnonymousMmap) has.
+    /// For anonymous memory, whose handle only [`AnonymousMmap`](crate::AnonymousMmap) has.
     pub(crate) fn file(&self) -> &Arc<Descriptor> {
         self.shared.descriptor(self.protection())
     }

@@ -13,7 +13,7 @@
 //!
 //! let file = MemoryMappedFile::create_rw(&path, 1 << 20).await?;
 //!
-//! // Visible to every reader when it returns; this one is durable as well.
+//! // Visible to every reader when it returns; the second write is durable as well.
 //! file.update_region(0, b"hello").await?;
 //! file.update_region_async(4096, b"survives a power cut").await?;
 //!
@@ -27,6 +27,8 @@
 //! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
 //! ```
 //!
+#![doc = include_str!("choices.md")]
+//!
 //! # What it promises
 //!
 //! - **No executor thread is blocked.** No `async fn` does file I/O, waits for a view, or causes a
@@ -34,8 +36,8 @@
 //!   copying the `&[u8]` of a write, and the last copy of
 //!   [`read_into`](MemoryMappedFile::read_into). The synchronous reads may fault when their bytes
 //!   are touched; [`slice`](MemoryMappedFile::slice) reads the pages in before.
-//! - **No view changes under its holder**, whatever this process does through this crate: through
-//!   one handle, its clones, or other handles on the same file, by whatever path.
+//! - **No view changes while it lives**, as far as this process uses the file through this crate:
+//!   through one handle, its clones, or other handles on the same file, also by another path.
 //! - **A write waits only for views that overlap it.** A waiting write does not hold up new
 //!   readers, with one exception: so that a steady stream of readers cannot starve it, a blocked
 //!   write may hold off new readers of its range for about 1 ms in every 100 ms. If overlapping
@@ -50,7 +52,32 @@
 //!   the file and the name it was opened by. While a handle or a `Bytes` of the file lives, a flush
 //!   that failed is not forgotten.
 //! - **Errors instead of signals.** On Linux 5.14 or newer, a full disk, a failing disk, or a file
-//!   truncated by another process is an `Err` of the operation that meets it, not a `SIGBUS`.
+//!   truncated by another process is an `Err` of the operation that meets it, not a `SIGBUS`; the
+//!   exceptions are [listed below](#a-file-that-another-process-truncates).
+//!
+//! [ARCHITECTURE.md](https://github.com/mmap-io/mmap-io-async/blob/main/docs/ARCHITECTURE.md) tells
+//! how the crate keeps these promises, and follows a write and a read from the call to the disk.
+//!
+//! # Views and leases
+//!
+//! A view is bytes of the mapping together with a *lease*: the right to look at a range of the file
+//! ([`MappedSlice`], `Bytes`), or to change it ([`MappedSliceMut`]). A lease covers exactly the
+//! bytes that were asked for. Leases belong to the file, not to the handle: all handles that this
+//! process has opened on a file share them, also if they were opened by different paths.
+//!
+//! Views for reading may overlap each other. A mutable view, a write and a shrink overlap nothing:
+//! they wait for the views of their bytes, and for nothing else but their turn and room. Growing
+//! waits for no view, and the memory of a `Bytes` stays valid after the handle is dropped.
+//!
+//! # Order and cancellation
+//!
+//! An operation is submitted when its future is first polled. Writes, mutable views, resizes and
+//! copies that overlap take effect in that order; operations that do not overlap do not wait for
+//! each other. A reader sees each write whole or not at all.
+//!
+//! Dropping a future withdraws an operation that has not started: a timeout around a write means
+//! that the write is either done, or being done, or will never be done. After an `Err` the content
+//! of the range is unspecified.
 //!
 //! # What survives
 //!
@@ -62,18 +89,18 @@
 //! | a write that waits | no | no |
 //!
 //! A write is in the page cache when it returns, and the page cache belongs to the system:
-//! `kill -9` loses none of it. What a power cut may take is bounded by the [`FlushPolicy`], which is
-//! [`Never`](FlushPolicy::Never) by default: without a durable operation nothing is flushed. No
+//! `kill -9` loses none of it. What a power cut may take is bounded by the [`FlushPolicy`], which
+//! is [`Never`](FlushPolicy::Never) by default: without a durable operation nothing is flushed. No
 //! write is atomic across a power cut: a log with checksums is (`examples/durable_log`).
 //!
 //! A file that has lost its name while it was open, because it was removed or another file was
 //! renamed over it, goes on to take writes, and they are lost with its last handle.
-//! [`is_at_path`](MemoryMappedFile::is_at_path) tells.
+//! [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
 //!
 //! # Deadlocks
 //!
 //! A task that awaits a write, a mutable view or a shrink over bytes of which it holds a view
-//! itself waits for ever:
+//! itself waits forever:
 //!
 //! ```no_run
 //! # async fn example(file: mmap_io::MemoryMappedFile) -> mmap_io::Result<()> {
@@ -88,7 +115,9 @@
 //! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes),
 //! [`read_into`](MemoryMappedFile::read_into) or any write; or
 //! [`copy_to`](MemoryMappedFile::copy_to) of the file. And two tasks that wait for each other's
-//! views wait for ever. `try_*` methods never wait.
+//! views wait forever. `try_*` methods never wait.
+//!
+#![doc = include_str!("recipes.md")]
 //!
 //! # Coming from the synchronous crate
 //!
@@ -99,156 +128,185 @@
 //!   wait for it: it is [`Busy`](MmapIoError::Busy). [`slice`](MemoryMappedFile::slice) waits.
 //! - [`read_bytes`](MemoryMappedFile::read_bytes) does not copy: while its `Bytes` live, writes
 //!   that overlap them wait. `Bytes::from(&slice)` is a copy.
-//! - A handle that may write is closed on the pool, where that may take time, after it was dropped;
-//!   [`close`](MemoryMappedFile::close) waits for the end of it.
+//! - Dropping a handle that may write does not wait until the file is closed: a thread of the pool
+//!   closes it. [`close`](MemoryMappedFile::close) waits for that.
 //!
 //! # Safety and other processes
 //!
 //! The mapping shows the file. Views are protected from everything that goes through this crate in
-//! this process; they are not from other handles on the file: `std::fs`, a duplicated descriptor,
-//! another process. The caller makes sure that none of those changes or truncates a file while
-//! views of it are out.
+//! this process. They are not protected from other handles on the file: `std::fs`, a duplicated
+//! descriptor, another process. The caller makes sure that no such handle changes or truncates a
+//! file while views of it are alive.
+//!
+//! Not supported: use in a signal handler, and network file systems with more than one writer.
+//!
+//! ## A file that another process truncates
 //!
 //! On Linux, reads, writes, resizes and copies that need bytes which another process has cut off
-//! end in [`Truncated`](MmapIoError::Truncated) while the file is too short: operations below the
-//! cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note of
-//! the new length: then operations past it are out of bounds, and if written bytes were lost by the
-//! cut that no flush had covered, the next durable operation says `Truncated` once. A flush that
-//! meets such a loss before that ends in [`FlushFailed`](MmapIoError::FlushFailed), and that sticks.
-//! A file that another process cuts and makes as long again in between is not told from one that it
-//! has overwritten: a later flush calls its bytes durable as they are then. Two things still raise
-//! `SIGBUS`:
+//! fail with [`Truncated`](MmapIoError::Truncated) while the file is too short; operations below
+//! the cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note
+//! of the new length: then operations past it are out of bounds, and if the cut has destroyed
+//! written bytes that no flush had covered, the next durable operation fails with `Truncated` once.
+//! A flush that meets such a loss before that ends in [`FlushFailed`](MmapIoError::FlushFailed),
+//! and that sticks. If another process cuts a file and makes it as long again in between, the crate
+//! cannot tell that from an overwrite: a later flush makes durable what the file holds then.
+//!
+//! Two things still raise `SIGBUS`:
 //! - another process truncates the file, or punches a hole into it, while an operation copies to or
-//!   from those very bytes;
-//! - a view, however it was made, is touched where its page is gone: cut off by another process,
-//!   unreadable, or a hole of a full file system (of a full tmpfs even for a read).
+//!   from the bytes that it removes;
+//! - the caller touches a view where the kernel cannot provide the page: because another process
+//!   has cut it off, because the disk cannot read it, or because it is a hole in a file on a full
+//!   file system (on a full tmpfs even a read of a hole fails).
 //!
-//! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) find
-//! that out before they give out a view, and
-//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. Bytes that another process
-//! appends become visible, to every handle, when the file is next opened, refreshed, or grown by
-//! [`grow_to`](MemoryMappedFile::grow_to).
+//! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) detect
+//! the second case before they return a view, and
+//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes.
 //!
-//! Closing any descriptor of a file releases all locks that the process itself has set on the file
-//! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes its descriptors of a file
-//! when the last handle and view of the file go, and those with which it creates or copies files. On
-//! Linux 5.8 and later, handles on one file share the descriptors, and opening it again closes
-//! none, but on overlayfs, and where several tasks open the file for the first time at once. OFD
-//! locks and `flock` are not touched.
+//! ## A file that another process grows
 //!
-//! Stores through a mapping move the file's modification time late, when the system writes them
-//! back, and on tmpfs never: programs that compare times (rsync, make) may miss what was written.
-//! [`touch_mtime`](MemoryMappedFileBuilder::touch_mtime) is for them.
+//! Bytes that another process appends become visible, to every handle, when the file is next
+//! opened, refreshed, or grown by [`grow_to`](MemoryMappedFile::grow_to).
 //!
 //! Several processes may open, create and grow one file at the same time. Opening takes the length
 //! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and
 //! [`copy_to`](MemoryMappedFile::copy_to) do that, to a file that is not mapped in this process.
 //! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which
-//! is tried and not waited for: a lock of another process, or one that this process has set by
-//! `fcntl`, then makes growing fail. On NFS such a lock is a question to the server.
+//! is tried and not waited for: a lock of another process, or a lock that this process has set by
+//! `fcntl`, then makes growing fail. On NFS the client asks the server for such a lock.
+//!
+//! ## Locks on the file
+//!
+//! Closing any descriptor of a file releases all locks that the process itself has set on the file
+//! by `fcntl(F_SETLK)`: that is how POSIX defines them. This crate closes its descriptors of a file
+//! when the last handle and view of the file go, and the descriptors with which it creates or
+//! copies files. On Linux 5.8 and later, handles on one file share the descriptors, and opening it
+//! again closes none, except on overlayfs, and where several tasks open the file for the first time
+//! at once. OFD locks and `flock` are not touched.
+//!
+//! ## The time of modification
+//!
+//! Stores through a mapping move the file's modification time late, when the system writes them
+//! back, and on tmpfs never: programs that compare times (rsync, make) may miss a change.
+//! [`touch_mtime`](MemoryMappedFileBuilder::touch_mtime) sets the time at each flush.
+//!
+//! ## Paths and names
 //!
 //! Paths are opened as the system opens them: links are followed. The name that becomes durable
-//! with the first durable operation is the one that the file was opened by for writing; where its
+//! with the first durable operation is the name that the file was opened by for writing; where its
 //! directory cannot be opened, or the file was moved before that, all of the file system is synced
-//! (Linux). What is left to the caller is the name of a file that is moved later, that has other
-//! names (hard links), or that was given as a descriptor, and the directories above that of the
-//! file.
+//! (Linux). The caller has to make other names durable: the name of a file that is moved later,
+//! that has other names (hard links), or that was opened from a descriptor, and the directories
+//! above the directory of the file.
+//!
+//! ## Overlayfs
 //!
 //! On overlayfs, the first descriptor that may write copies a file up from the lower layer, and
-//! maps made before show the old file for ever. What this process opens is followed: the first
-//! handle that may write replaces the map that others read, or is [`Busy`](MmapIoError::Busy) while
-//! they have views of it. If another process copies a file up, handles that were opened before do
-//! not see what it writes, until the last of them is gone or the file is opened again; and one of
-//! several hard links to a file of a lower layer becomes a file of its own.
+//! maps made before show the old file forever. Within this process the crate follows the copy: the
+//! first handle that may write replaces the map that other handles read, or is
+//! [`Busy`](MmapIoError::Busy) while they have views of it. If another process copies a file up,
+//! handles that were opened before do not see what it writes, until the last of them is gone or the
+//! file is opened again; and one of several hard links to a file of a lower layer becomes a file of
+//! its own.
+//!
+//! ## A child that is forked off
 //!
 //! A child that the process forks off, and that executes no other program, has none of the threads
-//! that do the work, and may find any lock taken for ever. On Unix everything `async` ends there in
-//! an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a lock, once the
-//! parent has opened a file (or written to anonymous memory); an operation that the parent began
-//! does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
-//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, but for bytes near which a write or a
-//! mutable view was at the time of the fork: those are `Busy` for good, and so is everything for
-//! [`bytes`](MemoryMappedFile::bytes). To the child the parent is another process: its writes show
-//! under the child's views. Handles and views can be dropped, and what is scheduled to be flushed
-//! is left to the parent. A child that is forked off before that works as any process does.
+//! that do the work, and may find any lock taken forever. On Unix every `async` operation fails
+//! there with an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a
+//! lock, once the parent has opened a file (or written to anonymous memory); an operation that the
+//! parent began does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
+//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write or a
+//! mutable view was at the time of the fork: those bytes are `Busy` forever, and
+//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes. To the child the parent is another
+//! process: its writes show under the child's views. Handles and views can be dropped, and the
+//! parent runs the flushes that were scheduled. A child that is forked off before the parent has
+//! opened a file works as any process does.
+//!
+//! ## Where no thread can be started
 //!
 //! Where the process may start no more threads (`RLIMIT_NPROC`, `pids.max`), operations take turns
-//! on the threads that the pool has; without any, they end in an [`Io`](MmapIoError::Io) error. To
-//! that end the pool's limit (`blocking::set_max_blocking_threads`) is lowered for that time, for
-//! the whole process, and set to what `BLOCKING_MAX_THREADS` says when threads can be started
+//! on the threads that the pool has; without any, they fail with an [`Io`](MmapIoError::Io) error.
+//! For that time the crate lowers the pool's limit (`blocking::set_max_blocking_threads`) for the
+//! whole process, and sets it to the value of `BLOCKING_MAX_THREADS` when threads can be started
 //! again.
-//!
-//! Not supported: use in a signal handler, and network file systems with more than one writer.
 //!
 //! # When not to use it
 //!
 //! For files that are read or written once, from front to back, plain reads and writes are as fast
-//! and simpler. For a bounded amount of memory use a buffer pool: the page cache is the kernel's.
+//! and simpler. Where the program must bound the memory that its files take, use a buffer pool: the
+//! kernel decides what the page cache keeps.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
-//! | `async`, `bytes` | no | nothing: what they named in mmap-io 0.9 is always there |
+//! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
-mod completion;
+// The modules stand in the order in which they build on each other: each uses only modules above
+// it. The one exception is that `file` and `builder` know each other.
+
+// What everything else uses: errors, ranges, modes, locks, wake-ups.
 mod error;
-mod fairness;
 mod mode;
 mod range;
 mod sync;
+
+mod completion;
+mod fairness;
+pub mod flush;
 mod wakers;
 
+// The platform: its calls, the pool of threads, descriptors, mappings and their pages.
 #[allow(unsafe_code)]
 mod sys;
-
-#[allow(unsafe_code)]
-mod map;
-
-#[allow(unsafe_code)]
-mod lease;
 
 mod offload;
 
 mod descriptor;
 
 #[allow(unsafe_code)]
+mod map;
+#[allow(unsafe_code)]
 mod residency;
 
+// Leases: which bytes are read, and which bytes are changed.
+#[allow(unsafe_code)]
+mod lease;
+
+// Durability: which bytes are to be flushed, when, for which operations, and by which call.
 mod commit;
 mod dirty;
-pub mod flush;
+mod timer;
 #[allow(unsafe_code)]
 mod writeback;
 
+// The order of writes, and of everything else that is exclusive.
 #[allow(unsafe_code)]
 mod queue;
 
+// One open file: all of the above for one inode, and how handles find it.
 mod registry;
-mod timer;
 
 #[allow(unsafe_code)]
 mod open_file;
 
-#[allow(unsafe_code)]
-mod view;
-
-mod file;
-
 mod opening;
 
-mod builder;
-
+// The public surface.
 #[cfg(feature = "advise")]
 #[cfg_attr(docsrs, doc(cfg(feature = "advise")))]
 pub mod advise;
+#[allow(unsafe_code)]
+mod view;
+
+mod builder;
+mod file;
 
 #[allow(unsafe_code)]
 pub mod anonymous;
-
 pub mod manager;
 pub mod utils;
 

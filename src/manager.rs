@@ -1,8 +1,9 @@
-//! Functions over paths, for programs that do not keep a handle.
+//! Functions over paths, under the names of the synchronous crate.
 //!
 //! # Cancel safety
 //!
-//! Dropping a future of any of them withdraws what has not started; what has runs to its end.
+//! Dropping the future of any of these functions withdraws an operation that has not started; an
+//! operation that has started runs to completion.
 
 use std::future::Future;
 use std::path::Path;
@@ -14,7 +15,8 @@ use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::opening::absolute;
 
-/// Creates a file of `size` bytes, or truncates it; see [`MemoryMappedFile::create_rw`].
+/// Creates a file of `size` bytes, or truncates an existing one; see
+/// [`MemoryMappedFile::create_rw`].
 ///
 /// # Errors
 ///
@@ -26,7 +28,7 @@ pub fn create_mmap(
     MemoryMappedFile::create_rw(path, size)
 }
 
-/// Opens a file that is there.
+/// Opens an existing file in a mode; see [`MemoryMappedFile::builder`].
 ///
 /// # Errors
 ///
@@ -38,7 +40,9 @@ pub fn load_mmap(
     MemoryMappedFile::builder(path).mode(mode).open()
 }
 
-/// Opens a file for writing, and writes `data` at `offset`. Not durable.
+/// Opens an existing file and writes `data` at `offset`; not durable.
+///
+/// A program that writes more than once keeps a handle instead.
 ///
 /// # Errors
 ///
@@ -52,7 +56,7 @@ pub fn write_mmap(
     async move { file.await?.update_region(offset, data).await }
 }
 
-/// Writes `data` at `offset`; see [`MemoryMappedFile::update_region`].
+/// Writes `data` at `offset` through a handle; see [`MemoryMappedFile::update_region`].
 ///
 /// # Errors
 ///
@@ -61,7 +65,7 @@ pub async fn update_region(file: &MemoryMappedFile, offset: u64, data: &[u8]) ->
     file.update_region(offset, data).await
 }
 
-/// Makes a file durable; see [`MemoryMappedFile::flush`].
+/// Makes all completed writes to a file durable; see [`MemoryMappedFile::flush`].
 ///
 /// # Errors
 ///
@@ -70,7 +74,7 @@ pub fn flush(file: &MemoryMappedFile) -> impl Future<Output = Result<()>> + Send
     file.flush()
 }
 
-/// Copies a file; see [`MemoryMappedFile::copy_to`].
+/// Copies a file by its path; see [`MemoryMappedFile::copy_to`].
 ///
 /// # Errors
 ///
@@ -84,7 +88,7 @@ pub fn copy_mmap(
     async move { source.await?.copy_to(destination).await.map(|_| ()) }
 }
 
-/// Removes a file. Handles that are open on it live on, on Unix.
+/// Removes a file; on Unix, open handles on it go on working.
 ///
 /// # Errors
 ///
@@ -96,7 +100,7 @@ pub fn delete_mmap(path: impl AsRef<Path>) -> impl Future<Output = Result<()>> +
     })
 }
 
-/// The same functions under the names they had when the others were synchronous.
+/// Three of these functions under the names of their async forms in the synchronous crate.
 pub mod r#async {
     use std::future::Future;
     use std::path::Path;
@@ -104,7 +108,7 @@ pub mod r#async {
     use crate::error::Result;
     use crate::file::MemoryMappedFile;
 
-    /// The same as [`create_mmap`](super::create_mmap).
+    /// Creates a file: [`create_mmap`](super::create_mmap) under its old name.
     ///
     /// # Errors
     ///
@@ -116,7 +120,7 @@ pub mod r#async {
         super::create_mmap(path, size)
     }
 
-    /// The same as [`copy_mmap`](super::copy_mmap).
+    /// Copies a file: [`copy_mmap`](super::copy_mmap) under its old name.
     ///
     /// # Errors
     ///
@@ -128,7 +132,7 @@ pub mod r#async {
         super::copy_mmap(source, destination)
     }
 
-    /// The same as [`delete_mmap`](super::delete_mmap).
+    /// Removes a file: [`delete_mmap`](super::delete_mmap) under its old name.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
-//! How a file is mapped, and what each way permits.
+//! The modes in which a file is mapped, and what each of them permits.
 
 use crate::error::{MmapIoError, Result};
 
-/// How a file is mapped.
+/// Says whether a file is mapped for reading, or for writing as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MmapMode {
@@ -10,14 +10,14 @@ pub enum MmapMode {
     ReadOnly,
     /// A mapping for reading and writing, shared with every other mapping of the file.
     ReadWrite,
-    /// Private pages over a file that must exist. Reserved: the crate cannot map so yet, and
-    /// everything that opens a file in this mode fails with
+    /// A mapping of private pages over an existing file. Reserved: the crate cannot map files like
+    /// this yet, and opening a file in this mode fails with
     /// [`InvalidMode`](MmapIoError::InvalidMode).
     CopyOnWrite,
 }
 
 impl MmapMode {
-    /// Fails unless the mode permits to change the file.
+    /// Fails unless the mode permits changes of the file.
     #[inline]
     pub(crate) fn require_write(self) -> Result<()> {
         match self {
@@ -38,14 +38,15 @@ impl MmapMode {
     }
 }
 
-/// Whether the pages of a file are made resident when it is opened.
+/// Says whether the pages of a file are read into memory when it is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TouchHint {
-    /// Pages come in when they are asked for.
+    /// Reads a page in when an operation or a touch needs it.
     #[default]
     Never,
-    /// Every page is read in, on the pool, before the open resolves.
+    /// Reads every page in, on the pool, before the open resolves.
+    #[doc(alias = "populate")]
     Eager,
     /// The same as [`Never`](Self::Never); kept for its name.
     Lazy,

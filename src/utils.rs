@@ -1,17 +1,18 @@
-//! Small helpers for offsets and pages.
+//! Helpers for offsets and pages.
 
 use crate::error::{MmapIoError, Result};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sys;
 
-/// The size of a page of memory in bytes, a power of two.
+/// Returns the size of a page of memory in bytes, a power of two.
 pub fn page_size() -> usize {
     sys::page_size()
 }
 
-/// The smallest multiple of `alignment` that is not below `value`; `u64::MAX` where there is
-/// none. An alignment of 0 leaves the value as it is.
+/// Returns the smallest multiple of `alignment` that is not below `value`.
+///
+/// It is `u64::MAX` where that multiple does not fit. An alignment of 0 leaves the value as it is.
 ///
 /// ```
 /// assert_eq!(mmap_io::utils::align_up(4097, 4096), 8192);
@@ -26,7 +27,7 @@ pub fn align_up(value: u64, alignment: u64) -> u64 {
     }
 }
 
-/// Fails unless `len` bytes at `offset` lie inside `total` bytes.
+/// Returns an error unless `len` bytes at `offset` lie inside `total` bytes.
 ///
 /// # Errors
 ///
@@ -35,8 +36,9 @@ pub fn ensure_in_bounds(offset: u64, len: u64, total: u64) -> Result<()> {
     ByteRange::new(offset, len, total).map(|_| ())
 }
 
-/// Returns the indices of the first byte and past the last one, for `len` bytes at `offset` of
-/// `total` bytes.
+/// Returns the start and the end of `len` bytes at `offset`, as indices into `total` bytes.
+///
+/// It differs from [`ensure_in_bounds`] in what it returns.
 ///
 /// # Errors
 ///
@@ -53,16 +55,16 @@ pub fn slice_range(offset: u64, len: u64, total: u64) -> Result<(usize, usize)> 
     Ok((start, end))
 }
 
-/// Has this process never ask the system again which pages are in memory.
+/// Makes this process stop asking the system which pages are in memory.
 ///
-/// Reads ask before they decide whether to hop to the pool: by `cachestat` and `mincore`, on Linux.
-/// A filter of system calls that kills the process for a call that it does not know of, as systemd's
-/// `@system-service` does for `mincore`, would end it at the first read. After this, every read of
-/// pages that are to be resident hops to the pool (20 to 40 us), and neither call is made. A filter
-/// that answers with an error needs none of this.
+/// On Linux, a read calls `cachestat` and `mincore` before it decides whether to hop to the pool.
+/// A filter of system calls that kills the process for an unknown call, as systemd's
+/// `@system-service` does for `mincore`, would end the process at the first read. After this
+/// function, neither call is made, and every read that makes pages resident hops to the pool (20 to
+/// 40 us). A filter that answers with an error does not need it.
 ///
-/// It holds for the whole process, and there is no way back, as there is none from such a filter. Call
-/// it before the filter is set, and before other threads use this crate.
+/// It holds for the whole process and cannot be undone, as such a filter cannot be removed either.
+/// Call it before the filter is set, and before other threads use this crate.
 ///
 /// ```
 /// mmap_io::utils::stop_probing_residency();

@@ -1,4 +1,4 @@
-//! The views: bytes of a file together with the lease that keeps them as they are.
+//! Views: bytes of a file, together with the lease that protects them.
 
 use std::fmt;
 use std::future::Future;
@@ -15,13 +15,13 @@ use crate::map::Span;
 use crate::open_file::{HandleRef, OpenFile, OwnedLease};
 use crate::range::ByteRange;
 
-/// Bytes of a mapped file, to read in place.
+/// A zero-copy view of bytes of a mapped file, for reading.
 ///
 /// While it lives, no write of this process changes the bytes and no shrink takes them away; a
-/// write that overlaps them waits. It costs no allocation and no lock (beyond 16 at a time in one
-/// thread: a short lock).
+/// write that overlaps them waits. It costs no allocation and no lock; only when a thread has more
+/// than 16 views at a time, each further view costs a short lock.
 ///
-/// A task that awaits a write overlapping a view that it holds itself waits for ever; see
+/// A task that holds a view and awaits a write that overlaps it waits forever; see
 /// [Deadlocks](crate#deadlocks).
 ///
 /// # Examples
@@ -38,8 +38,8 @@ use crate::range::ByteRange;
 /// ```
 pub struct MappedSlice<'a> {
     span: Span,
-    /// None for no bytes. A reference is not kept beside it: it would outlive its lease for a
-    /// moment, in the drop.
+    /// `None` for no bytes. A reference to the bytes is not kept beside it: in the drop, it would
+    /// outlive its lease for a moment.
     _lease: Option<Lease<&'a OpenFile>>,
     bytes: PhantomData<&'a [u8]>,
 }
@@ -51,7 +51,8 @@ impl<'a> MappedSlice<'a> {
         bytes: PhantomData,
     };
 
-    /// The bytes of `span`, which lie in the current map of the lease's host, and under the lease.
+    /// Makes a view of `span`, which lies in the current map of the lease's host, and under the
+    /// lease.
     pub(crate) fn new(span: Span, lease: Lease<&'a OpenFile>) -> Self {
         Self {
             span,
@@ -60,7 +61,7 @@ impl<'a> MappedSlice<'a> {
         }
     }
 
-    /// Returns the bytes, for as long as the view is borrowed: what it dereferences to.
+    /// Returns the bytes, for as long as the view is borrowed; the same as dereferencing it.
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
         self
@@ -140,13 +141,13 @@ impl From<&MappedSlice<'_>> for Bytes {
     }
 }
 
-/// Bytes of a mapped file, to change in place.
+/// An exclusive view of bytes of a mapped file, for changing them in place.
 ///
 /// While it lives, no other view or operation of this process sees the bytes:
-/// [`as_slice`](crate::MemoryMappedFile::as_slice) of them is `Busy`, and what is awaited waits;
-/// see [Deadlocks](crate#deadlocks). Dropping it counts all of them as written, and starts what the
-/// handle's [`FlushPolicy`](crate::FlushPolicy) asks for after a write, without waiting for the end
-/// of it. [`commit`](Self::commit) makes them durable.
+/// [`as_slice`](crate::MemoryMappedFile::as_slice) of them is `Busy`, and an operation that is
+/// awaited waits; see [Deadlocks](crate#deadlocks). Dropping the view counts all its bytes as
+/// written, and starts the flush that the handle's [`FlushPolicy`](crate::FlushPolicy) asks for
+/// after a write, without waiting for its end. [`commit`](Self::commit) makes them durable.
 ///
 /// # Examples
 ///
@@ -163,7 +164,7 @@ impl From<&MappedSlice<'_>> for Bytes {
 pub struct MappedSliceMut<'a> {
     span: Span,
     range: ByteRange,
-    /// None for no bytes.
+    /// `None` for no bytes.
     lease: Option<OwnedLease>,
     policy: FlushPolicy,
     bytes: PhantomData<&'a mut [u8]>,
@@ -178,8 +179,8 @@ impl MappedSliceMut<'_> {
         bytes: PhantomData,
     };
 
-    /// The bytes of `range`, which is under the exclusive lease, at `span` in the current writable
-    /// map of its host.
+    /// Makes a view of `range`, which is under the exclusive lease, at `span` in the current
+    /// writable map of the lease's host.
     pub(crate) fn new(
         span: Span,
         range: ByteRange,
@@ -195,7 +196,7 @@ impl MappedSliceMut<'_> {
         }
     }
 
-    /// Drops the view and makes the bytes that it covers durable.
+    /// Drops the view and makes its bytes durable.
     ///
     /// # Errors
     ///
@@ -204,10 +205,11 @@ impl MappedSliceMut<'_> {
     /// # Cancel safety
     ///
     /// The view ends when this is called, and the bytes are written. Dropping the future before it
-    /// is polled is like dropping the view: what the policy asks for is started. Dropping it later
-    /// does not stop the flush.
+    /// is polled is like dropping the view: the flush that the policy asks for is started. Dropping
+    /// it later does not stop the flush.
+    #[doc(alias = "durable")]
     pub fn commit(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
-        // What is flushed below need not be flushed twice.
+        // The flush below covers the bytes: the policy need not flush them again.
         let policy = std::mem::replace(&mut self.policy, FlushPolicy::Never);
         let lease = self.lease.as_ref();
         let uncommitted = lease.map(|lease| Uncommitted {
@@ -227,8 +229,8 @@ impl MappedSliceMut<'_> {
     }
 }
 
-/// The bytes of a view that has ended, to be committed. Dropped before that, it starts what the
-/// policy asks for.
+/// The bytes of a view that has ended, to be committed. If it is dropped before that, it starts the
+/// flush that the policy asks for.
 struct Uncommitted {
     open: HandleRef,
     range: ByteRange,
@@ -286,14 +288,14 @@ impl fmt::Debug for MappedSliceMut<'_> {
 
 impl Drop for MappedSliceMut<'_> {
     fn drop(&mut self) {
-        // Counted before the lease ends: a flush that comes later covers them.
+        // The bytes are counted before the lease ends, so that a later flush covers them.
         if let Some(lease) = &self.lease {
             lease.host().record_view_write(self.range, self.policy);
         }
     }
 }
 
-/// Shows bytes as a literal; of many only the first, and that there are more.
+/// Shows bytes as a literal: at most the first 32, and whether there are more.
 struct Beginning<'a>(&'a [u8]);
 
 impl fmt::Debug for Beginning<'_> {

@@ -1,4 +1,4 @@
-//! Advising the system how a range will be used.
+//! Advice to the kernel about how a range will be used.
 
 use std::future::Future;
 
@@ -9,7 +9,11 @@ use crate::fairness::operation;
 use crate::sys;
 
 impl MemoryMappedFile {
-    /// Advises the kernel about a range, whose start is widened to a page.
+    /// Tells the kernel how a range will be used; changes no byte.
+    ///
+    /// The start of the range is rounded down to a page. It is a hint:
+    /// [`touch_pages_range`](Self::touch_pages_range) reads pages in, and [`evict`](Self::evict)
+    /// takes them out of memory.
     ///
     /// # Errors
     ///
@@ -18,12 +22,27 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
+    /// Dropping the future withdraws an operation that has not started; an operation that has
+    /// started runs to completion, and harms nothing.
     ///
     /// # Platform-specific behavior
     ///
     /// `madvise` on Unix; on Windows only `WillNeed` does anything.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), vec![1; 1 << 20])?;
+    /// use mmap_io::{MemoryMappedFile, MmapAdvice};
+    ///
+    /// let file = MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// file.advise(0, file.len(), MmapAdvice::Random).await?;  // no read-ahead
+    /// assert_eq!(file.slice(700_000, 1).await?, [1]);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    #[doc(alias = "madvise")]
     pub fn advise(
         &self,
         offset: u64,

@@ -1,4 +1,4 @@
-//! `Bytes` that lie in the mapping: the way to hyper and axum without a copy.
+//! `Bytes` that point into the mapping, for hyper and axum, without a copy.
 
 use std::fmt;
 use std::future::Future;
@@ -22,7 +22,7 @@ impl MemoryMappedFile {
     /// and a short lock; clones and sub-slices cost neither. `try_into_mut` fails, and `Vec::from`
     /// copies.
     ///
-    /// The bytes may not be resident; [`read_bytes`](Self::read_bytes) makes sure.
+    /// The bytes may not be resident; [`read_bytes`](Self::read_bytes) reads them in before.
     ///
     /// # Errors
     ///

@@ -23,30 +23,45 @@ use crate::sys;
 use crate::wakers::EventListener;
 
 impl MemoryMappedFile {
-    /// Copies the file to `path`, and resolves to the number of bytes.
+    /// Copies a consistent snapshot of the file to `path` and returns its length.
     ///
-    /// The copy is what the file was at one moment: it takes its turn among the writes, and those
-    /// after it wait until it is done. Shares the blocks of the file where the file system can
-    /// (reflink), and else copies inside the kernel. A file that was there is overwritten in place:
-    /// its other names, and processes that have it open, see the copy. The copy is not durable.
+    /// The copy is what the file was at one moment: it takes its turn among the writes, and later
+    /// writes wait until it is done. It shares the blocks of the file where the file system can
+    /// (reflink), and else the kernel copies them. A file that was at `path` is overwritten in
+    /// place: its other names, and processes that have it open, see the copy. The copy is not
+    /// durable.
     ///
-    /// Until it is whole, the copy is for the process's own user alone, a file that was there as
-    /// well; then it gets the permissions of the file, without the set-user-id, set-group-id and
-    /// sticky bits. A process that had a file open that was there reads on.
+    /// Until it is whole, the copy can be opened by the process's own user alone, also if a file
+    /// was at `path`; then it gets the permissions of the source, without the set-user-id,
+    /// set-group-id and sticky bits. A process that had opened a file at `path` before reads on.
     ///
     /// # Errors
     ///
-    /// - [`Busy`](MmapIoError::Busy): `path` is mapped in this process, by whatever name: also if
-    ///   it is the file itself.
-    /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or others could
-    ///   read the copy who cannot read the file, and nothing can be done about it; or copying failed.
-    ///   A file that was not there before is removed again; one that was is lost.
+    /// - [`Busy`](MmapIoError::Busy): the file at `path` is mapped in this process, also under
+    ///   another name, or is the source itself.
+    /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
+    ///   failed; or users who cannot read the source could read the copy, and that cannot be
+    ///   prevented. A file that was not at `path` before is removed again; the content of a file
+    ///   that was there may be lost.
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws the copy if it has not started; one that has runs to its
-    /// end.
+    /// Dropping the future withdraws a copy that has not started; a copy that has started runs to
+    /// completion.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// file.update_region(0, b"backed up").await?;
+    /// let copy = dir.path().join("backup");
+    /// assert_eq!(file.copy_to(&copy).await?, 4096);
+    /// assert!(std::fs::read(&copy)?.starts_with(b"backed up"));
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn copy_to(
         &self,
         path: impl AsRef<Path>,
@@ -55,7 +70,7 @@ impl MemoryMappedFile {
         let path = path.as_ref();
         let (subject, path) = (Subject::from(path), absolute(path));
         operation("copying to", subject, async move {
-            // It takes its turn now; but what cannot be waits for nobody.
+            // It takes its turn now; but a copy that must fail does not wait for that turn.
             let mut turn = handle.snapshot_turn();
             let destination = path.clone();
             offload(move || check_destination(&destination)).await?;
@@ -89,7 +104,8 @@ impl MemoryMappedFile {
 }
 
 impl Handle {
-    /// A turn among the writes, to keep all bytes as they are; says how many there are.
+    /// Takes a turn among the writes, for a lease that keeps all bytes as they are. Returns their
+    /// number too; `None` if there are none.
     fn snapshot_turn(&self) -> Option<(u64, Submitted<'_, OpenFile>)> {
         let len = self.shared.len();
         let op = Op::new(ByteRange::between(0, len), Action::Lease(Kind::Shared));
@@ -99,11 +115,11 @@ impl Handle {
 
 enum Copied {
     Done,
-    /// The destination is being opened or closed; try again then.
+    /// The destination is being opened or closed; try again when that is over.
     Later(Option<OwnedLease>, EventListener),
 }
 
-/// Fails if the destination cannot be written as it is now.
+/// Fails if the destination cannot be written at present.
 fn check_destination(path: &Path) -> Result<()> {
     if let Some(open) = find_by_path(path, Intent::Write) {
         fail_if_used(&open)?;
@@ -121,10 +137,10 @@ fn check_destination(path: &Path) -> Result<()> {
     }
 }
 
-/// Copies to `path`, which no other handle here can map meanwhile.
+/// Copies to `path`, which no other handle of this process can map in the meantime.
 fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
     for tries_left in (0..TRIES).rev() {
-        // For other users only when it is whole, and if they may read the source.
+        // Other users may open it only when it is whole, and if they may read the source.
         let target = Target::create(path, sys::FOR_THE_OWNER)?;
         let (info, fs_traits) = target.identify()?;
         let claim = match find_open(&target, &info, fs_traits) {
@@ -136,7 +152,7 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
                 }
                 claim
             }
-            // What was created here belongs to others by now.
+            // Another opening has found the file that was created here, and uses it.
             Found::Claimed(opening) => {
                 target.keep();
                 return Ok(Copied::Later(snapshot, opening));
@@ -151,7 +167,7 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
         };
         let copied = copy_all(source, target.file(), len);
         drop(snapshot);
-        // If it failed, a file that was created goes before the claim on it does.
+        // If the copy failed, a file that was created is removed before the claim on it is dropped.
         match &copied {
             Ok(()) => drop(target.keep()),
             Err(_) => target.discard(),
@@ -163,18 +179,18 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
 }
 
 fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
-    // Before anything is lost that was there.
+    // Before the destination loses its content.
     sys::check_file_limit(len)?;
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
     let metadata = source.metadata()?;
     sys::restrict(destination, &metadata)?;
-    // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
+    // An empty file is not truncated: ext4 writes a truncated file back when it is closed.
     if destination.metadata()?.len() > 0 {
         destination.set_len(0)?;
     }
     if !(metadata.len() == len && sys::clone_file(source, destination)) {
         sys::copy_contents(source, destination, len).map_err(|error| {
-            // The file may have become shorter meanwhile.
+            // Another process may have shortened the file in the meantime.
             let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);
             whole.err().unwrap_or(MmapIoError::from(error))
         })?;

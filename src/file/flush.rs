@@ -1,4 +1,4 @@
-//! Flushing through a handle, and the way out of memory.
+//! Flushing, write-back and eviction through a handle.
 
 use std::future::Future;
 use std::io;
@@ -17,20 +17,38 @@ use crate::sys::{self, CacheHint};
 ///
 /// A read-only handle has nothing to flush: its flushes check their range and do nothing.
 impl MemoryMappedFile {
-    /// Makes everything durable that was written before the call, through whatever handle or view
-    /// of the file: the bytes, the length, and the name that the file was opened by.
+    /// Makes all completed writes to the file durable, of every handle and view.
     ///
-    /// Writes that are still queued are not covered. Read-only handles have nothing to flush. Where
-    /// nothing was written since the last flush, it resolves at once, and asks nothing of the system.
+    /// It covers what was written before the call: the bytes, the length, and the name that the
+    /// file was opened by. Writes that are still queued are not covered. Where nothing was written
+    /// since the last flush, it resolves at once, without a system call.
+    /// [`schedule_flush`](Self::schedule_flush) only starts to write back.
     ///
     /// # Errors
     ///
     /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush: what a failed flush
-    /// has lost, no later one can bring back.
+    /// has lost, no later flush can bring back.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future does not stop a flush that has started.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// file.update_region(0, b"one").await?;
+    /// file.update_region(100, b"two").await?;
+    /// assert_eq!(file.pending_bytes(), 6);
+    /// file.flush().await?;  // both survive a power cut
+    /// assert_eq!(file.pending_bytes(), 0);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    #[doc(alias = "durable")]
+    #[doc(alias = "fsync")]
+    #[doc(alias = "msync")]
     pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("flushing", Subject::Nothing, async move {
@@ -38,7 +56,9 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Makes a range durable; see [`flush`](Self::flush).
+    /// Makes the completed writes to a range durable; [`flush`](Self::flush) covers all the file.
+    ///
+    /// The length and the name of the file become durable too.
     ///
     /// # Errors
     ///
@@ -48,6 +68,8 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// As [`flush`](Self::flush).
+    #[doc(alias = "durable")]
+    #[doc(alias = "msync")]
     pub fn flush_range(
         &self,
         offset: u64,
@@ -62,7 +84,7 @@ impl MemoryMappedFile {
         })
     }
 
-    /// The same as [`flush`](Self::flush), under its old name.
+    /// Makes all completed writes durable: [`flush`](Self::flush) under its old name.
     ///
     /// # Errors
     ///
@@ -75,7 +97,7 @@ impl MemoryMappedFile {
         self.flush()
     }
 
-    /// The same as [`flush_range`](Self::flush_range), under its old name.
+    /// Makes a range durable: [`flush_range`](Self::flush_range) under its old name.
     ///
     /// # Errors
     ///
@@ -92,8 +114,10 @@ impl MemoryMappedFile {
         self.flush_range(offset, len)
     }
 
-    /// Flushes, unmaps (if this is the last handle), and reports errors. Dropping a handle reports
-    /// none.
+    /// Flushes the file, drops the handle and reports any flush error.
+    ///
+    /// Dropping a handle reports none. If this is the last handle, the file is unmapped when the
+    /// future resolves.
     ///
     /// # Errors
     ///
@@ -104,7 +128,7 @@ impl MemoryMappedFile {
     /// As [`flush`](Self::flush).
     pub async fn close(self) -> Result<()> {
         let flushed = self.flush().await;
-        // The last close may block, and is over when this resolves.
+        // Closing the last descriptor may block; it is over when this resolves.
         offload(move || {
             drop(self);
             Ok::<_, MmapIoError>(())
@@ -113,10 +137,10 @@ impl MemoryMappedFile {
         flushed
     }
 
-    /// Starts writing everything back that was written before, and does not wait for it. Not
-    /// durable: that is what [`flush`](Self::flush) is for, which then has less to do.
+    /// Starts writing dirty pages to disk without waiting; not durable.
     ///
-    /// What is [pending](Self::pending_bytes) stays so.
+    /// A later [`flush`](Self::flush) makes them durable, and then has less to do. What is
+    /// [pending](Self::pending_bytes) stays pending.
     ///
     /// # Errors
     ///
@@ -124,8 +148,8 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
+    /// Dropping the future withdraws an operation that has not started; an operation that has
+    /// started runs to completion, and harms nothing.
     ///
     /// # Platform-specific behavior
     ///
@@ -140,7 +164,9 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Starts writing a range back; see [`schedule_flush`](Self::schedule_flush).
+    /// Starts writing the dirty pages of a range to disk without waiting; not durable.
+    ///
+    /// See [`schedule_flush`](Self::schedule_flush).
     ///
     /// # Errors
     ///
@@ -148,8 +174,8 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
+    /// Dropping the future withdraws an operation that has not started; an operation that has
+    /// started runs to completion, and harms nothing.
     pub fn schedule_flush_range(
         &self,
         offset: u64,
@@ -164,13 +190,14 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Flushes a range, and drops its pages from the page cache: for what will not be read again
-    /// soon, so that it takes no memory from what will. A read-only handle flushes nothing, and
-    /// drops the pages that are clean.
+    /// Flushes a range and drops its pages from the page cache.
     ///
-    /// A hint: pages that another process has mapped, or that are dirtied meanwhile, stay. So do the
-    /// pages of every view, whose bytes were perhaps read in to be touched without waiting; those of a
-    /// view that is made meanwhile may go.
+    /// It is for bytes that will not be read again soon, so that they take no memory from other
+    /// bytes. A read-only handle flushes nothing, and drops the pages that are clean.
+    ///
+    /// It is a hint: pages that another process has mapped, or that are dirtied in the meantime,
+    /// stay. The pages of every view stay too, since they were perhaps read in to be touched
+    /// without waiting; the pages of a view that is made in the meantime may go.
     ///
     /// # Errors
     ///
@@ -178,7 +205,7 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops nothing that has started, and harms nothing.
+    /// Dropping the future stops no work that has started, and harms nothing.
     ///
     /// # Platform-specific behavior
     ///
@@ -237,7 +264,7 @@ impl Handle {
         let (offset, len) = (range.start(), range.len());
         let started = self.run_on_pool(move |_| sys::start_writeback(&file, offset, len));
         match started.await {
-            // It is a hint.
+            // It is a hint: a filter of system calls may refuse it.
             Err(error) if sys::is_refused(&error) => Ok(()),
             started => Ok(started?),
         }

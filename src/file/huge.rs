@@ -1,4 +1,4 @@
-//! Whether the system keeps a mapping in huge pages.
+//! Asks whether the system keeps a mapping in huge pages.
 
 use std::future::Future;
 use std::io;
@@ -8,7 +8,7 @@ use crate::range::ByteRange;
 use crate::sys;
 
 impl MemoryMappedFile {
-    /// Returns whether huge pages hold a part of the mapping; `None` where the system does not say.
+    /// Returns `true` if huge pages hold a part of the mapping; `None` where that is unknown.
     ///
     /// It depends on the file system and on what has been touched; a file that is smaller than a
     /// huge page has none. The system looks through the mappings of the whole process for it, on
@@ -28,7 +28,7 @@ impl MemoryMappedFile {
         async move {
             let asked = handle.run_on_pool(move |shared| -> io::Result<Option<bool>> {
                 let len = shared.len();
-                // It lives until its address has been looked for.
+                // The map lives until its address has been looked for.
                 let Some(map) = shared.map(protection) else {
                     return Ok(None);
                 };

@@ -1,4 +1,4 @@
-//! Opening and creating files: the builder's ways, by the names of the synchronous crate.
+//! Opening and creating files, under the names of the synchronous crate; the builder does the work.
 
 use std::fs::File;
 use std::future::Future;
@@ -6,17 +6,22 @@ use std::path::Path;
 
 use super::MemoryMappedFile;
 use crate::builder::MemoryMappedFileBuilder;
+#[cfg(doc)]
+use crate::error::MmapIoError;
 use crate::error::Result;
 use crate::mode::MmapMode;
 
 impl MemoryMappedFile {
-    /// Returns a builder with options for opening `path`.
+    /// Returns a builder that opens or creates `path` with options.
     pub fn builder(path: impl AsRef<Path>) -> MemoryMappedFileBuilder {
         MemoryMappedFileBuilder::new(path.as_ref())
     }
 
-    /// Creates a file of `size` bytes, or truncates it, for reading and writing. The file is
-    /// sparse: its blocks are allocated when they are written.
+    /// Creates a file of `size` bytes for reading and writing; truncates an existing file.
+    ///
+    /// The file is sparse: its blocks are allocated when they are written.
+    /// [`open_or_create`](Self::open_or_create) keeps an existing file, and
+    /// [`create_new`](MemoryMappedFileBuilder::create_new) fails.
     ///
     /// # Errors
     ///
@@ -32,7 +37,7 @@ impl MemoryMappedFile {
         Self::builder(path).size(size).create()
     }
 
-    /// Opens a file for reading. It may be empty.
+    /// Opens an existing file for reading; it may be empty.
     ///
     /// # Errors
     ///
@@ -45,7 +50,7 @@ impl MemoryMappedFile {
         Self::builder(path).open()
     }
 
-    /// Opens a file for reading and writing. It may not be empty.
+    /// Opens an existing file for reading and writing; it must not be empty.
     ///
     /// # Errors
     ///
@@ -58,8 +63,10 @@ impl MemoryMappedFile {
         Self::builder(path).mode(MmapMode::ReadWrite).open()
     }
 
-    /// Opens a file for reading and writing, or creates it with `default_size` bytes. It is never
-    /// truncated, emptied or removed; if it is empty, it gets that many bytes.
+    /// Opens a file for reading and writing, or creates it with `default_size` bytes.
+    ///
+    /// An existing file is never truncated, emptied or removed; if it is empty, it gets that
+    /// many bytes.
     ///
     /// # Errors
     ///
@@ -75,8 +82,10 @@ impl MemoryMappedFile {
         Self::builder(path).size(default_size).open_or_create()
     }
 
-    /// Maps a file that is open already. The path is only for [`path`](Self::path): that the file
-    /// has a name, and that the name is durable, is the caller's business.
+    /// Maps a file that is open already.
+    ///
+    /// The path is only for [`path`](Self::path): that the file has a name, and that the name is
+    /// durable, is the caller's business.
     ///
     /// # Errors
     ///
@@ -87,6 +96,7 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// As [`open`](MemoryMappedFileBuilder::open).
+    #[doc(alias = "mmap")]
     pub fn from_file(
         file: File,
         mode: MmapMode,

@@ -1,4 +1,4 @@
-//! Having pages in memory: touching and prefetching them.
+//! Reading pages into memory ahead of their use.
 
 use std::future::Future;
 
@@ -9,7 +9,9 @@ use crate::range::ByteRange;
 use crate::sys;
 
 impl MemoryMappedFile {
-    /// Makes every page of the file resident.
+    /// Reads every page of the file into memory, and waits for that.
+    ///
+    /// They may leave memory again at any time: nothing keeps them there.
     ///
     /// # Errors
     ///
@@ -18,8 +20,9 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
+    /// Dropping the future withdraws an operation that has not started; an operation that has
+    /// started runs to completion, and harms nothing.
+    #[doc(alias = "populate")]
     pub fn touch_pages(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
         operation("reading the file in", Subject::Nothing, async move {
@@ -30,7 +33,10 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Makes the pages of a range resident.
+    /// Reads the pages of a range into memory, and waits for that.
+    ///
+    /// [`prefetch_range`](Self::prefetch_range) only starts to read; [`slice`](Self::slice) reads
+    /// and returns a view.
     ///
     /// # Errors
     ///
@@ -39,7 +45,8 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops nothing that has started, and harms nothing.
+    /// Dropping the future stops no work that has started, and harms nothing.
+    #[doc(alias = "populate")]
     pub fn touch_pages_range(
         &self,
         offset: u64,
@@ -54,7 +61,7 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Starts reading the pages of a range in, and does not wait for them.
+    /// Starts reading the pages of a range into memory without waiting.
     ///
     /// # Errors
     ///
@@ -62,8 +69,8 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
+    /// Dropping the future withdraws an operation that has not started; an operation that has
+    /// started runs to completion, and harms nothing.
     ///
     /// # Platform-specific behavior
     ///

@@ -1,21 +1,24 @@
-//! Addresses of the mapped bytes.
+//! Raw pointers to the mapped bytes.
 
 use super::MemoryMappedFile;
+#[cfg(doc)]
+use crate::error::MmapIoError;
 use crate::error::Result;
 use crate::flush::FlushPolicy;
 use crate::map::Protection;
 use crate::range::ByteRange;
 
 impl MemoryMappedFile {
-    /// Returns the address of the first byte of the file; null if the file is empty and was never
-    /// anything else.
+    /// Returns a raw pointer to the first byte of the file, for reading.
+    ///
+    /// It is null if the file is empty and has been since it was opened.
     ///
     /// # Safety
     ///
     /// What is read through the pointer is not protected by a lease. Until the last read through
     /// it, the caller makes sure that
     /// - the handle, or a clone of it, lives;
-    /// - the file does not grow: growing may map it elsewhere, and unmap what was outgrown;
+    /// - the file does not grow: growing may map it elsewhere, and unmap the old mapping;
     /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
     ///   them off (that would raise `SIGBUS`);
     /// - nothing writes to the bytes: no operation or view of this process, and no other process.
@@ -23,10 +26,11 @@ impl MemoryMappedFile {
         self.base().cast_const()
     }
 
-    /// Returns the address of the first byte of the file, to write through. Counts every byte of
-    /// the file as written, once: stores that come after a flush are covered by an explicit
-    /// [`flush`](Self::flush) alone, and [`EveryMillis`](FlushPolicy::EveryMillis) asks for the
-    /// address to be taken again for each round of stores.
+    /// Returns a raw pointer for writing, and marks the whole file as unflushed.
+    ///
+    /// The mark is set once: only an explicit [`flush`](Self::flush) covers stores that come after
+    /// a flush. Under [`EveryMillis`](FlushPolicy::EveryMillis), take the pointer again for each
+    /// round of stores.
     ///
     /// # Errors
     ///
@@ -40,7 +44,7 @@ impl MemoryMappedFile {
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
         self.handle.mode.require_write()?;
         let shared = &self.handle.shared;
-        // Of the policies, the background alone comes after the stores.
+        // Of the policies, only the background flush comes after the stores.
         let policy = match self.handle.policy {
             policy @ FlushPolicy::EveryMillis(_) => policy,
             _ => FlushPolicy::Never,
@@ -50,7 +54,7 @@ impl MemoryMappedFile {
         Ok(shared.base(Protection::ReadWrite))
     }
 
-    /// Where the current map begins. An address, and no access.
+    /// Where the current map begins: an address, without any access.
     pub(crate) fn base(&self) -> *mut u8 {
         self.shared.base(self.protection)
     }

@@ -1,4 +1,4 @@
-//! Reading: zero-copy views, now or when their pages are in memory, and copies.
+//! Reading: zero-copy views, at once or when their pages are in memory, and copies.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -18,10 +18,11 @@ use crate::sync::lock;
 use crate::view::MappedSlice;
 
 impl MemoryMappedFile {
-    /// Returns a zero-copy view of a range, without reading pages in.
+    /// Returns a zero-copy view of a range, without reading its pages into memory.
     ///
     /// Costs no allocation, no lock and no system call. The bytes may not be resident: then the
-    /// first touch of each page blocks the thread; [`slice`](Self::slice) makes sure before.
+    /// first touch of each page blocks the thread. [`slice`](Self::slice) reads the pages in
+    /// before.
     ///
     /// # Errors
     ///
@@ -36,6 +37,19 @@ impl MemoryMappedFile {
     /// of microseconds. A write that a steady stream of readers has kept out may hold off new
     /// readers of its range for up to 1 ms, at most once every 100 ms.
     /// [`try_as_slice`](Self::try_as_slice) waits for neither.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// file.update_region(10, b"hello").await?;
+    /// let slice = file.as_slice(10, 5)?;
+    /// assert_eq!(slice, b"hello");
+    /// assert!(file.as_slice(98, 5).is_err());  // out of bounds
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     #[inline(always)]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         loop {
@@ -57,12 +71,26 @@ impl MemoryMappedFile {
 
     /// Returns a zero-copy view of a range, or `None` instead of waiting.
     ///
-    /// As [`as_slice`](Self::as_slice), but never waits: `None` where that would wait, or say
-    /// `Busy`.
+    /// It differs from [`as_slice`](Self::as_slice) where that method waits, or returns `Busy`:
+    /// here both are `None`. The bytes may not be resident.
     ///
     /// # Errors
     ///
     /// [`OutOfBounds`](MmapIoError::OutOfBounds)
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 100).await?;
+    /// let view = file.as_slice_mut(0, 10).await?;
+    /// assert!(file.try_as_slice(0, 5)?.is_none());  // `view` overlaps it
+    /// assert!(file.try_as_slice(50, 5)?.is_some());
+    /// drop(view);
+    /// assert!(file.try_as_slice(0, 5)?.is_some());
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     #[inline(always)]
     pub fn try_as_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSlice<'_>>> {
         let slice = self.slice_or(offset, len, |shared, range| {
@@ -96,13 +124,13 @@ impl MemoryMappedFile {
         }
         let range = ByteRange::between(offset, offset.checked_add(len)?);
         let lease = Lease::shared_or(&*self.shared, range, slow_path)?;
-        // Only now: before, a shrink could have slipped in between.
+        // Only now: without the lease, a shrink could cut the range off after the check.
         let span = self.shared.span_within(self.protection, range)?;
         Some(MappedSlice::new(span, lease))
     }
 
     /// The error for a lease that was not granted, boxed so that it is returned in a register.
-    /// `None` if the lease can be had now: what refused it was a cut, and the file has grown again.
+    /// `None` if the lease is granted now: a cut refused it, and the file has grown again.
     #[cold]
     fn lease_error(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
         let range = match ByteRange::new(offset, len, self.len()) {
@@ -119,11 +147,12 @@ impl MemoryMappedFile {
         ByteRange::new(offset, len, self.len()).err().map(Box::new)
     }
 
-    /// Returns a `&[u8]` that stays valid as long as the read-only handle.
+    /// Returns a `&[u8]` that stays valid as long as the read-only handle is borrowed.
     ///
-    /// The range stays leased until the last clone of the handle is dropped, so that a write of
-    /// another handle that overlaps it waits until then. Ranges asked for again cost nothing
-    /// more, and ranges that touch each other share a lease. A call that fails keeps nothing.
+    /// The range stays leased until the last clone of the handle is dropped, so that a write
+    /// through another handle that overlaps the range waits until then. To ask for the same range
+    /// again costs no further lease, and ranges that touch each other share a lease. A call that
+    /// fails keeps no lease.
     ///
     /// # Errors
     ///
@@ -162,9 +191,9 @@ impl MemoryMappedFile {
 
     /// Returns a zero-copy view of a range after reading its pages into memory.
     ///
-    /// The pages are read in on the pool if they are not in memory. If all of at most 4 MiB are, on
-    /// a local file system, there is no hop to the pool (about 1 us for 64 KiB); a larger range
-    /// always hops. Waits for a write that is being applied to the range, and for a
+    /// The pages are read in on the pool if they are not in memory. If a range of at most 4 MiB on
+    /// a local file system is all in memory, there is no hop to the pool (about 1 us for 64 KiB); a
+    /// larger range always hops. Waits for a write that is being applied to the range, and for a
     /// [`MappedSliceMut`](crate::MappedSliceMut) that overlaps it.
     ///
     /// # Errors
@@ -205,7 +234,7 @@ impl MemoryMappedFile {
         Ok(MappedSlice::new(span, lease))
     }
 
-    /// A shared lease, over pages that are resident when it is there.
+    /// Takes a shared lease, over pages that are resident when it is granted.
     pub(super) async fn resident_lease<H>(
         &self,
         host: H,
@@ -223,7 +252,7 @@ impl MemoryMappedFile {
                 return Ok(lease);
             }
             let lease = Lease::shared(host.clone(), hold, range).await;
-            // That may have taken long enough for the pages to go again.
+            // The wait may have been long enough for the system to take the pages out of memory.
             range.check(self.len())?;
             if self.is_resident(range) {
                 return Ok(lease);
@@ -251,10 +280,10 @@ impl MemoryMappedFile {
         self.shared.is_resident(self.protection, range)
     }
 
-    /// Copies bytes of the file into `buffer`.
+    /// Copies a range into `buffer`, after reading its pages into memory.
     ///
-    /// The pages are made resident as by [`slice`](Self::slice), and then copied by the thread
-    /// that polls.
+    /// The pages are made resident as by [`slice`](Self::slice), and then the thread that polls
+    /// copies them. The copy delays no later write, and no other process can change it.
     ///
     /// # Errors
     ///
@@ -263,6 +292,19 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// The bytes are copied in the last poll, all of them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let mut buffer = [0; 5];
+    /// file.read_into(5, &mut buffer).await?;
+    /// assert_eq!(&buffer, b"bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let len = buffer.len() as u64;
         operation("reading", (offset, len), async {
@@ -275,8 +317,8 @@ impl MemoryMappedFile {
     }
 }
 
-/// Ranges that stay leased: by their start, with their end. No two of them touch: those that would
-/// are one, so that a scan in small steps keeps one lease.
+/// Ranges that stay leased: by their start, with their end. No two of them touch each other: ranges
+/// that would are merged, so that a scan in small steps keeps one lease.
 #[derive(Default)]
 pub(super) struct PinnedRanges(BTreeMap<u64, (u64, OwnedLease)>);
 
@@ -288,7 +330,7 @@ impl PinnedRanges {
         up_to.take_while(move |other| other.end() >= range.start())
     }
 
-    /// Makes sure that `range` is leased, by what `lease` gets.
+    /// Makes sure that `range` is leased, by the lease that `lease` takes.
     fn pin(
         &mut self,
         range: ByteRange,
@@ -299,7 +341,7 @@ impl PinnedRanges {
         }
         let joined: Vec<ByteRange> = self.touching(range).collect();
         let all = joined.iter().copied().fold(range, ByteRange::hull);
-        // The new lease is there before those that it stands for go.
+        // The new lease is taken before the leases that it replaces are dropped.
         let lease = lease(all)?;
         for other in joined {
             self.0.remove(&other.start());

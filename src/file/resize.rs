@@ -1,20 +1,24 @@
-//! Changing the length of the file, and taking note of what it is.
+//! Changing the length of the file, and taking note of the length that another process gave it.
 
 use std::future::Future;
 
 use super::MemoryMappedFile;
+#[cfg(doc)]
+use crate::error::MmapIoError;
 use crate::error::{Result, Subject};
 use crate::fairness::operation;
 use crate::queue::{Action, Op, Queue};
 use crate::range::{check_size, ByteRange};
 
 impl MemoryMappedFile {
-    /// Changes the length of the file. Growing waits for no view; shrinking waits for the views of
-    /// the part that is cut off. If another process has shortened
-    /// the file, and that was [noted](Self::refresh), growing over what was lost waits for views of it.
+    /// Changes the length of the file, longer or shorter.
     ///
-    /// It takes its turn among the writes: those submitted before it see the old length. The bytes
-    /// that are added are zeroes, except for those that another process has appended before:
+    /// Growing waits for no view; shrinking waits for the views of the part that is cut off. If
+    /// another process has shortened the file, and [`refresh`](Self::refresh) has taken note of
+    /// that, growing over the lost bytes waits for the views of them.
+    ///
+    /// It takes its turn among the writes: writes submitted before it see the old length. The bytes
+    /// that are added are zeroes, except for bytes that another process has appended before:
     /// growing does not cut them, and [`grow_to`](Self::grow_to) takes them as they are. Bytes that
     /// another process stored past the end through a mapping, without making the file longer, are
     /// cleared.
@@ -56,8 +60,10 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Makes the file at least `min` bytes long, and returns its length. Never shrinks it: a file
-    /// that is longer, also because another process has appended to it, is taken as it is.
+    /// Makes the file at least `min` bytes long, and returns its length; never shrinks it.
+    ///
+    /// A file that is longer, also because another process has appended to it, stays as long as it
+    /// is. To append, one task at a time grows the file and writes at its former end.
     ///
     /// Growing fills with zeroes, and takes its turn and waits, as [`resize`](Self::resize) does.
     ///
@@ -79,6 +85,7 @@ impl MemoryMappedFile {
     /// assert_eq!(file.grow_to(10).await?, 4096);
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
+    #[doc(alias = "append")]
     pub fn grow_to(&self, min: u64) -> impl Future<Output = Result<u64>> + Send + 'static {
         let handle = self.handle.clone();
         operation("growing to", Subject::Len(min), async move {
@@ -90,11 +97,11 @@ impl MemoryMappedFile {
         })
     }
 
-    /// Takes note of the length that another process has given the file, and returns it. Opening the
-    /// file once more does the same.
+    /// Takes note of the length that another process has given the file, and returns it.
     ///
-    /// It waits for no view. Views of bytes that another process has cut off stay; touching such a byte
-    /// raises `SIGBUS`, until the file is as long again. If some of those bytes were written here and
+    /// Opening the file once more does the same. It waits for no view. Views of bytes that another
+    /// process has cut off stay; touching such a byte raises `SIGBUS`, until the file is as long
+    /// again. If some of those bytes were written here and
     /// not flushed, then the next durable operation fails with
     /// [`Truncated`](MmapIoError::Truncated), once.
     ///
@@ -105,8 +112,8 @@ impl MemoryMappedFile {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future withdraws what has not started; what has runs to its end, and harms
-    /// nothing.
+    /// Dropping the future withdraws an operation that has not started; an operation that has
+    /// started runs to completion, and harms nothing.
     ///
     /// # Examples
     ///

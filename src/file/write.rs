@@ -1,4 +1,4 @@
-//! Writing: copies of the caller's data, and mutable views.
+//! Writing: copies of the caller's data into the file, and mutable views.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,14 +21,14 @@ use crate::view::MappedSliceMut;
 /// # Writing
 ///
 /// A write is one operation: a reader sees all of it or nothing, and it is applied whole or not at
-/// all, whatever becomes of its future. Writes that overlap take effect in the order in which they
+/// all, even if its future is dropped. Writes that overlap take effect in the order in which they
 /// were first polled, whether or not there is room in the
-/// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then. A write waits for the views that
-/// overlap it, and for nothing else but its turn and room for its data.
+/// [write buffer](crate::MemoryMappedFileBuilder::write_buffer) then. A write waits for the views
+/// that overlap it, and for nothing else but its turn and room for its data.
 ///
-/// A write that finds no room is brought in by its future, when its task is woken for that. A task
-/// that has polled such a write, and then awaits a later one without polling the first again, may
-/// wait for ever.
+/// If there is no room, the write's own future submits the data later, when its task is woken
+/// because there is room. A task that has polled such a write, and then awaits a later write
+/// without polling the first again, may wait forever.
 ///
 /// A write of no bytes is `Ok`, at any offset and through any handle. All other writes fail with
 /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
@@ -36,8 +36,8 @@ use crate::view::MappedSliceMut;
 /// - [`Truncated`](MmapIoError::Truncated) if another process has cut off bytes of the range;
 /// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), or when a page
 ///   cannot be read;
-/// - [`FlushFailed`](MmapIoError::FlushFailed), if they are to be durable: the bytes are in place,
-///   and may be lost.
+/// - [`FlushFailed`](MmapIoError::FlushFailed), if the write is to be durable: the bytes are in
+///   place, and may be lost.
 ///
 /// After any other error the content of the range is unspecified.
 ///
@@ -48,10 +48,10 @@ use crate::view::MappedSliceMut;
 impl MemoryMappedFile {
     /// Writes `data` at `offset`; visible to all readers on return.
     ///
-    /// It is durable as the handle's [`FlushPolicy`] says: by default, not before a
-    /// [`flush`](Self::flush).
+    /// The handle's [`FlushPolicy`] says when the write is durable: by default, not before a
+    /// [`flush`](Self::flush). [`update_region_async`](Self::update_region_async) makes it durable.
     ///
-    /// The data is copied by the thread that polls; from about 256 KiB on,
+    /// The thread that polls copies the data; from about 256 KiB on,
     /// [`write_bytes`](Self::write_bytes) is better.
     ///
     /// # Errors
@@ -75,19 +75,35 @@ impl MemoryMappedFile {
     /// Writes `data` at `offset` and makes it durable before returning.
     ///
     /// Then the bytes survive a power cut, and so do the length of the file and the name that it
-    /// was opened by. What is left to the caller of a file's names is in
-    /// [Safety and other processes](crate#safety-and-other-processes).
+    /// was opened by. Which names of a file are left to the caller is said under
+    /// [Paths and names](crate#paths-and-names).
     ///
     /// Writes that wait at the same time share one flush.
     ///
     /// # Errors
     ///
     /// See [Writing](#writing).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// file.update_region_async(0, b"survives a power cut").await?;
+    /// assert_eq!(file.pending_bytes(), 0);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    #[doc(alias = "durable")]
+    #[doc(alias = "fsync")]
     pub async fn update_region_async(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.update(offset, data, FlushPolicy::Always).await
     }
 
-    /// Writes many ranges as one operation: all or none. Where they overlap, later ones win.
+    /// Writes several ranges as one operation: a reader sees all of them or none.
+    ///
+    /// Where the ranges overlap, the later range in the list wins. The handle's [`FlushPolicy`]
+    /// says when the write is durable.
     ///
     /// # Errors
     ///
@@ -107,24 +123,44 @@ impl MemoryMappedFile {
         self.update_all(regions, self.handle.policy).await
     }
 
-    /// Writes many ranges as one operation and makes them durable before returning, with one flush.
+    /// Writes several ranges as one operation and makes them durable before returning.
+    ///
+    /// One flush serves all the ranges. A power cut before the return may leave some of them, or
+    /// parts of them.
     ///
     /// # Errors
     ///
     /// See [Writing](#writing).
+    #[doc(alias = "durable")]
     pub async fn update_regions_async(&self, regions: &[(u64, &[u8])]) -> Result<()> {
         self.update_all(regions, FlushPolicy::Always).await
     }
 
-    /// Writes `data` at `offset`, without copying it first.
+    /// Writes `data` at `offset` without copying it first; visible to all readers on return.
     ///
-    /// Bytes that lie in a mapping of this crate are copied, on the pool, and let go before the
-    /// write waits for any view. That copy is kept while views block the write, also where the
-    /// write buffer has no room for it: then other writes wait until it has.
+    /// It differs from [`update_region`](Self::update_region) in that the data is owned: no thread
+    /// that polls copies it, and the future is `'static`.
+    ///
+    /// Bytes that lie in a mapping of this crate are an exception: a thread of the pool copies
+    /// them, and drops them before the write waits for any view. That copy is kept while views
+    /// block the write, even if the write buffer has no room for it; in that case other writes wait
+    /// until the buffer has room.
     ///
     /// # Errors
     ///
     /// See [Writing](#writing).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 1 << 20).await?;
+    /// let upload = bytes::Bytes::from(vec![7; 1 << 20]);
+    /// file.write_bytes(0, upload.clone()).await?;
+    /// assert_eq!(file.slice(0, 1 << 20).await?, &upload[..]);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn write_bytes(
         &self,
         offset: u64,
@@ -134,11 +170,15 @@ impl MemoryMappedFile {
         self.clone().write_owned(offset, data, policy)
     }
 
-    /// Writes `data` at `offset` as [`write_bytes`](Self::write_bytes) does, durably.
+    /// Writes `data` at `offset` without copying it first, and makes it durable before returning.
+    ///
+    /// The same as [`write_bytes`](Self::write_bytes), with the promise of
+    /// [`update_region_async`](Self::update_region_async).
     ///
     /// # Errors
     ///
     /// See [Writing](#writing).
+    #[doc(alias = "durable")]
     pub fn write_bytes_async(
         &self,
         offset: u64,
@@ -147,9 +187,12 @@ impl MemoryMappedFile {
         self.clone().write_owned(offset, data, FlushPolicy::Always)
     }
 
-    /// Writes `data` at `offset`, or returns `false` if that would have to wait: for a view, for an
-    /// earlier operation, or for room in the
-    /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer). Then nothing was written.
+    /// Writes `data` at `offset`, or returns `false` if the write would have to wait.
+    ///
+    /// It would wait for a view, for an earlier operation, or for room in the
+    /// [write buffer](crate::MemoryMappedFileBuilder::write_buffer). After `false` nothing was
+    /// written, and nothing will be. It still runs on the pool, and flushes as the
+    /// [`FlushPolicy`] says.
     ///
     /// # Errors
     ///
@@ -173,16 +216,34 @@ impl MemoryMappedFile {
         .await
     }
 
-    /// Waits for exclusive access to a range and returns a mutable view of it, with its pages in
-    /// memory. It waits for views that overlap the range, and takes its turn among the writes.
+    /// Waits for exclusive access to a range and returns a mutable view of it.
+    ///
+    /// The pages of the view are in memory. The call waits for views that overlap the range, and
+    /// takes its turn among the writes. While the view lives, reads and writes of its bytes are
+    /// `Busy` or wait, so keep it for a short time. Dropping it counts its bytes as written;
+    /// [`commit`](MappedSliceMut::commit) makes them durable.
     ///
     /// # Errors
     ///
-    /// Those of [Writing](#writing), but for the flush.
+    /// Those of [Writing](#writing), except for the flush.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves nothing behind.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// let mut view = file.as_slice_mut(0, 5).await?;
+    /// view.copy_from_slice(b"hello");
+    /// view[0] = b'j';
+    /// drop(view);  // or `view.commit().await?`
+    /// assert_eq!(file.as_slice(0, 5)?, b"jello");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
         operation("getting a mutable view of", (offset, len), async {
             if len == 0 {
@@ -201,7 +262,9 @@ impl MemoryMappedFile {
     }
 
     /// Returns a mutable view of a range, or `None` if a view or an earlier operation overlaps it.
-    /// Its pages may not be in memory.
+    ///
+    /// It differs from [`as_slice_mut`](Self::as_slice_mut) in that it does not wait, and that the
+    /// pages may not be in memory.
     ///
     /// # Errors
     ///
