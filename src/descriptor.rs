@@ -29,8 +29,7 @@ impl Descriptor {
     }
 
     /// Notes that the file is local and that its close writes nothing out: the file is in memory,
-    /// or
-    /// this descriptor only reads. Then the close blocks only if the file no longer has a name.
+    /// or this descriptor only reads. Then the close blocks only if the file no longer has a name.
     pub(crate) fn writes_nothing_out(&self) {
         // Relaxed: this runs before the descriptor is shared, and a stale `false` only costs a job
         // on the pool.

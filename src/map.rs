@@ -201,7 +201,7 @@ impl Span {
     /// # Safety
     ///
     /// For as long as `'a`:
-    /// - the map is live, and the bytes are inside the file;
+    /// - the map is live, and the bytes are in pages that the file has;
     /// - a lease keeps every writer of this process off the bytes.
     #[inline]
     pub(crate) unsafe fn as_slice<'a>(self) -> &'a [u8] {
@@ -215,7 +215,7 @@ impl Span {
     /// # Safety
     ///
     /// For as long as `'a`:
-    /// - the map is live and writable, and the bytes are inside the file;
+    /// - the map is live and writable, and the bytes are in pages that the file has;
     /// - an exclusive lease keeps every other view of this process off the bytes, and there is no
     ///   other slice made under the same lease.
     #[inline]

@@ -5,11 +5,9 @@
 //! nothing is truncated before every check that can fail has succeeded.
 //!
 //! Other processes open, grow and shrink the same files at the same time. So an opening that did
-//! not
-//! create the file itself (`O_EXCL`) only adds to the file, by a call that cannot cut it; it
-//! accepts
-//! the length that results, and cleans nothing up if it fails. The kernel resolves links, and
-//! decides which of them may be followed: each try makes one call of `open`.
+//! not create the file itself (`O_EXCL`) only adds to the file, by a call that cannot cut it; it
+//! accepts the length that results, and cleans nothing up if it fails. The kernel resolves links,
+//! and decides which of them may be followed: each try makes one call of `open`.
 
 mod target;
 
@@ -64,8 +62,7 @@ pub(crate) enum Attempt {
 }
 
 /// What an attempt that must be repeated has opened. A file that it created is kept even if the
-/// next
-/// attempt fails, because another process may have opened it in the meantime.
+/// next attempt fails, because another process may have opened it in the meantime.
 #[derive(Debug)]
 pub(crate) struct RetryState {
     file: Arc<Descriptor>,
@@ -182,8 +179,7 @@ impl Opening {
 
     /// Returns the descriptor of the file that the path leads to, if this process has mapped the
     /// file already. Nothing is opened then: a further descriptor would have to be closed again,
-    /// and
-    /// that would release the locks that the program holds on the file (`fcntl(2)`, `F_SETLK`).
+    /// and that would release the locks that the program holds on the file (`fcntl(2)`, `F_SETLK`).
     fn share(&self) -> Result<Option<Target>> {
         let (path, intent) = match &self.open_mode {
             OpenMode::Existing(path) if self.mode != MmapMode::ReadWrite => (path, Intent::Read),
@@ -336,8 +332,7 @@ impl Opening {
     }
 
     /// Gives a file of `old` bytes its size, and returns its length after that, which is larger
-    /// than
-    /// `size` if another process has extended the file first.
+    /// than `size` if another process has extended the file first.
     fn give_length(&self, file: &File, old: u64, size: Option<u64>) -> Result<u64> {
         let Some(size) = size else {
             self.reserve(file, old, false)?;

@@ -2,10 +2,9 @@
 //!
 //! Every sequence ends in one `msync`, and so in one commit of the journal and one flush of the
 //! drive's cache: these make up most of the cost, and each further `msync` pays for them again.
-//! What
-//! differs is the pages that are written. Measured on ext4 (medians, in microseconds), for pages
-//! spread evenly over the given span of a 256 MiB file. In the rows marked "others", 2,048 further
-//! pages of the file are dirty that were not part of the request:
+//! What differs is the pages that are written. Measured on ext4 (medians, in microseconds), for
+//! pages spread evenly over the given span of a 256 MiB file. In the rows marked "others", 2,048
+//! further pages of the file are dirty that were not part of the request:
 //!
 //! | pages in span | `msync` of the hull | write-back of each, one `msync` | write-back, `fdatasync` | `msync` of each |
 //! |---|---|---|---|---|
@@ -19,9 +18,8 @@
 //! So a compact hull takes one `msync`, whatever lies in it. For ranges that lie far apart,
 //! write-back of each range is started, so that all of them run at the same time, and then one
 //! `msync` of the first range commits and flushes. That needs a file system where this `msync`
-//! covers
-//! the other ranges ([`FsTraits::range_sync_covers_metadata`]); elsewhere one `msync` covers the
-//! hull. `fdatasync` writes back the whole file, and is never the cheapest.
+//! covers the other ranges ([`FsTraits::range_sync_covers_metadata`]); elsewhere one `msync` covers
+//! the hull. `fdatasync` writes back the whole file, and is never the cheapest.
 
 use std::fs::File;
 use std::io;
@@ -79,8 +77,7 @@ impl Writeback {
         };
         let run = map.run(pages);
         // SAFETY: `Map::run` has checked that the pages are inside the map; `map` is borrowed and
-        // so
-        // live, and the caller passes the file that it is a shared mapping of.
+        // so live, and the caller passes the file that it is a shared mapping of.
         unsafe { sys::sync_range(file, run) }
     }
 

@@ -56,8 +56,7 @@ impl Target {
     }
 
     /// Opens a file, or creates it. Follows links; a link to a file that does not exist creates
-    /// that
-    /// file.
+    /// that file.
     pub(super) fn open_or_create(path: &Path, permissions: u32) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let options = sys::open_or_create(&mut options, permissions);
