@@ -169,7 +169,9 @@ impl MemoryMappedFileBuilder {
     pub fn create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
             None | Some(MmapMode::ReadWrite) => OpenMode::Create(absolute(&self.path), self.size),
-            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => OpenMode::Existing(absolute(&self.path)),
+            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => {
+                OpenMode::Existing(absolute(&self.path))
+            }
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -228,8 +230,12 @@ impl MemoryMappedFileBuilder {
     /// As [`create`](Self::create).
     pub fn open_or_create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
-            None | Some(MmapMode::ReadWrite) => OpenMode::OpenOrCreate(absolute(&self.path), self.size),
-            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => OpenMode::Existing(absolute(&self.path)),
+            None | Some(MmapMode::ReadWrite) => {
+                OpenMode::OpenOrCreate(absolute(&self.path), self.size)
+            }
+            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => {
+                OpenMode::Existing(absolute(&self.path))
+            }
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -239,7 +245,10 @@ impl MemoryMappedFileBuilder {
         self,
         file: File,
     ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
-        self.finish(OpenMode::Descriptor(Descriptor::new(file)), MmapMode::ReadOnly)
+        self.finish(
+            OpenMode::Descriptor(Descriptor::new(file)),
+            MmapMode::ReadOnly,
+        )
     }
 
     fn finish(
@@ -249,7 +258,9 @@ impl MemoryMappedFileBuilder {
     ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let name = match how {
             OpenMode::Create(..) | OpenMode::CreateNew(..) => "creating",
-            OpenMode::OpenOrCreate(..) | OpenMode::Existing(_) | OpenMode::Descriptor(_) => "opening",
+            OpenMode::OpenOrCreate(..) | OpenMode::Existing(_) | OpenMode::Descriptor(_) => {
+                "opening"
+            }
         };
         let location = absolute(&self.path);
         operation(name, Subject::from(&self.path), async move {

@@ -137,7 +137,10 @@ impl Opening {
 
     /// Whether the request is refused if another handle of this process has the file.
     fn creates(&self) -> bool {
-        matches!(self.open_mode, OpenMode::Create(..) | OpenMode::CreateNew(..))
+        matches!(
+            self.open_mode,
+            OpenMode::Create(..) | OpenMode::CreateNew(..)
+        )
     }
 
     fn open_target(&self) -> Result<Target> {
@@ -232,10 +235,15 @@ impl Opening {
         fs_traits: FsTraits,
     ) -> Result<Opened> {
         let len = open.len();
-        let mut pending_resize = (info.len != len).then_some((Action::AdoptFileLen, ByteRange::EMPTY));
+        let mut pending_resize =
+            (info.len != len).then_some((Action::AdoptFileLen, ByteRange::EMPTY));
         match &self.open_mode {
-            OpenMode::Create(..) | OpenMode::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
-            OpenMode::OpenOrCreate(..) if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite => {
+            OpenMode::Create(..) | OpenMode::CreateNew(..) => {
+                return Err(ByteRange::between(0, len).busy())
+            }
+            OpenMode::OpenOrCreate(..)
+                if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite =>
+            {
                 let past_end = ByteRange::between(self.size(), u64::MAX);
                 pending_resize = Some((Action::SetLenIfEmpty, past_end));
             }
@@ -266,7 +274,9 @@ impl Opening {
     ) -> Result<Opened> {
         let size = match &self.open_mode {
             OpenMode::Create(_, size) | OpenMode::CreateNew(_, size) => Some(*size),
-            OpenMode::OpenOrCreate(_, size) if info.len == 0 && self.mode == MmapMode::ReadWrite => {
+            OpenMode::OpenOrCreate(_, size)
+                if info.len == 0 && self.mode == MmapMode::ReadWrite =>
+            {
                 Some(*size)
             }
             _ => {
@@ -401,7 +411,9 @@ impl Opening {
 
     fn size(&self) -> u64 {
         match self.open_mode {
-            OpenMode::Create(_, size) | OpenMode::CreateNew(_, size) | OpenMode::OpenOrCreate(_, size) => size,
+            OpenMode::Create(_, size)
+            | OpenMode::CreateNew(_, size)
+            | OpenMode::OpenOrCreate(_, size) => size,
             OpenMode::Existing(_) | OpenMode::Descriptor(_) => 0,
         }
     }

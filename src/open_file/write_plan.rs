@@ -133,7 +133,9 @@ impl WritePlan {
             let (first, rest) = now.split_at(before.len() as usize);
             let (middle, last) = rest.split_at(direct.len() as usize);
             copy(before, first);
-            let file = target.coherent.expect("a plan without a descriptor has no direct part");
+            let file = target
+                .coherent
+                .expect("a plan without a descriptor has no direct part");
             sys::write_at(file, middle, direct.start())?;
             copy(after, last);
         }
