@@ -1,4 +1,4 @@
-//! This program again, as a child that is killed with its parent.
+//! Runs this program again, as a child that is killed when its parent ends.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -9,7 +9,7 @@ use std::{ffi::OsStr, io, io::Read};
 
 use anyhow::{bail, Result};
 
-/// A child whose lines are read here; killed when dropped.
+/// A child whose output is read line by line; dropping it kills the child.
 pub(crate) struct Helper {
     child: Child,
     output: ChildStdout,

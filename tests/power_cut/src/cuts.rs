@@ -13,7 +13,7 @@ use crate::rig::Rig;
 use crate::scenario::Scenario;
 use crate::watchdog::Watchdog;
 
-/// How long the writer may still tell what it had done when the disk stopped.
+/// How long the writer may take to report what it had done when the disk stopped.
 const STRAGGLERS: Duration = Duration::from_millis(2);
 /// A cut comes at a request at most that far away, or after [`PATIENCE`].
 const REQUESTS: u32 = 40;
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// No image before the writer has something to lose, unless it never has.
 const MOMENTS_WITHOUT_A_WRITE: u32 = 200;
 
-/// What came of one scenario.
+/// The result of one scenario.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) images: usize,

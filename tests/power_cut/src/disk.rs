@@ -1,10 +1,10 @@
 //! A disk with a volatile cache, in memory.
 //!
-//! It keeps apart what a power cut cannot take (all that was written before the last flush) and
-//! the writes since, in their order. Of those a cut leaves any part: the cache of a drive is
-//! written back in no order that anyone may rely on. The unit that is written whole or not at all
-//! is a block of 4096 bytes, as on drives of today; ext4 would not survive a smaller one either
-//! (its superblock lies across sectors of 512).
+//! It separates the writes before the last flush, which survive a power cut, from the writes since
+//! then, in their order. A cut keeps any part of the latter: a drive writes its cache back in no
+//! order that a program can rely on. A block of 4096 bytes is written as a whole or not at all, as
+//! on current drives; ext4 would not survive a smaller unit (its superblock spans several sectors
+//! of 512 bytes).
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ pub(crate) enum Request {
     Flush,
 }
 
-/// The `nth` request of a kind from now on fails, and those after it if the disk stays broken.
+/// The `nth` request of a kind from now on fails; if the disk stays broken, all later ones do too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) request: Request,

@@ -117,7 +117,7 @@ pub(crate) fn log_name(log: u64) -> String {
     format!("log-{log}")
 }
 
-/// What the writer tells, a line each.
+/// What the writer reports, one line for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// The file is about to have this length, or has it already.
