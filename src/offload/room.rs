@@ -196,8 +196,9 @@ fn now() -> u64 {
     START.get_or_init(Instant::now).elapsed().as_millis() as u64
 }
 
-/// Whether the pool may be given so many jobs without a probe: one of the last `valid_for` ms
-/// covers them, or the pool has all of its threads; and there is address space for one more thread.
+/// Whether the pool may be given this number of jobs without a probe: a probe of the last
+/// `valid_for` ms covers them, or the pool has all of its threads; and there is address space for
+/// one more thread.
 fn is_covered(jobs: usize, valid_for: u64) -> bool {
     // Acquire: pairs with the store in `probe`, so that `ROOM` is at least as new as the time.
     let probed_at = PROBED_AT.load(Ordering::Acquire);
@@ -206,7 +207,7 @@ fn is_covered(jobs: usize, valid_for: u64) -> bool {
     (has_room || pool_is_full()) && has_address_space(1)
 }
 
-/// Whether there is address space for so many more threads of the pool. It is checked even while a
+/// Whether there is address space for this number of further threads. It is checked even while a
 /// probe is valid, because a thread of the standard library ends the process if it finds no memory
 /// when it begins, for its signal stack and its first allocation.
 fn has_address_space(threads: usize) -> bool {
@@ -240,7 +241,7 @@ fn renew(jobs: usize, has_spare: bool) {
     }
 }
 
-/// Finds out whether the pool could grow for so many jobs, and lowers its limit if not.
+/// Finds out whether the pool could grow for this number of jobs, and lowers its limit if not.
 ///
 /// # Errors
 ///
@@ -308,7 +309,7 @@ fn set_limit(threads: usize) {
     blocking::set_max_blocking_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
 }
 
-/// Starts so many threads, which all wait until the last has started, and then end. Their stacks
+/// Starts `wanted` threads, which all wait until the last has started, and then end. Their stacks
 /// are as large as those of the pool's threads.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Finds out which file a path leads to, by a descriptor that is opened or only looked at.
+//! Finds out which file a path leads to, by a descriptor that can be used or only examined.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -162,7 +162,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the chosen figures, printing each as it ends, then writes the files that were asked for.
+/// Runs the chosen figures, prints each as it ends, and then writes the requested files.
 fn run(args: &Args) -> Result<()> {
     let mut results = Vec::new();
     for figure in &args.figures {

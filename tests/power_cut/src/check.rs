@@ -42,7 +42,7 @@ impl Ledger {
             Message::Length { file, len } => {
                 let promised = self.files.entry(file).or_default();
                 promised.announced.push(len);
-                // What a shrink cuts off is promised no more.
+                // Bytes that a shrink has cut off are no longer required.
                 promised
                     .versions
                     .retain(|slot, _| file_len(0, *slot + 1) <= len);
@@ -73,7 +73,7 @@ impl Ledger {
         promised
     }
 
-    /// Whether anything at all must be there.
+    /// Whether anything must be on the disk.
     pub(crate) fn promises(&self) -> bool {
         !self.logs.is_empty() || self.files.values().any(|promised| promised.len.is_some())
     }

@@ -61,7 +61,7 @@ struct Shared {
 
 struct State {
     durable: Blocks,
-    /// With the volatile writes: what a read shows.
+    /// The content with the volatile writes, which is what a read returns.
     current: Blocks,
     volatile: Vec<Piece>,
     fault: Option<Fault>,
@@ -118,7 +118,7 @@ impl Disk {
             at += now.len();
             rest = later;
         }
-        // Not acknowledged yet: a cut at this moment finds the write on its way.
+        // The write is not acknowledged yet: a cut at this moment may keep it or lose it.
         drop(self.stop_if_frozen(state));
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Disk {
 
     /// Stops the disk at a request, the `nth` from now or the first after `patience`: what it
     /// holds does not change until the guard is dropped, so that every acknowledgement the writer
-    /// gives meanwhile must be covered already.
+    /// gives in the meantime must be covered already.
     pub(crate) fn freeze(&self, nth: u32, patience: Duration) -> Frozen<'_> {
         let until = Instant::now() + patience;
         let mut state = self.lock();

@@ -19,7 +19,7 @@ use crate::disk::{Fault, Request};
 use crate::mount::FileSystem;
 use crate::rig::Rig;
 
-/// Arguments of the writer: the flush that fails is one that is waited for, or the timer's.
+/// Arguments of the writer: whether a task awaits the flush that fails, or the timer made it.
 pub(crate) const FOREGROUND: &str = "--faulty-writer";
 pub(crate) const BACKGROUND: &str = "--faulty-writer-in-background";
 

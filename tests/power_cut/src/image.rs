@@ -20,7 +20,7 @@ pub(crate) enum Survivors {
     Some(f64),
 }
 
-/// The images to look at of one moment. Where nothing is volatile they are all the same.
+/// The images to check of one moment. If no write is volatile they are all the same.
 pub(crate) fn images_of(snapshot: &Snapshot, rng: &mut Rng) -> Vec<Survivors> {
     match snapshot.volatile.len() {
         0 => vec![Survivors::Barrier],

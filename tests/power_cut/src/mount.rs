@@ -70,7 +70,7 @@ pub(crate) fn enter_namespace() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     let flags = libc::MS_REC | libc::MS_PRIVATE;
     let (none, root) = (std::ptr::null(), c"/".as_ptr());
-    // SAFETY: the target is a C string, and a change of propagation looks at nothing else.
+    // SAFETY: the target is a C string, and a change of propagation reads no other argument.
     check(unsafe { libc::mount(none, root, none, flags, none.cast()) })
 }
 

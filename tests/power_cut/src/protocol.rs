@@ -1,5 +1,5 @@
-//! What the writer and the checker agree on: where a record lies, what is in it, and how the
-//! writer tells what it has done.
+//! The protocol between the writer and the checker: where a record lies, what it contains, and how
+//! the writer reports what it has done.
 
 use std::fmt;
 use std::ops::Range;
