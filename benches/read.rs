@@ -1,4 +1,4 @@
-//! What reads cost, to catch regressions: small and large, borrowed, resident, shared and copied.
+//! Measures reads, to catch regressions: small and large, borrowed, resident, shared and copied.
 
 use std::hint::black_box;
 
@@ -8,7 +8,7 @@ use mmap_io::MemoryMappedFile;
 
 const FILE_LEN: u64 = 16 << 20;
 const LENGTHS: [u64; 2] = [64, 64 << 10];
-/// A step between offsets that visits the whole file in no order a prefetcher knows.
+/// The step between offsets: it visits the whole file in an order that no prefetcher predicts.
 const STEP: u64 = 10_007 * 64;
 
 fn main() {
@@ -26,7 +26,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Views of the file: borrowed, borrowed and resident, owned.
+/// Measures views of the file: borrowed, borrowed and resident, and owned.
 fn views(criterion: &mut Criterion, map: &MemoryMappedFile) {
     let mut group = criterion.benchmark_group("view");
     for len in LENGTHS {
@@ -44,7 +44,7 @@ fn views(criterion: &mut Criterion, map: &MemoryMappedFile) {
     group.finish();
 }
 
-/// Copies into a buffer of the caller's.
+/// Measures copies into a buffer of the caller.
 fn copies(criterion: &mut Criterion, map: &MemoryMappedFile) {
     let mut group = criterion.benchmark_group("copy");
     for len in LENGTHS {

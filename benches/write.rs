@@ -1,4 +1,4 @@
-//! What writes cost, to catch regressions: from one task and from many, in batches, large ones
+//! Measures writes, to catch regressions: from one task and from many, in batches, large ones
 //! without a copy, and durable ones.
 
 use bytes::Bytes;
@@ -8,10 +8,10 @@ use tokio::runtime::{Builder, Runtime};
 
 const FILE_LEN: u64 = 16 << 20;
 const MIB: u64 = 1 << 20;
-/// A step between offsets that visits the whole file in no order a prefetcher knows.
+/// The step between offsets: it visits the whole file in an order that no prefetcher predicts.
 const STEP: u64 = 10_007 * 64;
 const SMALL: [u8; 64] = [1; 64];
-/// How many small writes each of many tasks makes, so that spawning them is not what is measured.
+/// How many small writes each task makes, so that the cost of spawning it hardly matters.
 const EACH: u64 = 16;
 
 fn main() {
@@ -37,7 +37,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// 64 bytes at a time.
+/// Measures writes of 64 bytes.
 fn small(criterion: &mut Criterion, runtime: &Runtime, map: &MemoryMappedFile) {
     let mut group = criterion.benchmark_group("update_region");
     for tasks in [1, 64] {
@@ -63,7 +63,7 @@ fn small(criterion: &mut Criterion, runtime: &Runtime, map: &MemoryMappedFile) {
     group.finish();
 }
 
-/// 1 MiB at a time, of data that is already shared.
+/// Measures writes of 1 MiB from `Bytes`, which are not copied first.
 fn large(criterion: &mut Criterion, runtime: &Runtime, map: &MemoryMappedFile) {
     let data = Bytes::from(vec![2; MIB as usize]);
     let mut group = criterion.benchmark_group("write_bytes");
@@ -80,7 +80,7 @@ fn large(criterion: &mut Criterion, runtime: &Runtime, map: &MemoryMappedFile) {
     group.finish();
 }
 
-/// 64 bytes at a time, each of them durable before the next one.
+/// Measures durable writes of 64 bytes, one after the other.
 fn durable(criterion: &mut Criterion, runtime: &Runtime, map: &MemoryMappedFile) {
     let mut group = criterion.benchmark_group("update_region_async");
     group.sample_size(20);
@@ -96,7 +96,7 @@ fn durable(criterion: &mut Criterion, runtime: &Runtime, map: &MemoryMappedFile)
     group.finish();
 }
 
-/// [`EACH`] writes from each of `tasks` tasks, all of them running at once.
+/// Makes [`EACH`] writes from each of `tasks` tasks, which run at the same time.
 async fn update_from_tasks(map: &MemoryMappedFile, tasks: u64) {
     let spawned: Vec<_> = (0..tasks)
         .map(|task| {

@@ -1,4 +1,4 @@
-//! What a service does with a mapped file, on a real file, one line a step.
+//! Shows what a service does with a mapped file, and prints one line for each step.
 //!
 //! ```text
 //! cargo run --release --example quickstart [FILE]
@@ -69,7 +69,7 @@ async fn run() -> Outcome {
         body.len()
     );
 
-    // The `Bytes` are still out: a write over them waits, everything else goes on.
+    // The `Bytes` are still alive: a write over them waits, and nothing else does.
     let is_written = store.try_update_region(0, b"x").await?;
     if is_written {
         return Err("a write went through under a live view".into());

@@ -13,7 +13,7 @@ use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
-use crate::opening::{absolute, Attempt, How, Opening};
+use crate::opening::{absolute, Attempt, OpenMode, Opening};
 
 /// Opens or creates a file with options.
 ///
@@ -185,8 +185,10 @@ impl MemoryMappedFileBuilder {
     /// started runs to completion, and may leave the file created.
     pub fn create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
-            None | Some(MmapMode::ReadWrite) => How::Create(absolute(&self.path), self.size),
-            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => How::Existing(absolute(&self.path)),
+            None | Some(MmapMode::ReadWrite) => OpenMode::Create(absolute(&self.path), self.size),
+            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => {
+                OpenMode::Existing(absolute(&self.path))
+            }
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -205,7 +207,7 @@ impl MemoryMappedFileBuilder {
     ///
     /// As [`create`](Self::create).
     pub fn create_new(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
-        let how = How::CreateNew(absolute(&self.path), self.size);
+        let how = OpenMode::CreateNew(absolute(&self.path), self.size);
         self.finish(how, MmapMode::ReadWrite)
     }
 
@@ -225,7 +227,7 @@ impl MemoryMappedFileBuilder {
     /// Dropping the future leaves the file unchanged, except for blocks that may have been
     /// [reserved](Self::preallocate).
     pub fn open(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
-        let how = How::Existing(absolute(&self.path));
+        let how = OpenMode::Existing(absolute(&self.path));
         self.finish(how, MmapMode::ReadOnly)
     }
 
@@ -246,8 +248,12 @@ impl MemoryMappedFileBuilder {
     /// As [`create`](Self::create).
     pub fn open_or_create(self) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let how = match self.mode {
-            None | Some(MmapMode::ReadWrite) => How::OpenOrCreate(absolute(&self.path), self.size),
-            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => How::Existing(absolute(&self.path)),
+            None | Some(MmapMode::ReadWrite) => {
+                OpenMode::OpenOrCreate(absolute(&self.path), self.size)
+            }
+            Some(MmapMode::ReadOnly | MmapMode::CopyOnWrite) => {
+                OpenMode::Existing(absolute(&self.path))
+            }
         };
         self.finish(how, MmapMode::ReadWrite)
     }
@@ -257,24 +263,29 @@ impl MemoryMappedFileBuilder {
         self,
         file: File,
     ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
-        self.finish(How::Descriptor(Descriptor::new(file)), MmapMode::ReadOnly)
+        self.finish(
+            OpenMode::Descriptor(Descriptor::new(file)),
+            MmapMode::ReadOnly,
+        )
     }
 
     fn finish(
         self,
-        how: How,
+        how: OpenMode,
         default: MmapMode,
     ) -> impl Future<Output = Result<MemoryMappedFile>> + Send + 'static {
         let name = match how {
-            How::Create(..) | How::CreateNew(..) => "creating",
-            How::OpenOrCreate(..) | How::Existing(_) | How::Descriptor(_) => "opening",
+            OpenMode::Create(..) | OpenMode::CreateNew(..) => "creating",
+            OpenMode::OpenOrCreate(..) | OpenMode::Existing(_) | OpenMode::Descriptor(_) => {
+                "opening"
+            }
         };
         let location = absolute(&self.path);
         operation(name, Subject::from(&self.path), async move {
             let mode = self.mode.unwrap_or(default);
             mode.require_available()?;
             let opening = Opening {
-                how,
+                open_mode: how,
                 mode,
                 preallocate: self.preallocate,
                 touch_mtime: self.touch_mtime,
@@ -286,7 +297,7 @@ impl MemoryMappedFileBuilder {
                 let (opening, what) = (opening.clone(), again.take());
                 match offload(move || opening.attempt(what)).await? {
                     Attempt::Opened(opened) => break opened,
-                    Attempt::Later(listener, what) => {
+                    Attempt::RetryAfter(listener, what) => {
                         again = Some(what);
                         listener.await;
                     }

@@ -1,4 +1,4 @@
-//! An open file, whose close is kept off the threads that poll.
+//! A descriptor whose close, which may block, never runs on an executor thread.
 
 use std::fs::File;
 use std::ops::Deref;
@@ -8,15 +8,15 @@ use std::sync::Arc;
 use crate::offload::release;
 use crate::sys;
 
-/// A descriptor that is closed on the pool where that may block.
+/// A descriptor that is closed on the pool if the close may block.
 ///
-/// The last close of a file may write it out (ext4 after a truncation, network file systems), free
-/// its blocks (a file without a name), or ask a server.
+/// The last close of a file may write its data out (ext4 after a truncation, network file systems),
+/// free its blocks (a file without a name), or ask a server.
 #[derive(Debug)]
 pub(crate) struct Descriptor {
-    /// Present until the drop.
+    /// `None` only inside the drop.
     file: Option<File>,
-    /// The file is known to be local, and has nothing to be written out.
+    /// The file is known to be local, and its close writes nothing out.
     is_quick: AtomicBool,
 }
 
@@ -28,14 +28,15 @@ impl Descriptor {
         })
     }
 
-    /// Takes note that the file is local, and has nothing to be written out: it is in memory, or the
-    /// descriptor is only read through. Closing it blocks only if the file has no name any more.
+    /// Notes that the file is local and that its close writes nothing out: the file is in memory,
+    /// or this descriptor only reads. Then the close blocks only if the file no longer has a name.
     pub(crate) fn writes_nothing_out(&self) {
-        // Relaxed: it is stored before the descriptor is shared, and a stale answer costs a hop.
+        // Relaxed: this runs before the descriptor is shared, and a stale `false` only costs a job
+        // on the pool.
         self.is_quick.store(true, Ordering::Relaxed);
     }
 
-    /// Whether closing it may block.
+    /// Whether closing the descriptor may block.
     pub(crate) fn may_block(&self) -> bool {
         let is_linked = || sys::is_linked(self).unwrap_or(false);
         !(self.is_quick.load(Ordering::Relaxed) && is_linked())

@@ -1,8 +1,9 @@
-//! A turn for the other tasks of a thread, where an operation completes as soon as it is polled.
+//! Gives the other tasks of a thread a turn when operations complete as soon as they are polled.
 //!
-//! A task that awaits one ready future after another never returns to its executor, and the tasks
-//! beside it starve. No runtime is asked: each thread counts what completed on it without waiting,
-//! and after a while such a future lets its task be polled once more before it resolves.
+//! A task that awaits one ready future after another never returns to its executor, and the other
+//! tasks of the thread starve. This works on every runtime: each thread counts the operations that
+//! completed on it without waiting, and when the count is full, the next such future returns
+//! `Pending` once before it resolves.
 
 use std::cell::Cell;
 use std::future::{poll_fn, Future};
@@ -12,23 +13,23 @@ use futures_lite::future::yield_now;
 
 use crate::error::{Result, Subject};
 
-/// Operations that may complete on a thread, one after the other, without its executor's turn.
+/// How many operations in a row may complete on a thread before one of them yields to the executor.
 const OPERATIONS: u32 = 128;
 
-/// Bytes that they may copy meanwhile.
+/// How many bytes operations may copy on a thread before one of them yields to the executor.
 const COPIED: usize = 64 << 10;
 
 thread_local! {
-    /// Completed on this thread since an operation last waited there.
+    /// Operations that completed on this thread since one last waited there.
     static COMPLETED: Cell<u32> = const { Cell::new(0) };
-    /// Bytes copied on this thread since then.
+    /// Bytes copied on this thread since an operation last waited there.
     static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Runs `operation`. If it completes without having waited, it counts; and when the thread's count is
-/// full, it resolves one poll later.
+/// Runs `operation`. If it completes without waiting, it is counted; if the thread's count is then
+/// full, the future yields once before it resolves.
 ///
-/// The wait comes last, so that an operation is submitted in the first poll, whatever the count.
+/// The yield comes last, so that the operation is always submitted at the first poll.
 async fn fair<T>(operation: impl Future<Output = T>) -> T {
     let mut operation = pin!(operation);
     let mut has_waited = false;
@@ -49,8 +50,8 @@ async fn fair<T>(operation: impl Future<Output = T>) -> T {
     output
 }
 
-/// Runs one operation of the public surface: [fairly](fair), and an error that has no context yet names
-/// it.
+/// Runs one operation of the public API: [fairly](fair), and with the operation's name in an error
+/// that has no context yet.
 pub(crate) async fn operation<T>(
     name: &'static str,
     subject: impl Into<Subject>,
@@ -60,7 +61,7 @@ pub(crate) async fn operation<T>(
     done.map_err(|error| error.during(name, subject))
 }
 
-/// Counts bytes that the thread that polls has copied.
+/// Counts bytes that an operation copied on the thread that polls it.
 pub(crate) fn copied(bytes: usize) {
     BYTES.set(BYTES.get().saturating_add(bytes));
 }
@@ -84,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// Polls until it is over; returns how often.
+    /// Polls a future to completion, and returns the number of polls.
     fn polls(operation: impl Future<Output = ()>) -> usize {
         let mut operation = pin!(operation);
         let mut polls = 1;
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn every_so_many_ready_operations_yield_once() {
+    fn full_count_of_operations_yields_once() {
         let yields: Vec<usize> = (0..3 * OPERATIONS)
             .map(|_| polls(fair(ready(()))) - 1)
             .collect();
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn copied_bytes_count() {
+    fn full_count_of_copied_bytes_yields_once() {
         let operation = |bytes| {
             fair(async move {
                 copied(bytes);
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_begins_the_count_anew() {
+    fn wait_resets_count() {
         let ready_ones = |count| {
             (0..count)
                 .map(|_| polls(fair(ready(()))) - 1)
@@ -126,7 +127,7 @@ mod tests {
         assert_eq!(ready_ones(OPERATIONS - 1), 0);
         assert_eq!(polls(fair(yield_now())), 2);
         assert_eq!(ready_ones(OPERATIONS - 1), 0);
-        // A future that is dropped while it waits counts nothing.
+        // A future that is dropped while it waits is not counted.
         assert!(block_on(poll_once(fair(pending::<()>()))).is_none());
         assert_eq!(ready_ones(1), 1);
     }

@@ -1,13 +1,13 @@
-//! One mapping of a file, and the only place where its address becomes a slice.
+//! One mapping of a file, and the only module that turns its address into a slice.
 //!
 //! A [`Map`] is never turned into `&mut [u8]` as a whole (`memmap2::MmapMut` would do that in its
-//! `DerefMut`): such a reference aliases every view that is out, even if nothing is done with it.
-//! What leaves this module is a [`Span`], a bare address and length, and the two `unsafe` methods
-//! that make a slice of one.
+//! `DerefMut`): such a reference aliases every live view, even if it is never used. What leaves
+//! this module is a [`Span`], a bare address and length, with two `unsafe` methods that make a
+//! slice of it.
 //!
-//! A map reserves address space past the end of its file, so that the file can grow inside it
-//! without anything moving. No access is made there: bounds come from the length of the file,
-//! never from the length of the map.
+//! A map reserves address space past the end of its file, so that the file can grow inside the map
+//! and nothing moves. The crate never accesses memory there: bounds come from the length of the
+//! file, never from the length of the map.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,7 +22,7 @@ use crate::range::{ByteRange, PageRange};
 use crate::sync::lock;
 use crate::sys;
 
-/// Least address space reserved for a file, in bytes.
+/// The least address space that is reserved for a file, in bytes.
 const LEAST_RESERVATION: u64 = 1 << 20;
 
 /// What a mapping may be used for.
@@ -32,11 +32,11 @@ pub(crate) enum Protection {
     ReadWrite,
 }
 
-/// What keeps the bytes of an open file.
+/// Where the bytes of an open file are kept.
 #[derive(Clone, Debug)]
 pub(crate) enum Backing {
     File(Arc<Descriptor>),
-    /// Nothing but the map: anonymous memory, gone with it.
+    /// In the map alone: anonymous memory, which is freed with the map.
     Memory,
 }
 
@@ -49,7 +49,7 @@ impl Backing {
     }
 }
 
-/// One mapping: a shared one of a file, or private memory.
+/// One mapping: a shared mapping of a file, or private memory.
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
@@ -57,13 +57,14 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`, and address space for it to grow: to double, and where
-    /// that much cannot be had (a huge file, `RLIMIT_AS`) by a half or an eighth.
+    /// Maps the first `len` bytes of `backing`, and reserves address space for the file to grow:
+    /// as much as the file has or, where that much is unavailable (a huge file, `RLIMIT_AS`), a
+    /// half or an eighth of it.
     ///
     /// Where nothing can be reserved (a 32-bit address space, a platform that does not map past the
-    /// end) exactly `len` bytes are mapped; `len` is not 0 then.
+    /// end of a file) exactly `len` bytes are mapped; `len` must not be 0 then.
     ///
-    /// Memory is mapped as it is: it does not grow.
+    /// Anonymous memory gets exactly `len` bytes: it does not grow.
     pub(crate) fn new(backing: &Backing, len: u64, protection: Protection) -> io::Result<Self> {
         let file = match backing {
             Backing::File(file) => file,
@@ -103,12 +104,12 @@ impl Map {
         Self { raw, backing }
     }
 
-    /// What the map was made of.
+    /// Returns what the map shows.
     pub(crate) fn backing(&self) -> &Backing {
         &self.backing
     }
 
-    /// Bytes of address space, of which the file's length may be used.
+    /// Returns the length of the map in bytes; only those inside the file may be accessed.
     pub(crate) fn capacity(&self) -> u64 {
         self.raw.len() as u64
     }
@@ -117,97 +118,110 @@ impl Map {
         self.raw.as_mut_ptr()
     }
 
-    /// The address of a range.
+    /// Returns the address of a range.
     ///
     /// # Panics
     ///
-    /// When the range is not inside the map.
+    /// If the range is not inside the map.
     pub(crate) fn span(&self, range: ByteRange) -> Span {
         assert!(range.end() <= self.capacity());
-        // SAFETY: a mapping is never at address 0.
+        // SAFETY: `MmapRaw` holds a mapping, and a mapping is never at address 0.
         let base = unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr()) };
-        // SAFETY: the range is inside this map.
+        // SAFETY: the range is inside this map, as was just checked, and `self` is live.
         unsafe { Span::in_map(base, range) }
     }
 
-    /// The pages of a range, for the calls of [`sys`].
+    /// Returns the address of whole pages, for the calls of [`sys`]. The pages are inside this map:
+    /// the callers' SAFETY comments rely on that.
     ///
-    /// The last page of a file may end past its length; the map is a whole number of pages.
+    /// The last page may end past the length that was asked for, since the system maps whole pages.
+    ///
+    /// # Panics
+    ///
+    /// If the pages are not inside the map.
     pub(crate) fn run(&self, pages: PageRange) -> sys::Run {
-        debug_assert!(pages.start() <= self.capacity());
+        let capacity = self.capacity().next_multiple_of(sys::page_size() as u64);
+        assert!(
+            pages.start() <= pages.end() && pages.end() <= capacity,
+            "pages {}..{} are not inside a map of {capacity} bytes",
+            pages.start(),
+            pages.end()
+        );
         sys::Run::at(self.as_ptr(), pages)
     }
 }
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // Before the address can be given to somebody else: `raw` is unmapped after this body.
+        // Before another mapping can get the address: `raw` is unmapped after this body.
         maps().remove(&(self.raw.as_ptr() as usize));
     }
 }
 
-/// The address and length of bytes in a map: no reference, and no right to look at them.
+/// The address and length of bytes in a map: no reference, and no right to access them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     addr: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: an address is no access; the methods that make a slice of it are `unsafe`, and their
-// contract holds whatever thread calls them.
+// SAFETY: the address alone accesses nothing; the methods that make a slice of it are `unsafe`, and
+// their contracts do not depend on the calling thread.
 unsafe impl Send for Span {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Span {}
 
 impl Span {
     /// A span of no bytes, which is not in any map. Its address is a multiple of every page size,
-    /// as that of a map is: code that casts the bytes of a file to a wider type may check the
-    /// alignment before the length.
+    /// like the address of a map: code that casts the bytes of a file to a wider type may check
+    /// the alignment before the length.
     pub(crate) const EMPTY: Self = Self {
         addr: NonNull::<LargestPage>::dangling().cast(),
         len: 0,
     };
 
-    /// The address of a range of the map that begins at `base`.
+    /// Returns the address of a range of the map that begins at `base`.
     ///
     /// # Safety
     ///
-    /// The range is inside the map, which lives.
+    /// The map is live, and the range is inside it.
     #[inline]
     pub(crate) unsafe fn in_map(base: NonNull<u8>, range: ByteRange) -> Self {
-        // SAFETY: the range is inside the map, by contract.
+        // SAFETY: the range is inside the live map, by this method's contract.
         let addr = unsafe { base.as_ptr().add(range.start() as usize) };
         Self {
-            // SAFETY: an address inside a map is not 0.
+            // SAFETY: `addr` is inside a map, as above, or at its end, and so is not 0.
             addr: unsafe { NonNull::new_unchecked(addr) },
             len: range.len() as usize,
         }
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     ///
     /// # Safety
     ///
     /// For as long as `'a`:
-    /// - the map lives;
+    /// - the map is live, and the bytes are in pages that the file has;
     /// - a lease keeps every writer of this process off the bytes.
     #[inline]
     pub(crate) unsafe fn as_slice<'a>(self) -> &'a [u8] {
-        // SAFETY: the span is inside a live map, and nothing writes to it, by contract.
+        // SAFETY: the span is inside a map that the caller keeps live, and the caller's lease keeps
+        // writers off it.
         unsafe { std::slice::from_raw_parts(self.addr.as_ptr(), self.len) }
     }
 
-    /// The bytes, to change.
+    /// Returns the bytes for writing.
     ///
     /// # Safety
     ///
     /// For as long as `'a`:
-    /// - the map lives, and is writable;
+    /// - the map is live and writable, and the bytes are in pages that the file has;
     /// - an exclusive lease keeps every other view of this process off the bytes, and there is no
     ///   other slice made under the same lease.
     #[inline]
     pub(crate) unsafe fn as_mut_slice<'a>(self) -> &'a mut [u8] {
-        // SAFETY: the span is inside a live map, and nobody else looks at it, by contract.
+        // SAFETY: the span is inside a writable map that the caller keeps live, and the caller's
+        // exclusive lease keeps every other view off it.
         unsafe { std::slice::from_raw_parts_mut(self.addr.as_ptr(), self.len) }
     }
 
@@ -215,44 +229,45 @@ impl Span {
     ///
     /// # Panics
     ///
-    /// When the lengths differ.
+    /// If the lengths differ.
     ///
     /// # Safety
     ///
-    /// As for [`as_mut_slice`](Self::as_mut_slice), for the time of the call. `data` may lie
-    /// in the same map only if it does not overlap the span.
+    /// The same as for [`as_mut_slice`](Self::as_mut_slice), during the call. `data` may lie in the
+    /// same map only if it does not overlap the span.
     pub(crate) unsafe fn copy_from(self, data: &[u8]) {
-        assert_eq!(self.len, data.len());
-        // SAFETY: both are of that length; the span is writable and leased, by contract, and an
-        // exclusive lease excludes that `data` is a view of the same bytes.
+        assert_eq!(self.len, data.len(), "a span is overwritten as a whole");
+        // SAFETY: both have `self.len` bytes, as was just checked; by this method's contract the
+        // span is writable and leased, and does not overlap `data`.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.addr.as_ptr(), self.len) }
     }
 }
 
-/// As aligned as a page of any platform.
+/// Has the alignment of the largest page of any platform.
 #[repr(align(65536))]
 struct LargestPage;
 
-/// No bytes, at the address of [`Span::EMPTY`].
+/// Returns an empty slice at the address of [`Span::EMPTY`].
 pub(crate) fn no_bytes() -> &'static [u8] {
-    // SAFETY: no bytes need neither a map nor a lease.
+    // SAFETY: the span is not null, aligned and empty; a slice of no bytes needs neither a map nor
+    // a lease.
     unsafe { Span::EMPTY.as_slice() }
 }
 
 /// Bytes that lie in one of this crate's maps.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// The pages around them.
+    /// The pages that hold the bytes.
     pub(crate) run: sys::Run,
     pub(crate) backing: Backing,
-    /// Where they lie in it.
+    /// The range of the backing file or memory that the bytes are.
     pub(crate) range: ByteRange,
 }
 
-/// Where `data` lies, if it is in one of this crate's maps.
+/// Returns where `data` lies, if it is in one of this crate's maps.
 ///
-/// Bytes of a map may not be read on an executor thread, since that may fault, and a write that
-/// takes its data from them could wait for its own source.
+/// Such bytes may not be read on an executor thread, since that may fault; and a write that takes
+/// its data from them could wait for its own source.
 pub(crate) fn find_mapped(data: &[u8]) -> Option<Place> {
     let start = data.as_ptr() as usize;
     let (base, backing) = {
@@ -276,10 +291,10 @@ pub(crate) fn find_mapped(data: &[u8]) -> Option<Place> {
     })
 }
 
-/// Every live map of the process, by its address: its length, and what it is of.
+/// Every live map of the process, by its address: its length, and what it shows.
 fn maps() -> MutexGuard<'static, BTreeMap<usize, (usize, Backing)>> {
     static MAPS: Mutex<BTreeMap<usize, (usize, Backing)>> = Mutex::new(BTreeMap::new());
-    // It is whole after any panic: nothing panics while it is changed.
+    // A poisoned lock is no problem: nothing panics while the tree is being changed.
     lock(&MAPS)
 }
 
@@ -288,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn address_space_is_reserved_past_the_end() {
+    fn map_reserves_space_past_end() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(5000).unwrap();
         let file = Backing::File(Descriptor::new(file));
@@ -298,19 +313,21 @@ mod tests {
             assert_eq!(map.capacity(), LEAST_RESERVATION);
         }
         let span = map.span(ByteRange::between(4990, 5000));
-        // SAFETY: the map lives, and this test is its only user.
+        // SAFETY: the map is live and writable, the bytes are inside the file, and this test is
+        // the only user of both.
         unsafe { span.copy_from(b"0123456789") };
         // SAFETY: as above.
         assert_eq!(unsafe { span.as_slice() }, b"0123456789");
     }
 
     #[test]
-    fn bytes_of_a_map_are_recognised_while_it_lives() {
+    fn find_mapped_recognises_own_maps() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(9000).unwrap();
         let file = Backing::File(Descriptor::new(file));
         let map = Map::new(&file, 9000, Protection::Read).unwrap();
-        // SAFETY: the map lives until the end of the test, and nobody writes to it.
+        // SAFETY: the map is live until the end of the test, the bytes are inside the file, and
+        // nothing writes to it.
         let inside = unsafe { map.span(ByteRange::between(5000, 9000)).as_slice() };
         let place = find_mapped(inside).unwrap();
         assert_eq!(place.run.addr as usize % sys::page_size(), 0);

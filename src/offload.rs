@@ -1,20 +1,21 @@
-//! The way to the thread pool, for everything that may block.
+//! Runs everything that may block on the thread pool.
 //!
-//! The pool is the one of the [`blocking`] crate, shared with the rest of the process and with no
-//! tie to any runtime. Its threads are a limited good (500, or what `BLOCKING_MAX_THREADS` says):
-//! no job of this crate waits in it for a view, a lease, or another job.
+//! The pool is that of the [`blocking`] crate. It is independent of any runtime, and the rest of
+//! the process uses it as well. The number of its threads is limited (500, or what
+//! `BLOCKING_MAX_THREADS` says): no job of this crate waits there for a view, a lease, or another
+//! job.
 //!
 //! # Cancel contract
 //!
-//! Dropping the future of [`offload`] withdraws a job that no thread has taken up yet; one that
-//! has started runs to its end, and its result is dropped on the pool. So a job owns all that it
-//! works on.
+//! Dropping the future of [`offload`] withdraws the job if no thread has started it. A job that has
+//! started runs to completion, and its result is dropped on the pool. So a job owns everything that
+//! it works on.
 //!
 //! # When no thread can be started
 //!
-//! An operation that cannot be given to the pool ends in an error where it is awaited, and not in
-//! a wait: where a process may have no more threads, and the pool has none, and in a forked child.
-//! See [`room`].
+//! An operation that cannot be given to the pool returns an error, and does not wait. This happens
+//! in a forked child, and in a process that cannot start a thread while the pool has none. See
+//! [`room`].
 
 #[cfg(all(test, mmap_io_loom))]
 #[allow(unsafe_code)]
@@ -28,19 +29,18 @@ use std::future::Future;
 use std::io;
 use std::sync::OnceLock;
 
-use self::room::Place;
-
+use self::room::JobSlot;
 use crate::wakers::Shielded;
 
-/// Rounds of work after which a job that finds ever more goes back behind the jobs that wait, so
-/// that a pool of one thread serves everybody.
+/// After how many rounds a job that always finds more work goes to the end of the pool's queue, so
+/// that a pool of one thread serves the other jobs as well.
 pub(crate) const ROUNDS: usize = if cfg!(mmap_io_loom) { 2 } else { 64 };
 
 /// Runs `job` on the pool; the future resolves to its result, or resumes its panic.
 ///
 /// # Errors
 ///
-/// Of the job; or `Io` if the pool cannot run it.
+/// Those of the job, or `Io` if the pool cannot run it.
 pub(crate) fn offload<T, E>(
     job: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> impl Future<Output = Result<T, E>> + Send + 'static
@@ -48,54 +48,54 @@ where
     T: Send + 'static,
     E: From<io::Error> + Send + 'static,
 {
-    let task = Place::take().map(|place| blocking::unblock(move || run(&place, job)));
+    let task = JobSlot::take().map(|slot| blocking::unblock(move || run(&slot, job)));
     async move { Shielded::new(task?).await }
 }
 
-/// Runs `job` on the pool, whether or not another one waits for it.
+/// Runs `job` on the pool, and returns without waiting for it. The job cannot be withdrawn.
 ///
 /// # Errors
 ///
-/// The pool cannot run it: then the job is dropped.
+/// The pool cannot run the job, which is then dropped.
 pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     #[cfg(all(test, mmap_io_loom))]
     loom_pool::spawn(job);
     #[cfg(not(all(test, mmap_io_loom)))]
     {
-        let place = Place::take()?;
-        blocking::unblock(move || run(&place, job)).detach();
+        let slot = JobSlot::take()?;
+        blocking::unblock(move || run(&slot, job)).detach();
     }
     Ok(())
 }
 
-/// Fails where nothing can be given to the pool any more, and no lock of the crate may be waited
-/// for: in a forked child.
+/// Fails in a forked child, which must not wait for a lock of this crate, and has no pool.
 pub(crate) fn check() -> io::Result<()> {
     room::check()
 }
 
-fn run<T>(place: &Place, job: impl FnOnce() -> T) -> T {
-    place.begin();
-    let _here = OnPool::enter();
+fn run<T>(slot: &JobSlot, job: impl FnOnce() -> T) -> T {
+    slot.begin();
+    let _on_pool = OnPool::enter();
     job()
 }
 
 /// Drops a value whose drop may block (the last close of a descriptor, the end of a large mapping)
-/// on the pool: here, if this is one of its jobs, or if it cannot run one.
+/// on the pool. On a thread of the pool, or if the pool cannot run a job, the value is dropped
+/// right here.
 pub(crate) fn release<T: Send + 'static>(value: T) {
     match ON_POOL.get() {
         true => drop(value),
-        // A job that cannot be run is dropped at once, and what it holds with it.
+        // If the pool cannot run the job, `spawn` drops it at once, and the value with it.
         false => drop(spawn(move || drop(value))),
     }
 }
 
 thread_local! {
-    /// This thread runs a job of [`offload`].
+    /// Whether this thread is running a job of this crate.
     static ON_POOL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks the thread for as long as it runs a job.
+/// Marks the thread while it runs a job.
 struct OnPool;
 
 impl OnPool {
@@ -111,18 +111,18 @@ impl Drop for OnPool {
     }
 }
 
-/// Whether the pool has a single thread, as `BLOCKING_MAX_THREADS` may say: then a job that sleeps
-/// holds up all others.
+/// Whether the pool has a single thread, as `BLOCKING_MAX_THREADS` may say. A job that sleeps then
+/// delays all other jobs.
 pub(crate) fn pool_has_one_thread() -> bool {
     pool_threads() == 1
 }
 
-/// How many threads the pool may have, as `BLOCKING_MAX_THREADS` says. A program may have set
-/// another limit since (`blocking::set_max_blocking_threads`), and the pool cannot be asked.
+/// Returns how many threads the pool may have, according to `BLOCKING_MAX_THREADS`. A program may
+/// have set another limit since (`blocking::set_max_blocking_threads`), which cannot be queried.
 pub(crate) fn pool_threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| {
-        // Read as the pool itself reads it: unset or not a number is its default of 500.
+        // Parsed as the pool itself parses it: if unset or not a number, its default of 500.
         let threads = std::env::var("BLOCKING_MAX_THREADS").ok();
         let threads = threads.and_then(|threads| threads.parse::<usize>().ok());
         threads.map_or(500, |threads| threads.clamp(1, 10_000))

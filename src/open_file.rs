@@ -1,7 +1,7 @@
-//! One file of the process: its length, its maps, its leases, its queue, its commits.
+//! Holds the state of one open file: its length, maps, leases, queue and commits.
 //!
-//! However many handles are open on a file, there is one [`OpenFile`], which they share. It lives
-//! until the last handle, view, `Bytes` and queued operation is gone, and its maps with it.
+//! All handles of the process on one file share one [`OpenFile`]. The file and its maps stay open
+//! until the last handle, view, `Bytes` and queued operation has been dropped.
 
 mod apply;
 mod durability;
@@ -36,14 +36,14 @@ pub(crate) use self::maps::Source;
 /// The open files of the process.
 pub(crate) static OPEN_FILES: Registry<OpenFile> = Registry::new();
 
-/// Mappings of more bytes than this are unmapped on the pool: it takes 4 us a MiB that is
-/// resident.
+/// Mappings of more bytes than this are unmapped on the pool: unmapping takes 4 us for each
+/// resident MiB.
 const UNMAP_INLINE: u64 = 4 << 20;
 
-/// A lease that owns its file.
+/// A lease that keeps its file open.
 pub(crate) type OwnedLease = Lease<Arc<OpenFile>>;
 
-/// What the handles of one file share.
+/// One open file, which all handles on it share.
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     hot: Hot,
@@ -51,44 +51,47 @@ pub(crate) struct OpenFile {
     commits: Commits,
     dirty: DirtyRanges,
     mapped: [OnceLock<Mapped>; 2],
-    /// Times the length was cut; counted before the file is.
+    /// How many times the length was cut. Counted before the file is cut.
     cuts: AtomicU64,
-    /// Views may show bytes up to here that another process has cut off; 0 if none was noticed.
+    /// Live views may show bytes up to here that another process has cut off; 0 if no such cut was
+    /// noticed.
     shown_end: AtomicU64,
-    /// What another process has cut off before it was durable; told once.
+    /// The error for bytes that another process cut off before they were durable; reported once.
     lost: Mutex<Option<MmapIoError>>,
-    /// Held while a map is made for the current length, or the length grows: the current maps
-    /// always cover it.
+    /// Held while a map is made for the current length, or the length grows, so that the current
+    /// maps always cover the length.
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
     unsynced: Mutex<UnsyncedMetadata>,
-    /// Blocks are reserved when the file grows.
+    /// Whether growth reserves blocks.
     preallocate: AtomicBool,
-    /// Its time of modification is set by each flush of something that was written.
+    /// Whether a flush of written bytes sets the time of the last modification.
     touch_mtime: AtomicBool,
-    /// A caller has the address of the bytes, to write to whenever it likes.
+    /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
-    /// Its place in the registry; memory has none.
+    /// The identity in the registry; `None` for anonymous memory.
     id: Option<FileId>,
-    /// When the file was born that the read-only map shows, where it may be copied up.
+    /// On a file system that copies files up: the birth time of the file that the read-only map
+    /// shows.
     shown: Mutex<Option<SystemTime>>,
-    /// Handles, and futures that need none.
+    /// The number of handles, plus that of futures which keep the file in use without a handle.
     users: AtomicUsize,
-    /// Told when the file is closed, or has a user or a view that it did not have.
+    /// Notified when the file is closed, or gets a new user or a new lasting view.
     closed: Event,
-    /// For those who have a reference and need a count.
+    /// A weak reference to itself, for methods that have `&self` and need an `Arc`.
     this: Weak<Self>,
 }
 
-/// A handle's part in a file: while there is one, or a view, the file is in use. Jobs that are
-/// about to end may hold it open for a moment longer.
+/// A handle's reference to its file. The file is in use while a handle or a view exists; a job that
+/// is about to end may keep it open for a moment longer.
 #[derive(Debug)]
 pub(crate) struct HandleRef(Arc<OpenFile>);
 
 impl HandleRef {
     pub(crate) fn new(open: Arc<OpenFile>) -> Self {
-        // SeqCst: against `check_in_use`, which listens and then looks.
+        // SeqCst: `check_in_use` listens and then loads the count; either it sees this user, or its
+        // listener is notified below.
         open.users.fetch_add(1, Ordering::SeqCst);
         open.closed.notify();
         Self(open)
@@ -106,12 +109,12 @@ impl Deref for HandleRef {
 impl Drop for HandleRef {
     fn drop(&mut self) {
         if sys::is_forked() {
-            // In a forked child there is nobody to tell, and a lock may never be free.
+            // A forked child has no tasks to notify, and a lock may stay locked there forever.
             return;
         }
         let was_last = self.0.users.fetch_sub(1, Ordering::SeqCst) == 1;
-        // What is scheduled is done at once: nobody writes any more, and somebody may wait for the
-        // file to be closed.
+        // A scheduled flush is started at once: no further writes will come, and a creation may be
+        // waiting for the file to be closed.
         let now = Instant::now();
         if was_last && self.0.dirty.bring_alarm_forward(now) {
             TIMER.update(&self.0);
@@ -119,23 +122,23 @@ impl Drop for HandleRef {
     }
 }
 
-/// What every read looks at.
+/// The fields that every read uses.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Hot {
     leases: Leases,
-    /// Length in bytes. Grows after the maps, shrinks before the file.
+    /// The length in bytes. It grows after the maps, and shrinks before the file.
     len: AtomicU64,
-    /// Where the current maps begin, by protection; null where there is none.
+    /// The addresses of the current maps, by protection; null if there is no map.
     bases: [AtomicPtr<u8>; 2],
 }
 
-/// What a durable operation still owes to the file's length and names.
+/// Metadata that the next durable operation has to sync as well: the file's length and its names.
 #[derive(Debug, Default)]
 struct UnsyncedMetadata {
-    /// The length has changed since it was last made durable.
+    /// Whether the length has changed since it was last made durable.
     length: bool,
-    /// The paths by which the file was opened for writing since its names were made durable.
+    /// The paths by which the file was opened for writing since its names were last made durable.
     names: Vec<PathBuf>,
 }
 
@@ -145,7 +148,7 @@ impl UnsyncedMetadata {
     }
 }
 
-/// Counts for `stats`. Relaxed throughout: nothing follows from them.
+/// Counters for `stats`. Always Relaxed: no decision depends on them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) writes: AtomicU64,
@@ -156,8 +159,8 @@ pub(crate) struct Counters {
 }
 
 impl OpenFile {
-    /// A file of `len` bytes, for a claimed place, mapped through `source`; not mapped if it is
-    /// empty, and the platform cannot do that.
+    /// Makes the state of a file of `len` bytes, for a claimed place in the registry. `map` was
+    /// made through `source`; it is `None` if the file is empty and the platform cannot map it.
     pub(crate) fn open(
         claim: &Claim<Self>,
         source: &Source,
@@ -170,7 +173,7 @@ impl OpenFile {
         opened
     }
 
-    /// Memory of `len` bytes, all of them 0, which has no name and is never flushed.
+    /// Makes anonymous memory of `len` bytes, all of them 0. It has no name and is never flushed.
     pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
         let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
         let opened = Self::new(None, len);
@@ -213,8 +216,8 @@ impl OpenFile {
         })
     }
 
-    /// Whether `file` is a descriptor of this file. Both are asked now, since what tells files
-    /// apart may change. Blocks where the file system does.
+    /// Whether `file` is a descriptor of this file. Asks the system about both descriptors each
+    /// time, since what tells files apart may change. Blocks if the file system does.
     pub(crate) fn is_file(&self, file: &File) -> bool {
         let mapped = self.mapped.iter().find_map(OnceLock::get);
         let Some(held) = mapped.and_then(|mapped| mapped.backing.file()) else {
@@ -225,13 +228,13 @@ impl OpenFile {
                 let born = held.born.zip(file.born);
                 held.id == file.id && born.map_or(true, |(held, file)| held == file)
             }
-            // In doubt it is, and shares the leases.
+            // If in doubt, it is: then the handles share the leases.
             _ => true,
         }
     }
 
-    /// Whether somebody uses the file; if not, an event for when that has changed, or the file is
-    /// closed.
+    /// Succeeds if the file has a user or a view. Otherwise returns an event for when it gets one,
+    /// or is closed.
     pub(crate) fn check_in_use(&self) -> Result<(), EventListener> {
         let closed = self.closed.listen();
         match self.users.load(Ordering::SeqCst) > 0 || self.hot.leases.count() > 0 {
@@ -240,14 +243,14 @@ impl OpenFile {
         }
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     #[inline]
     pub(crate) fn len(&self) -> u64 {
-        // Acquire: pairs with the store in `grow`, which comes after that of the maps.
+        // Acquire: pairs with the store in `cover`, which comes after the stores of the maps.
         self.hot.len.load(Ordering::Acquire)
     }
 
-    /// Changes whenever pages of the file are about to go.
+    /// Returns a count that changes before pages of the file are cut off.
     pub(crate) fn cuts(&self) -> u64 {
         self.cuts.load(Ordering::SeqCst)
     }
@@ -264,15 +267,15 @@ impl OpenFile {
         &self.dirty
     }
 
-    /// Bytes of the address space that are mapped, reservations left out.
+    /// Returns the number of mapped bytes, reserved address space not included.
     pub(crate) fn mapped_bytes(&self) -> u64 {
         let live = self.mapped.iter().filter(|mapped| mapped.get().is_some());
         live.count() as u64 * self.len()
     }
 
-    /// A caller gets the address of the bytes, and its stores are not seen.
+    /// Notes that a caller gets the address of the bytes, so that its stores cannot be counted.
     pub(crate) fn gives_address_to_write(&self) {
-        // Relaxed: whoever flushes after a store knows that the address was taken before.
+        // Relaxed: a caller that stores and then flushes has itself ordered this before the flush.
         self.written_by_address.store(true, Ordering::Relaxed);
     }
 
@@ -296,16 +299,18 @@ impl LeaseHost for OpenFile {
     }
 
     fn restart(&self, gone: ByteRange) {
-        // Acquire: pairs with the fence in `grow`, by the mark that brought this thread here.
+        // Acquire: pairs with the fence in `grow`, by the mark on the lease that brought this
+        // thread here.
         fence(Ordering::Acquire);
-        // Growth over what another process has cut off waits for the views that show it, wherever the
-        // bytes begin that it is asked for. The length says nothing of that: the other process may have
-        // made the file longer since.
+        // Growth over bytes that another process has cut off waits for every view that shows such
+        // bytes, also if the view ends before the range that the growth was submitted with. The
+        // length does not tell whether that happens: the other process may have made the file
+        // longer since.
         let gone = match self.shown_end.load(Ordering::Relaxed) {
             0 => gone,
             _ => ByteRange::between(gone.start(), u64::MAX),
         };
-        // Whoever holds a lease holds the file, so that this fails only when nothing is queued.
+        // A queued operation keeps the file open, so that this fails only if nothing is queued.
         if let Some(this) = self.this.upgrade() {
             Queue::restart(&this, gone);
         }
@@ -314,7 +319,7 @@ impl LeaseHost for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        // In a forked child nothing is opened any more, and a lock may never be free.
+        // A forked child opens no more files, and a lock may stay locked there forever.
         if !sys::is_forked() {
             if let Some(id) = self.id {
                 OPEN_FILES.remove(id, self);
@@ -325,7 +330,7 @@ impl Drop for OpenFile {
             Backing::File(file) => file.may_block(),
             Backing::Memory => false,
         };
-        // The resident ones, as far as is known.
+        // An upper bound of the resident bytes: the blocks of a file in memory, else the length.
         let to_unmap = |mapped: &Mapped| match mapped.backing.file() {
             Some(file) if mapped.fs_traits.in_memory => sys::allocated(file).unwrap_or(u64::MAX),
             _ => self.len(),
@@ -338,7 +343,7 @@ impl Drop for OpenFile {
     }
 }
 
-/// Asserted here because of the raw pointers in [`Hot`].
+/// `OpenFile` must be `Send` and `Sync`, which the raw pointers in [`Hot`] could prevent.
 const _: () = {
     const fn assert<T: Send + Sync + Deref>() {}
     assert::<Arc<OpenFile>>();
@@ -351,20 +356,21 @@ mod tests {
     use crate::flush::FlushPolicy;
     use crate::sync::lock;
 
-    /// Waits until no job holds the file any more, and so many others do.
+    /// Waits until the file has exactly `count` references, when jobs have dropped theirs.
     fn wait_for_references(open: &Arc<OpenFile>, count: usize) {
         let start = Instant::now();
         while Arc::strong_count(open) != count {
             assert!(
                 start.elapsed().as_secs() < 60,
-                "held for an alarm, or by none"
+                "the file has {} references, expected {count}",
+                Arc::strong_count(open)
             );
             std::thread::yield_now();
         }
     }
 
     #[test]
-    fn the_timer_holds_a_file_only_while_there_is_something_to_flush() {
+    fn timer_holds_file_only_while_dirty() {
         let dir = tempfile::tempdir().unwrap();
         futures_lite::future::block_on(async {
             let file = MemoryMappedFile::builder(dir.path().join("data"))
@@ -394,10 +400,10 @@ mod tests {
     }
 
     #[test]
-    fn outgrown_maps_stay_while_a_view_lives() {
+    fn outgrown_maps_stay_while_view_lives() {
         let dir = tempfile::tempdir().unwrap();
         futures_lite::future::block_on(async {
-            // A view of each kind lives; and none.
+            // With a live slice, `Bytes`, or mutable view; and with none.
             for kind in 0..4 {
                 let path = dir.path().join(format!("data{kind}"));
                 let file = MemoryMappedFile::create_rw(&path, 4096).await.unwrap();

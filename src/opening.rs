@@ -1,13 +1,13 @@
-//! Opening and creating: from a path to a descriptor, and from a descriptor to an [`OpenFile`].
+//! Opens and creates files: from a path to a descriptor, and from a descriptor to an [`OpenFile`].
 //!
-//! Nothing is truncated before the file is known not to be in use here: a file is opened as it is,
-//! identified, looked up, and only then changed. And nothing is lost before all that can fail was
-//! asked.
+//! A file is opened as it is, identified, looked up among the files that are open in this process,
+//! and only then changed: nothing is truncated before the file is known to be unused here. And
+//! nothing is truncated before every check that can fail has succeeded.
 //!
-//! Other processes open, grow and shrink the same files at the same time. So an opening that did not
-//! create the file alone (`O_EXCL`) only ever adds to it, by a call that cannot cut, takes the length
-//! that comes out, and cleans nothing up if it fails. Links are the kernel's business, and so is
-//! which of them may be followed: there is one call of `open` for each try.
+//! Other processes open, grow and shrink the same files at the same time. So an opening that did
+//! not create the file itself (`O_EXCL`) only adds to the file, by a call that cannot cut it; it
+//! accepts the length that results, and cleans nothing up if it fails. The kernel resolves links,
+//! and decides which of them may be followed: each try makes one call of `open`.
 
 mod target;
 
@@ -29,41 +29,42 @@ use crate::residency;
 use crate::sys::{self, Created, FileInfo, FsTraits};
 use crate::wakers::EventListener;
 
-/// How a file is to be opened.
+/// A request to open or create a file, with the builder's options.
 #[derive(Clone, Debug)]
 pub(crate) struct Opening {
-    pub(crate) how: How,
+    pub(crate) open_mode: OpenMode,
     pub(crate) mode: MmapMode,
     pub(crate) preallocate: bool,
     pub(crate) touch_mtime: bool,
     pub(crate) touch: TouchHint,
 }
 
-/// What to do about a file that is there, and one that is not.
+/// Which file is opened, and what happens if it exists and if it does not.
 #[derive(Clone, Debug)]
-pub(crate) enum How {
-    /// It must be there.
+pub(crate) enum OpenMode {
+    /// Opens the file, which must exist.
     Existing(PathBuf),
-    /// It is emptied, or created; then it has that many bytes.
+    /// Empties or creates the file, and gives it this length in bytes.
     Create(PathBuf, u64),
-    /// It must not be there.
+    /// Creates the file with this length in bytes; it must not exist.
     CreateNew(PathBuf, u64),
-    /// It is created if it is not there; one without bytes gets that many.
+    /// Opens the file, or creates it; an empty file gets this length in bytes.
     OpenOrCreate(PathBuf, u64),
-    /// It is open already.
+    /// Maps the file of a descriptor.
     Descriptor(Arc<Descriptor>),
 }
 
-/// One try at an opening.
+/// The outcome of one try to open a file.
 pub(crate) enum Attempt {
     Opened(Opened),
-    /// The same file is being opened or closed; try again then.
-    Later(EventListener, Again),
+    /// The same file is being opened or closed here: after the event, try again.
+    RetryAfter(EventListener, RetryState),
 }
 
-/// What an attempt had opened. It stays, whatever becomes of the next one: others have it by now.
+/// What an attempt that must be repeated has opened. A file that it created is kept even if the
+/// next attempt fails, because another process may have opened it in the meantime.
 #[derive(Debug)]
-pub(crate) struct Again {
+pub(crate) struct RetryState {
     file: Arc<Descriptor>,
     created: Option<Created>,
 }
@@ -71,45 +72,45 @@ pub(crate) struct Again {
 /// An opened file.
 pub(crate) struct Opened {
     pub(crate) open: HandleRef,
-    /// What is still to be done, in the file's queue, and to what range.
-    rest: Option<(Action, ByteRange)>,
+    /// A change of the length that the file's queue has still to make, and the range it is about.
+    pending_resize: Option<(Action, ByteRange)>,
     mode: MmapMode,
 }
 
 impl Opening {
-    /// Fails unless the mode permits it, and the size is one that a file can have. Before the file
-    /// system is touched.
+    /// Fails if the mode does not permit the request, or no file can have the size. Does not ask
+    /// the file system.
     pub(crate) fn check(&self) -> Result<()> {
-        if let How::CreateNew(..) = self.how {
+        if let OpenMode::CreateNew(..) = self.open_mode {
             self.mode.require_write()?;
         }
-        match self.how {
-            How::Create(_, size) | How::CreateNew(_, size) => check_size(size),
-            How::OpenOrCreate(..) | How::Existing(_) | How::Descriptor(_) => Ok(()),
+        match self.open_mode {
+            OpenMode::Create(_, size) | OpenMode::CreateNew(_, size) => check_size(size),
+            OpenMode::OpenOrCreate(..) | OpenMode::Existing(_) | OpenMode::Descriptor(_) => Ok(()),
         }
     }
 
-    /// Tries to open the file, perhaps again. Blocks.
-    pub(crate) fn attempt(&self, mut again: Option<Again>) -> Result<Attempt> {
+    /// Tries to open the file; `retry` holds what an earlier attempt opened. Blocks.
+    pub(crate) fn attempt(&self, mut retry: Option<RetryState>) -> Result<Attempt> {
         for tries_left in (0..TRIES).rev() {
-            let target = match again.take() {
-                // By its descriptor: the path may be another file's by now.
-                Some(again) => again.into(),
+            let target = match retry.take() {
+                // By its descriptor: the path may lead to another file by now.
+                Some(state) => state.into(),
                 None => self.open_target()?,
             };
             let (info, fs_traits) = target.identify()?;
             if info.len > MAX_LEN {
                 check_size(info.len)?;
             }
-            if let (0, How::OpenOrCreate(_, size)) = (info.len, &self.how) {
+            if let (0, OpenMode::OpenOrCreate(_, size)) = (info.len, &self.open_mode) {
                 check_size(*size)?;
             }
             match find_open(&target, &info, fs_traits) {
-                Found::Claimed(opening) => return Ok(Attempt::Later(opening, target.into())),
+                Found::Claimed(opening) => return Ok(Attempt::RetryAfter(opening, target.into())),
                 Found::Open(open) => {
                     if self.creates() {
                         if let Err(closed) = open.check_in_use() {
-                            return Ok(Attempt::Later(closed, target.into()));
+                            return Ok(Attempt::RetryAfter(closed, target.into()));
                         }
                     }
                     let joined = self.join(HandleRef::new(open), &target.keep(), &info, fs_traits);
@@ -118,45 +119,48 @@ impl Opening {
                 Found::Vacant(claim) => {
                     // Another holder of the claim may have changed the file, or removed it.
                     let info = sys::file_info(&target.file)?;
-                    if matches!(self.how, How::CreateNew(..)) && info.len > 0 {
-                        // Or another process has written to it since it was created here.
+                    if matches!(self.open_mode, OpenMode::CreateNew(..)) && info.len > 0 {
+                        // Or another process has written to the file since it was created here.
                         return Err(MmapIoError::Io(io::ErrorKind::AlreadyExists.into()));
                     }
-                    let path = self.how.path().filter(|_| tries_left > 0);
+                    let path = self.open_mode.path().filter(|_| tries_left > 0);
                     if !path.is_some_and(|path| is_gone(&info, path)) {
                         return self
-                            .fill(claim, target, &info, fs_traits)
+                            .open_first(claim, target, &info, fs_traits)
                             .map(Attempt::Opened);
                     }
                 }
             }
         }
-        unreachable!("the last try takes the file as it is")
+        unreachable!("the last try accepts the file as it is")
     }
 
-    /// Whether no other handle here may have the file.
+    /// Whether the request is refused if another handle of this process has the file.
     fn creates(&self) -> bool {
-        matches!(self.how, How::Create(..) | How::CreateNew(..))
+        matches!(
+            self.open_mode,
+            OpenMode::Create(..) | OpenMode::CreateNew(..)
+        )
     }
 
     fn open_target(&self) -> Result<Target> {
         if let Some(target) = self.share()? {
             return Ok(target);
         }
-        let target = match &self.how {
-            How::Existing(path) => Target::existing(path, self.mode)?,
-            How::Create(path, size) => {
+        let target = match &self.open_mode {
+            OpenMode::Existing(path) => Target::existing(path, self.mode)?,
+            OpenMode::Create(path, size) => {
                 self.check_room(path, *size)?;
                 Target::create(path, sys::FOR_ALL)?
             }
-            How::CreateNew(path, size) => {
+            OpenMode::CreateNew(path, size) => {
                 self.check_room(path, *size)?;
                 Target::create_new(path, sys::FOR_ALL)?
             }
-            How::OpenOrCreate(path, size) => {
+            OpenMode::OpenOrCreate(path, size) => {
                 match check_size(*size).and_then(|()| self.check_room(path, *size)) {
                     Ok(()) => Target::open_or_create(path, sys::FOR_ALL)?,
-                    // It may be there, and have a size of its own.
+                    // The file may exist, and have a size of its own.
                     Err(problem) => match Target::existing(path, self.mode) {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {
                             return Err(problem);
@@ -165,7 +169,7 @@ impl Opening {
                     },
                 }
             }
-            How::Descriptor(file) => {
+            OpenMode::Descriptor(file) => {
                 self.check_access(file)?;
                 Target {
                     file: file.clone(),
@@ -176,15 +180,15 @@ impl Opening {
         Ok(target)
     }
 
-    /// What is open here already, if the path leads to it. Nothing else is opened then: a descriptor
-    /// more would be closed again, and take the locks with it that the program has on the file
-    /// (`fcntl(2)`, `F_SETLK`).
+    /// Returns the descriptor of the file that the path leads to, if this process has mapped the
+    /// file already. Nothing is opened then: a further descriptor would have to be closed again,
+    /// and that would release the locks that the program holds on the file (`fcntl(2)`, `F_SETLK`).
     fn share(&self) -> Result<Option<Target>> {
-        let (path, intent) = match &self.how {
-            How::Existing(path) if self.mode != MmapMode::ReadWrite => (path, Intent::Read),
-            How::Existing(path) | How::Create(path, _) => (path, Intent::Write),
-            How::OpenOrCreate(path, _) => (path, Intent::WriteOrCreate),
-            How::CreateNew(..) | How::Descriptor(_) => return Ok(None),
+        let (path, intent) = match &self.open_mode {
+            OpenMode::Existing(path) if self.mode != MmapMode::ReadWrite => (path, Intent::Read),
+            OpenMode::Existing(path) | OpenMode::Create(path, _) => (path, Intent::Write),
+            OpenMode::OpenOrCreate(path, _) => (path, Intent::WriteOrCreate),
+            OpenMode::CreateNew(..) | OpenMode::Descriptor(_) => return Ok(None),
         };
         let Some(open) = find_by_path(path, intent) else {
             return Ok(None);
@@ -200,7 +204,8 @@ impl Opening {
         }))
     }
 
-    /// Fails if a file of that size could not be written, mapped, or reserved. Before there is one.
+    /// Fails if a file of `size` bytes could not be written, mapped or reserved. Called before the
+    /// file is created.
     fn check_room(&self, path: &Path, size: u64) -> Result<()> {
         sys::check_file_limit(size).map_err(MmapIoError::resize_failed)?;
         sys::check_address_space(size)?;
@@ -221,7 +226,7 @@ impl Opening {
         Err(MmapIoError::invalid_mode(problem))
     }
 
-    /// Shares what is open already.
+    /// Adds a handle to a file that is already open in this process.
     fn join(
         &self,
         open: HandleRef,
@@ -230,16 +235,21 @@ impl Opening {
         fs_traits: FsTraits,
     ) -> Result<Opened> {
         let len = open.len();
-        let mut rest = (info.len != len).then_some((Action::AdoptFileLen, ByteRange::EMPTY));
-        match &self.how {
-            How::Create(..) | How::CreateNew(..) => return Err(ByteRange::between(0, len).busy()),
-            How::OpenOrCreate(..) if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite => {
-                let behind = ByteRange::between(self.size(), u64::MAX);
-                rest = Some((Action::SetLenIfEmpty, behind));
+        let mut pending_resize =
+            (info.len != len).then_some((Action::AdoptFileLen, ByteRange::EMPTY));
+        match &self.open_mode {
+            OpenMode::Create(..) | OpenMode::CreateNew(..) => {
+                return Err(ByteRange::between(0, len).busy())
             }
-            // The other length was looked at before the file's creation was over, or another process
-            // has changed it, which is for its queue to find.
-            _ if rest.is_some() => {}
+            OpenMode::OpenOrCreate(..)
+                if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite =>
+            {
+                let past_end = ByteRange::between(self.size(), u64::MAX);
+                pending_resize = Some((Action::SetLenIfEmpty, past_end));
+            }
+            // The file's length was read before its creation had ended, or another process has
+            // changed it since. The queue finds the true length, in order with other operations.
+            _ if pending_resize.is_some() => {}
             _ => self.check_not_empty(len)?,
         }
         let source = Source::new(file, fs_traits, self.protection());
@@ -247,20 +257,26 @@ impl Opening {
         self.reserve(file, info.len, false)?;
         self.prepare(&open);
         let mode = self.mode;
-        Ok(Opened { open, rest, mode })
+        Ok(Opened {
+            open,
+            pending_resize,
+            mode,
+        })
     }
 
-    /// Opens what is not open in this process.
-    fn fill(
+    /// Opens a file that is not open in this process, and puts it into the registry.
+    fn open_first(
         &self,
         claim: Claim<OpenFile>,
         target: Target,
         info: &FileInfo,
         fs_traits: FsTraits,
     ) -> Result<Opened> {
-        let size = match &self.how {
-            How::Create(_, size) | How::CreateNew(_, size) => Some(*size),
-            How::OpenOrCreate(_, size) if info.len == 0 && self.mode == MmapMode::ReadWrite => {
+        let size = match &self.open_mode {
+            OpenMode::Create(_, size) | OpenMode::CreateNew(_, size) => Some(*size),
+            OpenMode::OpenOrCreate(_, size)
+                if info.len == 0 && self.mode == MmapMode::ReadWrite =>
+            {
                 Some(*size)
             }
             _ => {
@@ -271,7 +287,7 @@ impl Opening {
         let protection = self.protection();
         let source = Source::new(&target.file, fs_traits, protection);
         let len = size.unwrap_or(info.len);
-        // Where that is possible, before anything is changed.
+        // Where a map may reach past the end, it is made before the file is changed.
         let early = sys::CAN_MAP_PAST_END.then(|| source.map(len, protection));
         let early = early.transpose()?;
         let mapped = self
@@ -289,7 +305,7 @@ impl Opening {
             error
         })?;
         if self.touch == TouchHint::Eager && self.creates() {
-            // Here, where a file that was created can be taken away again.
+            // Here, where a file that this call created can still be removed.
             let backing = Backing::File(target.file.clone());
             let touched = map.as_ref().map_or(Ok(()), |map| {
                 residency::populate_read(map, &backing, ByteRange::between(0, len))
@@ -307,12 +323,12 @@ impl Opening {
         target.keep();
         Ok(Opened {
             open: HandleRef::new(open),
-            rest: None,
+            pending_resize: None,
             mode: self.mode,
         })
     }
 
-    /// What is true of the file as soon as any handle has it.
+    /// Applies the options that hold for the file as soon as one handle asked for them.
     fn prepare(&self, open: &OpenFile) {
         if self.preallocate {
             open.reserve_on_growth();
@@ -320,13 +336,13 @@ impl Opening {
         if self.touch_mtime {
             open.touch_mtime_on_flush();
         }
-        if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.how.path()) {
+        if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.open_mode.path()) {
             open.mark_name_unsynced(path);
         }
     }
 
-    /// Gives a file of `old` bytes its size, and says how long it is then: longer, if another
-    /// process was faster.
+    /// Gives a file of `old` bytes its size, and returns its length after that, which is larger
+    /// than `size` if another process has extended the file first.
     fn give_length(&self, file: &File, old: u64, size: Option<u64>) -> Result<u64> {
         let Some(size) = size else {
             self.reserve(file, old, false)?;
@@ -335,39 +351,40 @@ impl Opening {
         if self.preallocate {
             sys::check_free_space(file, size).map_err(MmapIoError::resize_failed)?;
         }
-        // Not a file that is empty anyway: ext4 writes a truncated one back when it is closed.
+        // Not if the file is empty: ext4 writes a file back on close once it has been truncated.
         if old > 0 {
             if self.preallocate && sys::ALLOCATE_KEEPS_BYTES {
-                // Whether the file system can do that at all.
+                // Fails before the truncation if the file system cannot reserve blocks.
                 sys::preallocate(file, size - 1, 1).map_err(MmapIoError::resize_failed)?;
             }
             file.set_len(0)?;
         }
         self.reserve(file, size, true)?;
-        // Last: as long as the file has no bytes, no other process has a use for it.
+        // Last: no other process uses the file as long as it is empty.
         sys::extend(file, size).map_err(MmapIoError::resize_failed)?;
         let len = sys::file_len(file)?;
         check_size(len)?;
         Ok(len)
     }
 
-    /// Empties a file that could not be created; not if another process has given it bytes.
+    /// Empties a file whose creation has failed, unless another process has extended it.
     fn give_back(&self, file: &File, size: Option<u64>) {
         let ours = match size {
             Some(size) if self.creates() => size,
             _ => return,
         };
-        // The length comes last where blocks can be reserved without it.
+        // Where blocks can be reserved past the end, the length is set last, so that a failed
+        // creation has set none.
         let is_last = sys::ALLOCATE_KEEPS_BYTES && sys::CAN_MAP_PAST_END;
         let ours = if is_last { 0 } else { ours };
         if sys::file_len(file).is_ok_and(|len| len <= ours) {
-            // The error that led here is the one that counts.
+            // The caller reports the error of the creation.
             let _ = file.set_len(0);
         }
     }
 
-    /// Reserves the blocks of a file; of one that is `new`, from its end on, if reserving changes
-    /// bytes.
+    /// Reserves the blocks of a file of `len` bytes. Where reserving writes zeroes, this does
+    /// nothing to a file with content, and starts at the end of a file that is `new`.
     fn reserve(&self, file: &File, len: u64, new: bool) -> Result<()> {
         let start = match sys::ALLOCATE_KEEPS_BYTES {
             _ if !self.preallocate || self.mode != MmapMode::ReadWrite => return Ok(()),
@@ -393,17 +410,20 @@ impl Opening {
     }
 
     fn size(&self) -> u64 {
-        match self.how {
-            How::Create(_, size) | How::CreateNew(_, size) | How::OpenOrCreate(_, size) => size,
-            How::Existing(_) | How::Descriptor(_) => 0,
+        match self.open_mode {
+            OpenMode::Create(_, size)
+            | OpenMode::CreateNew(_, size)
+            | OpenMode::OpenOrCreate(_, size) => size,
+            OpenMode::Existing(_) | OpenMode::Descriptor(_) => 0,
         }
     }
 }
 
 impl Opened {
-    /// Brings the length up to date, in its turn among the file's operations.
+    /// Makes the pending change of the length, through the queue, in order with the file's other
+    /// operations.
     pub(crate) async fn finish(&self) -> Result<()> {
-        if let Some((action, range)) = self.rest {
+        if let Some((action, range)) = self.pending_resize {
             Queue::submit(&self.open, Op::new(range, action)).await?;
             check_not_empty(self.mode, self.open.len())?;
         }
@@ -411,8 +431,8 @@ impl Opened {
     }
 }
 
-impl How {
-    /// The path that is opened; a descriptor has none.
+impl OpenMode {
+    /// Returns the path that is opened; `None` for a descriptor.
     fn path(&self) -> Option<&Path> {
         match self {
             Self::Existing(path)

@@ -1,13 +1,14 @@
-//! The open files of the process, found by identity.
+//! Finds the open files of the process by identity.
 //!
 //! Two handles on one file must share its leases, or they would alias each other's bytes. So every
-//! opening looks here, by the identity of the descriptor it has just opened, and either joins what
-//! is there or claims the place. A claim is held over the slow part of an opening (truncating,
-//! mapping) without any lock; others who come meanwhile wait for an event, as tasks, not as pool
-//! threads.
+//! opening looks here, by the identity of the descriptor that it has just opened, and either joins
+//! the file or claims its place. A claim lasts through the slow part of an opening (truncating,
+//! mapping), and no lock is held then. Other openings of the file wait for an event, as tasks; they
+//! occupy no thread of the pool.
 //!
-//! The identity is (device, inode), and nothing that can change under an open file: a birth time
-//! does, when a file of an old ext4 gets one by its first write, and when overlayfs copies it up.
+//! The identity is (device, inode). It contains nothing that can change while the file is open,
+//! such as the birth time: an inode of an old ext4 gets one with its first write, and overlayfs
+//! changes it when it copies a file up.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
@@ -16,29 +17,29 @@ use crate::sync::lock;
 use crate::sys::FileId;
 use crate::wakers::{Event, EventListener};
 
-/// Open files by identity. The references are weak: the registry keeps nothing open.
+/// The open files, by identity. The references are weak: the registry keeps no file open.
 #[derive(Debug)]
 pub(crate) struct Registry<T> {
     places: OnceLock<Mutex<HashMap<FileId, Place<T>>>>,
 }
 
-/// What is known of one identity.
+/// The entry of one identity.
 #[derive(Debug)]
 struct Place<T> {
-    /// A caller is looking at the place, or opening a file in it; told when that is over.
+    /// Present while a caller examines the place or opens a file in it; notified at the end.
     claimed: Option<Arc<Event>>,
-    /// One file; several where a file system gives one identity to several files.
+    /// One file; several if the file system gives one identity to several files.
     open: Vec<Weak<T>>,
 }
 
-/// What stands in a place.
+/// What a lookup has found.
 #[derive(Debug)]
 pub(crate) enum Found<T: 'static> {
     /// The file is open.
     Open(Arc<T>),
-    /// It is not, and now the place is the caller's.
+    /// The file is not open, and the caller now holds the claim on its place.
     Vacant(Claim<T>),
-    /// Another caller has the place; look again after the event.
+    /// Another caller holds the claim; look again after the event.
     Claimed(EventListener),
 }
 
@@ -51,8 +52,9 @@ impl<T> Registry<T> {
 
     /// Looks a file up, and claims its place if it is not open.
     ///
-    /// Where several files may have the identity, `is_it` says of each whether it is the file. That
-    /// may be a question to a slow file system: it is asked under a claim, and not under the lock.
+    /// Where several files may have the identity, `is_it` tells whether an open file is the one
+    /// that is looked for. It may ask a slow file system, so it is called under a claim, and not
+    /// under the lock.
     pub(crate) fn find(
         &'static self,
         id: FileId,
@@ -85,11 +87,11 @@ impl<T> Registry<T> {
         found.map_or(Found::Vacant(claim), Found::Open)
     }
 
-    /// The files that are open under an identity, and nothing else is done about them.
+    /// Returns the files that are open under an identity, without a claim.
     pub(crate) fn open(&self, id: FileId) -> Vec<Arc<T>> {
         let places = self.places();
         let open = places.get(&id).into_iter().flat_map(|place| &place.open);
-        // Upgraded under the lock and dropped outside: a file that is dropped comes back here.
+        // Upgraded under the lock, but dropped outside: the drop of a file takes the lock.
         open.filter_map(Weak::upgrade).collect()
     }
 
@@ -125,7 +127,8 @@ impl<T> Place<T> {
     }
 }
 
-/// A place that the holder may put a file in. Dropped without one, it is as it was.
+/// The exclusive right to open the file of one identity. Its drop ends the claim, and leaves the
+/// place as it was if no file was put there.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Claim<T: 'static> {
@@ -141,7 +144,7 @@ impl<T> Claim<T> {
 
     /// Puts the opened file in its place.
     pub(crate) fn fill(self, file: &Arc<T>) {
-        // The place is there: it is claimed.
+        // The place exists, because it is claimed.
         self.registry
             .update(self.id, |place| place.open.push(Arc::downgrade(file)));
     }
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_claimed_filled_and_vacated() {
+    fn removed_file_leaves_its_place_vacant() {
         static REGISTRY: Registry<u32> = Registry::new();
         let claim = claim(&REGISTRY);
         assert!(matches!(REGISTRY.find(id(1), UNIQUE), Found::Claimed(_)));
@@ -186,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn an_abandoned_claim_is_heard_and_a_stranger_removes_nothing() {
+    fn dropped_claim_notifies_and_remove_checks_file() {
         static REGISTRY: Registry<u32> = Registry::new();
         let first = claim(&REGISTRY);
         let Found::Claimed(listener) = REGISTRY.find(id(1), UNIQUE) else {
-            panic!("it is claimed");
+            panic!("the place is not claimed");
         };
         drop(first);
         futures_lite::future::block_on(listener);
@@ -201,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn files_that_share_an_identity_are_told_apart() {
+    fn files_with_one_identity_are_told_apart() {
         static REGISTRY: Registry<u32> = Registry::new();
         let find = |number| REGISTRY.find(id(1), Some(move |file: &Arc<u32>| **file == number));
         let files = [Arc::new(1), Arc::new(2)];
         for file in &files {
             let Found::Vacant(claim) = find(**file) else {
-                panic!("another file has the place");
+                panic!("another file was taken for file {file}");
             };
             assert!(matches!(find(**file), Found::Claimed(_)));
             claim.fill(file);
@@ -218,13 +221,13 @@ mod tests {
         REGISTRY.remove(id(1), Arc::as_ptr(&files[0]));
         assert!(matches!(find(2), Found::Open(found) if *found == 2));
         assert!(matches!(find(1), Found::Vacant(_)));
-        // The file that was found, and the claim on the place, are gone by now.
+        // The files and claims that the lookups returned have been dropped.
         REGISTRY.remove(id(1), Arc::as_ptr(&files[1]));
         assert!(REGISTRY.places().is_empty());
     }
 
     #[test]
-    fn the_lock_is_free_while_files_are_compared() {
+    fn lock_is_free_while_files_are_compared() {
         static REGISTRY: Registry<u32> = Registry::new();
         let file = Arc::new(1);
         claim(&REGISTRY).fill(&file);

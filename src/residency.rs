@@ -1,4 +1,4 @@
-//! Whether pages are in memory, and bringing them there with an error instead of a signal.
+//! Checks whether pages are in memory, and reads them in with an error instead of a signal.
 
 use std::fs::File;
 use std::io;
@@ -9,29 +9,30 @@ use crate::map::{find_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
 use crate::sys::{self, FsTraits, Run};
 
-/// Most bytes that one populate call asks for: it holds the address space's lock meanwhile.
+/// The most bytes of one populate call, during which the kernel holds the address space's lock.
 const STEP: u64 = 8 << 20;
 
 /// The same for writing, which may allocate a block for each page.
 const WRITE_STEP: u64 = 1 << 20;
 
-/// Pages that the kernel keeps together are at most that many bytes, and begin at a multiple of it.
+/// The largest folio, a group of pages that the kernel manages as one: at most this many bytes, and
+/// its start is a multiple of this.
 const LARGEST_FOLIO: usize = 2 << 20;
 
-/// Most bytes that are probed on the thread that polls: 1,024 pages take it up to 50 us. 64 MiB would
-/// take up to 800, where a hop takes 20 to 40.
+/// The most bytes that are probed on the thread that polls: their 1,024 pages take up to 50 us. 64
+/// MiB would take up to 800 us, while a job on the pool takes 20 to 40 us.
 const PROBE: u64 = 4 << 20;
 
-/// Whether the system may be asked what is in memory.
+/// Whether the system may be asked which pages are in memory.
 static PROBES: AtomicBool = AtomicBool::new(true);
 
-/// Has the system never be asked again what is in memory, by whatever handle.
+/// From now on no handle asks the system which pages are in memory.
 pub(crate) fn stop_probing() {
-    // Relaxed: the caller has other threads see it before a call would be punished.
+    // Relaxed: the caller makes other threads see it before it forbids the calls.
     PROBES.store(false, Ordering::Relaxed);
 }
 
-/// Whether the system is asked about a range of so many bytes.
+/// Whether the system is asked about the pages of a range of this length.
 pub(crate) fn is_asked(range: ByteRange) -> bool {
     range.len() <= PROBE && probes()
 }
@@ -40,15 +41,15 @@ fn probes() -> bool {
     PROBES.load(Ordering::Relaxed)
 }
 
-/// Whether every page of the range is in the page cache, and can be touched. Neither waits nor reads;
-/// "no" when in doubt.
+/// Whether every page of the range is in the page cache, and can be touched. Neither waits nor
+/// reads; `false` when in doubt.
 ///
-/// `mincore` alone knows whether a page has been read in, but calls all pages resident for a process
-/// that neither owns nor may write the file, decided at each call by its capabilities. `cachestat`
-/// refuses such a process, but counts pages whose read is on its way. So both are asked; and
-/// `cachestat` of early kernels refused no process, so its count matters, too.
+/// Only `mincore` knows whether a page has been read in, but it reports all pages as resident to a
+/// process that neither owns nor may write the file; the process's capabilities at each call decide
+/// that. `cachestat` refuses such a process, but also counts pages whose read is not complete. So
+/// both are asked. Early kernels with `cachestat` refused no process, so its count matters as well.
 ///
-/// `run` are the pages of `range`; no byte of them is touched.
+/// `run` must be the pages of `range`; no byte of them is touched.
 pub(crate) fn is_resident(
     run: Run,
     backing: &Backing,
@@ -70,53 +71,57 @@ pub(crate) fn is_resident(
         Ok(_) => sys::is_owner(file),
         Err(_) => false,
     };
-    // A large folio may stay in the cache after another process has truncated the file in its
-    // middle; its last pages look resident, and raise a signal.
+    // After another process has truncated the file in the middle of a large folio, the folio may
+    // stay in the cache: its last pages are reported as resident, but touching them raises a
+    // signal.
     may_trust
         && is_cached(run)
         && sys::known_len(file).is_ok_and(|file_len| range.end() <= file_len)
 }
 
-/// Whether every page of the run is in the page cache. No I/O; "no" when in doubt.
+/// Whether every page of the run is in the page cache. No I/O; `false` when in doubt.
 fn is_cached(run: Run) -> bool {
     sys::resident(run).unwrap_or(false)
 }
 
-/// The same; "yes" where the system is not asked.
+/// Whether every page of the run may be in the page cache: `true` if the system may not be asked.
 pub(crate) fn may_be_cached(run: Run) -> bool {
     !probes() || is_cached(run)
 }
 
-/// Reads the pages of the range in. Blocks.
+/// Reads the pages of the range into memory. Blocks.
 ///
 /// # Errors
 ///
-/// `Truncated` if the file has become shorter, or the error that reading met.
+/// `Truncated` if the file has become shorter, or the error of the read.
 pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
     for step in range.to_pages(sys::page_size()).steps(STEP) {
-        // SAFETY: the range is inside the file, so its pages are inside the live map.
-        if let Err(error) = unsafe { sys::populate_read(map.run(step)) } {
+        let run = map.run(step);
+        // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and
+        // so live; a page that another process has cut off is reported as an error.
+        if let Err(error) = unsafe { sys::populate_read(run) } {
             check_length(backing.file(), &[range])?;
-            let reason = backing.file().and_then(|file| why_not_read(file, step));
+            let reason = backing.file().and_then(|file| read_error(file, step));
             if let Some(reason) = reason {
                 return Err(MmapIoError::from(reason));
             }
-            // Whatever it was, it may be over.
+            // The pages can be read by other means, so the cause may have been temporary.
             // SAFETY: as above.
-            if unsafe { sys::populate_read(map.run(step)) }.is_err() {
+            if unsafe { sys::populate_read(run) }.is_err() {
                 return Err(MmapIoError::from(unreadable(error)));
             }
         }
     }
-    // A page that the file now ends in can be touched, and is lost all the same.
+    // If the file now ends inside a page, that page can be touched, though bytes of it are lost.
     check_length(backing.file(), &[range])
 }
 
-/// Makes the pages of all ranges writable, allocating holes, without changing a byte. Blocks.
+/// Makes the pages of all ranges writable: allocates the blocks of holes, and changes no byte.
+/// Blocks.
 ///
 /// # Errors
 ///
-/// See [`Unpopulated`]; the pages of some ranges may be writable then.
+/// See [`Unpopulated`]. The pages of some ranges may have become writable.
 pub(crate) fn populate_write(
     map: &Map,
     backing: &Backing,
@@ -127,7 +132,9 @@ pub(crate) fn populate_write(
     let pages = PageRange::merged(pages).into_iter();
     let steps: Vec<PageRange> = pages.flat_map(|pages| pages.steps(WRITE_STEP)).collect();
     let runs: Vec<_> = steps.iter().map(|step| map.run(*step)).collect();
-    // SAFETY: the ranges are inside the file, so their pages are inside the live, writable map.
+    // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and so
+    // live; the callers pass the map of a handle that may write. A page that another process has
+    // cut off is reported as an error.
     unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {
         let ranges: Vec<ByteRange> = ranges.collect();
         if let Err(truncated) = check_length(backing.file(), &ranges) {
@@ -136,28 +143,28 @@ pub(crate) fn populate_write(
         let Some(file) = backing.file() else {
             return Unpopulated::Explained(MmapIoError::from(error));
         };
-        // Populating says only `EFAULT`; asking in other ways says why.
+        // Populating reports only `EFAULT`; reading and allocating the pages tells the cause.
         let step = steps[index];
         match read_one_byte_a_page(file, step).and_then(|()| allocate(file, step)) {
             Err(reason) => Unpopulated::Explained(MmapIoError::from(reason)),
-            Ok(()) => Unpopulated::Unexplained(why_not_stored(file, step)),
+            Ok(()) => Unpopulated::Unexplained(store_error(file, step)),
         }
     })
 }
 
-/// Makes the pages of a range writable, as [`populate_write`] does; a range that the disk has no room
-/// for is refused before any of it is allocated. Blocks.
+/// Makes the pages of a range writable, like [`populate_write`], but first checks that the disk has
+/// room for the whole range, so that a failure allocates nothing. Blocks.
 ///
 /// # Errors
 ///
-/// `Truncated` if the file has become shorter, or the error that reading or allocating met.
+/// `Truncated` if the file has become shorter, or the error of reading or allocating the pages.
 pub(crate) fn make_writable(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
     if let Some(file) = backing.file() {
         sys::check_room(file, range.start(), range.len())?;
     }
     let populate = || populate_write(map, backing, std::iter::once(range));
     match populate() {
-        // The blocks that were missing have been allocated since.
+        // Finding out the cause has allocated the blocks that were missing.
         Err(Unpopulated::Unexplained(_)) => Ok(populate()?),
         populated => Ok(populated?),
     }
@@ -166,10 +173,10 @@ pub(crate) fn make_writable(map: &Map, backing: &Backing, range: ByteRange) -> R
 /// Why pages could not be made writable.
 #[derive(Debug)]
 pub(crate) enum Unpopulated {
-    /// `Truncated` if the file has become shorter, or what reading or allocating the pages met.
+    /// `Truncated` if the file has become shorter, or the error of reading or allocating the pages.
     Explained(MmapIoError),
-    /// The pages can be read, and have their blocks: a write through the descriptor may work. The
-    /// error is for where it cannot be tried.
+    /// The pages can be read, and have their blocks, so a write through the descriptor may work.
+    /// The error is for a caller that cannot try that.
     Unexplained(MmapIoError),
 }
 
@@ -181,16 +188,16 @@ impl From<Unpopulated> for MmapIoError {
     }
 }
 
-/// What reading the pages in met: populating says only `EFAULT`.
-fn why_not_read(file: &File, pages: PageRange) -> Option<io::Error> {
+/// Returns why the pages could not be read in, where populating them reports only `EFAULT`.
+fn read_error(file: &File, pages: PageRange) -> Option<io::Error> {
     if let Err(error) = read_one_byte_a_page(file, pages) {
         return Some(error);
     }
-    // A hole takes a page when it is read through a map, where the file is memory (tmpfs).
+    // On tmpfs, reading a hole through a map allocates a page, which a full file system refuses.
     allocate(file, pages).err().filter(sys::is_disk_full)
 }
 
-/// What is said instead of `EFAULT`, which names an address of ours.
+/// Replaces `EFAULT`, which would tell the user of a bad address.
 fn unreadable(error: io::Error) -> io::Error {
     match sys::is_fault(&error) {
         true => io::Error::other("the pages cannot be read through a mapping"),
@@ -198,9 +205,9 @@ fn unreadable(error: io::Error) -> io::Error {
     }
 }
 
-/// Why pages that have their blocks cannot be stored to: a large folio wants the blocks of its other
-/// pages as well, and there may be no room for those.
-fn why_not_stored(file: &File, pages: PageRange) -> MmapIoError {
+/// Returns why pages that have their blocks cannot be stored to: a large folio needs the blocks of
+/// its other pages as well, and the disk may have no room for those.
+fn store_error(file: &File, pages: PageRange) -> MmapIoError {
     let folios = ByteRange::from(pages).to_pages(LARGEST_FOLIO);
     let inside = sys::file_len(file).map(|len| {
         let end = folios.end().min(len);
@@ -211,7 +218,7 @@ fn why_not_stored(file: &File, pages: PageRange) -> MmapIoError {
     MmapIoError::from(allocated.err().unwrap_or_else(refused))
 }
 
-/// Reserves the blocks of pages that may hold bytes, where that can be done and leaves them alone.
+/// Reserves the blocks of pages, on platforms where that leaves their bytes unchanged.
 fn allocate(file: &File, pages: PageRange) -> io::Result<()> {
     if !sys::ALLOCATE_KEEPS_BYTES || pages.len() == 0 {
         return Ok(());
@@ -226,7 +233,7 @@ fn allocate(file: &File, pages: PageRange) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// `Truncated`, or `Io` if the length cannot be had.
+/// `Truncated`, or `Io` if the system does not tell the length.
 pub(crate) fn check_length(file: Option<&File>, ranges: &[ByteRange]) -> Result<()> {
     let Some(file) = file else {
         return Ok(());
@@ -242,19 +249,20 @@ pub(crate) fn check_length(file: Option<&File>, ranges: &[ByteRange]) -> Result<
     }
 }
 
-/// Whether bytes lie in a map of ours.
+/// Whether bytes lie in a map of this crate.
 pub(crate) fn is_mapped(data: &[u8]) -> bool {
     find_mapped(data).is_some()
 }
 
-/// An owned copy of bytes that lie in a map of ours. Blocks.
+/// Copies bytes, after reading their pages in if they lie in a map of this crate. Blocks.
 ///
 /// # Errors
 ///
-/// `Truncated` if their file has become shorter, or what reading the pages in met.
+/// `Truncated` if their file has become shorter, or the error of reading the pages.
 pub(crate) fn copy_mapped(data: &[u8]) -> Result<Box<[u8]>> {
     if let Some(place) = find_mapped(data) {
-        // SAFETY: the pages hold `data`, which lives, and with it its map.
+        // SAFETY: `find_mapped` returns the pages of one map that hold `data`, and the view behind
+        // `data` keeps that map live.
         let populated = unsafe { sys::populate_read(place.run) };
         check_length(place.backing.file(), &[place.range])?;
         populated.map_err(unreadable)?;

@@ -1,14 +1,15 @@
-//! The alarms of `EveryMillis`: one job on the pool for all files of the process.
+//! Rings the alarms of `EveryMillis`, with one timer job on the pool for all files of the process.
 //!
-//! The first alarm starts the job; it sleeps until the next one is due, and is gone when there is
-//! none left. It takes one thread of the pool while something is written and not flushed.
+//! The first alarm starts the timer job. The job sleeps until the next alarm is due, and ends when
+//! no alarm is left. It occupies one thread of the pool while a file has written bytes to flush.
 //!
-//! What is due is rung by *ringers*, jobs of their own, since a file may take long: seconds for a
-//! flush over a network. A ringer rings one file after the other, so that thousands of files that
-//! are quick take [`FEW`] threads. One that has been at one file for longer than [`PATIENCE`] no
-//! longer counts among the few, and another takes its place, up to half of the pool's threads:
-//! a slow file holds up no other, and never all users of the pool. The timer's job itself waits
-//! for no file: where only a ringer's end can help, it ends, and the ringer starts it again.
+//! Alarms that are due are rung by *ringers*, which are separate jobs, since ringing a file may
+//! take long: seconds for a flush over a network. A ringer rings one file after the other, so that
+//! thousands of quick files occupy only [`FEW`] threads. A ringer that has been busy with one file
+//! for longer than [`PATIENCE`] is slow: it no longer counts among the few, and another ringer may
+//! start, up to half of the pool's threads. So a slow file delays no other file, and slow files
+//! together never occupy the whole pool. The timer job itself waits for no file: if it cannot go on
+//! before a ringer ends, the job ends, and the ringer starts it again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,59 +19,64 @@ use crate::completion::contain;
 use crate::offload::{pool_has_one_thread, pool_threads, spawn, ROUNDS};
 use crate::sync::lock;
 
-/// How long the job sleeps at a time, before it goes back behind the jobs that wait: a program may
-/// have left the pool a single thread (`blocking::set_max_blocking_threads`), and cannot be asked.
+/// How long the timer job sleeps at most before it goes to the end of the pool's queue: a program
+/// may have limited the pool to one thread (`blocking::set_max_blocking_threads`), which cannot be
+/// queried.
 const SLEEP: Duration = Duration::from_millis(100);
-/// The same where the pool is known to have one thread: every other job waits meanwhile.
+/// The same if the pool is known to have one thread: every other job waits while this one sleeps.
 const NAP: Duration = Duration::from_millis(1);
 
-/// Ringers that are at work at a time, the slow ones apart.
+/// The most ringers at a time, slow ringers not counted.
 const FEW: usize = 2;
-/// How long a ringer may be at one file and still be one of the few.
+/// How long a ringer may be busy with one file before it counts as slow.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// What an alarm is set for.
+/// Something that has an alarm: a file.
 pub(crate) trait Alarmed: Send + Sync + 'static {
-    /// When it is to ring, if at all. Asked under the timer's lock; after each change the timer is
-    /// to be [updated](Timer::update).
+    /// Returns when the alarm is to ring; `None` if it is not set. Called under the timer's lock.
+    /// After each change the timer must be [updated](Timer::update).
     fn alarm(&self) -> Option<Instant>;
 
-    /// The time that the alarm was set for has come. May block, but not for an alarm.
+    /// Does what the alarm was set for, after the time `at` for which it was set. May block, but
+    /// must not wait for an alarm.
     fn ring(self: &Arc<Self>, at: Instant);
 }
 
-/// The alarms that are set, at most one for a file. Each holds its file, so that what is scheduled
-/// is done, whatever becomes of the handles; and it is taken down when there is nothing to do any
-/// more, so that nothing is held for its sake.
+/// The alarms that are set, at most one for each file.
+///
+/// An alarm keeps its file open, so that a scheduled flush happens even if all handles are dropped.
+/// It is removed as soon as nothing is left to flush, so that it does not keep the file open
+/// needlessly.
 #[derive(Debug)]
 pub(crate) struct Timer<T> {
     state: Mutex<State<T>>,
-    /// Told when another alarm is the first, and when a ringer has gone.
+    /// Notified when the first alarm has changed, and when a ringer has ended.
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State<T> {
-    /// By time, and by address of the file.
+    /// The files, by the time of the alarm and the address of the file.
     alarms: BTreeMap<(Instant, usize), Arc<T>>,
-    /// The times, by address of the file.
+    /// The times of the alarms, by the address of the file.
     times: BTreeMap<usize, Instant>,
-    /// A job exists that will look again.
+    /// A timer job exists that will check for alarms again.
     running: bool,
     ringers: Vec<Ringer>,
-    /// Ringers that there have been.
+    /// The number of the next ringer.
     numbers: u64,
 }
 
 #[derive(Debug)]
 struct Ringer {
     number: u64,
-    /// When it began with the file that it is at; `None` until a thread of the pool takes it up.
-    /// It will look for what is due then.
+    /// When it began to ring its current file; `None` while the job waits for a thread of the pool.
+    /// It checks for due alarms as soon as it gets one.
     since: Option<Instant>,
 }
 
 impl Ringer {
+    /// Returns when the ringer becomes slow; `None` while it waits for a thread.
     fn is_quick_until(&self) -> Option<Instant> {
         Some(self.since? + PATIENCE)
     }
@@ -90,10 +96,11 @@ impl<T: Alarmed> Timer<T> {
         }
     }
 
-    /// Has `target` rung when it says, or soon afterwards. Costs a short lock.
+    /// Reads the target's alarm, and schedules, moves or removes it. The alarm rings at its time or
+    /// shortly afterwards. Takes a short lock.
     ///
-    /// It is asked here, under the lock: of two threads that change its alarm, the one that comes
-    /// last sees what both have done.
+    /// The alarm is read under the lock: if two threads change it at the same time, the last one of
+    /// them to get here sees both changes.
     pub(crate) fn update(&'static self, target: &Arc<T>) {
         let mut state = self.state();
         let first = state.first();
@@ -106,13 +113,13 @@ impl<T: Alarmed> Timer<T> {
         } else if is_another {
             self.changed.notify_one();
         }
-        // It may be the last reference to the file.
+        // After the lock: this may be the last reference to the file.
         drop(replaced);
     }
 
     fn start(&'static self) {
         if spawn(|| self.run()).is_err() {
-            // The alarms stay set, and the next update tries again.
+            // The alarms stay set, and the next update tries to start the job again.
             self.state().running = false;
         }
     }
@@ -125,11 +132,11 @@ impl<T: Alarmed> Timer<T> {
                 Next::Nothing => return,
             }
         }
-        // Behind the jobs that wait.
+        // At the end of the pool's queue.
         self.start();
     }
 
-    /// Waits until something is to be done.
+    /// Waits until the timer job has something to do.
     fn next(&self) -> Next {
         let mut state = self.state();
         loop {
@@ -163,7 +170,7 @@ impl<T: Alarmed> Timer<T> {
         }
     }
 
-    /// Rings what is due, one after the other.
+    /// Rings the files whose alarms are due, one after the other.
     fn ring(&'static self, number: u64) {
         for _ in 0..ROUNDS {
             let (due, start) = {
@@ -175,11 +182,11 @@ impl<T: Alarmed> Timer<T> {
                 self.start();
             }
             let Some((at, target)) = due else {
-                // Another one may take its place.
+                // Another ringer may start now.
                 self.changed.notify_one();
                 return;
             };
-            // A file that panics does not take the others' alarms with it.
+            // The panic of one file does not stop the alarms of the other files.
             contain(move || target.ring(at));
         }
         self.state().wait_for_a_thread(number);
@@ -192,26 +199,26 @@ impl<T: Alarmed> Timer<T> {
 }
 
 impl<T> State<T> {
-    /// The time of the next alarm.
+    /// Returns the time of the next alarm.
     fn first(&self) -> Option<Instant> {
         let ((at, _), _) = self.alarms.first_key_value()?;
         Some(*at)
     }
 
-    /// Whether a job must be started now: then the caller starts it.
+    /// Whether a timer job must be started now. If so it counts as running, and the caller starts
+    /// it.
     fn needs_a_job(&mut self) -> bool {
-        // A ringer that is about to begin looks for what is due, and asks again.
         !self.alarms.is_empty() && !std::mem::replace(&mut self.running, true)
     }
 
-    /// Whether one more ringer may begin with what is due: it is entered then.
+    /// Enters one more ringer if it may start now, or returns when it may.
     fn turn(&mut self, now: Instant) -> Turn {
         let most = (pool_threads() / 2).max(1);
         let is_waiting = self.ringers.iter().any(|ringer| ringer.since.is_none());
         if is_waiting || self.ringers.len() >= most {
             return Turn::Unknown;
         }
-        // When each of those that count will count no more.
+        // When each of the quick ringers becomes slow.
         let ends = self.ringers.iter().filter_map(Ringer::is_quick_until);
         let mut ends: Vec<_> = ends.filter(|end| *end > now).collect();
         if ends.len() < FEW {
@@ -227,7 +234,7 @@ impl<T> State<T> {
         Turn::In(ends[ends.len() - FEW] - now)
     }
 
-    /// What a ringer is to ring next; if that is nothing, it is gone.
+    /// Returns what a ringer is to ring next. `None` ends the ringer, which is removed then.
     fn next_due(&mut self, number: u64) -> Option<(Instant, Arc<T>)> {
         let now = Instant::now();
         let is_due = self.first().is_some_and(|at| at <= now);
@@ -243,7 +250,7 @@ impl<T> State<T> {
         None
     }
 
-    /// The ringer goes behind the jobs that wait.
+    /// Notes that the ringer goes to the end of the pool's queue.
     fn wait_for_a_thread(&mut self, number: u64) {
         self.set_since(number, None);
     }
@@ -259,7 +266,8 @@ impl<T> State<T> {
         self.ringers.retain(|ringer| ringer.number != number);
     }
 
-    /// Sets the one alarm of a file; returns what its former alarm held.
+    /// Sets or removes the one alarm of a file, and returns the reference that its former alarm
+    /// held.
     fn set(&mut self, target: &Arc<T>, alarm: Option<Instant>) -> Option<Arc<T>> {
         let address = Arc::as_ptr(target) as usize;
         let former = match alarm {
@@ -273,31 +281,32 @@ impl<T> State<T> {
         replaced
     }
 
-    /// Takes the next alarm down.
+    /// Removes the next alarm, which the caller has seen, and returns it.
     fn pop(&mut self) -> (Instant, Arc<T>) {
-        let ((at, address), target) = self.alarms.pop_first().expect("there is one");
+        let ((at, address), target) = self.alarms.pop_first().expect("an alarm is due");
         self.times.remove(&address);
         (at, target)
     }
 }
 
-/// What the job does next.
+/// What the timer job does next.
 enum Next {
-    /// It starts a ringer.
+    /// Starts the ringer of this number.
     Ring(u64),
-    /// It lets the others go first.
+    /// Goes to the end of the pool's queue.
     Again,
-    /// It ends.
+    /// Ends.
     Nothing,
 }
 
-/// When a ringer may begin with what is due.
+/// When one more ringer may start to ring due alarms.
 enum Turn {
-    /// Now: that one.
+    /// Now: it is entered with this number.
     Taken(u64),
-    /// When so much time has gone, if not before.
+    /// After this time at the latest, when a quick ringer has become slow.
     In(Duration),
-    /// When another one has gone, or begins: that one sees to it.
+    /// When another ringer ends or gets a thread. That ringer rings the due alarms, or starts the
+    /// timer job again.
     Unknown,
 }
 
@@ -311,7 +320,7 @@ mod tests {
         name: u32,
         alarm: Mutex<Option<Instant>>,
         heard: Mutex<Sender<(u32, Instant)>>,
-        /// It rings until this is closed.
+        /// The bell rings until this channel is closed.
         end: Mutex<Option<Receiver<()>>>,
     }
 
@@ -327,7 +336,7 @@ mod tests {
             if let Some(end) = self.end.lock().unwrap().take() {
                 end.recv().unwrap_err();
             }
-            assert_ne!(self.name, 3, "this one panics");
+            assert_ne!(self.name, 3, "bell 3 panics on purpose");
         }
     }
 
@@ -340,7 +349,7 @@ mod tests {
         })
     }
 
-    /// A bell that is due, and rings until what is returned is dropped.
+    /// Returns a bell that is due, and that rings until the sender is dropped.
     fn slow_bell(name: u32, heard: &Sender<(u32, Instant)>) -> (Arc<Bell>, Sender<()>) {
         let bell = bell(name, Instant::now(), heard);
         let (sender, end) = channel();
@@ -365,12 +374,12 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn earlier_alarms_are_not_slept_over_and_the_job_ends() {
+    fn earlier_alarm_wakes_sleeping_job() {
         static TIMER: Timer<Bell> = Timer::new();
         let (heard, ring) = channel();
         let now = Instant::now();
         let soon = now + Duration::from_millis(20);
-        // The job sleeps for this one when the others come.
+        // The job is sleeping until this alarm when the others are set.
         let late = bell(1, now + HOUR, &heard);
         TIMER.update(&late);
         TIMER.update(&bell(2, soon, &heard));
@@ -381,7 +390,7 @@ mod tests {
         TIMER.update(&late);
         assert_eq!(names(&ring, 1), [1]);
         drop((late, heard));
-        // Every bell is let go of, and the next alarm starts a new job.
+        // The timer drops every bell, and the next alarm starts a new job.
         assert!(ring.recv().is_err());
         wait_for_the_end(&TIMER);
         let (heard, ring) = channel();
@@ -390,9 +399,9 @@ mod tests {
     }
 
     #[test]
-    fn slow_bells_hold_up_no_others() {
+    fn slow_bells_do_not_delay_others() {
         static TIMER: Timer<Bell> = Timer::new();
-        // Slow ones may take half of the pool.
+        // Slow bells may occupy half of the pool.
         let slow = 5.min((pool_threads() / 2).saturating_sub(1));
         let (heard, ring) = channel();
         let mut ends = Vec::new();
@@ -401,7 +410,7 @@ mod tests {
             TIMER.update(&bell);
             ends.push(end);
         }
-        // They begin though none of them has ended.
+        // All of them begin before any of them has ended.
         names(&ring, slow);
         for name in 20..30 {
             TIMER.update(&bell(name, Instant::now(), &heard));
@@ -409,19 +418,19 @@ mod tests {
         assert_eq!(names(&ring, 10), Vec::from_iter(20..30));
         assert!(TIMER.state().ringers.len() >= slow);
         drop((ends, heard));
-        assert!(ring.recv().is_err(), "a bell is held");
+        assert!(ring.recv().is_err(), "a bell rang twice");
         wait_for_the_end(&TIMER);
     }
 
     #[test]
-    fn quick_bells_take_few_threads() {
+    fn quick_bells_use_few_threads() {
         static TIMER: Timer<Bell> = Timer::new();
         let (heard, ring) = channel();
         let now = Instant::now();
         let mut most = 0;
         let quick = || {
             let state = TIMER.state();
-            // On a busy machine one may take longer than its patience.
+            // On a busy machine a ringer may become slow though its bells are quick.
             let is_quick = |ringer: &Ringer| {
                 ringer
                     .is_quick_until()
@@ -441,12 +450,12 @@ mod tests {
             most = most.max(quick());
         }
         assert_eq!(count, 500);
-        assert!(most <= FEW, "{most} at a time");
+        assert!(most <= FEW, "{most} quick ringers at a time");
         wait_for_the_end(&TIMER);
     }
 
     #[test]
-    fn a_file_has_one_alarm_and_none_is_held_that_will_not_ring() {
+    fn cancelled_alarm_is_not_held() {
         static TIMER: Timer<Bell> = Timer::new();
         let (heard, ring) = channel();
         let late = Instant::now() + HOUR;
@@ -465,7 +474,7 @@ mod tests {
         TIMER.update(&stopped);
         assert_eq!(ring.recv().unwrap(), (1, now));
         drop((moved, stopped));
-        assert!(ring.recv().is_err(), "a bell is held");
+        assert!(ring.recv().is_err(), "the cancelled bell rang");
         wait_for_the_end(&TIMER);
     }
 }

@@ -1,10 +1,10 @@
-//! Making ranges of a file durable: which call does it.
+//! Makes ranges of a file durable by the cheapest sequence of system calls.
 //!
-//! Every way ends in one `msync`, and so in one commit of the journal and one flush of the drive:
-//! those are most of what it costs, and each further `msync` pays for them again. What differs is
-//! the pages that are written. Measured on ext4 (medians, in microseconds), for pages that lie
-//! evenly in a span of a file of 256 MiB; in the lower half 2,048 other pages of the file are dirty,
-//! which nobody asked for:
+//! Every sequence ends in one `msync`, and so in one commit of the journal and one flush of the
+//! drive's cache: these make up most of the cost, and each further `msync` pays for them again.
+//! What differs is the pages that are written. Measured on ext4 (medians, in microseconds), for
+//! pages spread evenly over the given span of a 256 MiB file. In the rows marked "others", 2,048
+//! further pages of the file are dirty that were not part of the request:
 //!
 //! | pages in span | `msync` of the hull | write-back of each, one `msync` | write-back, `fdatasync` | `msync` of each |
 //! |---|---|---|---|---|
@@ -15,10 +15,11 @@
 //! | 64 in 4 MiB, others | 1,016 | 864 | 37,938 | 3,886 |
 //! | 8 in 256 MiB, others | 33,551 | 1,247 | 36,712 | 2,036 |
 //!
-//! So a compact hull takes one `msync`, whatever is in it. Ranges that lie far apart are written
-//! back one by one, all at the same time, and then one `msync` of the first commits and flushes; on
-//! file systems where that covers the others ([`FsTraits::range_sync_covers_metadata`]), and elsewhere the hull
-//! it is. `fdatasync` writes the whole file, and wins nowhere.
+//! So a compact hull takes one `msync`, whatever lies in it. For ranges that lie far apart,
+//! write-back of each range is started, so that all of them run at the same time, and then one
+//! `msync` of the first range commits and flushes. That needs a file system where this `msync`
+//! covers the other ranges ([`FsTraits::range_sync_covers_metadata`]); elsewhere one `msync` covers
+//! the hull. `fdatasync` writes back the whole file, and is never the cheapest.
 
 use std::fs::File;
 use std::io;
@@ -27,20 +28,20 @@ use crate::map::Map;
 use crate::range::{ByteRange, PageRange};
 use crate::sys::{self, FsTraits};
 
-/// Largest hull in bytes for which one `msync` is best.
+/// The largest hull in bytes for which one `msync` is the cheapest.
 const COMPACT: u64 = 4 << 20;
 
-/// What is about to be made durable, in the way that is best for it.
+/// Ranges that are to be made durable, and how.
 #[derive(Debug)]
 pub(crate) struct Writeback {
-    /// None is empty; one hull, if they share it.
+    /// No range is empty. It is a single hull if one `msync` covers all of them.
     ranges: Vec<ByteRange>,
-    /// The pages of the ranges: sorted and disjoint, at least one.
+    /// The pages of the ranges: sorted, disjoint, and at least one run.
     runs: Vec<PageRange>,
 }
 
 impl Writeback {
-    /// `None` when the ranges hold no byte.
+    /// Decides how to make ranges durable; `None` if they hold no byte.
     pub(crate) fn of(mut ranges: Vec<ByteRange>, fs_traits: FsTraits) -> Option<Self> {
         ranges.retain(|range| !range.is_empty());
         let hull = ranges.iter().copied().reduce(ByteRange::hull)?;
@@ -52,33 +53,35 @@ impl Writeback {
         Some(Self { ranges, runs })
     }
 
-    /// The bytes that will be durable.
+    /// Returns the ranges that [`run`](Self::run) makes durable, which may be larger than those
+    /// asked for.
     pub(crate) fn covers(&self) -> &[ByteRange] {
         &self.ranges
     }
 
-    /// Makes them durable. Blocks.
+    /// Makes the ranges durable. Blocks.
     ///
     /// # Errors
     ///
-    /// What any of the calls met.
+    /// That of the first call that fails.
     ///
     /// # Panics
     ///
-    /// When the map does not cover the ranges.
+    /// If the map does not cover the ranges.
     pub(crate) fn run(&self, map: &Map, file: &File) -> io::Result<()> {
         let (first, last) = (self.runs[0], self.runs[self.runs.len() - 1]);
         let pages = match self.write_each(file) {
-            // Not allowed here: all between them is written with them.
+            // The call is refused here, so everything between the ranges is written as well.
             Err(error) if sys::is_refused(&error) => first.hull(last),
             written => written.map(|()| first)?,
         };
-        assert!(pages.end() <= map.capacity().next_multiple_of(sys::page_size() as u64));
-        // SAFETY: the pages are inside the live map, as was just checked.
-        unsafe { sys::sync_range(file, map.run(pages)) }
+        let run = map.run(pages);
+        // SAFETY: `Map::run` has checked that the pages are inside the map; `map` is borrowed and
+        // so live, and the caller passes the file that it is a shared mapping of.
+        unsafe { sys::sync_range(file, run) }
     }
 
-    /// Writes back the pages of ranges that lie far apart, all at the same time.
+    /// Writes back the pages of ranges that lie far apart, with all of the I/O at the same time.
     fn write_each(&self, file: &File) -> io::Result<()> {
         if self.runs.len() > 1 {
             for run in &self.runs {
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn near_ranges_share_a_hull_and_far_ones_are_written_one_by_one() {
+    fn near_ranges_share_hull_far_do_not() {
         let page = sys::page_size() as u64;
         let far = 1 << 30;
         assert_eq!(runs(&[], true), []);

@@ -1,23 +1,23 @@
-//! An append log: many tasks append durably at the same time, and share their flushes.
+//! An append log to which many tasks append durably at the same time, sharing their flushes.
 //!
-//! The file is 8 bytes of [`MAGIC`] and then records without a gap, zeroes behind them. A record is
-//! its length (4 bytes), its checksum (4), the number of its life (8), all little-endian, and the
-//! payload.
+//! The file consists of the 8 bytes of [`MAGIC`], records without a gap, and zeroes after them. A
+//! record consists of its length (4 bytes), its checksum (4), the number of its life (8), all
+//! little-endian, and the payload.
 //!
-//! What is acknowledged is found again, because
+//! Recovery finds every acknowledged record, because
 //!
 //! - **there are no holes.** Recovery stops at the first bad record, so no record may be
-//!   acknowledged before all earlier ones are durable. Appends only add to a batch in memory; one
-//!   writer gives the batches their places, one after the other. An append whose future is dropped
-//!   takes nothing back, and a write that fails ends the log: nothing comes after it.
-//! - **a torn record is seen.** The checksum covers the length, the life, the payload and the
-//!   position. What a power cut tears was never acknowledged.
-//! - **old records do not come back.** Behind a torn record there may be whole ones, and a new
-//!   record of the right length would join them to the log again. So each *life* of the log, from
-//!   an open to the next, has a random number, and begins with a record that names the life before.
-//!   A record of any other life is the end.
-//! - **what recovery has found is flushed.** A process that was killed may leave records in the page
-//!   cache that were never durable. Nothing is appended behind them before they are.
+//!   acknowledged before all earlier ones are durable. Appends only add to a batch in memory; a
+//!   single writer writes the batches one after the other. Dropping the future of an append does
+//!   not remove its record, and a failed write ends the log: nothing is written after it.
+//! - **a torn record is detected.** The checksum covers the length, the life, the payload and the
+//!   position. A record that a power cut tears was never acknowledged.
+//! - **old records do not come back.** There may be whole records after a torn one, and a new
+//!   record of the right length would connect them to the log again. So each *life* of the log,
+//!   from one open to the next, has a random number, and begins with a record that names the life
+//!   before it. A record of any other life ends the log.
+//! - **recovered records are flushed.** A process that was killed may leave records in the page
+//!   cache that were never durable. They are made durable before anything is appended after them.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher as _};
@@ -30,22 +30,22 @@ use event_listener::Event;
 use futures_lite::future::yield_now;
 use mmap_io::{MemoryMappedFile, MmapIoError, Stats};
 
-/// How a log begins, so that nothing else is taken for one and overwritten.
+/// The first bytes of a log, so that no other file is mistaken for a log and overwritten.
 const MAGIC: [u8; 8] = *b"mmaplog1";
 
-/// Bytes of a record before its payload.
+/// The length in bytes of a record before its payload.
 const HEADER: usize = 16;
 
-/// Largest payload in bytes. Recovery need not believe a longer one.
+/// The largest payload in bytes. Recovery treats a larger one as a bad record.
 pub(crate) const MAX_PAYLOAD: usize = 1 << 20;
 
-/// Appends wait while the batch has this many bytes.
+/// Appends wait while the batch has at least this many bytes.
 const MAX_BATCH: usize = 4 << 20;
 
-/// Length of a new log in bytes.
+/// The length of a new log in bytes.
 const FIRST_LEN: u64 = 64 << 10;
 
-/// Bytes that are leased at a time by whoever reads record after record.
+/// How many bytes a sequential reader leases at a time.
 const WINDOW: u64 = 1 << 20;
 
 pub(crate) type Result<T, E = LogError> = std::result::Result<T, E>;
@@ -64,7 +64,7 @@ pub(crate) enum LogError {
     NotALog,
     #[error("no good record at {0:?}")]
     NoRecord(Position),
-    #[error("the log's writer does not run any more")]
+    #[error("the log's writer is no longer running")]
     Stopped,
 }
 
@@ -74,7 +74,7 @@ impl From<MmapIoError> for LogError {
     }
 }
 
-/// A log that is open for appending. There must be one at a time for a file.
+/// A log that is open for appending. A file must be opened only once at a time.
 #[derive(Debug)]
 pub(crate) struct Log {
     shared: Arc<Shared>,
@@ -86,9 +86,9 @@ struct Shared {
     file: MemoryMappedFile,
     life: u64,
     state: Mutex<State>,
-    /// There is a batch to write, or the log was dropped.
+    /// Notified when there is a batch to write, or the log was dropped.
     work: Event,
-    /// A batch was written, or there will be no more.
+    /// Notified when a batch was written, or no more will be.
     progress: Event,
 }
 
@@ -96,13 +96,13 @@ struct Shared {
 struct State {
     /// Records that the writer has not taken yet.
     batch: BytesMut,
-    /// Where the batch begins: the end of what the writer has taken.
+    /// The offset of the batch, which is the end of what the writer has taken.
     start: u64,
-    /// Everything before this is durable.
+    /// Everything before this offset is durable.
     durable: u64,
-    /// The log was dropped; the writer ends when the batch is written.
+    /// Whether the log was dropped; the writer then ends after the last batch.
     is_closed: bool,
-    /// Nothing is written any more.
+    /// Why nothing is written any more.
     ended: Option<LogError>,
 }
 
@@ -120,12 +120,12 @@ impl Log {
             while cursor.next(file.len()).await?.is_some() {
                 recovered += 1;
             }
-            // It goes out of scope: its window may be over what is written next.
+            // The cursor is dropped before the write below, which would wait for its window.
             (start, last_life) = (cursor.offset, cursor.life);
         } else {
             opening.put_slice(&MAGIC);
         }
-        // Keys of a `RandomState` are random; 0 is the life before the first.
+        // The keys of a `RandomState` are random; 0 stands for the life before the first one.
         let life = RandomState::new().build_hasher().finish().max(1);
         let offset = start + opening.len() as u64;
         Record::new(life, &last_life.to_le_bytes())?.place(offset, &mut opening);
@@ -151,10 +151,10 @@ impl Log {
         Ok((Self { shared, recovered }, writer))
     }
 
-    /// Appends a record. It is durable when this returns, and so are all before it.
+    /// Appends a record. When this returns, the record and all records before it are durable.
     ///
-    /// Dropping the future after its first poll does not take the record back: it may be in the
-    /// log or not, like one whose acknowledgment is lost.
+    /// Dropping the future after its first poll does not remove the record: it may be in the log or
+    /// not, as if its acknowledgment were lost.
     pub(crate) async fn append(&self, payload: &[u8]) -> Result<Position> {
         let record = Record::new(self.shared.life, payload)?;
         let (position, end) = self.shared.until(|state| state.place(&record)).await?;
@@ -164,7 +164,8 @@ impl Log {
         Ok(position)
     }
 
-    /// The payload of one record, zero-copy. It holds up no append, and outlives the log.
+    /// Returns the payload of one record, without copying it. It delays no append, and may outlive
+    /// the log.
     pub(crate) async fn read(&self, position: Position) -> Result<Bytes> {
         let mut cursor = Cursor::at(&self.shared.file, position);
         let record = cursor.record(self.durable_len()).await?;
@@ -172,13 +173,13 @@ impl Log {
         Ok(payload)
     }
 
-    /// The records from the first one on.
+    /// Returns a reader of all records, from the first one on.
     pub(crate) fn records(&self) -> Records<'_> {
         let cursor = Cursor::first(&self.shared.file);
         Records { log: self, cursor }
     }
 
-    /// The good records of a file, which is not changed.
+    /// Returns the good records of a file, which is not changed.
     pub(crate) async fn scan(path: impl AsRef<Path>) -> Result<Vec<(Position, Bytes)>> {
         let file = MemoryMappedFile::open_ro(path).await?;
         let mut records = Vec::new();
@@ -191,12 +192,12 @@ impl Log {
         Ok(records)
     }
 
-    /// How many records [`open`](Self::open) has found.
+    /// Returns how many records [`open`](Self::open) has found.
     pub(crate) fn recovered(&self) -> u64 {
         self.recovered
     }
 
-    /// Bytes of the file that hold records, all durable.
+    /// Returns the length of the durable part of the log in bytes.
     pub(crate) fn durable_len(&self) -> u64 {
         self.shared.state().durable
     }
@@ -218,10 +219,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `look` finds what it looks for, or the log has ended.
+    /// Waits until `look` returns `Some`, or the log has ended.
     async fn until<T>(&self, look: impl Fn(&mut State) -> Option<T>) -> Result<T> {
         loop {
-            // Before the look, so that nothing is missed in between.
+            // Listens before it looks, so that it misses no notification.
             let progress = self.progress.listen();
             {
                 let mut state = self.state();
@@ -238,7 +239,7 @@ impl Shared {
 }
 
 impl State {
-    /// Adds a record to the batch if there is room; says where it begins and ends.
+    /// Adds a record to the batch if there is room; returns where it begins and ends.
     fn place(&mut self, record: &Record<'_>) -> Option<(Position, u64)> {
         if self.ended.is_some() || self.batch.len() >= MAX_BATCH {
             return None;
@@ -248,7 +249,7 @@ impl State {
         Some((Position(offset), self.start + self.batch.len() as u64))
     }
 
-    /// Takes the batch, and tells where it belongs.
+    /// Takes the batch, and returns its offset.
     fn take(&mut self) -> (u64, Bytes) {
         let batch = self.batch.split().freeze();
         let offset = self.start;
@@ -257,21 +258,22 @@ impl State {
     }
 }
 
-/// The one who writes. A task of its own: were it part of the appends, one that is held and not
-/// polled would stop all others.
+/// The task that writes the batches. It is separate from the appends: if an append wrote them, one
+/// that is kept and not polled would stop all other appends.
 #[derive(Debug)]
-#[must_use = "without it no append ever ends"]
+#[must_use = "no append ends unless the writer runs"]
 pub(crate) struct Writer(Arc<Shared>);
 
 impl Writer {
     /// Writes batch after batch, until the log is dropped and everything is written, or a write
-    /// fails; the error is that of every append that was not acknowledged, and of all later ones.
+    /// fails. Every append that was not acknowledged before, and every later one, then returns the
+    /// error of that write.
     pub(crate) async fn run(self) -> Result<()> {
         let shared = &*self.0;
         loop {
             let work = shared.work.listen();
-            // Whoever was acknowledged and appends again at once shares the next flush: that is
-            // dear, and a round of the executor is not.
+            // A task that was just acknowledged and appends again at once can share the next flush.
+            // A flush is expensive, and one round of the executor is not.
             yield_now().await;
             let (offset, batch) = shared.state().take();
             if batch.is_empty() {
@@ -304,8 +306,8 @@ impl Drop for Writer {
     }
 }
 
-/// Grows the file by doubling, so that it seldom does. Views stay where they are, and hold nothing
-/// up.
+/// Doubles the length of the file if needed, so that it seldom grows. Views stay where they are,
+/// and growth does not wait for them.
 async fn make_room(file: &MemoryMappedFile, end: u64) -> Result<(), MmapIoError> {
     match end > file.len() {
         true => file.resize(end.next_power_of_two()).await,
@@ -313,7 +315,7 @@ async fn make_room(file: &MemoryMappedFile, end: u64) -> Result<(), MmapIoError>
     }
 }
 
-/// Whether the file holds a log; a new one is all zeroes.
+/// Whether the file holds a log; `false` for a new file, which is all zeroes.
 async fn is_log(file: &MemoryMappedFile) -> Result<bool> {
     let mut magic = [0; MAGIC.len()];
     if file.len() < magic.len() as u64 {
@@ -331,7 +333,8 @@ async fn is_log(file: &MemoryMappedFile) -> Result<bool> {
 struct Record<'a> {
     life: u64,
     payload: &'a [u8],
-    /// Of everything but the position, so that it is computed before the lock is taken.
+    /// The checksum of everything but the position, so that it is computed before the lock is
+    /// taken.
     checksum: Hasher,
 }
 
@@ -365,7 +368,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Reads record after record of a log, while others append.
+/// Reads the records of a log one after the other, while tasks append to it.
 #[derive(Debug)]
 pub(crate) struct Records<'a> {
     log: &'a Log,
@@ -373,18 +376,18 @@ pub(crate) struct Records<'a> {
 }
 
 impl Records<'_> {
-    /// The next record; `None` at the end of what is durable, where more may come later.
+    /// Returns the next record; `None` at the end of the durable part, where more may follow later.
     pub(crate) async fn next(&mut self) -> Result<Option<(Position, Bytes)>> {
         let end = self.log.durable_len();
         let record = self.cursor.next(end).await?;
-        // Everything up to there was good when it was written.
+        // Everything before `end` was good when it was written, so a bad record is an error.
         match record.is_none() && self.cursor.offset < end {
             true => Err(LogError::NoRecord(Position(self.cursor.offset))),
             false => Ok(record),
         }
     }
 
-    /// Waits until there is another.
+    /// Waits until there is another record.
     pub(crate) async fn more(&self) -> Result<()> {
         let seen = self.cursor.offset;
         let is_behind = |state: &mut State| (state.durable > seen).then_some(());
@@ -397,11 +400,11 @@ impl Records<'_> {
 struct Cursor {
     file: MemoryMappedFile,
     offset: u64,
-    /// The life that the record before belongs to.
+    /// The life of the previous record.
     life: u64,
     window: Bytes,
     window_offset: u64,
-    /// Bytes to lease at least, so that records share a lease.
+    /// The least number of bytes to lease, so that records share a lease.
     stride: u64,
 }
 
@@ -424,7 +427,8 @@ impl Cursor {
         }
     }
 
-    /// Steps over the next record before `limit`; stays if there is none that belongs to the log.
+    /// Advances past the next record before `limit`, and returns it; stays if no record of the log
+    /// follows.
     async fn next(&mut self, limit: u64) -> Result<Option<(Position, Bytes)>> {
         while let Some((life, payload)) = self.record(limit).await? {
             let begins_life = life != self.life && payload[..] == self.life.to_le_bytes();
@@ -441,7 +445,7 @@ impl Cursor {
         Ok(None)
     }
 
-    /// Life and payload of the record here, if it is whole.
+    /// Returns the life and the payload of the record at the cursor, if it is whole.
     async fn record(&mut self, limit: u64) -> Result<Option<(u64, Bytes)>> {
         let Some(mut header) = self.peek(HEADER, limit).await? else {
             return Ok(None);
@@ -460,7 +464,7 @@ impl Cursor {
         Ok(is_good.then_some((life, payload)))
     }
 
-    /// The `len` bytes here, unless they go beyond `limit`.
+    /// Returns the `len` bytes at the cursor, unless they reach past `limit`.
     async fn peek(&mut self, len: usize, limit: u64) -> Result<Option<Bytes>> {
         let len = len as u64;
         if limit.saturating_sub(self.offset) < len {

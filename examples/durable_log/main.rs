@@ -4,8 +4,8 @@
 //! cargo run --release --example durable_log
 //! ```
 //!
-//! One line a step. A record that was acknowledged and is not found again, whole and in order, ends
-//! the program with an error.
+//! Prints one line for each step. If an acknowledged record is not found again, whole and in order,
+//! the program ends with an error.
 
 mod log;
 
@@ -24,7 +24,7 @@ const RECORDS: u64 = TASKS * RECORDS_EACH;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A record and where it was acknowledged to be.
+/// The position of an acknowledged record, and its payload.
 type Acknowledged = (Position, Vec<u8>);
 
 #[tokio::main]
@@ -37,7 +37,7 @@ async fn main() -> Outcome {
     tear(&path, &acknowledged).await
 }
 
-/// The first life: many append, one reads.
+/// The first life of the log: many tasks append, and one reads.
 async fn append(path: &Path) -> Outcome<Vec<Acknowledged>> {
     let (log, writer) = Log::open(path).await?;
     let log = Arc::new(log);
@@ -71,16 +71,16 @@ async fn append(path: &Path) -> Outcome<Vec<Acknowledged>> {
         RECORDS as f64 / flushes as f64
     );
     let read = reader.await??;
-    println!("read      {read} bytes in place by a reader that ran along");
+    println!("read      {read} bytes in place by a concurrent reader");
 
-    // A task that gives up leaves no hole in front of the next one.
+    // An append whose future is dropped leaves no hole before the next one.
     let given_up = poll_once(log.append(b"given up")).await;
     let payload = b"after one that was given up".to_vec();
     acknowledged.push((log.append(&payload).await?, payload));
     println!(
         "cancel    one append {}, the next went on",
         match given_up {
-            Some(_) => "was too fast",
+            Some(_) => "ended before it could be dropped",
             None => "was dropped",
         }
     );
@@ -92,7 +92,7 @@ async fn append(path: &Path) -> Outcome<Vec<Acknowledged>> {
     Ok(acknowledged)
 }
 
-/// Reads every record as it becomes durable; keeps the first one all the while.
+/// Reads every record as it becomes durable, while keeping a view of the first one.
 async fn read_along(log: Arc<Log>) -> Outcome<usize> {
     let mut records = log.records();
     let (mut first, mut bytes) = (None, 0);
@@ -112,7 +112,7 @@ async fn read_along(log: Arc<Log>) -> Outcome<usize> {
     Ok(bytes)
 }
 
-/// The second life: every acknowledged record is there.
+/// The second life of the log: recovery finds every acknowledged record.
 async fn recover(path: &Path, acknowledged: &[Acknowledged]) -> Outcome {
     let clock = Instant::now();
     let (log, writer) = Log::open(path).await?;
@@ -132,7 +132,11 @@ async fn recover(path: &Path, acknowledged: &[Acknowledged]) -> Outcome {
             continue;
         };
         if number != next[task] {
-            return Err(format!("task {task}: {number} instead of {}", next[task]).into());
+            return Err(format!(
+                "task {task}: found record {number}, expected {}",
+                next[task]
+            )
+            .into());
         }
         next[task] += 1;
     }
@@ -148,7 +152,7 @@ async fn recover(path: &Path, acknowledged: &[Acknowledged]) -> Outcome {
     Ok(writer.await??)
 }
 
-/// Spoils the last record, as a power cut could if it had not been acknowledged.
+/// Corrupts the last record, as a power cut could before the record was acknowledged.
 async fn tear(path: &Path, acknowledged: &[Acknowledged]) -> Outcome {
     let before = Log::scan(path).await?.len();
     let (last, _) = acknowledged.last().ok_or("no record")?;

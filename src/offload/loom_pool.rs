@@ -1,6 +1,7 @@
-//! The pool of the models: a few threads that take jobs in order, and an end.
+//! A thread pool for the loom models: a few threads that take jobs in order, and end with the
+//! model.
 //!
-//! A model that leaves somebody waiting for good fails: loom reports that no thread can go on.
+//! A model in which a thread waits forever fails: loom reports a deadlock.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -17,7 +18,7 @@ use loom::thread;
 use crate::sync::{lock, Mutex};
 
 loom::lazy_static! {
-    /// One for each execution.
+    /// The pool of one execution of a model.
     static ref POOL: Pool = Pool::new();
 }
 
@@ -28,7 +29,7 @@ struct Pool {
 
 struct State {
     jobs: VecDeque<Box<dyn FnOnce() + Send>>,
-    /// No more jobs will come, but for those that jobs start.
+    /// The model has ended: only jobs add further jobs.
     closed: bool,
 }
 
@@ -65,8 +66,8 @@ pub(super) fn spawn(job: impl FnOnce() + Send + 'static) {
     POOL.changed.notify_one();
 }
 
-/// Checks every interleaving of a model and of `threads` threads of the pool. What the model
-/// returns is run when all jobs have ended.
+/// Checks every interleaving of a model with `threads` threads of the pool. Runs the closure that
+/// the model returns after all jobs have ended.
 pub(crate) fn check<End: FnOnce()>(
     threads: usize,
     model: impl Fn() -> End + Send + Sync + 'static,
@@ -88,10 +89,10 @@ pub(crate) fn check<End: FnOnce()>(
     });
 }
 
-/// Waits for a future as an executor does: polls it again when it was woken, and not before.
+/// Waits for a future as an executor does: polls it again only after it was woken.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    // Where the wait never ends, loom panics in here; a future that is dropped then would go on
-    // with the model.
+    // If the wait never ends, loom panics in here. A future that was dropped by that panic would
+    // continue to run parts of the model.
     let mut future = ManuallyDrop::new(Box::pin(future));
     let parker = Arc::new(Parker {
         woken: Mutex::new(false),
@@ -132,10 +133,10 @@ fn wait<'a, T>(
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// What one thread at a time may do. Loom reports two that are not ordered.
+/// Code that only one thread at a time may run. Loom reports two runs that are not ordered.
 pub(crate) struct Alone(UnsafeCell<()>);
 
-// SAFETY: there is nothing in it; loom checks the accesses.
+// SAFETY: the cell holds `()`, so there are no bytes to race on; loom checks the order of accesses.
 unsafe impl Sync for Alone {}
 
 impl Alone {

@@ -1,64 +1,92 @@
-//! Room for the pool to grow, looked for before the pool needs it.
+//! Keeps the thread pool from trying to start a thread that cannot be started.
 //!
-//! [`blocking`] 1.7.0 and its forerunners from 1.6.1 on do not survive a thread that cannot be
-//! started (`RLIMIT_NPROC`, `pids.max`, no address space for a stack). Its `grow_pool` tries again
-//! for ever, with the pool's lock held, on the thread that submits a job or on one of its own: the
-//! executor stands still, and so does every later submission, though threads may be idle. (The
-//! loop tests a copy of the limit that the failure has lowered; `docs/upstream` has the report.)
-//! What was tried and given up: 1.6.0 tests the limit itself, but cannot be asked for here without
-//! forcing it on the rest of the build; and a queue of our own in front of the pool would be a
-//! second pool.
+//! # The problem
 //!
-//! So this module finds out first, by starting threads that do nothing, as many at once as the
-//! pool may want. If they start, the pool may grow. If they do not, the pool's limit is lowered to
-//! the threads that it is known to have: then it does not try, and jobs take turns. It is raised
-//! again when threads can be started again.
+//! [`blocking`] 1.6.1 to 1.7.0 does not survive a failed thread start (`RLIMIT_NPROC`, `pids.max`,
+//! no address space for a stack). Its `grow_pool` retries forever with the pool's lock held, on the
+//! thread that submits a job or on a thread of the pool. The executor stops, and every later
+//! submission waits for the lock, even if threads are idle. (The loop tests a copy of the limit
+//! that the failure has lowered; `docs/upstream` has the report.)
 //!
-//! When that is looked at:
-//! - before a submission that makes more jobs of ours than threads of the pool have been seen,
-//!   unless it was looked at, for so many jobs, within [`LASTS`];
-//! - by a job that begins, where another one began shortly before it, every [`RENEWED`]: a thread
-//!   that has ended its job is not idle yet when the next one is submitted, so that a pool may grow
-//!   for a single task. Every [`RARELY`] or so where twice as many threads as jobs were seen, which
-//!   makes that unlikely: other users of the pool may hold them.
+//! # The protocol
 //!
-//! What this cannot do: the last thread may be taken by another process, or by another part of
-//! this one, between the look and the pool's own start; and a submission of another user of the
-//! pool, that makes it grow at the limit, spins as it would without this crate, and then ours wait
-//! for the lock that it holds. Once the limit is noticed and lowered, theirs are safe, too.
+//! The crate counts its own jobs ([`JOBS`]) and the threads of the pool that have run one of them
+//! ([`THREADS`]). While there are at least as many threads as jobs, a submission needs no check:
+//! the pool hardly ever grows for it.
+//!
+//! Otherwise the pool may want to start a thread, so a *probe* runs first. It starts as many trial
+//! threads as the pool may want, all alive at the same time, and lets them end:
+//!
+//! - If all of them start, the pool may grow too. The probe records for how many jobs
+//!   ([`ROOM`]) and when ([`PROBED_AT`]); until the record is too old, submissions rely on it.
+//! - If one does not start, the probe lowers the pool's limit to the number of its known threads.
+//!   The pool then does not try to start any; jobs take turns on the threads that it has. The
+//!   first later probe that succeeds restores the limit.
+//! - If not even one starts, and the pool is not known to have a thread, no job can run: the
+//!   submission returns the error.
+//!
+//! Probes run in two places:
+//!
+//! - In [`JobSlot::take`], before a submission, if there are more jobs than known threads and no
+//!   probe of the last [`VALID_FOR`] ms covers that many jobs. This delays the submitter.
+//! - In [`JobSlot::begin`], on a thread of the pool, so that submitters seldom have to. This is
+//!   needed even for a single task: a thread that has just ended its job is not idle yet when the
+//!   task submits the next one, so the pool may start another. So if two jobs begin within
+//!   [`RENEW_AFTER`] ms of each other and the last probe is older than that, the job probes again.
+//!   With twice as many known threads as jobs such growth is unlikely, and the job probes only
+//!   every [`RENEW_AFTER_IF_SPARE`] ms; not never, since other users of the pool may occupy
+//!   the threads.
+//!
+//! # What it cannot prevent
+//!
+//! - Another process, or another part of this one, may take the last thread between the probe and
+//!   the pool's own start.
+//! - Another user of the pool may make the pool grow when no thread can be started. That submission
+//!   spins as it would without this crate, and then submissions of this crate wait for the lock
+//!   that it holds. Once a probe has failed and lowered the limit, the other users are safe as
+//!   well.
+//!
+//! # Rejected alternatives
+//!
+//! - `blocking` 1.6.0 tests the limit itself, but requiring it would force that version on the rest
+//!   of the build, and it still spins if the pool has no thread.
+//! - A queue of this crate in front of the pool would be a second pool.
 
 use std::cell::Cell;
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 use super::pool_threads;
+use crate::sync::lock;
 use crate::sys::{self, BareThread};
 
-/// Milliseconds for which a look holds good for submissions.
-const LASTS: u64 = 20;
-/// Milliseconds after which a job looks again, on the pool, so that no submission has to.
-const RENEWED: u64 = 10;
-/// The same where there are twice as many threads as jobs.
-const RARELY: u64 = 100;
-/// Threads that are started at once, at most, for more jobs than ever before.
-const MOST: usize = 32;
-/// The same where it was looked at before, and may have changed.
-const AGAIN: usize = 4;
+/// For how many milliseconds submissions rely on a probe.
+const VALID_FOR: u64 = 20;
+/// After how many milliseconds a job probes again. Less than [`VALID_FOR`], so that the pool renews
+/// the record before a submission has to.
+const RENEW_AFTER: u64 = 10;
+/// The same while there are twice as many known threads as jobs.
+const RENEW_AFTER_IF_SPARE: u64 = 100;
+/// The most trial threads of a probe for more jobs than were probed for before.
+const MOST_NEW: usize = 32;
+/// The most trial threads of a probe that only renews the record.
+const MOST_RENEWING: usize = 4;
 
-/// Jobs of ours that were submitted and have not ended.
-static JOBS: Apart<AtomicUsize> = Apart(AtomicUsize::new(0));
-/// Threads of the pool that have run a job of ours, and live.
+/// Jobs of this crate that were submitted and have not ended.
+static JOBS: OwnCacheLine<AtomicUsize> = OwnCacheLine(AtomicUsize::new(0));
+/// Live threads of the pool that have run a job of this crate.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
-/// So many jobs there was room for at the last look.
+/// The number of jobs that the last probe covers.
 static ROOM: AtomicUsize = AtomicUsize::new(0);
-/// When that was, in milliseconds of [`now`].
-static LOOKED: AtomicU64 = AtomicU64::new(0);
-/// When a job last began.
-static BEGAN: AtomicU64 = AtomicU64::new(0);
+/// When the last probe ended, in milliseconds of [`now`].
+static PROBED_AT: AtomicU64 = AtomicU64::new(0);
+/// When a job last began, in milliseconds of [`now`].
+static LAST_BEGIN: AtomicU64 = AtomicU64::new(0);
 
+/// Held during a probe.
 static STATE: Mutex<State> = Mutex::new(State {
     watches_forks: false,
     has_submitted: false,
@@ -67,59 +95,60 @@ static STATE: Mutex<State> = Mutex::new(State {
 
 struct State {
     watches_forks: bool,
-    /// A job was submitted: the pool has a thread, at least while there is a job.
+    /// A job was submitted, so that the pool has a thread, at least while there is a job.
     has_submitted: bool,
-    /// The pool's limit was lowered to the threads that it has.
+    /// The last probe failed, and the pool's limit is lowered.
     is_limited: bool,
 }
 
-/// In a cache line of its own: changed with each job.
+/// Keeps a value that changes with each job from slowing the threads that read its neighbours.
 #[repr(align(128))]
-struct Apart<T>(T);
+struct OwnCacheLine<T>(T);
 
-/// A job that may be submitted, until it is dropped with it.
+/// The right to submit one job. It is dropped when the job has ended, or was withdrawn.
 #[derive(Debug)]
-pub(super) struct Place(());
+pub(super) struct JobSlot(());
 
-impl Place {
-    /// A place for one more job.
+impl JobSlot {
+    /// Counts one more job, after a probe if the pool may have to grow for it.
     ///
     /// # Errors
     ///
-    /// No thread can be started, and none is known to be there; or this is a forked child.
+    /// No thread can be started and the pool is not known to have one; or this is a forked child.
     #[inline]
     pub(super) fn take() -> io::Result<Self> {
         check()?;
         let jobs = JOBS.0.fetch_add(1, Ordering::Relaxed) + 1;
-        let place = Self(());
-        if jobs > THREADS.load(Ordering::Relaxed) && !(has_room(jobs, LASTS) && has_memory(1)) {
-            look(STATE.lock(), jobs, LASTS)?;
+        let slot = Self(());
+        if jobs > THREADS.load(Ordering::Relaxed) && !is_covered(jobs, VALID_FOR) {
+            probe(lock(&STATE), jobs, VALID_FOR)?;
         }
-        Ok(place)
+        Ok(slot)
     }
 
-    /// The job begins.
+    /// Notes, on a thread of the pool, that the job begins; renews the probe if it is time.
     #[inline]
     pub(super) fn begin(&self) {
-        let count = KNOWN.with(Known::count);
+        let count = THIS_THREAD.with(KnownThread::count_job);
         let jobs = JOBS.0.load(Ordering::Relaxed);
         let has_spare = 2 * jobs <= THREADS.load(Ordering::Relaxed);
-        // The clock takes longer than all the rest.
+        // With threads to spare only every 16th job reads the clock, which takes longer than
+        // everything else here.
         if !has_spare || count % 16 == 0 {
             renew(jobs, has_spare);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for JobSlot {
     fn drop(&mut self) {
         JOBS.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Fails in a child that was forked off a process with open files: the threads of the pool have
-/// stayed behind, and a lock may be held by one of them for ever. Asked before such a lock is
-/// taken.
+/// Fails in a child that was forked off a process with open files. The child does not have the
+/// threads of the pool, and one of them may have held a lock of the crate, which then stays locked
+/// forever. So this is called before such a lock is taken.
 #[inline]
 pub(super) fn check() -> io::Result<()> {
     match sys::is_forked() {
@@ -135,90 +164,92 @@ fn forked() -> io::Error {
 }
 
 thread_local! {
-    /// A thread that [`THREADS`] counts.
-    static KNOWN: Known = Known::new();
+    /// Counts this thread in [`THREADS`], from its first job to its end.
+    static THIS_THREAD: KnownThread = KnownThread::new();
 }
 
-/// Counts the jobs of a thread.
-struct Known(Cell<u32>);
+/// A thread of the pool, and how many jobs it has run.
+struct KnownThread(Cell<u32>);
 
-impl Known {
+impl KnownThread {
     fn new() -> Self {
         THREADS.fetch_add(1, Ordering::Relaxed);
         Self(Cell::new(0))
     }
 
-    fn count(&self) -> u32 {
+    fn count_job(&self) -> u32 {
         let count = self.0.get().wrapping_add(1);
         self.0.set(count);
         count
     }
 }
 
-impl Drop for Known {
+impl Drop for KnownThread {
     fn drop(&mut self) {
         THREADS.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Milliseconds since the first call.
+/// Returns the milliseconds since the first call.
 fn now() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_millis() as u64
 }
 
-/// Whether the pool has threads for so many jobs, or could start them a moment ago.
-fn has_room(jobs: usize, lasts: u64) -> bool {
-    // Acquire: pairs with the store in `look`, for what was found then.
-    let looked = LOOKED.load(Ordering::Acquire);
-    let is_recent = now().saturating_sub(looked) < lasts;
-    (is_recent && jobs <= ROOM.load(Ordering::Relaxed)) || is_grown_up()
+/// Whether the pool may be given this number of jobs without a probe: a probe of the last
+/// `valid_for` ms covers them, or the pool has all of its threads; and there is address space for
+/// one more thread.
+fn is_covered(jobs: usize, valid_for: u64) -> bool {
+    // Acquire: pairs with the store in `probe`, so that `ROOM` is at least as new as the time.
+    let probed_at = PROBED_AT.load(Ordering::Acquire);
+    let is_recent = now().saturating_sub(probed_at) < valid_for;
+    let has_room = is_recent && jobs <= ROOM.load(Ordering::Relaxed);
+    (has_room || pool_is_full()) && has_address_space(1)
 }
 
-/// Whether there is address space for so many more threads of the pool. A thread of the standard
-/// library ends the process if it finds none when it begins, for its signal stack and its first
-/// allocation.
-fn has_memory(threads: usize) -> bool {
-    const ONE: u64 = 8 << 20;
-    sys::check_address_space(threads as u64 * ONE).is_ok()
+/// Whether there is address space for this number of further threads. It is checked even while a
+/// probe is valid, because a thread of the standard library ends the process if it finds no memory
+/// when it begins, for its signal stack and its first allocation.
+fn has_address_space(threads: usize) -> bool {
+    const PER_THREAD: u64 = 8 << 20;
+    sys::check_address_space(threads as u64 * PER_THREAD).is_ok()
 }
 
 /// Whether the pool has all threads that it may have.
-fn is_grown_up() -> bool {
+fn pool_is_full() -> bool {
     THREADS.load(Ordering::Relaxed) >= pool_threads()
 }
 
-/// Looks again if it is time, on a thread of the pool, unless another one does.
+/// Probes again if it is time, on a thread of the pool, unless another thread is probing.
 fn renew(jobs: usize, has_spare: bool) {
     let now = now();
-    let before = BEGAN.load(Ordering::Relaxed);
-    if before != now {
-        BEGAN.store(now, Ordering::Relaxed);
+    let last_begin = LAST_BEGIN.load(Ordering::Relaxed);
+    if last_begin != now {
+        LAST_BEGIN.store(now, Ordering::Relaxed);
     }
-    let age = now.saturating_sub(LOOKED.load(Ordering::Relaxed));
+    let age = now.saturating_sub(PROBED_AT.load(Ordering::Relaxed));
     let is_due = match has_spare {
-        true => age >= RARELY,
-        false => age >= RENEWED && now.saturating_sub(before) < RENEWED,
+        true => age >= RENEW_AFTER_IF_SPARE,
+        false => age >= RENEW_AFTER && now.saturating_sub(last_begin) < RENEW_AFTER,
     };
-    if !is_due || is_grown_up() {
+    if !is_due || pool_is_full() {
         return;
     }
     if let Ok(state) = STATE.try_lock() {
-        // There is a thread: this one.
-        let _ = look(Ok(state), jobs, RENEWED);
+        // The error matters only to a pool without threads, and this is one of its threads.
+        let _ = probe(state, jobs, RENEW_AFTER);
     }
 }
 
-/// Looks whether the pool may grow for so many jobs, and keeps it from trying if not.
+/// Finds out whether the pool could grow for this number of jobs, and lowers its limit if not.
+///
+/// # Errors
+///
+/// No thread can be started and the pool is not known to have one.
 #[cold]
-fn look(
-    state: Result<MutexGuard<'_, State>, PoisonError<MutexGuard<'_, State>>>,
-    jobs: usize,
-    lasts: u64,
-) -> io::Result<()> {
-    let mut state = state.unwrap_or_else(PoisonError::into_inner);
-    if has_room(jobs, lasts) && has_memory(1) {
-        // Another thread has just looked.
+fn probe(mut state: MutexGuard<'_, State>, jobs: usize, valid_for: u64) -> io::Result<()> {
+    if is_covered(jobs, valid_for) {
+        // Another thread has probed while this one waited for the lock.
         return Ok(());
     }
     if !state.watches_forks {
@@ -226,50 +257,51 @@ fn look(
         state.watches_forks = true;
     }
     let threads = THREADS.load(Ordering::Relaxed);
-    let is_news = state.is_limited || jobs > ROOM.load(Ordering::Relaxed);
+    let is_renewal = !state.is_limited && jobs <= ROOM.load(Ordering::Relaxed);
     let missing = jobs.saturating_sub(threads).max(1);
-    let wanted = match is_news {
-        // More than that, so that a rising number of jobs is looked at a few times, not each time.
-        true => missing.next_power_of_two().min(MOST),
-        false => missing.min(AGAIN),
+    let wanted = match is_renewal {
+        true => missing.min(MOST_RENEWING),
+        // Rounded up, so that a rising number of jobs costs a few probes, and not one for each job.
+        false => missing.next_power_of_two().min(MOST_NEW),
     };
     let wanted = wanted.min(pool_threads().saturating_sub(threads)).max(1);
-    let room = match try_threads(wanted) {
+    let room = match start_trial_threads(wanted) {
         Ok(()) => {
             if std::mem::take(&mut state.is_limited) {
                 set_limit(pool_threads());
             }
-            match is_news {
-                true if threads + wanted >= pool_threads() => usize::MAX,
-                true if wanted == MOST => 2 * jobs,
-                true => threads + wanted,
-                false => ROOM.load(Ordering::Relaxed),
+            match is_renewal {
+                true => ROOM.load(Ordering::Relaxed),
+                // All threads that the pool may ever have can be started.
+                false if threads + wanted >= pool_threads() => usize::MAX,
+                false if wanted == MOST_NEW => 2 * jobs,
+                false => threads + wanted,
             }
         }
         Err((started, error)) => {
-            let may_start = !started.is_empty();
-            // The job that is about to be submitted counts as one.
-            let has_others = state.has_submitted && JOBS.0.load(Ordering::Relaxed) > 1;
-            if threads == 0 && !may_start && !has_others {
+            // The job that is about to be submitted is in `JOBS`, but has no thread yet.
+            let has_other_jobs = state.has_submitted && JOBS.0.load(Ordering::Relaxed) > 1;
+            if threads == 0 && started.is_empty() && !has_other_jobs {
                 return Err(error);
             }
             if threads == 0 {
-                // The pool needs what they take.
+                // The pool needs what the trial threads occupy for its first thread.
                 started.into_iter().for_each(BareThread::join);
             }
             if !std::mem::replace(&mut state.is_limited, true) {
-                // Only here, and never more while it is limited: a thread that the limit ends is
-                // still counted for a moment, and a limit above the number of threads is none.
+                // Once, and never raised while the pool is limited: a thread that the lower limit
+                // ends is counted in `THREADS` for a moment longer, and a limit above the true
+                // number of threads would let the pool grow.
                 set_limit(threads.max(1));
             }
-            // It does not grow, however many they are.
+            // A limited pool does not try to grow, for however many jobs.
             usize::MAX
         }
     };
     state.has_submitted = true;
     ROOM.store(room, Ordering::Relaxed);
-    // Release: pairs with the load in `has_room`.
-    LOOKED.store(now(), Ordering::Release);
+    // Release: pairs with the load in `is_covered`.
+    PROBED_AT.store(now(), Ordering::Release);
     Ok(())
 }
 
@@ -277,13 +309,17 @@ fn set_limit(threads: usize) {
     blocking::set_max_blocking_threads(NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN));
 }
 
-/// Starts so many threads that do nothing, all at once; or says which could be, and why no more.
-/// Their stacks are as large as those of the pool's, and they end by themselves.
-fn try_threads(wanted: usize) -> Result<(), (Vec<BareThread>, io::Error)> {
+/// Starts `wanted` threads, which all wait until the last has started, and then end. Their stacks
+/// are as large as those of the pool's threads.
+///
+/// # Errors
+///
+/// The threads that could be started, and why the next one could not.
+fn start_trial_threads(wanted: usize) -> Result<(), (Vec<BareThread>, io::Error)> {
     let gate = Arc::new(Mutex::new(()));
     let shut = gate.lock();
     let mut started = Vec::with_capacity(wanted);
-    if !has_memory(wanted) {
+    if !has_address_space(wanted) {
         return Err((started, io::ErrorKind::OutOfMemory.into()));
     }
     for _ in 0..wanted {

@@ -1,5 +1,8 @@
-//! What the queue has a file do. Writes here: pages first, then leases, then the bytes; everything
-//! else of which there is one at a time.
+//! Applies the operations that the queue hands to a file.
+//!
+//! A batch of writes is applied here: first their pages are made writable, then the leases are
+//! taken, then the bytes are copied. Every other operation comes alone, and is dispatched from
+//! here.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -19,9 +22,9 @@ use crate::sync::lock;
 use crate::sys;
 
 type Operation = Arc<Op<OwnedLease>>;
-/// A write that may be applied, and how.
+/// A write whose ranges are inside the file, and its plan.
 type Ready<'a> = (&'a Operation, WritePlan);
-/// A write that was applied, and whether it failed.
+/// A write that was applied, and its result.
 type Written<'a> = (&'a Operation, io::Result<()>);
 
 impl QueueHost for OpenFile {
@@ -71,14 +74,16 @@ impl QueueHost for OpenFile {
 impl Granted for OwnedLease {
     fn delivered(&self) {
         self.mark_lasting();
-        // A creation that waits for the file to be closed may wait for a future that is forgotten:
-        // it counts as a user from now on.
+        // Another opening may wait for the file to be closed. The view counts as a use of the file
+        // from now on, so that opening must check again, and not wait for a future that may have
+        // been forgotten (`mem::forget`).
         self.host().closed.notify();
     }
 }
 
 impl OpenFile {
-    /// Grants a view or a snapshot; `None` while a lease or an operation conflicts with it.
+    /// Grants the lease of a view or a snapshot; `None` while another lease or operation conflicts
+    /// with it.
     fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
         range.check(self.len())?;
         if kind == Kind::Exclusive {
@@ -91,12 +96,12 @@ impl OpenFile {
         Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
     }
 
-    /// Applies a batch of writes, and returns those whose ranges are in use. Writes that are to be
-    /// durable wait for a commit; the others have ended.
+    /// Applies a batch of writes, and returns the writes whose ranges are in use. Writes that must
+    /// be durable are handed to the commits; all other writes have ended.
     ///
     /// The pages are made writable *before* any lease is taken: that may wait for the disk, and
-    /// readers of the range go on in the meantime. It also finds a full disk before the first byte
-    /// changes.
+    /// readers of the ranges are not blocked in the meantime. It also finds a full disk before the
+    /// first byte changes.
     fn apply_writes(
         self: &Arc<Self>,
         batch: &[Operation],
@@ -150,7 +155,8 @@ impl OpenFile {
         deferred
     }
 
-    /// The writes that lie inside the file, as it should be and as it is, and how each gets there.
+    /// Returns the writes whose ranges are inside both the known and the actual length of the file,
+    /// each with its plan. The other writes fail.
     fn check_lengths<'a>(
         &self,
         target: &WriteTarget<'_>,
@@ -164,7 +170,7 @@ impl OpenFile {
                 .try_for_each(|range| range.check(target.len))?;
             match &file_len {
                 Ok(file_len) if op.ranges.iter().all(|range| range.end() <= *file_len) => Ok(()),
-                // Again, for the error.
+                // The check is repeated to get its error.
                 _ => residency::check_length(target.backing.file(), &op.ranges),
             }
         };
@@ -178,8 +184,8 @@ impl OpenFile {
         ready
     }
 
-    /// Makes room on the disk for all writes, and their pages writable; removes those for which
-    /// that fails.
+    /// Reserves disk space for all writes, and makes their pages writable. Fails and removes the
+    /// writes for which that is impossible.
     fn make_writable(
         &self,
         target: &WriteTarget<'_>,
@@ -199,7 +205,7 @@ impl OpenFile {
         if populate(target, copied).is_ok() {
             return;
         }
-        // It failed for some of them: each is asked on its own.
+        // It failed for some of the writes, so each is tried on its own.
         ready.retain_mut(|(op, plan)| match make_one_writable(target, op, plan) {
             Ok(()) => true,
             Err(error) => {
@@ -218,7 +224,8 @@ impl OpenFile {
         ended: &mut Ended<OwnedLease>,
     ) -> Option<Written<'a>> {
         if plan.is_direct() {
-            // Right before: a file that another process has cut may not be made longer again.
+            // Immediately before the write: `pwrite` would make a file longer again that another
+            // process has cut.
             if let Err(error) = residency::check_length(target.backing.file(), &op.ranges) {
                 self.fail(op, error, ended);
                 return None;
@@ -226,15 +233,17 @@ impl OpenFile {
         }
         let payload = self.queue.take_payload(op)?;
         debug_assert!(!matches!(payload, Payload::Mapped(_)));
-        // SAFETY: the map lives and is writable, the ranges are inside the file, and the batch
-        // holds an exclusive lease on each; a payload is never in a map of ours.
+        // SAFETY: `target` borrows a live map of `Protection::ReadWrite`; `check_lengths` has
+        // checked that the ranges are inside the file; `begin_batch` has granted this write an
+        // exclusive lease on each range; and the queue has copied payloads that were in a map of
+        // this crate.
         let result = unsafe { plan.execute(target, &op.ranges, payload.bytes()) };
-        // The owner of a `Bytes` is the user's code.
+        // Later, since dropping a `Bytes` may run the user's code.
         ended.drop_later(payload);
         Some((op, result))
     }
 
-    /// A write whose ranges are in use is deferred, unless it gives up.
+    /// Returns a write whose ranges are in use, to be deferred; a `TryWrite` is completed instead.
     fn refuse(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> Option<Operation> {
         if matches!(op.action, Action::TryWrite(_)) {
             self.queue.complete(op, Ok(Outcome::InUse), ended);
@@ -246,7 +255,7 @@ impl OpenFile {
         Some(op.clone())
     }
 
-    /// Keeps new readers out for a moment, for a write that was blocked before.
+    /// Holds off new readers for a moment, for a write that was blocked before.
     fn raise_gate(&self, ranges: &[ByteRange]) {
         let mut last = lock(&self.last_gate);
         if let Some(raised) = self.hot.leases.raise_gate(ranges, *last) {
@@ -254,14 +263,15 @@ impl OpenFile {
         }
     }
 
-    /// Counts what was written as not durable, while it is leased; says what is to be flushed now.
+    /// Records what was written as dirty, while it is still leased. Returns what each write's
+    /// policy wants to be flushed now.
     fn record(&self, written: &[Written<'_>]) -> Vec<FlushDue> {
         let mut dirty = self.dirty.lock();
         let record = |(op, _): &Written<'_>| dirty.record(&op.ranges, op.action.policy());
         written.iter().map(record).collect()
     }
 
-    /// Ends the writes, but for those that wait to be durable.
+    /// Completes the writes, except those that must be durable: the commits complete these.
     fn account(
         self: &Arc<Self>,
         written: Vec<Written<'_>>,

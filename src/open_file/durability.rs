@@ -1,4 +1,4 @@
-//! Making a file durable: when it is asked for, when a policy says so, and what it owes.
+//! Makes a file durable: on request, by a flush policy, or by the timer.
 
 use std::env;
 use std::fs::File;
@@ -21,11 +21,11 @@ use crate::sys;
 use crate::timer::{Alarmed, Timer};
 use crate::writeback::Writeback;
 
-/// The files that are flushed in the background.
+/// The timer of the background flushes.
 pub(super) static TIMER: Timer<OpenFile> = Timer::new();
 
 impl OpenFile {
-    /// Starts a flush, whether or not somebody waits for it; its error sticks.
+    /// Starts a flush, which runs even if no task waits for it. Its error sticks to the file.
     pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
         let flush = Arc::new(flush);
         match check() {
@@ -33,18 +33,19 @@ impl OpenFile {
                 self.commits.add(flush.clone(), false);
                 Commits::start(self);
             }
-            // Its future was not polled yet: there is nothing to wake.
+            // The future was not polled yet, so there is no task to wake.
             Err(error) => drop(flush.acknowledge(Err(error.into()))),
         }
         flush
     }
 
-    /// Whether a flush has nothing to do: all that was written is durable, the length and the name as
-    /// well, and no store may have been made since that was not counted. Asks nothing of the system.
+    /// Whether a flush has nothing to do: everything that was written is durable, so are the length
+    /// and the names, and no uncounted store is possible. Makes no system call.
     ///
-    /// The order matters. A view is counted as written before its lease ends. A flush that is running
-    /// has taken what it covers out of what is pending and unsynced; it is running still when that is
-    /// asked last, or has ended, well or not.
+    /// The order of the checks matters. A mutable view is recorded as dirty before its lease ends,
+    /// so the leases are checked before the dirty ranges. A running flush has already removed what
+    /// it covers from the dirty ranges and the unsynced metadata, so the commits are checked after
+    /// those: then the flush either is still running, or has ended, and its failure shows.
     pub(crate) fn is_durable(&self) -> bool {
         !self.written_by_address.load(Ordering::Relaxed)
             && !self.hot.leases.has_writing_views()
@@ -55,7 +56,8 @@ impl OpenFile {
             && self.commits.failure().is_none()
     }
 
-    /// Counts what was written through a view, and starts what the policy asks for.
+    /// Records what was written through a view as dirty, and starts the flush that the policy asks
+    /// for.
     pub(crate) fn record_view_write(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
         if sys::is_forked() {
             return;
@@ -63,7 +65,7 @@ impl OpenFile {
         self.start_due(self.dirty.record(&[range], policy), range);
     }
 
-    /// Starts what the policy asks for because of bytes that were counted before.
+    /// Starts the flush that the policy asks for because of bytes that were recorded before.
     pub(crate) fn start_late(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
         self.start_due(self.dirty.due(policy), range);
     }
@@ -77,24 +79,24 @@ impl OpenFile {
         }
     }
 
-    /// The alarm was changed: the timer is told. If the last user has gone meanwhile, nobody will
-    /// hurry it any more.
+    /// Tells the timer that the alarm has changed. If the last user has already gone, its drop can
+    /// no longer bring the flush forward, so that is done here.
     pub(super) fn set_alarm(self: &Arc<Self>) {
-        // SeqCst: the last user counts down before it looks for an alarm, and this was set before;
-        // one of the two sees the other.
+        // SeqCst: the caller has set the alarm and loads the count here; the last user decrements
+        // the count and then looks for an alarm. At least one of the two sees what the other did.
         if self.users.load(Ordering::SeqCst) == 0 {
             self.dirty.bring_alarm_forward(Instant::now());
         }
         TIMER.update(self);
     }
 
-    /// The file was opened for writing by `path`, and that name may not be durable yet, whether it
-    /// was this process that gave it or another one.
+    /// Notes that the file was opened for writing by `path`. The name may not be durable yet,
+    /// whether this process or another one has created it.
     ///
-    /// A path, and not a descriptor of the directory: it is wanted once, and only by those who ask
-    /// for durability.
+    /// Keeps the path instead of a descriptor of the directory: the directory is needed once, and
+    /// only if the caller asks for durability.
     pub(crate) fn mark_name_unsynced(&self, path: &Path) {
-        // Where the process is when the name is made durable does not matter.
+        // Absolute, since the process may change its current directory before the flush.
         let path = match path.is_relative().then(env::current_dir) {
             Some(Ok(here)) => here.join(path),
             _ => path.to_path_buf(),
@@ -109,27 +111,28 @@ impl OpenFile {
         lock(&self.unsynced).length = true;
     }
 
-    /// Takes the alarm down if there is nothing to flush: it would keep the file, and the timer.
+    /// Removes the alarm if there is nothing to flush: it would keep the file open, and the timer
+    /// job running.
     pub(super) fn cancel_alarm_if_clean(&self) {
         if self.dirty.cancel_alarm_if_clean() {
-            // Whoever flushes or cuts the file holds it.
+            // This succeeds, since a job that flushes or cuts the file holds an `Arc` of it.
             if let Some(this) = self.this.upgrade() {
                 TIMER.update(&this);
             }
         }
     }
 
-    /// Fails if bytes that were written here are gone because somebody else has cut the file.
+    /// Fails if another process has cut off bytes that were written here and are being flushed.
     fn check_no_outside_cut(&self, file: &File, taken: &InFlight<'_>) -> io::Result<()> {
         let Some(end) = taken.end() else {
             return Ok(());
         };
-        // A cut of our own, or growth behind it, may come in between.
+        // This process may itself cut the file, or grow it again, between these calls.
         let (cuts, before) = (self.cuts(), self.len());
         let file_len = sys::file_len(file)?;
         let expected = before.min(self.len()).min(end);
         if file_len < expected && self.cuts() == cuts {
-            let lost = format!("the file was truncated to {file_len} bytes by somebody else");
+            let lost = format!("another process has truncated the file to {file_len} bytes");
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, lost));
         }
         Ok(())
@@ -158,7 +161,8 @@ impl Durable for OpenFile {
             return Ok(());
         };
         let unsynced = std::mem::take(&mut *lock(&self.unsynced));
-        // Not the length: it may be cut right now, and come back if that fails.
+        // The map's capacity and not the file's length: a cut that is being made lowers the length,
+        // and restores it if it fails.
         let map = self.map(Protection::ReadWrite);
         let len = map.as_deref().map_or(0, Map::capacity);
         let inside =
@@ -173,16 +177,18 @@ impl Durable for OpenFile {
         let lost = self.check_no_outside_cut(file, &taken);
         let result = lost.and_then(|()| {
             if self.touch_mtime.load(Ordering::Relaxed) && taken.end().is_some() {
-                // Before the sync, which may then cover it. The bytes are no less durable without.
+                // Before the sync, so that the sync may cover it. An error is ignored: the bytes
+                // are durable without the new time.
                 let _ = sys::touch_mtime(file);
             }
             match (&writeback, &map) {
-                // All of the file: no call makes the length durable and leaves bytes alone.
+                // The whole file: no call makes only the length durable.
                 _ if unsynced.length => sys::sync_file(file),
                 (Some(writeback), Some(map)) => writeback.run(map, file),
                 _ => Ok(()),
             }?;
-            // After what they are the names of.
+            // The names are synced last, so that no durable name leads to a file whose content is
+            // not durable.
             let mut names = unsynced.names.iter();
             names.try_for_each(|path| sys::sync_name(file, path))
         });
@@ -202,7 +208,7 @@ impl Alarmed for OpenFile {
         let flush = Flush::of_everything().unheeded();
         self.commits.add(Arc::new(flush), true);
         if let Some(turn) = Commits::turn(self) {
-            // Once, here: a thread for each file that is due would be many.
+            // One round, on the ringer's own thread: a job for each due file would be too many.
             turn.run(1);
         }
     }

@@ -1,4 +1,4 @@
-//! The maps of a file: made, found, and given up when they are outgrown.
+//! Manages the maps of a file: makes them, finds them, and unmaps those that are outgrown.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use crate::residency;
 use crate::sync::lock;
 use crate::sys::{self, Advice, FsTraits};
 
-/// How long an opening that has to replace a map waits for the views of a moment.
+/// How long an opening that must replace a map waits for views that end within a moment.
 const BRIEFLY: Duration = Duration::from_millis(1);
 
 /// The maps of one protection.
@@ -26,8 +26,8 @@ const BRIEFLY: Duration = Duration::from_millis(1);
 pub(super) struct Mapped {
     pub(super) backing: Backing,
     pub(super) fs_traits: FsTraits,
-    /// The last is the current one. The others were outgrown, and are kept for the views that may
-    /// lie in them.
+    /// The last map is the current one. The maps before it are outgrown, and are kept because views
+    /// may point into them.
     pub(super) maps: Mutex<Vec<Arc<Map>>>,
 }
 
@@ -42,13 +42,13 @@ impl Mapped {
 pub(crate) struct Source {
     file: Arc<Descriptor>,
     pub(super) fs_traits: FsTraits,
-    /// When the file was born that a map shows, where that is worth knowing.
+    /// The birth time of the file that a map shows; known only where files are copied up.
     born: Option<SystemTime>,
 }
 
 impl Source {
-    /// The descriptor itself; where files are copied up, a newer one for reading, since `file` may
-    /// have been opened before that.
+    /// Chooses the descriptor to map through: `file` itself or, to read where files are copied up,
+    /// a newer descriptor, since `file` may have been opened before the copy was made.
     pub(crate) fn new(file: &Arc<Descriptor>, fs_traits: FsTraits, protection: Protection) -> Self {
         let mut source = Self {
             file: file.clone(),
@@ -56,8 +56,8 @@ impl Source {
             born: None,
         };
         if fs_traits.copies_up && protection == Protection::Read {
-            // First the question, then the descriptor: a copy that is made in between is seen
-            // as one that was made after.
+            // The birth time first, then the descriptor: a copy that is made in between looks like
+            // one that was made later, and the map is replaced once more than necessary.
             source.born = born(file);
             if let Ok(newer) = sys::reopen(file) {
                 source.file = Descriptor::new(newer);
@@ -80,12 +80,12 @@ pub(super) fn born(file: &File) -> Option<SystemTime> {
 }
 
 impl OpenFile {
-    /// Maps the file with a protection that no handle has asked for yet, through `source`; where a
-    /// file is copied up when it is first written, through the descriptor that writes.
+    /// Maps the file through `source`, if no handle has asked for the protection before. Where
+    /// files are copied up, maps through the descriptor that writes, if there is one.
     ///
     /// # Errors
     ///
-    /// `Busy` where the file was copied up, and a view shows what it was before.
+    /// `Busy` if the file was copied up, and a view shows the file from before the copy.
     pub(crate) fn attach(&self, source: Source, protection: Protection) -> Result<()> {
         let _remap = lock(&self.remap);
         let source = match self.mapped[Protection::ReadWrite as usize].get() {
@@ -110,11 +110,11 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Replaces the read-only map if the file was copied up since its descriptor was opened: no
-    /// write through this crate would ever be seen in it.
+    /// Replaces the read-only map if the file was copied up after the map's descriptor was opened:
+    /// such a map never shows a write of this crate.
     ///
-    /// Views of it that only look would not notice, since writes wait for them; those that are there
-    /// to see changes would. So there may be none.
+    /// It requires that no view exists. A slice would not notice the difference, since writes wait
+    /// for it; but an atomic view is meant to see changes, and would see none.
     pub(super) fn follow_copy(&self, source: &Source, protection: Protection) -> Result<()> {
         let (mapped, map) = (
             self.mapped[Protection::Read as usize].get(),
@@ -133,7 +133,8 @@ impl OpenFile {
         let shown = *lock(&self.shown);
         let is_current = match (shown, now) {
             (Some(shown), Some(now)) => shown == now,
-            // It cannot be told: a descriptor that may write has copied the file up for certain.
+            // The birth times are unknown: opening a descriptor that writes has always copied the
+            // file up, opening one that reads has not.
             _ => protection == Protection::Read,
         };
         if is_current {
@@ -147,7 +148,7 @@ impl OpenFile {
         Ok(())
     }
 
-    /// An exclusive lease on the whole file; waits for views that are gone in a moment.
+    /// Takes an exclusive lease on the whole file; waits for views that end within a moment.
     pub(super) fn lease_everything(&self) -> Result<Lease<&Self>> {
         let everything = ByteRange::between(0, MAX_LEN);
         let began = Instant::now();
@@ -170,8 +171,8 @@ impl OpenFile {
         let backing = Backing::File(source.file.clone());
         self.set_map(map, backing, source.fs_traits, protection);
         if protection == Protection::ReadWrite {
-            // Another process, or this one, may have created or resized it without making that
-            // durable.
+            // This process or another one may have created or resized the file without making the
+            // length durable.
             self.mark_length_unsynced();
         }
     }
@@ -194,18 +195,18 @@ impl OpenFile {
         });
     }
 
-    /// The descriptor through which the file was first mapped with a protection, for as long as the
-    /// file is open: that of every handle that uses it so.
+    /// Returns the descriptor through which the file was first mapped with a protection. All
+    /// handles with that protection use it, and it stays open as long as the file.
     ///
     /// # Panics
     ///
-    /// For memory, and before [`attach`](Self::attach).
+    /// For anonymous memory, and before [`attach`](Self::attach).
     pub(crate) fn descriptor(&self, protection: Protection) -> &Arc<Descriptor> {
         let descriptor = self.descriptor_if_mapped(protection);
-        descriptor.expect("a handle is attached, and memory offers nothing that needs a file")
+        descriptor.expect("only handles that are attached to a file need its descriptor")
     }
 
-    /// The same, if there is one.
+    /// Returns the same descriptor, if there is one.
     pub(crate) fn descriptor_if_mapped(&self, protection: Protection) -> Option<&Arc<Descriptor>> {
         match &self.mapped[protection as usize].get()?.backing {
             Backing::File(file) => Some(file),
@@ -213,10 +214,10 @@ impl OpenFile {
         }
     }
 
-    /// The address of a range in the current map, if it is inside the file.
+    /// Returns the address of a range in the current map, if the range is inside the file.
     ///
-    /// Under a lease on the range the answer stays true: what is inside the file then is not cut off,
-    /// unless another process cuts it.
+    /// If the caller holds a lease on the range, the answer stays true: this process does not cut
+    /// off leased bytes.
     #[inline]
     pub(crate) fn span_within(&self, protection: Protection, range: ByteRange) -> Option<Span> {
         if range.end() > self.len() {
@@ -224,35 +225,37 @@ impl OpenFile {
         }
         // Acquire: pairs with `make_current`.
         let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
-        // SAFETY: the base is that of a map which covers the length that was read before, since maps
-        // grow before the length does. The map lives for as long as a lease that was there before
-        // this call: see `forget_outgrown`.
+        // SAFETY: the range is inside the length that was read above; the base is that of a map
+        // which covers that length, since `cover` stores the base before the length. That map is
+        // live: it is the current one, or an outgrown one that `forget_outgrown` keeps for the
+        // lease that the caller took before this call.
         Some(unsafe { Span::in_map(base, range) })
     }
 
-    /// The same, or the error.
+    /// Returns the same address, or `OutOfBounds`.
     pub(crate) fn span(&self, protection: Protection, range: ByteRange) -> Result<Span> {
         self.span_within(protection, range)
             .ok_or_else(|| range.out_of_bounds(self.len()))
     }
 
-    /// The current map; `None` only where an empty file cannot be mapped.
+    /// Returns the current map; `None` if there is none, as for an empty file that cannot be
+    /// mapped.
     ///
-    /// It covers the length that was read before the call.
+    /// The map covers any length that the caller read before this call.
     pub(crate) fn map(&self, protection: Protection) -> Option<Arc<Map>> {
         self.mapped[protection as usize].get()?.current()
     }
 
-    /// Where the current map begins; null where there is none.
+    /// Returns the address of the current map; null if there is none.
     pub(crate) fn base(&self, protection: Protection) -> *mut u8 {
         self.hot.bases[protection as usize].load(Ordering::Acquire)
     }
 
-    /// Unmaps what was outgrown, if no view may lie there. Blocks.
+    /// Unmaps the outgrown maps, if no view can point into them. Blocks.
     ///
-    /// 1. A lease that is taken before the fence is found by the count, and everything stays.
-    /// 2. One that is taken after the fence finds the address of the current map, which was stored
-    ///    before: whoever takes a lease looks for the address afterwards.
+    /// 1. A lease that is taken before the fence is included in the count, and all maps stay.
+    /// 2. A reader that takes its lease after the fence loads the address of the map after taking
+    ///    the lease, and so finds the current map, whose address was stored before the fence.
     pub(super) fn forget_outgrown(&self) -> io::Result<()> {
         let is_outgrown = |mapped: &Mapped| lock(&mapped.maps).len() > 1;
         if !self
@@ -272,27 +275,28 @@ impl OpenFile {
             let outgrown = std::mem::take(&mut *maps);
             maps.extend(current);
             drop(maps);
-            // A job that still works on one has its own reference.
+            // A job that still works on an outgrown map holds its own reference.
             drop(outgrown);
         }
         Ok(())
     }
 
-    /// Whether a range is in memory, as far as that can be told without waiting.
+    /// Whether a range is in memory, as far as the system tells without waiting.
     pub(crate) fn is_resident(&self, protection: Protection, range: ByteRange) -> bool {
         let mapped = self.mapped[protection as usize].get();
         mapped.is_some_and(|mapped| {
-            // Without a lease the map may go meanwhile; its address is only asked about.
+            // Without a lease the map may be unmapped at any time; the system is only asked about
+            // the address, and nothing is accessed there.
             let run = sys::Run::at(self.base(protection), range.to_pages(sys::page_size()));
             residency::is_resident(run, &mapped.backing, mapped.fs_traits, range)
         })
     }
 
-    /// Reads the pages of a range in. Blocks.
+    /// Reads the pages of a range into memory. Blocks.
     ///
     /// # Errors
     ///
-    /// `OutOfBounds` if a shrink went first, and those of [`residency::populate_read`].
+    /// `OutOfBounds` if a shrink came first, and those of [`residency::populate_read`].
     pub(crate) fn read_in(&self, protection: Protection, range: ByteRange) -> Result<()> {
         loop {
             let cuts = self.cuts();
@@ -302,14 +306,15 @@ impl OpenFile {
                 return Ok(());
             };
             match residency::populate_read(&map, &mapped.backing, range) {
-                // What this process cuts off, and grows again, is no other process's truncation.
+                // This process has cut the file, and may have grown it again: the error may be due
+                // to that, and not to another process.
                 Err(_) if self.cuts() != cuts => {}
                 populated => return populated,
             }
         }
     }
 
-    /// Takes pages out of every map. They stay in the page cache, and in the file.
+    /// Removes pages from every map. They stay in the page cache, and in the file.
     pub(crate) fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
             let maps = lock(&mapped.maps).clone();
@@ -321,7 +326,8 @@ impl OpenFile {
                 );
                 if !range.is_empty() {
                     let run = map.run(range.to_pages(sys::page_size()));
-                    // SAFETY: the pages are inside the live map, which is a shared one of a file.
+                    // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
+                    // keeps live; every map of `self.mapped` that has a file is a shared one.
                     unsafe { sys::advise(run, Advice::DontNeed) }?;
                 }
             }
@@ -329,7 +335,11 @@ impl OpenFile {
         Ok(())
     }
 
-    /// The descriptor that changes go through.
+    /// Returns the writable maps and their descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidMode` if no handle may write the file.
     pub(super) fn writable(&self) -> Result<&Mapped> {
         self.mapped[Protection::ReadWrite as usize]
             .get()

@@ -1,4 +1,4 @@
-//! Changing the length of a file, and taking note of a length that another process has given it.
+//! Changes the length of a file, and adopts a length that another process has given it.
 
 use std::fs::File;
 use std::io;
@@ -15,8 +15,8 @@ use crate::sync::lock;
 use crate::sys;
 
 impl OpenFile {
-    /// Gives the file a new length; `false` while views of the tail block that. Nothing is done any
-    /// more if `starts` says that the operation was withdrawn.
+    /// Gives the file a new length; returns `false` while views of the tail block that. Changes
+    /// nothing if `starts` returns `false`, because the operation was withdrawn.
     pub(super) fn resize(
         self: &Arc<Self>,
         new_len: u64,
@@ -40,12 +40,12 @@ impl OpenFile {
         if !starts() {
             return Ok(true);
         }
-        // The length first: no reader may look past it when the pages go. One that waits for the
-        // tail knows now that it has gone, and need not wait for the file system.
+        // The length first: no reader may access the tail when its pages go. And a reader that
+        // waits for the tail learns now that it has gone, without waiting for the file system.
         self.hot.len.store(new_len, Ordering::Release);
         self.hot.leases.recheck(tail);
-        // SeqCst: a reader that has seen the old length before this, and asks again after a page
-        // was gone, sees the count.
+        // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
+        // found a page missing, sees the new count.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         if let Err(error) = file.set_len(new_len) {
             self.hot.len.store(len, Ordering::Release);
@@ -58,15 +58,15 @@ impl OpenFile {
         Ok(true)
     }
 
-    /// Makes the file at least `min` bytes long. One that another process has made longer than it is
-    /// known to be is taken as it is, and never cut: see [`Longer`] for what is said of that.
+    /// Makes the file at least `min` bytes long. A file that another process has extended past
+    /// `min` keeps its length, and is never cut; [`Longer`] decides whether that is an error.
     ///
-    /// All that can fail is done before the file grows, so that there is nothing to take back: that
-    /// would be a cut.
+    /// Everything that can fail is done before the file grows, so that growth never has to be
+    /// undone: that would be a cut.
     ///
-    /// Growth waits for no view, unless another process has cut the file under one: `false` while such
-    /// a view shows bytes that are to be added. Nothing is done any more if `starts` says that the
-    /// operation was withdrawn.
+    /// Growth waits for no view, unless another process has cut the file under a view: returns
+    /// `false` while such a view shows bytes that are to be added. Changes nothing if `starts`
+    /// returns `false`, because the operation was withdrawn.
     pub(super) fn grow(
         self: &Arc<Self>,
         min: u64,
@@ -87,11 +87,12 @@ impl OpenFile {
                 Longer::Refused | Longer::Welcome => Ok(true),
             };
         }
-        // Relaxed: the drain alone looks at it.
+        // Relaxed: only the drain stores it, and this is the drain.
         let shown = min.min(self.shown_end.load(Ordering::Relaxed));
         let _under_views = if shown > file_len {
             let grown = ByteRange::between(file_len, shown);
-            // Release: who ends a lease that is marked for this sees `shown_end`.
+            // Release: pairs with the fence in `restart`. A thread that ends a lease which was
+            // marked by the attempt below sees `shown_end`.
             fence(Ordering::Release);
             match Lease::try_acquire(&**self, Kind::Exclusive, grown, Asks::Queue)? {
                 Some(lease) => Some(lease),
@@ -109,7 +110,7 @@ impl OpenFile {
             }
             self.cover(min, || {
                 self.clear_tail(ByteRange::between(file_len, min))?;
-                // Before a write past the old end can be made, and flushed.
+                // Before any write past the old end can be made and flushed.
                 self.mark_length_unsynced();
                 sys::extend(file, min)
             })
@@ -118,7 +119,7 @@ impl OpenFile {
         Ok(true)
     }
 
-    /// Gives the file its first bytes, unless it has some; as [`grow`](Self::grow) does.
+    /// Gives an empty file its first bytes, like [`grow`](Self::grow).
     pub(super) fn set_len_if_empty(
         self: &Arc<Self>,
         len: u64,
@@ -131,7 +132,7 @@ impl OpenFile {
         }
     }
 
-    /// Takes note of the length that another process has given the file. Waits for no view.
+    /// Adopts the length that another process has given the file. Waits for no view.
     pub(super) fn adopt_file_len(&self) -> Result<()> {
         let mapped = self.mapped.iter().find_map(OnceLock::get);
         let Some(file) = mapped.and_then(|mapped| mapped.backing.file()) else {
@@ -147,15 +148,16 @@ impl OpenFile {
         }
     }
 
-    /// Takes note that another process has cut the file. The views of what is gone stay leased: their
-    /// memory is mapped still, and shows the file again if it grows, which therefore waits for them.
+    /// Adopts a cut that another process has made. Views of the bytes that were cut off keep their
+    /// leases: their memory is still mapped, and would show the file again if it grew. So growth
+    /// waits for those views.
     fn adopt_cut(&self, file_len: u64) {
-        // Relaxed: the drain alone looks at it.
+        // Relaxed: only the drain stores and loads it, except for `restart`; see its fence.
         let len = self.len();
         self.shown_end.fetch_max(len, Ordering::Relaxed);
         self.hot.len.store(file_len, Ordering::Release);
         self.hot.leases.recheck(ByteRange::between(file_len, len));
-        // As for a cut that is made here.
+        // SeqCst: as for a cut that `resize` makes.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         if let Some(gone) = self.dirty.truncate(file_len) {
             lock(&self.lost).get_or_insert(MmapIoError::Truncated {
@@ -177,18 +179,18 @@ impl OpenFile {
         }
     }
 
-    /// Length of the file as it is.
+    /// Returns the actual length of the file.
     ///
     /// # Errors
     ///
-    /// `Truncated` if it is shorter than it is known to be, `ResizeFailed` if it is too long.
+    /// `Truncated` if it is shorter than the known length, `ResizeFailed` if it cannot be mapped.
     fn file_len(&self, file: &File) -> Result<u64> {
         residency::check_length(Some(file), &[ByteRange::between(0, self.len())])?;
         mappable_len(file)
     }
 
-    /// Moves the end of the mapped bytes to `len`, after the maps cover them and `grow_file` has made
-    /// the file that long. If anything fails, the end stays.
+    /// Raises the known length to `len`, after making maps that cover it, and after `grow_file` has
+    /// made the file that long. If anything fails, the length stays.
     fn cover(&self, len: u64, grow_file: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let _remap = lock(&self.remap);
         for protection in [Protection::Read, Protection::ReadWrite] {
@@ -201,7 +203,7 @@ impl OpenFile {
             }
             let backing = current.as_deref().map_or(&mapped.backing, Map::backing);
             let map = Map::new(backing, len, protection).or_else(|error| {
-                // What was outgrown may have left no address space.
+                // Outgrown maps may occupy the address space that is missing.
                 self.forget_outgrown()?;
                 Map::new(backing, len, protection).map_err(|_| error)
             })?;
@@ -210,20 +212,20 @@ impl OpenFile {
             lock(&mapped.maps).push(map);
         }
         grow_file()?;
-        // Release: pairs with the load in `len`. A thread that sees the length sees maps that cover
-        // it.
+        // Release: pairs with the load in `len`. A thread that sees this length also sees maps that
+        // cover it.
         self.hot.len.store(len, Ordering::Release);
-        // Without a fence all of them stay.
+        // If the fence fails, the outgrown maps stay.
         let _ = self.forget_outgrown();
         Ok(())
     }
 
-    /// Clears what stands behind the end of the file in its last page, as far as `grown` goes, which
-    /// begins at that end: another process may have stored there through a map, and growth would
-    /// uncover it.
+    /// Zeroes the part of `grown` that lies in the last page of the file; `grown` begins at the end
+    /// of the file. Another process may have stored bytes there through a map, and growth would
+    /// make them part of the file.
     ///
-    /// No view of this process lies past the end, or growth has an exclusive lease there; and the maps
-    /// cover what is to be grown.
+    /// The caller, which is the drain, guarantees that the maps cover `grown`, and that no view of
+    /// this process lies there: either none can, or growth holds an exclusive lease there.
     fn clear_tail(&self, grown: ByteRange) -> io::Result<()> {
         let page = sys::page_size();
         let last = ByteRange::between(grown.start(), grown.start()).to_pages(page);
@@ -232,43 +234,48 @@ impl OpenFile {
             return Ok(());
         };
         let run = map.run(tail.to_pages(page));
-        // SAFETY: the page holds the last byte of the file, unless another process cuts it right now,
-        // and the live map covers it.
+        // SAFETY: `Map::run` has checked that the page is inside the map, which `map` keeps live;
+        // it holds the last byte of the file. If another process cuts it off now, the call fails.
         unsafe { sys::populate_read(run) }?;
         let span = map.span(tail);
-        // SAFETY: the map lives, and no writer of this process has a lease past the end; growth
-        // takes its turn among the writers.
+        // SAFETY: `map` keeps the map live, and the page was just read in. Only the drain writes
+        // past the known end, and this is the drain; so no writer of this process has these bytes.
         let is_clear = unsafe { span.as_slice() }.iter().all(|byte| *byte == 0);
         if !is_clear {
-            // SAFETY: as for reading; this map is writable.
+            // SAFETY: as for reading; the map is that of `Protection::ReadWrite`.
             unsafe { sys::populate_write(&[run]) }.map_err(|(_, error)| error)?;
-            // SAFETY: as above, and no reader of this process has a lease past the end either.
+            // SAFETY: as for `as_slice`, and the map is writable; no reader of this process has
+            // these bytes either, as the caller guarantees. The zeroes are in no map.
             unsafe { span.copy_from(&vec![0; tail.len() as usize]) };
         }
         Ok(())
     }
 
-    /// The file, if it is one, through a descriptor that may change it.
+    /// Returns the descriptor that may change the file.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidMode` for anonymous memory, or if no handle may write the file.
     fn writable_file(&self) -> Result<&File> {
         let file = self.writable()?.backing.file();
         file.ok_or_else(|| MmapIoError::invalid_mode("memory has a fixed size"))
     }
 }
 
-/// What is said of a file that is longer already than it is to grow.
+/// Whether growth fails if another process has made the file longer than requested.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Longer {
-    /// An error: the caller asked for that length.
+    /// It fails: the caller asked for exactly that length.
     Refused,
-    /// Nothing: the caller asked for at least that length.
+    /// It succeeds: the caller asked for at least that length.
     Welcome,
 }
 
-/// Length of a file as it is.
+/// Returns the actual length of a file.
 ///
 /// # Errors
 ///
-/// `ResizeFailed` if it is too long.
+/// `ResizeFailed` if it is too long to be mapped.
 fn mappable_len(file: &File) -> Result<u64> {
     let file_len = sys::file_len(file)?;
     match file_len > MAX_LEN {

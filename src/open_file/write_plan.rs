@@ -1,9 +1,10 @@
-//! How a write gets into the file: copied into the mapping, or given to `pwrite`.
+//! Decides how a write gets into the file: by a copy into the mapping, or by `pwrite`.
 //!
-//! A store into the mapping is the fastest there is on a page that is in memory, mapped and dirty.
-//! On any other page it pays for a fault: the page is read, though all of it will be overwritten,
-//! and the journal is asked. `pwrite` of whole pages does neither. Measured on ext4 (medians of
-//! one write, in microseconds; copying includes `MADV_POPULATE_WRITE`):
+//! A store into the mapping is the fastest way on a page that is resident, mapped and dirty. On any
+//! other page it pays for a page fault: the kernel reads the page, although all of it will be
+//! overwritten, and the file system starts a journal transaction. `pwrite` of whole pages avoids
+//! the fault. Measured on ext4 (medians of one write, in microseconds; copying includes
+//! `MADV_POPULATE_WRITE`):
 //!
 //! | bytes | dirty: copy | `pwrite` | clean: copy | `pwrite` | not resident: copy | `pwrite` | hole: copy | `fallocate`, `pwrite` |
 //! |---|---|---|---|---|---|---|---|---|
@@ -12,11 +13,12 @@
 //! | 256 Ki | 15 | 18 | 293 | 17 | 3990 | 24 | 1270 | 26 |
 //! | 1 Mi | 70 | 54 | 1184 | 58 | 4000 | 95 | 1810 | 100 |
 //!
-//! So whole pages go through the descriptor, unless they are few and likely to be mapped and
-//! dirty: written here, not flushed since, and resident. The parts of pages at both ends are
-//! copied.
+//! So whole pages go through the descriptor, unless they are few and are likely to be mapped and
+//! dirty, because they were written here, have not been flushed since, and are resident. The
+//! partial pages at both ends are copied.
 //!
-//! Only where the two ways are coherent: [`sys::writes_are_coherent`].
+//! The descriptor is used only where `pwrite` and the mapping are coherent with each other
+//! ([`FsTraits::coherent_writes`](sys::FsTraits::coherent_writes), [`sys::may_write_at`]).
 
 use std::fs::File;
 use std::io;
@@ -27,26 +29,26 @@ use crate::range::{ByteRange, PageRange};
 use crate::residency;
 use crate::sys;
 
-/// What writes are applied to.
+/// The file that writes are applied to, and the map that they go through.
 #[derive(Debug)]
 pub(super) struct WriteTarget<'a> {
     pub(super) file: &'a OpenFile,
     pub(super) backing: &'a Backing,
     pub(super) map: &'a Map,
-    /// Length of the file in bytes; nothing changes it while a batch is applied.
+    /// The length of the file in bytes; nothing changes it while a batch is applied.
     pub(super) len: u64,
-    /// The file, if `pwrite` through its descriptor and stores through the map are coherent with
-    /// each other.
+    /// The descriptor, if `pwrite` through it and stores through the map are coherent with each
+    /// other.
     pub(super) coherent: Option<&'a File>,
 }
 
-/// Whole pages of at least that many bytes are never copied.
+/// Whole pages of at least this many bytes together always go through the descriptor.
 const ALWAYS_DIRECT: u64 = 256 << 10;
 
 /// Which pages of a write's ranges go through the descriptor.
 #[derive(Debug)]
 pub(super) struct WritePlan {
-    /// One for each range; none at all for the many writes that are only copied.
+    /// One entry for each range; empty, without an allocation, if all ranges are copied.
     direct: Box<[Option<ByteRange>]>,
 }
 
@@ -66,11 +68,11 @@ impl WritePlan {
         }
     }
 
-    /// Everything goes through the descriptor: pages cannot be made writable in the map, though the
-    /// file has room for the bytes. A large folio wants all of its blocks when it is stored to, and
-    /// a full disk may have those of the bytes alone.
+    /// Returns a plan that writes everything through the descriptor, for pages that cannot be made
+    /// writable in the map although the file has blocks for the bytes: a store to a large folio
+    /// needs all blocks of the folio, and a full disk may have no room for the other ones.
     ///
-    /// `None` where the two ways are not coherent.
+    /// `None` if the descriptor and the map are not coherent.
     pub(super) fn all_direct(target: &WriteTarget<'_>, ranges: &[ByteRange]) -> Option<Self> {
         let file = target.coherent?;
         let end = ranges.iter().map(|range| range.end()).max()?;
@@ -84,7 +86,7 @@ impl WritePlan {
         !self.direct.is_empty()
     }
 
-    /// The parts that are copied into the mapping.
+    /// Returns the parts that are copied into the mapping.
     pub(super) fn memcpy_parts<'a>(
         &'a self,
         ranges: &'a [ByteRange],
@@ -103,12 +105,12 @@ impl WritePlan {
     ///
     /// # Errors
     ///
-    /// What `pwrite` met; some of the bytes may have changed then.
+    /// Those of `pwrite`; some of the bytes may have changed then.
     ///
     /// # Safety
     ///
-    /// The map of the target lives and is writable, the ranges are inside the file, and the caller
-    /// holds an exclusive lease on each. `data` is in no map of ours.
+    /// The map of the target is live and writable, the ranges are inside the file, and the caller
+    /// holds an exclusive lease on each. `data` is in no map of this crate.
     pub(super) unsafe fn execute(
         &self,
         target: &WriteTarget<'_>,
@@ -116,7 +118,8 @@ impl WritePlan {
         mut data: &[u8],
     ) -> io::Result<()> {
         let copy = |range: ByteRange, data: &[u8]| {
-            // SAFETY: the caller's contract; the range is a part of one of the ranges.
+            // SAFETY: `range` is a part of one of the ranges, for which the caller of `execute`
+            // guarantees a live, writable map and an exclusive lease; `data` is in no map.
             unsafe { target.map.span(range).copy_from(data) }
         };
         for (index, range) in ranges.iter().enumerate() {
@@ -130,14 +133,17 @@ impl WritePlan {
             let (first, rest) = now.split_at(before.len() as usize);
             let (middle, last) = rest.split_at(direct.len() as usize);
             copy(before, first);
-            let file = target.coherent.expect("or nothing was chosen");
+            let file = target
+                .coherent
+                .expect("a plan without a descriptor has no direct part");
             sys::write_at(file, middle, direct.start())?;
             copy(after, last);
         }
         Ok(())
     }
 
-    /// What of a range goes through the descriptor, and what stands before and after that.
+    /// Splits a range into the part that goes through the descriptor, and the parts before and
+    /// after it.
     fn parts(&self, index: usize, range: ByteRange) -> (ByteRange, Option<ByteRange>, ByteRange) {
         match self.direct.get(index).copied().flatten() {
             Some(direct) => (
@@ -150,8 +156,8 @@ impl WritePlan {
     }
 }
 
-/// Reserves the blocks of what goes through the descriptor, so that a full disk is found before
-/// the first byte changes. Blocks.
+/// Reserves the disk blocks of what goes through the descriptor, so that a full disk is found
+/// before the first byte changes. Blocks.
 pub(super) fn reserve(target: &WriteTarget<'_>, plan: &WritePlan) -> io::Result<()> {
     let Some(file) = target.coherent else {
         return Ok(());
@@ -163,7 +169,7 @@ pub(super) fn reserve(target: &WriteTarget<'_>, plan: &WritePlan) -> io::Result<
     Ok(())
 }
 
-/// The whole pages of the range, if they are better written through the descriptor.
+/// Returns the whole pages of the range, if writing them through the descriptor is cheaper.
 fn direct_pages(target: &WriteTarget<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
     let stays_mapped = pages.len() < ALWAYS_DIRECT

@@ -1,11 +1,11 @@
-//! What a path leads to, opened or looked at, and which file that is.
+//! Finds out which file a path leads to, by a descriptor that can be used or only examined.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Again;
+use super::RetryState;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::mode::MmapMode;
@@ -14,12 +14,12 @@ use crate::range::ByteRange;
 use crate::registry::Found;
 use crate::sys::{self, Created, FileInfo, FsTraits};
 
-/// Times that a path is followed again because its file had gone when it was looked at. After that
-/// the file counts that was opened last, as it does for the kernel.
+/// How many times a path is opened because its file had lost its name when it was checked. The last
+/// try accepts the file that it opened, as the kernel would.
 pub(crate) const TRIES: usize = 8;
 
-/// An opened descriptor. If the file was created with it, and by it alone, it is removed again
-/// unless it is kept, or has got bytes.
+/// An opened descriptor. If this opening created the file (`O_EXCL`), the drop removes the file,
+/// unless it is kept, or is no longer empty.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(super) file: Arc<Descriptor>,
@@ -36,8 +36,8 @@ impl Target {
         })
     }
 
-    /// A file to be written from scratch: as it is, or created. Which of the two it was is not
-    /// known if another process has created or removed it meanwhile: then it was not created here.
+    /// Opens a file that is to be emptied, or creates it. If another process creates or removes the
+    /// file in the meantime, the file counts as not created here.
     pub(crate) fn create(path: &Path, permissions: u32) -> io::Result<Self> {
         match Self::create_new(path, permissions) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -55,7 +55,8 @@ impl Target {
         })
     }
 
-    /// Links are followed, also one that points nowhere: there the file is created.
+    /// Opens a file, or creates it. Follows links; a link to a file that does not exist creates
+    /// that file.
     pub(super) fn open_or_create(path: &Path, permissions: u32) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let options = sys::open_or_create(&mut options, permissions);
@@ -65,11 +66,12 @@ impl Target {
         })
     }
 
-    /// What was opened.
+    /// Returns the identity of the file and the traits of its file system.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if it is no regular file, `Unsupported` if it is one that cannot be mapped here.
+    /// `InvalidInput` if it is not a regular file, `Unsupported` if it cannot be mapped
+    /// (hugetlbfs).
     pub(crate) fn identify(&self) -> Result<(FileInfo, FsTraits)> {
         let info = sys::file_info(&self.file)?;
         if !info.is_regular {
@@ -89,15 +91,15 @@ impl Target {
         &self.file
     }
 
-    /// Empties the file if it was created here, so that it is removed: the bytes that it has are
-    /// those that it was given here.
+    /// Empties the file if this opening created it, so that the drop removes it. The caller has
+    /// checked that all of its bytes were added by this opening.
     pub(crate) fn discard(self) {
         if self.created.is_some() {
             let _ = self.file.set_len(0);
         }
     }
 
-    /// The file stays.
+    /// Keeps the file, and returns the descriptor.
     pub(crate) fn keep(mut self) -> Arc<Descriptor> {
         self.created = None;
         self.file.clone()
@@ -114,16 +116,16 @@ impl Drop for Target {
     }
 }
 
-impl From<Again> for Target {
-    fn from(again: Again) -> Self {
+impl From<RetryState> for Target {
+    fn from(state: RetryState) -> Self {
         Self {
-            file: again.file,
-            created: again.created,
+            file: state.file,
+            created: state.created,
         }
     }
 }
 
-impl From<Target> for Again {
+impl From<Target> for RetryState {
     fn from(mut target: Target) -> Self {
         Self {
             created: target.created.take(),
@@ -132,24 +134,25 @@ impl From<Target> for Again {
     }
 }
 
-/// Looks for the file of a descriptor among those that are open.
+/// Looks for the file of a descriptor among the files that are open in this process, or claims its
+/// place.
 pub(crate) fn find_open(target: &Target, info: &FileInfo, fs_traits: FsTraits) -> Found<OpenFile> {
     let is_it = |open: &Arc<OpenFile>| open.is_file(&target.file);
     OPEN_FILES.find(info.id, (!fs_traits.is_local).then_some(is_it))
 }
 
-/// What a path would be opened for.
+/// What a path is to be opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Intent {
     Read,
     Write,
-    /// As by a call that may create the file: the system has rules of its own for those
-    /// (`fs.protected_regular`), none of which is about the process's own files.
+    /// Writing, by a call that may create the file. The system has extra rules for such calls
+    /// (`fs.protected_regular`); no rule restricts a process on its own files.
     WriteOrCreate,
 }
 
-/// Looks for the file that a path leads to among those that are open, if the process may open it.
-/// Opens nothing.
+/// Looks for the file that a path leads to among the files that are open in this process, if the
+/// process may open it. Opens nothing.
 pub(crate) fn find_by_path(path: &Path, intent: Intent) -> Option<Arc<OpenFile>> {
     let looked = sys::look(path)?;
     let id = sys::file_info(&looked).ok()?.id;
@@ -163,12 +166,12 @@ pub(crate) fn find_by_path(path: &Path, intent: Intent) -> Option<Arc<OpenFile>>
     }
     let fs_traits = sys::fs_traits(&looked);
     let is_it = |open: &Arc<OpenFile>| fs_traits.is_local || open.is_file(&looked);
-    // Where it is copied up, a newer descriptor is another file's.
+    // Where files are copied up, a newer descriptor may show another file.
     let mut open = open.into_iter().filter(|_| !fs_traits.copies_up);
     open.find(is_it)
 }
 
-/// Fails if a file that is to be overwritten is in use here.
+/// Fails with `Busy` if a file that is to be overwritten is in use in this process.
 pub(crate) fn fail_if_used(open: &OpenFile) -> Result<()> {
     match open.check_in_use() {
         Ok(()) => Err(ByteRange::between(0, open.len()).busy()),
@@ -176,18 +179,19 @@ pub(crate) fn fail_if_used(open: &OpenFile) -> Result<()> {
     }
 }
 
-/// Whether a file has lost its name, and the path leads to another one, or nowhere. One without a
-/// name can be opened all the same (`/proc/self/fd`), and some FUSE file systems count no names.
+/// Whether a file has lost its name, and the path leads to another file, or nowhere. The path is
+/// checked because a file without a name can be opened as well (`/proc/self/fd`), and because some
+/// FUSE file systems do not count names.
 pub(crate) fn is_gone(info: &FileInfo, path: &Path) -> bool {
     !info.is_linked && !sys::file_id_at(path).is_ok_and(|id| id == info.id)
 }
 
-/// The path, from the current directory on where it is relative: as it is now, whenever it is used.
+/// Makes a path absolute, so that it does not depend on a later change of the current directory.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
-    // No path is no name of the directory.
+    // An empty path must stay invalid: joined with the directory, it would name the directory.
     if path.is_absolute() || path.as_os_str().is_empty() {
         return path.to_path_buf();
     }
-    // Where there is no such directory any more, opening says so.
+    // If the current directory no longer exists, the opening reports that.
     std::env::current_dir().map_or_else(|_| path.to_path_buf(), |directory| directory.join(path))
 }

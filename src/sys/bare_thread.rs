@@ -1,31 +1,32 @@
-//! Threads that are started to see whether they can be, on Unix.
+//! Trial threads on Unix: started to find out whether a thread can be started.
 //!
-//! They are the C library's own: one of the standard library's allocates when it begins (a signal
-//! stack, an arena), and ends the process if that fails; the process may run out of memory between
-//! the start and that moment.
+//! They are started by the C library. A thread of the standard library allocates when it begins (a
+//! signal stack, an arena), and ends the process if that fails, as it may if the process runs out
+//! of memory between the start and that moment.
 
 use std::io;
 use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex};
 
-/// As the standard library has it for its own threads.
+/// The default stack size of the standard library's threads.
 const STACK: usize = 2 << 20;
 
-/// A thread that waits at a gate, and ends. Dropped, it ends by itself.
+/// A thread that waits at a gate, and then ends. Dropping the value detaches the thread.
 #[derive(Debug)]
 pub(crate) struct BareThread(libc::pthread_t);
 
 impl BareThread {
-    /// Starts a thread that ends when `gate` is free ([`pthread_create(3)`]).
+    /// Starts a thread that ends when `gate` is unlocked ([`pthread_create(3)`]).
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if the process may have no more threads, or has no memory for its stack.
+    /// `EAGAIN` if the process may have no more threads, or has no memory for the stack.
     ///
     /// [`pthread_create(3)`]: https://man7.org/linux/man-pages/man3/pthread_create.3.html
     pub(crate) fn start(gate: Arc<Mutex<()>>) -> io::Result<Self> {
         extern "C" fn pass(gate: *mut libc::c_void) -> *mut libc::c_void {
-            // SAFETY: `start` has made the pointer of an `Arc`, for this thread alone.
+            // SAFETY: `start` made the pointer by `Arc::into_raw`, and passed it to this thread
+            // alone.
             let gate = unsafe { Arc::from_raw(gate.cast_const().cast::<Mutex<()>>()) };
             drop(gate.lock());
             std::ptr::null_mut()
@@ -33,8 +34,9 @@ impl BareThread {
         let attributes = Attributes::new()?;
         let gate = Arc::into_raw(gate);
         let mut thread = std::mem::MaybeUninit::uninit();
-        // SAFETY: both places are live for the call; the function neither panics nor needs anything
-        // but its argument, which is the thread's from now on.
+        // SAFETY: `thread` and `attributes` are live for the call, and the latter were initialised
+        // by `Attributes::new`; `pass` does not panic, and uses only its argument, which the new
+        // thread owns.
         let error = unsafe {
             libc::pthread_create(
                 thread.as_mut_ptr(),
@@ -44,27 +46,28 @@ impl BareThread {
             )
         };
         if error != 0 {
-            // SAFETY: no thread has the pointer.
+            // SAFETY: `gate` is from `Arc::into_raw` above, and no thread was started that owns it.
             drop(unsafe { Arc::from_raw(gate) });
             return Err(io::Error::from_raw_os_error(error));
         }
-        // SAFETY: the call has filled it in.
+        // SAFETY: `pthread_create` has succeeded, and has written the id.
         Ok(Self(unsafe { thread.assume_init() }))
     }
 
-    /// Waits until it has ended ([`pthread_join(3)`]).
+    /// Waits until the thread has ended ([`pthread_join(3)`]).
     ///
     /// [`pthread_join(3)`]: https://man7.org/linux/man-pages/man3/pthread_join.3.html
     pub(crate) fn join(self) {
         let thread = ManuallyDrop::new(self);
-        // SAFETY: the thread was neither joined nor detached, and neither will be done again.
+        // SAFETY: `start` created the thread joinable; `self` was taken by value and is not
+        // dropped, so that the thread is neither joined nor detached a second time.
         unsafe { libc::pthread_join(thread.0, std::ptr::null_mut()) };
     }
 }
 
 impl Drop for BareThread {
     fn drop(&mut self) {
-        // SAFETY: as in `join`.
+        // SAFETY: `start` created the thread joinable, and `join` prevents this drop.
         unsafe { libc::pthread_detach(self.0) };
     }
 }
@@ -74,14 +77,15 @@ struct Attributes(libc::pthread_attr_t);
 impl Attributes {
     fn new() -> io::Result<Self> {
         let mut attributes = std::mem::MaybeUninit::uninit();
-        // SAFETY: the place is live for the call.
+        // SAFETY: `attributes` is live for the call, which initialises it.
         match unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } {
             0 => {}
             error => return Err(io::Error::from_raw_os_error(error)),
         }
-        // SAFETY: the call has filled it in.
+        // SAFETY: `pthread_attr_init` has succeeded, and has initialised it.
         let mut attributes = Self(unsafe { attributes.assume_init() });
-        // SAFETY: they are live, and were initialised. A size that is refused leaves the default.
+        // If the size is refused, the default stays.
+        // SAFETY: the attributes were initialised above, and are live for the call.
         unsafe { libc::pthread_attr_setstacksize(&mut attributes.0, STACK) };
         Ok(attributes)
     }
@@ -89,7 +93,7 @@ impl Attributes {
 
 impl Drop for Attributes {
     fn drop(&mut self) {
-        // SAFETY: they were initialised, and are not used again.
+        // SAFETY: `new` has initialised the attributes, and they are not used after the drop.
         unsafe { libc::pthread_attr_destroy(&mut self.0) };
     }
 }

@@ -1,4 +1,5 @@
-//! What only Linux has, for all others: nothing is relied on, and nothing is done.
+//! Replacements on all other platforms for the calls that only Linux has: they do nothing, and
+//! promise nothing.
 
 use std::fs::File;
 use std::io;
@@ -6,17 +7,17 @@ use std::path::Path;
 
 use super::{FsTraits, Run};
 
-/// Not needed for correctness, and not available.
+/// Does nothing: the call is unavailable, and only a hint.
 pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Not available, and not called where [`fs_traits`] says so.
+/// Not called, since [`fs_traits`] never claims `range_sync_covers_metadata`.
 pub(crate) fn finish_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Nothing is relied on but the ids.
+/// Claims nothing but that identities are unique, and that files are local.
 pub(crate) fn fs_traits(_file: &File) -> FsTraits {
     FsTraits {
         is_local: true,
@@ -24,62 +25,62 @@ pub(crate) fn fs_traits(_file: &File) -> FsTraits {
     }
 }
 
-/// Not called, since [`fs_traits`] knows no file system that copies up.
+/// Not called, since [`fs_traits`] never claims `copies_up`.
 pub(crate) fn reopen(_file: &File) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Never, where [`fs_traits`] says so.
+/// Returns `false`, since [`fs_traits`] never claims `coherent_writes`.
 pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
     false
 }
 
-/// Not called where [`fs_traits`] says so.
+/// Not called, since [`may_write_at`] returns `false`.
 pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Not called either.
+/// Not called, since [`may_write_at`] returns `false`.
 pub(crate) fn reserve(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// For a caller that asked for it: nothing is refused.
+/// Reserves blocks on request of the user, as [`super::allocate`] does.
 pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     super::allocate(file, offset, len)
 }
 
-/// Unknown here.
+/// Succeeds: the extents of a file are unknown here.
 pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Unknown here: [`super::resident`] says nothing either.
+/// Returns `None`: unknown here.
 pub(crate) fn cached_pages(_file: &File, _offset: u64, _len: u64) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// Unknown here.
+/// Returns `None`: unknown here.
 pub(crate) fn has_huge_pages(_run: Run) -> io::Result<Option<bool>> {
     Ok(None)
 }
 
-/// Length of an open file in bytes.
+/// Returns the length of an open file in bytes.
 pub(crate) fn known_len(file: &File) -> io::Result<u64> {
     super::file_len(file)
 }
 
-/// Nothing is refused: what another system does not have is not called.
+/// Returns `false`: optional calls are not made here, so none can be refused.
 pub(crate) fn is_refused(_error: &io::Error) -> bool {
     false
 }
 
-/// Nothing here looks at a file without opening it.
+/// Returns `None`: no call here examines a file without opening it.
 pub(crate) fn look(_path: &Path) -> Option<File> {
     None
 }
 
-/// Not called, since nothing is looked at.
+/// Not called, since [`look`] returns `None`.
 pub(crate) fn may_open(_looked: &File, _writes: bool) -> bool {
     false
 }

@@ -1,4 +1,4 @@
-//! Linux: the calls that make a mapping usable without signals, stalls or locked instructions.
+//! Linux and Android: barriers, write-back and positioned writes; the submodules have the rest.
 
 mod blocks;
 mod copy;
@@ -16,19 +16,19 @@ pub(crate) use self::copy::*;
 pub(crate) use self::files::*;
 pub(crate) use self::memory::*;
 
-/// [`membarrier(2)`]: run a full barrier on every thread of this process that is running.
+/// [`membarrier(2)`]: runs a full barrier on every running thread of this process.
 ///
 /// [`membarrier(2)`]: https://man7.org/linux/man-pages/man2/membarrier.2.html
 const MEMBARRIER_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
-/// [`membarrier(2)`]: announce that this process will use the command above.
+/// [`membarrier(2)`]: announces that this process will use the command above.
 ///
 /// [`membarrier(2)`]: https://man7.org/linux/man-pages/man2/membarrier.2.html
 const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
-/// There is a barrier for the whole process, unless the kernel or a filter refuses it.
+/// A barrier for the whole process exists, unless the kernel or a `seccomp` filter refuses it.
 pub(crate) const HAS_BARRIER: bool = true;
 
-/// Announces that [`barrier`] will be used; `false` where the kernel or a filter refuses.
+/// Announces that [`barrier`] will be used; returns `false` if the kernel or a filter refuses.
 pub(crate) fn register_barrier() -> bool {
     membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED).is_ok() && barrier().is_ok()
 }
@@ -47,21 +47,22 @@ fn membarrier(command: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Starts writing the dirty pages of a file range back, and does not wait for them; one that is
-/// being written back already is waited for, if it was dirtied again ([`sync_file_range(2)`];
-/// Android has no such call). Nothing is durable by it.
+/// Starts writing back the dirty pages of a file range, without waiting for the writes to end
+/// ([`sync_file_range(2)`]; Android has no such call). It waits only for an earlier write-back of a
+/// page that has become dirty again. It makes nothing durable.
 ///
 /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
 pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) -> io::Result<()> {
     sync_file_range(file, offset, len, SYNC_FILE_RANGE_WRITE)
 }
 
-/// Writes the dirty pages of a file range back and waits until none is on its way
-/// ([`sync_file_range(2)`]). Neither the file's metadata nor what the drive holds is durable by it.
+/// Writes back the dirty pages of a file range, and waits until all writes have ended
+/// ([`sync_file_range(2)`]). It does not make the file's metadata durable, and does not flush the
+/// drive's cache.
 ///
 /// # Errors
 ///
-/// A page that could not be written.
+/// A page could not be written.
 ///
 /// [`sync_file_range(2)`]: https://man7.org/linux/man-pages/man2/sync_file_range.2.html
 pub(crate) fn finish_writeback(file: &File, offset: u64, len: u64) -> io::Result<()> {
@@ -100,25 +101,28 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
     Ok(())
 }
 
-/// Whether [`write_at`] may be used up to `end`: as long as the descriptor does not write around
-/// the page cache (`O_DIRECT`), elsewhere (`O_APPEND`), or synchronously, which would take an error
-/// of the write-back from the flush that is to report it; and as long as no `SIGXFSZ` is raised.
+/// Whether [`write_at`] may be used up to `end`.
 ///
-/// Asked for each write, since others can change the flags and the limit at any time ([`fcntl(2)`],
-/// [`getrlimit(2)`]; 0.1 us each).
+/// Not if the descriptor bypasses the page cache (`O_DIRECT`), appends (`O_APPEND`), or writes
+/// synchronously (`O_SYNC`, `O_DSYNC`): a write-back error would then go to the write instead of to
+/// the flush that has to report it. Not past the limit on file sizes either, which would raise
+/// `SIGXFSZ`.
+///
+/// Checked for each write, since another holder of the descriptor can change its flags at any time,
+/// and another process the limit ([`fcntl(2)`], [`getrlimit(2)`]; 0.1 us each).
 ///
 /// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
 /// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
 pub(crate) fn may_write_at(file: &File, end: u64) -> bool {
-    let elsewhere = libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
+    let unsuitable = libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
     // SAFETY: `F_GETFL` takes no pointer, and `file` keeps the descriptor open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    flags >= 0 && flags & elsewhere == 0 && super::unix::check_file_limit(end).is_ok()
+    flags >= 0 && flags & unsuitable == 0 && super::unix::check_file_limit(end).is_ok()
 }
 
-/// Writes all of `data` at `offset`, whatever the position of the descriptor; also if another holder of
-/// it makes it append in this very moment ([`pwritev2(2)`], `RWF_NOAPPEND`, Linux 6.9). Older kernels
-/// write to the end of the file then ([`pwrite(2)`]).
+/// Writes all of `data` at `offset`, independently of the descriptor's position, and even if
+/// another holder of the descriptor sets `O_APPEND` at this very moment ([`pwritev2(2)`],
+/// `RWF_NOAPPEND`, Linux 6.9). Older kernels then write to the end of the file ([`pwrite(2)`]).
 ///
 /// [`pwritev2(2)`]: https://man7.org/linux/man-pages/man2/pwritev2.2.html
 /// [`pwrite(2)`]: https://man7.org/linux/man-pages/man2/pwrite.2.html
@@ -133,7 +137,7 @@ pub(crate) fn write_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Res
                 offset += written as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // `EINVAL` may be about the file; then the other call says so as well.
+            // `EINVAL` may be about this file only; then `pwrite` below reports it as well.
             Err(error) if is_refused(&error) => {
                 let is_unknown = error.raw_os_error() != Some(libc::EINVAL);
                 IS_MISSING.store(is_unknown, Ordering::Relaxed);
@@ -146,16 +150,16 @@ pub(crate) fn write_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Res
 }
 
 pub(super) fn write_without_appending(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
-    /// Of `linux/fs.h`.
+    /// From `linux/fs.h`.
     const RWF_NOAPPEND: libc::c_int = 0x20;
     let part = libc::iovec {
         iov_base: data.as_ptr().cast_mut().cast(),
         iov_len: data.len(),
     };
-    // The kernel takes the offset in two words, and where they are of 64 bits looks at the first.
+    // The kernel takes the offset as two words; on 64-bit platforms it uses only the first one.
     let (low, high) = (offset as libc::c_ulong, (offset >> 32) as libc::c_ulong);
-    // SAFETY: `part` and the data are live for the call, which only reads them, and `file` keeps the
-    // descriptor open.
+    // SAFETY: `part` and the data are live for the call, which only reads them, and `file` keeps
+    // the descriptor open.
     let written = unsafe {
         libc::syscall(
             libc::SYS_pwritev2,
@@ -170,8 +174,8 @@ pub(super) fn write_without_appending(file: &File, data: &[u8], offset: u64) -> 
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether the error says that the kernel, the file system or a filter of system calls does not let a
-/// call be made at all, so that another way is to be tried.
+/// Whether the error says that the kernel, the file system or a filter of system calls refuses this
+/// kind of call, so that the caller should try another one.
 pub(crate) fn is_refused(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,19 +1,35 @@
-//! The platform boundary: everything the crate asks of an operating system.
+//! The platform boundary: every operation that the crate needs from an operating system.
 //!
-//! This is the one file that picks a platform. Every backend exports the same items, so that the
-//! rest of the crate has no `cfg` of its own for them; a port adds one file and one arm here.
+//! This is the only file that selects a platform. Every backend exports the same items, so that the
+//! rest of the crate needs no `cfg` for them; a port adds one file and one arm here.
 //!
 //! | item | Linux | other Unix | Windows |
 //! |---|---|---|---|
-//! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | a read of each page | a read of each page |
+//! | [`page_size`] | `sysconf(3)` | `sysconf(3)` | `GetSystemInfo` |
+//! | [`CAN_MAP_PAST_END`] | yes (64-bit) | yes (64-bit) | no |
+//! | [`open`], [`open_or_create`], [`FOR_ALL`], [`FOR_THE_OWNER`] | `open(2)`, waits for a lease | `open(2)` | `CreateFileW` |
+//! | [`create_new`], [`Created`] | `openat(2)`, `unlinkat(2)` | `openat(2)`, `unlinkat(2)` | `CREATE_NEW`, `DeleteFileW` |
+//! | [`file_info`], [`file_id_at`] | `fstat(2)`, `stat(2)` | `fstat(2)`, `stat(2)` | `GetFileInformationByHandleEx` |
+//! | [`file_len`], [`known_len`], [`is_linked`] | `statx(2)` | `fstat(2)` | `GetFileInformationByHandle` |
+//! | [`access`] | `fcntl(2)` | `fcntl(2)` | `NtQueryInformationFile` |
+//! | [`is_owner`] | `geteuid(2)` | `geteuid(2)` | never |
+//! | [`restrict`], [`copy_permissions`] | `fchmod(2)` | `fchmod(2)` | the read-only attribute |
+//! | [`check_address_space`] | `mmap(2)` | `mmap(2)` | not checked |
+//! | [`check_file_limit`] | `getrlimit(2)` | `getrlimit(2)` | no limit |
+//! | [`check_free_space`], [`check_free_space_for`] | `fstatvfs(3)` | `fstatvfs(3)` | not checked |
+//! | [`check_room`] | `FS_IOC_FIEMAP`, `fstatvfs(3)` | not checked | not checked |
+//! | [`allocated`] | `fstat(2)` | `fstat(2)` | unknown |
+//! | [`is_fault`], [`is_disk_full`], [`is_refused`] | by `errno` | by `errno` (never refused) | by error code (disk full only) |
 //! | [`resident`] | `mincore(2)` | unknown | unknown |
+//! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | a read of each page | a read of each page |
 //! | [`cached_pages`] | `cachestat(2)` | unknown | unknown |
-//! | [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
+//! | [`HAS_BARRIER`], [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
 //! | [`fs_traits`] | `fstatfs(2)` | none | none |
-//! | [`write_at`], [`reserve`] | `pwritev2(2)`, `fallocate(2)` | not used | not used |
+//! | [`may_write_at`], [`write_at`], [`reserve`] | `fcntl(2)`, `pwritev2(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
-//! | [`allocate`], [`preallocate`] | `fallocate(2)` | zeroes are written | zeroes are written |
+//! | [`advise`] | `madvise(2)` | `madvise(2)` | `PrefetchVirtualMemory` |
+//! | [`allocate`], [`preallocate`], [`ALLOCATE_KEEPS_BYTES`] | `fallocate(2)` | zeroes are written | zeroes are written |
 //! | [`extend`] | `fallocate(2)` | `ftruncate(2)` | `SetEndOfFile` |
 //! | [`sync_range`] | `msync(2)` | `msync(2)` (macOS: `F_FULLFSYNC` after it) | `FlushViewOfFile`, `FlushFileBuffers` |
 //! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
@@ -61,7 +77,7 @@ pub(crate) use unix::*;
 #[cfg(windows)]
 pub(crate) use windows::*;
 
-/// What tells one file from every other while it is open.
+/// The identity of a file: it differs from that of every other file while the file is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     /// Device number, or volume serial number.
@@ -70,63 +86,65 @@ pub(crate) struct FileId {
     pub(crate) index: u128,
 }
 
-/// What a newly opened descriptor turns out to be.
+/// What the system tells about the file of a descriptor.
 #[derive(Clone, Debug)]
 pub(crate) struct FileInfo {
     pub(crate) id: FileId,
-    /// Length in bytes.
+    /// The length in bytes.
     pub(crate) len: u64,
-    /// A regular file, not a directory, pipe, socket or device.
+    /// Whether it is a regular file, and not a directory, pipe, socket or device.
     pub(crate) is_regular: bool,
-    /// It has a name in some directory.
+    /// Whether the file has a name in some directory.
     pub(crate) is_linked: bool,
-    /// Birth time, where the file system keeps one.
+    /// The birth time, if the file system keeps one.
     pub(crate) born: Option<SystemTime>,
 }
 
-/// What a descriptor was opened for.
+/// What a descriptor may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Access {
     pub(crate) read: bool,
     pub(crate) write: bool,
-    /// Positioned writes would land at the end of the file (`O_APPEND`).
+    /// Whether positioned writes would land at the end of the file (`O_APPEND`).
     pub(crate) append: bool,
 }
 
-/// What may be relied on for a file, by the file system it is on and the way it was opened.
+/// What the crate may rely on for a file, depending on its file system and mount options. The
+/// default relies on nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FsTraits {
-    /// What [`write_at`] writes is seen in every map at once, and the other way.
+    /// Bytes that [`write_at`] writes appear in every map at once, and vice versa.
     pub(crate) coherent_writes: bool,
-    /// Once its pages were written back, a sync of any one range makes all of the file's metadata
-    /// durable, and what the drive holds.
+    /// Once the dirty pages have been written back, syncing any one range also commits all of the
+    /// file's metadata and flushes the drive's cache.
     pub(crate) range_sync_covers_metadata: bool,
-    /// What is asked about an open file is answered by this machine, without waiting; and a
-    /// [`FileId`] is that of one file, as long as the file is open.
+    /// This machine answers questions about an open file without waiting for another one, and no
+    /// two files have the same [`FileId`] while they are open.
     pub(crate) is_local: bool,
-    /// Its pages are all there is of it (tmpfs): a close writes nothing out, and no more pages are
-    /// mapped than it has blocks.
+    /// The file exists only in memory (tmpfs): a close writes nothing out, and no more pages are
+    /// mapped than the file has blocks.
     pub(crate) in_memory: bool,
-    /// The first descriptor that may write makes a copy of the file, which is the file from then on.
-    /// A map made through a descriptor that was opened before shows the old one for ever.
-    /// [`cached_pages`] counts nothing.
+    /// The first descriptor that may write replaces the file by a copy (overlayfs). A map that was
+    /// made through an earlier descriptor shows the old file forever. [`cached_pages`] counts
+    /// nothing there.
     pub(crate) copies_up: bool,
-    /// It is mapped by pages of its own size (hugetlbfs), which this crate does not do.
+    /// The file is mapped in pages of another size (hugetlbfs), which this crate does not support.
     pub(crate) has_huge_pages: bool,
 }
 
-/// A run of mapped memory whose pages are asked for.
+/// A run of whole pages of mapped memory.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Run {
-    /// First byte; at a page boundary.
+    /// The address of the first byte; at a page boundary.
     pub(crate) addr: *mut u8,
-    /// Length in bytes; whole pages.
+    /// The length in bytes; whole pages.
     pub(crate) len: usize,
 }
 
 impl Run {
-    /// The run of `pages` in a map that begins at `base`. An address, and no access.
+    /// Computes the run of `pages` in a map that begins at `base`; accesses nothing, and does not
+    /// check that the pages are inside the map.
     pub(crate) fn at(base: *mut u8, pages: PageRange) -> Self {
         Self {
             addr: base.wrapping_add(pages.start() as usize),
@@ -135,16 +153,16 @@ impl Run {
     }
 }
 
-/// How soon the cached pages of a file range will be needed.
+/// How soon the process will need the pages of a file range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CacheHint {
-    /// Soon: start reading them.
+    /// Soon: the system starts reading them.
     WillNeed,
-    /// Not at all: drop those that are clean.
+    /// Not at all: the system drops the clean ones from the page cache.
     DontNeed,
 }
 
-/// Advice about a range of mapped memory, in the platform's common terms.
+/// Advice about a range of mapped memory, by the names that most platforms use.
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Advice {

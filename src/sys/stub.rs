@@ -1,6 +1,7 @@
-//! Targets with neither of the two families of calls. The crate compiles there, and says
-//! [`Unsupported`](io::ErrorKind::Unsupported) to whoever opens a file: everything starts with
-//! [`file_info`], so that what follows it is never reached, and asks nothing of the system.
+//! Targets that are neither Unix nor Windows. The crate compiles there, but opening a file fails
+//! with
+//! [`Unsupported`](io::ErrorKind::Unsupported). No file is ever open, so most functions here are
+//! never called.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -14,17 +15,17 @@ fn unsupported<T>() -> io::Result<T> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// A number to calculate with; nothing is mapped.
+/// Returns a number to calculate with; no file is mapped.
 pub(crate) fn page_size() -> usize {
     4096
 }
 
-/// There is no `fork` here.
+/// Returns `false`: there is no `fork` here.
 pub(crate) fn is_forked() -> bool {
     false
 }
 
-/// Nothing to watch.
+/// Does nothing: there is no `fork` here.
 pub(crate) fn watch_forks() -> io::Result<()> {
     Ok(())
 }
@@ -90,7 +91,7 @@ pub(crate) fn file_id_at(_path: &Path) -> io::Result<FileId> {
     unsupported()
 }
 
-/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+/// Whether the error says that an address is invalid, which tells a caller nothing.
 pub(crate) fn is_fault(_error: &io::Error) -> bool {
     false
 }
@@ -111,7 +112,7 @@ pub(crate) fn sync_name(_file: &File, _path: &Path) -> io::Result<()> {
     unsupported()
 }
 
-/// Not asked for, since [`fs_traits`](super::fs_traits) knows no file system in memory.
+/// Not called, since [`fs_traits`](super::fs_traits) never claims `in_memory`.
 pub(crate) fn allocated(_file: &File) -> io::Result<u64> {
     Ok(u64::MAX)
 }
@@ -138,11 +139,10 @@ pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     unsupported()
 }
 
-/// There is no barrier for the whole process.
+/// No barrier for the whole process exists.
 pub(crate) const HAS_BARRIER: bool = false;
 
-/// The one answer that is needed: memory in the process works without a file, and its leases then
-/// fence on both sides.
+/// Returns `false`. Anonymous memory works without a file, and its leases then fence on both sides.
 pub(crate) fn register_barrier() -> bool {
     false
 }
@@ -159,7 +159,7 @@ pub(crate) fn extend(_file: &File, _len: u64) -> io::Result<()> {
     unsupported()
 }
 
-/// [`allocate`] writes zeroes: it is for what has just been added to a file.
+/// [`allocate`] writes zeroes where it works, so it may be called only for bytes that are new.
 pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
 pub(crate) fn allocate(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
@@ -189,7 +189,7 @@ pub(crate) fn copy_contents(_source: &File, _destination: &File, _len: u64) -> i
     unsupported()
 }
 
-/// Length of an open file in bytes.
+/// Returns the length of an open file in bytes.
 pub(crate) fn file_len(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }

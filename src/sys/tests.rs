@@ -1,3 +1,5 @@
+//! Tests of the Linux backend against the kernel that they run on.
+
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::io::AsRawFd;
@@ -21,44 +23,44 @@ fn run(map: &MmapRaw, page: usize, pages: usize) -> Run {
 }
 
 #[test]
-fn populating_for_writing_allocates_holes_and_changes_nothing() {
+fn populate_write_allocates_and_keeps_bytes() {
     let (file, map) = sparse(64);
     let runs = [run(&map, 0, 1), run(&map, 7, 2), run(&map, 40, 1)];
-    // SAFETY: the runs are inside the live map.
+    // SAFETY: the runs are inside the live, writable map, and inside the file.
     unsafe { populate_write(&runs) }.unwrap();
     file.sync_all().unwrap();
     assert!(file.metadata().unwrap().blocks() > 0);
-    // SAFETY: as above.
     assert!(resident(runs[1]).unwrap());
     let content = std::io::read_to_string(&file).unwrap();
     assert!(content.bytes().all(|byte| byte == 0));
 }
 
 #[test]
-fn a_run_past_the_end_is_named() {
+fn populate_error_names_run_past_end() {
     let (file, map) = sparse(64);
     file.set_len(page_size() as u64).unwrap();
     for runs in [
         vec![run(&map, 0, 1), run(&map, 20, 1), run(&map, 0, 1)],
         vec![run(&map, 0, 1), run(&map, 0, 2)],
     ] {
-        // SAFETY: the runs are inside the live map; past the end the call reports an error.
+        // SAFETY: the runs are inside the live, writable map; a page past the end of the file is
+        // reported as an error.
         let (index, error) = unsafe { populate_write(&runs) }.unwrap_err();
         assert_eq!((index, error.raw_os_error()), (1, Some(libc::EFAULT)));
     }
-    // SAFETY: as above.
+    // SAFETY: the run is inside the live map; as above for the page past the end.
     let error = unsafe { populate_read(run(&map, 3, 1)) }.unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
 }
 
 #[test]
-fn a_barrier_can_be_had() {
+fn barrier_is_available() {
     assert!(register_barrier());
     barrier().unwrap();
 }
 
 #[test]
-fn pages_leave_the_cache_when_they_are_clean() {
+fn clean_pages_leave_cache_on_hint() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let file = File::create_new(dir.path().join("data")).unwrap();
     let len = 4 << 20;
@@ -70,20 +72,17 @@ fn pages_leave_the_cache_when_they_are_clean() {
         .map_raw_read_only(&file)
         .unwrap();
     let all = run(&map, 0, len / page_size());
-    // SAFETY: the run is inside the live map.
     assert!(resident(all).unwrap());
     cache_hint(&file, 0, len as u64, CacheHint::DontNeed).unwrap();
-    // SAFETY: as above.
     assert!(!resident(all).unwrap());
     cache_hint(&file, 0, len as u64, CacheHint::WillNeed).unwrap();
-    // SAFETY: as above.
+    // SAFETY: the run is inside the live map, and inside the file.
     unsafe { populate_read(all) }.unwrap();
-    // SAFETY: as above.
     assert!(resident(all).unwrap());
 }
 
 #[test]
-fn reserving_blocks_keeps_the_length() {
+fn allocate_keeps_length() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(100).unwrap();
     allocate(&file, 0, 1 << 20).unwrap();
@@ -93,7 +92,7 @@ fn reserving_blocks_keeps_the_length() {
 }
 
 #[test]
-fn contents_are_copied_whatever_the_positions() {
+fn copy_contents_ignores_positions() {
     let source = tempfile::tempfile().unwrap();
     let data: Vec<u8> = (0..100_000_u32).map(|at| at as u8).collect();
     std::io::Write::write_all(&mut &source, &data).unwrap();
@@ -108,7 +107,7 @@ fn contents_are_copied_whatever_the_positions() {
 }
 
 #[test]
-fn descriptors_tell_what_they_are_for() {
+fn access_and_info_of_descriptors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     std::fs::write(&path, b"x").unwrap();
@@ -132,7 +131,7 @@ fn descriptors_tell_what_they_are_for() {
 }
 
 #[test]
-fn a_write_lands_at_its_offset_though_the_descriptor_appends() {
+fn write_at_ignores_o_append() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(10_000).unwrap();
     // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
@@ -149,13 +148,13 @@ fn a_write_lands_at_its_offset_though_the_descriptor_appends() {
 }
 
 #[test]
-fn shared_blocks_are_no_blocks_for_a_write() {
+fn shared_blocks_do_not_count_as_reserved() {
     const LAST: u32 = 1;
     let mut blocks = Blocks::from(100);
     assert!(blocks.add(0, 200, 0) && blocks.add(200, 300, LAST));
     assert!(!blocks.add(300, 400, LAST | EXTENT_SHARED) && blocks.are_shared);
     assert_eq!(blocks.end, 300);
-    // A hole comes first.
+    // With a hole before the extent.
     let mut blocks = Blocks::from(100);
     assert!(!blocks.add(101, 200, EXTENT_SHARED) && !blocks.are_shared);
     assert_eq!(blocks.end, 100);

@@ -1,4 +1,4 @@
-//! What all Unix systems share, and what those without a better call of their own fall back on.
+//! The calls that all Unix systems share, and portable versions of those that only Linux has.
 
 mod opening;
 
@@ -17,64 +17,69 @@ pub(crate) use self::portable::*;
 
 pub(crate) use self::opening::*;
 
-/// Mapping more than the file is allowed: pages past its end fault, the file stays as it is.
+/// A map may be longer than its file: a page past the end of the file faults, and the file is not
+/// changed. Needs the address space of a 64-bit platform.
 pub(crate) const CAN_MAP_PAST_END: bool = cfg!(target_pointer_width = "64");
 
-/// The size of a page in bytes, a power of two ([`sysconf(3)`]).
+/// Returns the size of a page in bytes, a power of two ([`sysconf(3)`]).
 ///
 /// [`sysconf(3)`]: https://man7.org/linux/man-pages/man3/sysconf.3.html
 pub(crate) fn page_size() -> usize {
     static PAGE: OnceLock<usize> = OnceLock::new();
     *PAGE.get_or_init(|| {
-        // SAFETY: `sysconf` reads no memory of ours.
+        // SAFETY: `sysconf` takes no pointer.
         let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         usize::try_from(size).unwrap_or(4096)
     })
 }
 
-/// Set in a child of a process that called [`watch_forks`].
+/// Whether this process is a child that was forked off a process which had called [`watch_forks`].
 static FORKED: AtomicBool = AtomicBool::new(false);
 
-/// Whether this process was forked off one that had called [`watch_forks`], and has not executed
-/// another program since: of the threads that such a process had, one is left.
+/// Whether this process was forked off a process that had called [`watch_forks`], and has not
+/// executed another program since. Such a child has only one of the parent's threads.
 ///
-/// A child that a program makes with the bare system call is not noticed.
+/// A child that a program makes with the bare system call is not detected.
 #[inline]
 pub(crate) fn is_forked() -> bool {
-    // Relaxed: the one thread of the child has set it itself, before `fork` returned, and every
-    // other thread of the child was started after that.
+    // Relaxed: the child's only thread has set it itself, before `fork` returned, and every other
+    // thread of the child is started after that.
     FORKED.load(Ordering::Relaxed)
 }
 
-/// Has [`is_forked`] say so in children that are forked off from now on ([`pthread_atfork(3)`]).
+/// Makes [`is_forked`] return `true` in children that are forked off from now on
+/// ([`pthread_atfork(3)`]).
 ///
 /// # Errors
 ///
-/// `ENOMEM`.
+/// `ENOMEM` if there is no memory for the handler.
 ///
 /// [`pthread_atfork(3)`]: https://man7.org/linux/man-pages/man3/pthread_atfork.3.html
 pub(crate) fn watch_forks() -> io::Result<()> {
     type Handler = Option<unsafe extern "C" fn()>;
     extern "C" {
-        // The `libc` crate has it for some systems only; POSIX has it for all.
+        // The `libc` crate declares it for some systems only, but POSIX requires it.
         fn pthread_atfork(prepare: Handler, parent: Handler, child: Handler) -> libc::c_int;
     }
     unsafe extern "C" fn in_child() {
-        // An atomic store is all that it does, which a signal handler may do, too.
+        // Only an atomic store, which is allowed even in a signal handler.
         FORKED.store(true, Ordering::Relaxed);
     }
-    // SAFETY: the handler is a function of this program, and neither allocates, locks nor panics.
+    // SAFETY: the declaration matches POSIX; `in_child` is a function of this program, and neither
+    // allocates, locks nor panics.
     match unsafe { pthread_atfork(None, None, Some(in_child)) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
-/// Takes a file from everyone but its owner, before it gets the content of `source`.
+/// Removes the permissions of all users but the owner from a file, before it gets the content of
+/// `source`.
 ///
 /// # Errors
 ///
-/// `PermissionDenied` where that cannot be done, and others may read it who may not read `source`.
+/// `PermissionDenied` if the permissions cannot be changed, and users may read the file who may not
+/// read `source`.
 pub(crate) fn restrict(file: &File, source: &Metadata) -> io::Result<()> {
     const READ_BY_OTHERS: u32 = 0o044;
     let mode = file.metadata()?.mode();
@@ -92,8 +97,8 @@ pub(crate) fn restrict(file: &File, source: &Metadata) -> io::Result<()> {
     }
 }
 
-/// Gives a file the permissions of `source`: for reading, writing and executing, and no others.
-/// Best effort, as some file systems have none.
+/// Gives a file the permissions of `source` for reading, writing and executing, but not its special
+/// bits. Succeeds even if the system refuses, as some file systems have no permissions.
 pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()> {
     match file.set_permissions(Permissions::from_mode(source.mode() & 0o777)) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
@@ -101,27 +106,27 @@ pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()>
     }
 }
 
-/// Fails with `ENOMEM` if the address space has no room for `len` bytes ([`mmap(2)`],
-/// `PROT_NONE`); nothing is kept.
+/// Fails with `ENOMEM` if the address space has no room for `len` bytes ([`mmap(2)`], `PROT_NONE`).
+/// It reserves nothing.
 ///
 /// [`mmap(2)`]: https://man7.org/linux/man-pages/man2/mmap.2.html
 pub(crate) fn check_address_space(len: u64) -> io::Result<()> {
     let no_room = || io::Error::from_raw_os_error(libc::ENOMEM);
     let len = usize::try_from(len).map_err(|_| no_room())?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON;
-    // SAFETY: a new mapping, at an address that the kernel chooses.
+    // SAFETY: a null address and no `MAP_FIXED`: the kernel maps unused addresses.
     let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
     if addr == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping was made here, and nothing refers to it.
+    // SAFETY: the mapping was made above with this length, and nothing else knows its address.
     unsafe { libc::munmap(addr, len) };
     Ok(())
 }
 
-/// Fails with `ENOSPC` if `len` bytes are more than the file has and its file system has free, so
-/// that a disk that cannot hold them is not filled before that is found. Other reasons, such as a
-/// quota, are found when blocks are reserved.
+/// Fails with `ENOSPC` if the file's blocks and the free space of its file system are together less
+/// than `len` bytes, so that a disk that is too small is not filled first. Other limits, such as a
+/// quota, are found when the blocks are reserved.
 pub(crate) fn check_free_space(file: &File, len: u64) -> io::Result<()> {
     let taken = allocated(file)?;
     match free_space(file) {
@@ -132,13 +137,13 @@ pub(crate) fn check_free_space(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Bytes of the blocks that a file has.
+/// Returns the size in bytes of the blocks that a file has.
 pub(crate) fn allocated(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks().saturating_mul(512))
 }
 
-/// Bytes that this process may still take of the file's file system ([`fstatvfs(3)`]); `None` where
-/// it counts none.
+/// Returns how many bytes of the file's file system this process may still use ([`fstatvfs(3)`]);
+/// `None` if the file system does not tell.
 ///
 /// [`fstatvfs(3)`]: https://man7.org/linux/man-pages/man3/fstatvfs.3.html
 pub(super) fn free_space(file: &File) -> Option<u64> {
@@ -151,14 +156,15 @@ pub(super) fn free_space(file: &File) -> Option<u64> {
     let stat = unsafe { stat.assume_init() };
     // SAFETY: `geteuid` takes nothing and cannot fail.
     let is_root = unsafe { libc::geteuid() } == 0;
-    // What is kept back is for root.
+    // Only root may use the blocks that the file system keeps in reserve.
     let free = if is_root { stat.f_bfree } else { stat.f_bavail };
     #[allow(clippy::unnecessary_cast)] // They are narrower on some platforms.
     let (free, block) = (free as u64, stat.f_frsize as u64);
     (stat.f_blocks > 0).then_some(free.saturating_mul(block))
 }
 
-/// The same for a file that is not there yet. `Ok` if the path leads to one, or nowhere.
+/// Checks the free space like [`check_free_space`], for a file that does not exist yet. `Ok` if the
+/// path exists, or its directory cannot be opened.
 pub(crate) fn check_free_space_for(path: &Path, len: u64) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok() {
         return Ok(());
@@ -169,7 +175,7 @@ pub(crate) fn check_free_space_for(path: &Path, len: u64) -> io::Result<()> {
     }
 }
 
-/// Identity, length and kind of an open file ([`fstat(2)`]).
+/// Returns the identity, the length and the kind of an open file ([`fstat(2)`]).
 ///
 /// [`fstat(2)`]: https://man7.org/linux/man-pages/man2/fstat.2.html
 pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
@@ -186,7 +192,7 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     })
 }
 
-/// Identity of the file that a path names ([`stat(2)`]); takes no descriptor.
+/// Returns the identity of the file that a path leads to ([`stat(2)`]), without opening it.
 ///
 /// [`stat(2)`]: https://man7.org/linux/man-pages/man2/stat.2.html
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
@@ -197,8 +203,7 @@ pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     })
 }
 
-/// Fails with `EFBIG` if a file may not be written up to `end` ([`getrlimit(2)`],
-/// `RLIMIT_FSIZE`).
+/// Fails with `EFBIG` if a file may not be written up to `end` ([`getrlimit(2)`], `RLIMIT_FSIZE`).
 ///
 /// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
 pub(crate) fn check_file_limit(end: u64) -> io::Result<()> {
@@ -216,17 +221,17 @@ pub(crate) fn check_file_limit(end: u64) -> io::Result<()> {
     }
 }
 
-/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+/// Whether the error says that an address is invalid, which tells a caller nothing.
 pub(crate) fn is_fault(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EFAULT)
 }
 
-/// Whether the error says that there is no space.
+/// Whether the error says that the disk, or the user's quota, is full.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
-/// What the descriptor may be used for ([`fcntl(2)`], `F_GETFL`).
+/// Returns what the descriptor may be used for ([`fcntl(2)`], `F_GETFL`).
 ///
 /// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
 pub(crate) fn access(file: &File) -> io::Result<Access> {
@@ -243,16 +248,16 @@ pub(crate) fn access(file: &File) -> io::Result<Access> {
     })
 }
 
-/// Makes content, length and attributes of `file` durable ([`fsync(2)`]; on macOS `F_FULLFSYNC`,
-/// which is what the standard library calls there).
+/// Makes the content, length and attributes of `file` durable ([`fsync(2)`]; on macOS
+/// `F_FULLFSYNC`, which the standard library calls there).
 ///
 /// [`fsync(2)`]: https://man7.org/linux/man-pages/man2/fsync.2.html
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Sets the time of the last modification to now ([`futimens(3)`]), for which it is enough that the
-/// process may write the file.
+/// Sets the time of the last modification to now ([`futimens(3)`]). This needs no more than
+/// permission to write the file.
 ///
 /// [`futimens(3)`]: https://man7.org/linux/man-pages/man3/futimens.3.html
 pub(crate) fn touch_mtime(file: &File) -> io::Result<()> {
@@ -273,7 +278,8 @@ pub(crate) fn touch_mtime(file: &File) -> io::Result<()> {
 
 /// Makes the names in `directory` durable ([`fsync(2)`] of the directory).
 ///
-/// File systems that cannot do it say `EINVAL`; their names are durable on their own terms.
+/// A file system that does not support it returns `EINVAL`, which counts as success: nothing more
+/// can be done for the name.
 ///
 /// [`fsync(2)`]: https://man7.org/linux/man-pages/man2/fsync.2.html
 pub(super) fn sync_directory(directory: &File) -> io::Result<()> {
@@ -283,9 +289,9 @@ pub(super) fn sync_directory(directory: &File) -> io::Result<()> {
     }
 }
 
-/// Whether the process is, now, the user to whom `file` belongs: then [`super::resident`] tells the
-/// truth, whatever the capabilities of the process. The kernel hides the page cache of other users'
-/// files by calling all of it resident.
+/// Whether the process now runs as the user that owns `file`. Then [`super::resident`] tells the
+/// truth, independently of the process's capabilities. The kernel hides the page cache of other
+/// users' files by reporting every page as resident.
 pub(crate) fn is_owner(file: &File) -> bool {
     // SAFETY: `geteuid` takes nothing and cannot fail.
     let euid = unsafe { libc::geteuid() };
@@ -310,23 +316,25 @@ pub(super) fn copy_through_memory(
     Ok(())
 }
 
-/// Calls [`madvise(2)`], or the errno it failed with.
+/// Gives advice about mapped memory ([`madvise(2)`]).
 ///
 /// # Safety
 ///
-/// `addr..addr + len` lies in one live mapping, and the advice does not discard bytes that
-/// somebody holds a reference to.
+/// `addr..addr + len` lies in one live mapping, and the advice does not change bytes that are
+/// borrowed: pages that it discards are read from a file again.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
 pub(super) unsafe fn madvise(addr: *mut u8, len: usize, advice: libc::c_int) -> io::Result<()> {
-    // SAFETY: the caller's contract is that of the call.
+    // SAFETY: the memory is mapped, and the advice changes no borrowed byte, by this function's
+    // contract.
     match unsafe { libc::madvise(addr.cast(), len, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Writes the dirty pages of a shared mapping back and waits for them ([`msync(2)`], `MS_SYNC`).
+/// Writes back the dirty pages of a shared mapping, and waits until they are durable ([`msync(2)`],
+/// `MS_SYNC`).
 ///
 /// # Safety
 ///
@@ -335,19 +343,19 @@ pub(super) unsafe fn madvise(addr: *mut u8, len: usize, advice: libc::c_int) -> 
 /// [`msync(2)`]: https://man7.org/linux/man-pages/man2/msync.2.html
 pub(super) unsafe fn msync(addr: *mut u8, len: usize) -> io::Result<()> {
     loop {
-        // SAFETY: the caller's contract is that of the call.
+        // SAFETY: the memory is mapped, and begins at a page boundary, by this function's contract.
         if unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) } == 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();
-        // Some file systems (FUSE, NFS) let a signal interrupt it: nothing has failed then.
+        // On some file systems (FUSE, NFS) a signal interrupts the call, which is no failure.
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
     }
 }
 
-/// Fallbacks for systems without the Linux calls.
+/// Portable versions, for Unix systems without the Linux calls.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod portable {
     use std::fs::File;
@@ -358,68 +366,72 @@ mod portable {
     use super::{copy_through_memory, madvise, msync};
     use crate::sys::{Advice, CacheHint, Run};
 
-    /// Faults the pages in by a read of each.
+    /// Faults in the pages of a run by a read of each.
     ///
     /// # Safety
     ///
-    /// The run lies in one live, readable mapping, inside the file.
+    /// The run lies in one live, readable mapping. It was inside the file when the caller checked;
+    /// a page that another process has cut off since raises `SIGBUS`.
     pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
         for at in (0..run.len).step_by(super::page_size()) {
-            // SAFETY: `at` is below `run.len`, so it stays in the run.
+            // SAFETY: `at` is less than `run.len`, and the run lies in one mapping, by this
+            // function's contract.
             let byte = unsafe { run.addr.add(at) };
-            // SAFETY: the caller vouches for the run; a volatile read has no other effect.
+            // SAFETY: the byte is in a live, readable mapping, by this function's contract; its
+            // value is ignored, so a concurrent store does not matter.
             unsafe { byte.read_volatile() };
         }
         Ok(())
     }
 
-    /// Faults the pages in by a read of each; their first store may still fault, on the pool.
+    /// Faults in the pages of every run by a read of each. The first store to a page may still
+    /// fault, on the pool.
     ///
     /// # Errors
     ///
-    /// The index of the run that failed, and why.
+    /// None; the signature is shared with the platforms that report errors.
     ///
     /// # Safety
     ///
-    /// As for [`populate_read`], for every run.
+    /// The same as for [`populate_read`], for every run.
     pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
         for (index, run) in runs.iter().enumerate() {
-            // SAFETY: the caller vouches for every run.
+            // SAFETY: the contract of `populate_read` holds for every run, by this function's own.
             unsafe { populate_read(*run) }.map_err(|error| (index, error))?;
         }
         Ok(())
     }
 
-    /// Unknown here: the probe always says "not all of it".
+    /// Returns `false`: unknown here, so every probe finds the range not resident.
     pub(crate) fn resident(_run: Run) -> io::Result<bool> {
         Ok(false)
     }
 
-    /// Length of an open file in bytes.
+    /// Returns the length of an open file in bytes.
     pub(crate) fn file_len(file: &File) -> io::Result<u64> {
         Ok(file.metadata()?.len())
     }
 
-    /// There is no barrier for the whole process.
+    /// No barrier for the whole process exists.
     pub(crate) const HAS_BARRIER: bool = false;
 
-    /// Never called; the signature is shared with the platforms that have one.
+    /// Not called; the signature is shared with the platforms that have a barrier.
     pub(crate) fn register_barrier() -> bool {
         false
     }
 
-    /// Never called either.
+    /// Not called, since [`HAS_BARRIER`] is `false`.
     pub(crate) fn barrier() -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Not needed for correctness, and not available.
+    /// Does nothing: the call is unavailable, and only a hint.
     pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
         Ok(())
     }
 
-    /// Makes a file `len` bytes long, unless it is longer: a second look, and then `ftruncate`,
-    /// which would cut what another process appends between the two.
+    /// Makes a file `len` bytes long, unless it is longer: checks the length, and then calls
+    /// `ftruncate`, which cuts off what another process appends between the two.
     pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
         match file_len(file)? >= len {
             true => Ok(()),
@@ -430,8 +442,8 @@ mod portable {
         }
     }
 
-    /// Makes the name durable by which the file was opened. If the name is no longer that of the
-    /// file, then whatever gave it another one answers for that.
+    /// Makes the name by which the file was opened durable. Succeeds if the name no longer belongs
+    /// to the file: then the program that renamed the file has to make the new name durable.
     pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
         match super::directory_of(file, path) {
             Ok(directory) => super::sync_directory(&directory),
@@ -440,7 +452,7 @@ mod portable {
         }
     }
 
-    /// [`allocate`] writes zeroes: it is for what has just been added to a file.
+    /// [`allocate`] writes zeroes, so it may be called only for bytes that are new.
     pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
     /// Reserves blocks for a range past the old end of the file by writing zeroes to it.
@@ -461,16 +473,17 @@ mod portable {
     ///
     /// The run lies in one live shared mapping of `file`.
     pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
-        // SAFETY: the caller's contract is that of `msync`.
+        // SAFETY: the run lies in one live mapping, by this function's contract, and begins at a
+        // page boundary, as every `Run` does.
         unsafe { msync(run.addr, run.len) }?;
         if cfg!(any(target_os = "macos", target_os = "ios")) {
-            // `msync` stops at the drive's cache there; `sync_data` is `F_FULLFSYNC`.
+            // There `msync` does not flush the drive's cache; `sync_data` is `F_FULLFSYNC`.
             file.sync_data()?;
         }
         Ok(())
     }
 
-    /// Gives the advice, where the system knows it; the others are hints it may ignore.
+    /// Gives the advice if the system has it; every other advice is a hint, and is ignored.
     ///
     /// # Safety
     ///
@@ -485,8 +498,8 @@ mod portable {
             Advice::DontNeed => libc::MADV_DONTNEED,
             Advice::Cold | Advice::PageOut | Advice::HugePage | Advice::NoHugePage => return Ok(()),
         };
-        // SAFETY: the caller's contract is that of `madvise`; pages of a shared file mapping
-        // come back from the file.
+        // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
+        // page that is discarded is read from the file again.
         unsafe { madvise(run.addr, run.len, advice) }
     }
 
@@ -495,7 +508,7 @@ mod portable {
         copy_through_memory(source, destination, 0, len)
     }
 
-    /// Whether `destination` now shares the blocks of `source`: never here.
+    /// Returns `false`: files cannot share blocks here.
     pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
         false
     }

@@ -1,9 +1,9 @@
-//! Windows. Only type-checked so far: every call cites the page of Microsoft's reference that it
-//! relies on, by title.
+//! The Windows backend. So far it is only type-checked; every call cites the page of Microsoft's
+//! reference that it relies on, by title.
 //!
-//! What differs from Unix: a mapping cannot reach past the end of its file, a mapped file cannot
-//! be cut, a name in a directory needs no flush of its own, and a lost page is a structured
-//! exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
+//! Differences from Unix: a mapping cannot reach past the end of its file, a mapped file cannot be
+//! cut, a name in a directory needs no flush of its own, and a page that cannot be read raises a
+//! structured exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -33,18 +33,19 @@ use windows_sys::Win32::System::IO::IO_STATUS_BLOCK;
 
 use super::{Access, Advice, CacheHint, FileId, FileInfo, Run};
 
-/// A section larger than its file extends the file (`CreateFileMappingW`), so a mapping ends where
-/// the file does.
+/// A section that is larger than its file extends the file (`CreateFileMappingW`), so a mapping
+/// must end where the file ends.
 pub(crate) const CAN_MAP_PAST_END: bool = false;
 
-/// How often a flush that met the memory manager's own is tried again, a millisecond apart.
+/// How many times a flush is tried that conflicts with one of the memory manager, a millisecond
+/// apart.
 const FLUSH_TRIES: u32 = 1000;
 
 fn handle(file: &File) -> HANDLE {
     file.as_raw_handle().cast()
 }
 
-/// The error of a Win32 call that answered `result`.
+/// Turns the result of a Win32 call into an error if the call has failed.
 fn check(result: windows_sys::core::BOOL) -> io::Result<()> {
     match result {
         0 => Err(io::Error::last_os_error()),
@@ -52,48 +53,48 @@ fn check(result: windows_sys::core::BOOL) -> io::Result<()> {
     }
 }
 
-/// The size of a page in bytes, a power of two ("GetSystemInfo function", `dwPageSize`).
+/// Returns the size of a page in bytes, a power of two ("GetSystemInfo function", `dwPageSize`).
 pub(crate) fn page_size() -> usize {
     static PAGE: OnceLock<usize> = OnceLock::new();
     *PAGE.get_or_init(|| {
         let mut info = SYSTEM_INFO::default();
-        // SAFETY: `info` is a live `SYSTEM_INFO` to be written to.
+        // SAFETY: `info` is a live `SYSTEM_INFO`, which the call fills in.
         unsafe { GetSystemInfo(&mut info) };
         info.dwPageSize as usize
     })
 }
 
-/// There is no `fork` here.
+/// Returns `false`: there is no `fork` here.
 pub(crate) fn is_forked() -> bool {
     false
 }
 
-/// Nothing to watch.
+/// Does nothing: there is no `fork` here.
 pub(crate) fn watch_forks() -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a path as `options` say: no opening waits for a peer.
+/// Opens a path with the given options; this never waits for a peer.
 pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// A new file has the permissions of its directory.
+/// Not used: a new file inherits the permissions of its directory.
 pub(crate) const FOR_ALL: u32 = 0;
-/// The same: a program that wants another list of permissions creates the file itself.
+/// Not used: a program that wants an access control list of its own creates the file itself.
 pub(crate) const FOR_THE_OWNER: u32 = 0;
 
-/// Prepares `options` to open a file for reading and writing that is created if it is not there.
+/// Prepares `options` to open a file for reading and writing, or to create it if it does not exist.
 pub(crate) fn open_or_create(options: &mut OpenOptions, _permissions: u32) -> &mut OpenOptions {
     let options = options.read(true).write(true);
     options.create(true).truncate(false)
 }
 
-/// The name that a new file was given.
+/// The name of a file that was created.
 #[derive(Debug)]
 pub(crate) struct Created(PathBuf);
 
-/// Creates a file for reading and writing, which must not be there ("CreateFileW function",
+/// Creates a file for reading and writing, which must not exist ("CreateFileW function",
 /// `CREATE_NEW`).
 pub(crate) fn create_new(path: &Path, _permissions: u32) -> io::Result<(File, Option<Created>)> {
     let mut options = OpenOptions::new();
@@ -102,7 +103,7 @@ pub(crate) fn create_new(path: &Path, _permissions: u32) -> io::Result<(File, Op
 }
 
 impl Created {
-    /// Removes the file that was created, unless the name is that of another file by now.
+    /// Removes the file that was created, unless the name belongs to another file by now.
     pub(crate) fn remove(&self, file: &File) -> io::Result<()> {
         match file_id_at(&self.0)? == file_info(file)?.id {
             true => fs::remove_file(&self.0),
@@ -111,12 +112,13 @@ impl Created {
     }
 }
 
-/// Nothing to do: the permissions of a file that is there are its owner's choice.
+/// Does nothing: the owner of an existing file has chosen its permissions.
 pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a file the attribute `FILE_ATTRIBUTE_READONLY` of `source`. Best effort.
+/// Gives a file the attribute `FILE_ATTRIBUTE_READONLY` of `source`. Succeeds even if the system
+/// refuses.
 pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()> {
     match file.set_permissions(source.permissions()) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
@@ -129,33 +131,33 @@ pub(crate) fn touch_mtime(file: &File) -> io::Result<()> {
     file.set_modified(std::time::SystemTime::now())
 }
 
-/// Found out when a file is mapped.
+/// Succeeds: a lack of address space is found when a file is mapped.
 pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Found out when the bytes are written.
+/// Succeeds: a full disk is found when the bytes are written.
 pub(crate) fn check_free_space(_file: &File, _len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The same.
+/// Succeeds, like [`check_free_space`].
 pub(crate) fn check_free_space_for(_path: &Path, _len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// There is no such limit.
+/// Succeeds: there is no such limit here.
 pub(crate) fn check_file_limit(_end: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Identity, length and kind of an open file ("GetFileInformationByHandleEx function",
-/// `FileIdInfo`).
+/// Returns the identity, the length and the kind of an open file ("GetFileInformationByHandleEx
+/// function", `FileIdInfo`).
 pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     // SAFETY: `file` keeps the handle open, and the call takes no pointer.
     let on_disk = unsafe { GetFileType(handle(file)) } == FILE_TYPE_DISK;
     if !on_disk {
-        // Pipes and consoles have no file id; nobody asks for that of one.
+        // Pipes and consoles have no file id. The caller refuses them, and does not use it.
         return Ok(FileInfo {
             id: FileId {
                 volume: 0,
@@ -177,26 +179,26 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     })
 }
 
-/// Identity of the file that a path names.
+/// Returns the identity of the file that a path leads to.
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     Ok(file_info(&File::open(path)?)?.id)
 }
 
-/// Whether the error says that memory cannot be accessed, which a caller cannot act on.
+/// Whether the error says that an address is invalid, which tells a caller nothing.
 pub(crate) fn is_fault(_error: &io::Error) -> bool {
     false
 }
 
-/// Whether the error says that there is no space.
+/// Whether the error says that the disk is full.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ERROR_DISK_FULL as i32)
 }
 
-/// Volume and 128-bit id ("FILE_ID_INFO structure"). The only id that is unique on ReFS.
+/// Returns the volume and the 128-bit id ("FILE_ID_INFO structure"), the only unique id on ReFS.
 fn wide_id(file: &File) -> io::Result<FileId> {
     let mut info = FILE_ID_INFO::default();
-    // SAFETY: `info` is as large as the call is told and of the type the class asks for; `file`
-    // keeps the handle open.
+    // SAFETY: `info` is live, has the type of the class `FileIdInfo`, and the size that the call is
+    // given; `file` keeps the handle open.
     check(unsafe {
         GetFileInformationByHandleEx(
             handle(file),
@@ -211,12 +213,12 @@ fn wide_id(file: &File) -> io::Result<FileId> {
     })
 }
 
-/// Volume and 64-bit id ("BY_HANDLE_FILE_INFORMATION structure"), for file systems without the
-/// wide one (FAT). A file system has one or the other for all of its files, so that the two kinds
-/// never meet.
+/// Returns the volume and the 64-bit id ("BY_HANDLE_FILE_INFORMATION structure"), for file systems
+/// without the 128-bit id (FAT). A file system has the same kind of id for all of its files, so
+/// that ids of two kinds are never compared.
 fn narrow_id(file: &File) -> io::Result<FileId> {
     let mut info = BY_HANDLE_FILE_INFORMATION::default();
-    // SAFETY: `info` is live and of the type the call writes; `file` keeps the handle open.
+    // SAFETY: `info` is live and has the type that the call writes; `file` keeps the handle open.
     check(unsafe { GetFileInformationByHandle(handle(file), &mut info) })?;
     Ok(FileId {
         volume: u64::from(info.dwVolumeSerialNumber),
@@ -224,13 +226,14 @@ fn narrow_id(file: &File) -> io::Result<FileId> {
     })
 }
 
-/// What the handle was opened for ("NtQueryInformationFile function", `FileAccessInformation`;
-/// no call of the Win32 API tells).
+/// Returns what the handle was opened for ("NtQueryInformationFile function",
+/// `FileAccessInformation`; the Win32 API has no call for this).
 pub(crate) fn access(file: &File) -> io::Result<Access> {
     let mut info = FILE_ACCESS_INFORMATION::default();
     let mut status = IO_STATUS_BLOCK::default();
-    // SAFETY: `status` and `info` are live, `info` is as large as the call is told and of the type
-    // the class asks for; `file` keeps the handle open. The class is answered without waiting.
+    // SAFETY: `status` and `info` are live; `info` has the type of the class, and the size that the
+    // call is given; `file` keeps the handle open. The system answers this class at once, so it
+    // does not write to `status` or `info` after the call.
     let result = unsafe {
         NtQueryInformationFile(
             handle(file),
@@ -257,30 +260,30 @@ pub(crate) fn access(file: &File) -> io::Result<Access> {
     })
 }
 
-/// Makes content, length and attributes of `file` durable ("FlushFileBuffers function", which is
-/// what the standard library calls). The handle must be open for writing.
+/// Makes the content, length and attributes of `file` durable ("FlushFileBuffers function", which
+/// the standard library calls). The handle must be open for writing.
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Nothing to do. NTFS and ReFS log the creation of a name before anything that happens to the
-/// file, and flushing the file ("File Buffering": data *and* metadata) takes the log with it.
+/// Does nothing. NTFS and ReFS log the creation of a name before any change of the file, and
+/// flushing the file ("File Buffering": data *and* metadata) flushes the log as well.
 pub(crate) fn sync_name(_file: &File, _path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Not asked for, since [`fs_traits`](super::fs_traits) knows no file system in memory.
+/// Not called, since [`fs_traits`](super::fs_traits) never claims `in_memory`.
 pub(crate) fn allocated(_file: &File) -> io::Result<u64> {
     Ok(u64::MAX)
 }
 
-/// Of no consequence, since [`resident`] never says yes.
+/// Returns `false`; it has no effect, since [`resident`] always returns `false`.
 pub(crate) fn is_owner(_file: &File) -> bool {
     false
 }
 
-/// Asks for all runs at once, in few large reads ("PrefetchVirtualMemory function"). A hint: the
-/// call's failure is not one, and the pages are not yet in the working set.
+/// Starts reading all runs, in a few large reads ("PrefetchVirtualMemory function"). It is a hint:
+/// an error is ignored, and the pages are not in the working set yet when it returns.
 ///
 /// # Safety
 ///
@@ -289,10 +292,10 @@ unsafe fn prefetch(runs: &[Run]) {
     if runs.is_empty() {
         return;
     }
-    // SAFETY: the call takes no pointer.
+    // SAFETY: the call takes no argument, and returns a constant.
     let process = unsafe { GetCurrentProcess() };
-    // SAFETY: `Run` has the layout of `WIN32_MEMORY_RANGE_ENTRY` (pointer, length; `repr(C)`), and
-    // the caller vouches for every run.
+    // SAFETY: `runs` is live for the call, and `Run` has the layout of `WIN32_MEMORY_RANGE_ENTRY`
+    // (pointer, length; `repr(C)`); every run lies in a live mapping, by this function's contract.
     unsafe {
         PrefetchVirtualMemory(
             process,
@@ -303,45 +306,48 @@ unsafe fn prefetch(runs: &[Run]) {
     };
 }
 
-/// Faults the pages of a run in by a read of each.
+/// Faults in the pages of a run by a read of each.
 ///
 /// # Safety
 ///
 /// The run lies in one live, readable mapping.
 unsafe fn touch(run: Run) {
     for at in (0..run.len).step_by(page_size()) {
-        // SAFETY: `at` is below `run.len`, so it stays in the run.
+        // SAFETY: `at` is less than `run.len`, and the run lies in one mapping, by this function's
+        // contract.
         let byte = unsafe { run.addr.add(at) };
-        // SAFETY: the caller vouches for the run; a volatile read has no other effect.
+        // SAFETY: the byte is in a live, readable mapping, by this function's contract; its value
+        // is ignored, so a concurrent store does not matter.
         unsafe { byte.read_volatile() };
     }
 }
 
-/// Faults the pages of a run in, for reading.
+/// Faults in the pages of a run for reading.
 ///
 /// # Safety
 ///
 /// The run lies in one live, readable mapping, inside the file.
 pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
-    // SAFETY: the caller vouches for the run.
+    // SAFETY: the run lies in one live, readable mapping, by this function's contract.
     unsafe { prefetch(&[run]) };
     // SAFETY: as above.
     unsafe { touch(run) };
     Ok(())
 }
 
-/// Faults the pages of every run in by a read of each, so that their first store reads nothing. A
-/// file's clusters were reserved with its length, unless it was made sparse by somebody else.
+/// Faults in the pages of every run by a read of each, so that the first store to a page need not
+/// read it. The clusters of a file were reserved with its length, unless another program has made
+/// the file sparse.
 ///
 /// # Errors
 ///
-/// None; the signature is shared with the platforms that report.
+/// None; the signature is shared with the platforms that report errors.
 ///
 /// # Safety
 ///
 /// Every run lies in one live, readable mapping, inside the file.
 pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
-    // SAFETY: the caller vouches for every run.
+    // SAFETY: every run lies in one live, readable mapping, by this function's contract.
     unsafe { prefetch(runs) };
     for run in runs {
         // SAFETY: as above.
@@ -350,16 +356,16 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
     Ok(())
 }
 
-/// Unknown here: the probe always says "not all of it". (`QueryWorkingSetEx` tells what this
-/// process has touched of late, not what is in the cache.)
+/// Returns `false`: unknown here, so every probe finds the range not resident. (`QueryWorkingSetEx`
+/// tells which pages this process has touched recently, not which are in the cache.)
 pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     Ok(false)
 }
 
-/// There is a barrier for the whole process.
+/// A barrier for the whole process exists.
 pub(crate) const HAS_BARRIER: bool = true;
 
-/// The barrier needs no announcement.
+/// Returns `true`: the barrier needs no announcement.
 pub(crate) fn register_barrier() -> bool {
     true
 }
@@ -367,18 +373,18 @@ pub(crate) fn register_barrier() -> bool {
 /// Runs a full memory barrier on every processor that runs a thread of this process
 /// ("FlushProcessWriteBuffers function").
 pub(crate) fn barrier() -> io::Result<()> {
-    // SAFETY: the call takes nothing and cannot fail.
+    // SAFETY: the call takes no argument and cannot fail.
     unsafe { FlushProcessWriteBuffers() };
     Ok(())
 }
 
-/// Not needed for correctness, and not available.
+/// Does nothing: the call is unavailable, and only a hint.
 pub(crate) fn cache_hint(_: &File, _: u64, _: u64, _: CacheHint) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a file `len` bytes long, unless it is longer. A file that another process has mapped cannot
-/// be cut on Windows.
+/// Makes a file `len` bytes long, unless it is longer. It cannot cut a file that another process
+/// has mapped: Windows refuses that.
 pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
     match file_len(file)? >= len {
         true => Ok(()),
@@ -386,13 +392,13 @@ pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// [`allocate`] writes zeroes: it is for what has just been added to a file.
+/// [`allocate`] writes zeroes, so it may be called only for bytes that are new.
 pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
 /// Reserves clusters for a range past the old end of the file by writing zeroes to it.
 ///
-/// `FileAllocationInfo` would be one call, but it cuts the file where somebody else has made it
-/// longer in the meantime.
+/// `FileAllocationInfo` would need one call, but it cuts the file if another process has extended
+/// it in the meantime.
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let zeroes = vec![0; 1 << 16];
     let mut at = 0;
@@ -413,9 +419,9 @@ pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Whatever the calls say, but for `ERROR_LOCK_VIOLATION`: the first call fails with it while the
-/// memory manager is itself writing one of the pages. Nothing is lost by that, so that it is tried
-/// again for a while.
+/// Those of the calls. But the first call fails with `ERROR_LOCK_VIOLATION` while the memory
+/// manager itself is writing one of the pages; then nothing is lost, and the call is repeated for a
+/// while.
 ///
 /// # Safety
 ///
@@ -423,7 +429,7 @@ pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
 pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
     let mut tries = 1;
     loop {
-        // SAFETY: the caller vouches for the run.
+        // SAFETY: the run lies in one live mapping, by this function's contract.
         match check(unsafe { FlushViewOfFile(run.addr.cast(), run.len) }) {
             Ok(()) => break,
             Err(error)
@@ -439,8 +445,7 @@ pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Gives the advice, where there is a call for it: `WillNeed`. The others are hints, which may be
-/// ignored.
+/// Gives the advice `WillNeed`; every other advice is a hint, and is ignored.
 ///
 /// # Safety
 ///
@@ -449,7 +454,8 @@ pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
 pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     match advice {
         Advice::WillNeed => {
-            // SAFETY: the caller vouches for the run.
+            // SAFETY: the run lies in one live mapping, by this function's contract, and every
+            // mapping of this crate is readable.
             unsafe { prefetch(&[run]) };
         }
         Advice::Normal
@@ -464,7 +470,7 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether `destination` now shares the clusters of `source`: never here.
+/// Returns `false`: files cannot share clusters here.
 pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
     false
 }
@@ -473,7 +479,7 @@ pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
 ///
 /// # Errors
 ///
-/// `UnexpectedEof` when the source is shorter.
+/// `UnexpectedEof` if the source is shorter.
 pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
     use std::os::windows::fs::FileExt;
     let mut buffer = vec![0; 1 << 18];
@@ -493,7 +499,7 @@ pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::
     Ok(())
 }
 
-/// Length of an open file in bytes.
+/// Returns the length of an open file in bytes.
 pub(crate) fn file_len(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }

@@ -1,4 +1,4 @@
-//! A global allocator that counts, so that "no allocation" is measured and not assumed.
+//! A global allocator that counts allocations, so that "no allocation" is measured and not assumed.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,15 +10,15 @@ thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Bytes allocated and not freed, by any thread, while a [`HeapWatch`] lives. Nobody else pays for
-/// it: all threads would share the counter's cache line.
+/// Bytes allocated and not freed, by all threads. Counted only while a [`HeapWatch`] lives, since
+/// all threads share the counter's cache line, which would slow other figures.
 static HEAP: AtomicI64 = AtomicI64::new(0);
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
-/// The system allocator, counting what each thread asks of it.
+/// The system allocator, which also counts the allocations of each thread.
 pub(crate) struct Counting;
 
-/// Sees how far the heap grows, all threads together.
+/// Measures how far the heap grows, all threads together.
 pub(crate) struct HeapWatch {
     start: i64,
 }
@@ -32,7 +32,7 @@ impl HeapWatch {
         }
     }
 
-    /// Bytes by which there are more than at the start.
+    /// Returns by how many bytes the heap has grown since the start.
     pub(crate) fn grown(&self) -> u64 {
         let grown = HEAP.load(Ordering::Relaxed) - self.start;
         u64::try_from(grown).unwrap_or(0)
@@ -63,12 +63,12 @@ fn resized(new: usize, old: usize) {
     }
 }
 
-// SAFETY: every call is passed on unchanged to `System`, which keeps the contract.
+// SAFETY: every call is passed on unchanged to `System`, which fulfils the contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
         resized(layout.size(), 0);
-        // SAFETY: the caller's promises are the ones asked for here.
+        // SAFETY: the caller fulfils the same contract, that of `GlobalAlloc`.
         unsafe { System.alloc(layout) }
     }
 
@@ -82,7 +82,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count();
         resized(new_size, layout.size());
-        // SAFETY: as above; `ptr` came from `System`, because all of ours do.
+        // SAFETY: as above; `ptr` is from `System`, like every pointer that this allocator returns.
         unsafe { System.realloc(ptr, layout, new_size) }
     }
 

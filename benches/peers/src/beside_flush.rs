@@ -1,4 +1,4 @@
-//! A flush must not hold up the writes to the file that it flushes.
+//! Measures that a flush does not delay writes to the file that it flushes.
 
 use std::fs::File;
 use std::future::Future;
@@ -17,7 +17,7 @@ use crate::harness::{Bench, Result, Sample};
 use crate::report::{Goal, Line};
 use crate::writes::LEN;
 
-/// Nanoseconds from one write to the next at a steady pace: about what one takes.
+/// Nanoseconds from one write to the next at a steady pace: about the time of one write.
 const PACE: u64 = 50_000;
 
 /// F21: the slowest hundredth of small writes anywhere in a file of which every page is dirty,
@@ -44,7 +44,8 @@ pub(crate) fn write_beside_flush(bench: &Bench) -> Result<Vec<Line>> {
         &mut |round| raw(Of::Time, Beside::Flush, round),
     ])?;
 
-    // By hand, with nothing kept apart: what of it is the machine's, and the file system's.
+    // By hand, without any leases: the part of the latency that is due to the machine and the file
+    // system.
     let by_hand = "unblock(memcpy) beside sync_data";
     let informs = Goal::Slowdown;
     Ok(vec![
@@ -72,17 +73,17 @@ pub(crate) fn write_beside_flush(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// Whose slowest hundredth is meant.
+/// Of which writes the slowest hundredth is taken.
 #[derive(Clone, Copy)]
 enum Of {
-    /// Of the writes that were made, one after the other. A flush that holds one up is met by few,
-    /// and one that does not by many.
+    /// Of the writes that were made, one after the other. If a flush delays writes, few writes are
+    /// made during it, and else many.
     Writes,
-    /// Of those that would have been made at a steady pace.
+    /// Of the writes that would have been made at a steady pace.
     Time,
 }
 
-/// What goes on while writes are measured.
+/// What happens while writes are measured.
 #[derive(Clone, Copy)]
 enum Beside {
     Nothing,
@@ -125,8 +126,8 @@ impl Target for Raw {
     }
 }
 
-/// Makes `count` small writes and gives the latency that one in a hundred passes. The work is the
-/// number of those that are found in the file afterwards.
+/// Makes `count` small writes and returns the latency that one in a hundred exceeds. The work is
+/// the number of writes that are found in the file afterwards.
 fn measure(
     bench: &Bench,
     (target, path): (&impl Target, &Path),
@@ -174,7 +175,7 @@ fn measure(
     bench.multi.block_on(task)?
 }
 
-/// Writes all of the file, so that there is all of it to flush.
+/// Writes the whole file, so that all of it has to be flushed.
 async fn dirty(target: &impl Target) -> Result<()> {
     for offset in (0..FILE_LEN).step_by(MIB as usize) {
         target.write(offset, BEFORE.at(offset, MIB)).await?;
@@ -182,7 +183,7 @@ async fn dirty(target: &impl Target) -> Result<()> {
     Ok(())
 }
 
-/// At how many of the offsets the file holds what was written.
+/// Returns at how many of the offsets the file holds what was written.
 fn count_written(file: &File, offsets: &[u64]) -> Result<u64> {
     let mut count = 0;
     for &offset in offsets {

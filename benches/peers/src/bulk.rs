@@ -1,4 +1,4 @@
-//! A whole file at a time: over pages that are not in memory, and into a new file.
+//! Measures writes of a whole file: over pages that are not in memory, and into a new file.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -86,8 +86,8 @@ pub(crate) fn overwrite_cold(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// F13: from no file to a durable one that is full. The two others do it here, on one thread and
-/// without a hop.
+/// F13: from no file to a full and durable one. The two peers do it on this thread, without a job
+/// on a pool.
 pub(crate) fn fill_fresh(bench: &Bench) -> Result<Vec<Line>> {
     let len = bench.amount(256 * MIB, 32 * MIB);
     let path = bench.dir().join("file");
@@ -146,7 +146,7 @@ pub(crate) fn fill_fresh(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// Gives `measure` our mapping of a file of which nothing is in memory.
+/// Calls `measure` with our mapping of a file of which no page is in memory.
 fn ours_cold(
     bench: &Bench,
     path: &Path,
@@ -155,12 +155,12 @@ fn ours_cold(
     os::drop_cached(path)?;
     let map = ours(bench, path)?;
     let sample = measure(map.clone())?;
-    // Not before this has ended is the file unmapped, and can be dropped from the cache again.
+    // The file is unmapped, and can be dropped from the cache again, only after this has ended.
     bench.multi.block_on(map.close())?;
     Ok(sample)
 }
 
-/// The same with the synchronous crate's.
+/// The same with the mapping of the synchronous crate.
 fn sync_cold(
     path: &Path,
     measure: impl FnOnce(mmap_io_sync::MemoryMappedFile) -> Result<Sample>,
@@ -169,7 +169,7 @@ fn sync_cold(
     measure(sync(path)?)
 }
 
-/// The work of one of our tasks: offset and length of each write. Gives the bytes written.
+/// The work of one of our tasks: offset and length of each write. Returns the bytes written.
 async fn write_each(
     map: mmap_io::MemoryMappedFile,
     contents: &'static Pattern,
@@ -199,7 +199,7 @@ async fn sync_write_each(
     Ok(written)
 }
 
-/// What is written in a round: not what was there before.
+/// What is written in a round, which differs from the bytes of the round before.
 fn contents(round: u64) -> &'static Pattern {
     [&*AFTER, &*BEFORE][round as usize % 2]
 }

@@ -1,4 +1,4 @@
-//! `Bytes`: handing a part of the file on without copying it.
+//! Measures `Bytes`, which pass on a part of the file without copying it.
 
 use std::hint::black_box;
 
@@ -21,7 +21,7 @@ pub(crate) fn bytes(bench: &Bench) -> Result<Vec<Line>> {
     let whole = ours.bytes(0, FILE_LEN)?;
     let offsets = offset_list(bench.amount(50_000, 10_000), 0..FILE_LEN, LEN);
 
-    // No byte is looked at here: fetching it from memory would cost more than the view.
+    // No byte is read here: fetching it from memory would cost more than the view.
     let turn = |make: &dyn Fn(u64) -> Result<Bytes>| -> Result<Sample> {
         let (elapsed, sum) = timed(|| {
             let mut sum = 0;

@@ -1,5 +1,5 @@
-//! Bar charts, as hand-written SVG: for each target our bar above the other's, the longer of the
-//! two as wide as the chart.
+//! Draws bar charts, as hand-written SVG: for each target our bar above that of the peer, with the
+//! longer of the two as wide as the chart.
 
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ pub(crate) fn file_name(id: &str) -> String {
     format!("f{:0>2}.svg", id.trim_start_matches('F'))
 }
 
-/// The chart of one figure. Lines without a target, or with nothing to compare, are left out.
+/// Draws the chart of one figure, without lines that have no target or no peer.
 pub(crate) fn svg(id: &str, lines: &[Line]) -> String {
     let groups: Vec<_> = lines
         .iter()

@@ -1,5 +1,5 @@
-//! What else goes on in a file must not matter: views held elsewhere, more tasks, and writes
-//! beside the reads.
+//! Measures that an operation is not slowed by what else happens in the file: views held elsewhere,
+//! more tasks, and writes during reads.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -22,13 +22,13 @@ use crate::harness::{task, tasks, Bench, Result, Sample};
 use crate::report::{Goal, Line};
 use crate::writes::{small_writes, update, LEN};
 
-/// F19: what an operation costs beside more and more that does not overlap it.
+/// F19: the cost of an operation beside a growing number of operations that do not overlap it.
 pub(crate) fn growth(bench: &Bench) -> Result<Vec<Line>> {
     let mut lines = growth_of_writes(bench)?;
     lines.push(read_between_views(bench)?);
     lines.push(write_beside_waiting_readers(bench)?);
     lines.push(read_beside_blocked_writes(bench)?);
-    // Last, for what it measures would stay.
+    // Last, because the effect of its threads on the file would persist.
     lines.push(write_after_a_peak(bench)?);
     Ok(lines)
 }
@@ -151,7 +151,7 @@ fn read_between_views(bench: &Bench) -> Result<Line> {
     ))
 }
 
-/// Small writes while tasks wait to read what a mutable view keeps from them.
+/// Small writes while tasks wait to read a range that has a mutable view.
 fn write_beside_waiting_readers(bench: &Bench) -> Result<Line> {
     let (viewed, waiting) = (4096, 1_000);
     let path = file(bench, "waiting", FILE_LEN)?;
@@ -168,7 +168,7 @@ fn write_beside_waiting_readers(bench: &Bench) -> Result<Line> {
                 })
             })
             .collect();
-        // Each has been polled by then, and is back from the pool if it went there.
+        // By then each task has been polled, and its job on the pool, if any, has ended.
         thread::sleep(Duration::from_millis(100));
         if readers.iter().any(JoinHandle::is_finished) {
             return Err("a reader did not wait for the view".into());
@@ -257,7 +257,7 @@ fn write_after_a_peak(bench: &Bench) -> Result<Line> {
         task(&bench.multi, count, update(map.clone(), writes))
     };
     let [before] = bench.interleave([&mut turn])?;
-    // The threads sleep until it is opened.
+    // The threads sleep until the gate is opened.
     let gate = RwLock::new(());
     let (read, closed) = (AtomicUsize::new(0), gate.write());
     let reader = || {
@@ -274,7 +274,7 @@ fn write_after_a_peak(bench: &Bench) -> Result<Line> {
         while spawned.is_ok() && read.load(Ordering::Relaxed) < threads {
             thread::sleep(Duration::from_millis(1));
         }
-        // Also where the machine has no room for so many.
+        // Opened also if the machine could not start all of the threads.
         drop(closed);
         spawned
     })?;
@@ -320,8 +320,8 @@ pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
         return Err("a large write was not applied in full".into());
     }
 
-    // `memmap2`, which does nothing to keep reads and writes apart, shows what of it is the
-    // machine: two cores shared by three busy threads, and memory by all of them.
+    // `memmap2`, which does not separate reads and writes, shows the part of the latency that is
+    // due to the machine: three busy threads share two cores and the memory.
     let goal = Goal::AtMost(3.0);
     Ok(vec![
         Line::times("read_p999_beside_writes", beside, quiet, "no writes", goal),
@@ -349,7 +349,7 @@ pub(crate) fn read_beside_writes(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// Reads one byte at each offset and gives the latency that one in a thousand reads passes.
+/// Reads one byte at each offset and returns the latency that one in a thousand reads exceeds.
 fn slowest_thousandth(offsets: &[u64], first_byte: impl Fn(u64) -> Result<u8>) -> Result<Sample> {
     let mut latencies = Histogram::<u64>::new_with_max(1_000_000_000, 3)?;
     let mut sum = 0;
@@ -380,7 +380,7 @@ fn beside_writes(
     small.wait_until_started();
     large.wait_until_started();
     let sample = measure();
-    // Both are waited for, whatever the reads gave.
+    // Both tasks are awaited, even if the reads have failed.
     let written = [small.stop(bench), large.stop(bench)];
     for count in written {
         if count? == 0 {
@@ -422,14 +422,14 @@ impl Writer {
         }
     }
 
-    /// Until the first write is done, or has failed: the reads are not to be over before.
+    /// Waits until the first write has ended or failed, so that the reads do not end before it.
     fn wait_until_started(&self) {
         while !self.started.load(Ordering::Relaxed) && !self.task.is_finished() {
             thread::yield_now();
         }
     }
 
-    /// Waits for the write under way and gives the number of writes.
+    /// Waits for the current write and returns the number of writes.
     fn stop(self, bench: &Bench) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         bench.multi.block_on(self.task)?

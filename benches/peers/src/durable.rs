@@ -1,7 +1,8 @@
-//! Durable writes: small ones, one after the other in a region, as in a log.
+//! Measures durable writes: small ones, one after the other in a region, as in a log.
 //!
 //! The sides take turns in *one* file. On a virtual disk the same `msync` may take 1.4 times as
-//! long in one file as in another, by where each lies, which is more than there is to tell apart.
+//! long in one file as in another, depending on where each lies; the difference between the sides
+//! is smaller than that.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -55,7 +56,7 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
     )])
 }
 
-/// A region at the start of a file, written record after record, by whosever turn it is.
+/// A region at the start of a file, which the sides write in turns, record after record.
 #[derive(Default)]
 pub(crate) struct Log {
     len: Cell<u64>,

@@ -1,4 +1,4 @@
-//! Whole files: copying one, and opening and closing one.
+//! Measures operations on whole files: copying one, and opening and closing one.
 
 use std::fs;
 use std::path::Path;

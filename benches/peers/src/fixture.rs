@@ -26,7 +26,7 @@ pub(crate) fn offsets(stream: u64, span: Range<u64>, len: u64) -> impl Iterator<
     std::iter::repeat_with(move || rng.u64(span.start..=span.end - len))
 }
 
-/// `count` of them, the same ones every time.
+/// Returns `count` of these offsets, the same ones every time.
 pub(crate) fn offset_list(count: u64, span: Range<u64>, len: u64) -> Vec<u64> {
     offsets(0, span, len).take(count as usize).collect()
 }
@@ -36,9 +36,9 @@ pub(crate) fn stream(round: u64, task: u64) -> u64 {
     round << 32 | task
 }
 
-/// File contents in which every byte is a function of its position. Writes that overlap then
-/// leave the same bytes in whatever order they are applied, so that the files of two sides can be
-/// compared even where many tasks write at once.
+/// File contents in which every byte is a function of its position. Overlapping writes then leave
+/// the same bytes in any order, so that the files of two sides can be compared even if many tasks
+/// write at the same time.
 pub(crate) struct Pattern(Bytes);
 
 /// What files hold to begin with.
@@ -98,8 +98,8 @@ impl Pattern {
     }
 }
 
-/// Creates a file of `len` bytes of [`BEFORE`]: durable, so that no write-back of it
-/// runs beside what is measured, and hot, because it has just been written.
+/// Creates a file of `len` bytes of [`BEFORE`]: durable, so that no write-back of it runs beside
+/// what is measured, and hot, because it has just been written.
 pub(crate) fn file(bench: &Bench, name: &str, len: u64) -> Result<PathBuf> {
     let path = bench.dir().join(name);
     let mut file = File::create(&path)?;
@@ -143,8 +143,8 @@ pub(crate) fn map_read_range(path: &Path, range: Range<u64>) -> Result<Mmap> {
     options
         .offset(range.start)
         .len((range.end - range.start) as usize);
-    // SAFETY: the file is in the figure's own directory, and no figure writes to what is mapped
-    // here, or changes the file's length, while it reads through this mapping.
+    // SAFETY: the file is in the figure's own directory, and no figure changes the mapped bytes or
+    // the file's length while it reads through this mapping.
     Ok(unsafe { options.map(&File::open(path)?) }?)
 }
 
@@ -156,8 +156,8 @@ pub(crate) fn map_write(path: &Path) -> Result<MmapMut> {
     Ok(unsafe { MmapMut::map_mut(&file) }?)
 }
 
-/// A `memmap2` mapping that jobs on a pool write to in turn, as they would by hand. The lock is
-/// never contended in a figure, and costs nothing beside a hop.
+/// A `memmap2` mapping that jobs on a pool write to in turn, as a user would write it by hand. The
+/// lock is never contended in a figure, and its cost is negligible beside that of a job.
 #[derive(Clone)]
 pub(crate) struct SharedMap(Arc<Mutex<MmapMut>>);
 

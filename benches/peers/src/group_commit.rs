@@ -1,4 +1,4 @@
-//! Durable writes of many tasks at once, which can share what making them durable costs.
+//! Measures durable writes of many tasks at the same time, which can share flushes.
 //!
 //! The sides take turns in one file, as in [`durable`](crate::durable).
 
@@ -103,7 +103,7 @@ pub(crate) fn scattered(bench: &Bench) -> Result<Vec<Line>> {
             .map(|offset| offset - offset % PAGE)
     };
 
-    // Both write to the same pages, each to places of its own there.
+    // Both sides write to the same pages, but to different bytes of them.
     let mut rounds = 0;
     let [ours, sync] = bench.interleave([
         &mut |round| {
@@ -139,7 +139,7 @@ fn records_of(records: &Range<u64>, task: u64) -> impl Iterator<Item = u64> {
     (records.start + task * LEN..records.end).step_by((TASKS * LEN) as usize)
 }
 
-/// The work of one of our tasks: a durable write at each offset. Gives the number of writes.
+/// The work of one of our tasks: a durable write at each offset. Returns the number of writes.
 async fn append(map: mmap_io::MemoryMappedFile, offsets: impl Iterator<Item = u64>) -> Result<u64> {
     let mut count = 0;
     for offset in offsets {
@@ -150,7 +150,7 @@ async fn append(map: mmap_io::MemoryMappedFile, offsets: impl Iterator<Item = u6
     Ok(count)
 }
 
-/// The same with the synchronous crate, which has its own way to the pool.
+/// The same with the synchronous crate, which uses the pool on its own.
 async fn append_sync(
     map: mmap_io_sync::MemoryMappedFile,
     offsets: impl Iterator<Item = u64>,
@@ -182,7 +182,7 @@ async fn append_to_file(file: Arc<File>, offsets: impl Iterator<Item = u64>) -> 
     Ok(count)
 }
 
-/// What nobody can beat who waits for each record: one thread that has 64 of them at hand.
+/// The lower bound for tasks that wait for each record: one thread that has 64 records ready.
 fn append_at_once(map: &SharedMap, records: Range<u64>) -> Result<Sample> {
     let count = (records.end - records.start) / LEN;
     let (elapsed, ()) = timed(|| {

@@ -1,4 +1,4 @@
-//! How things are measured: side by side, in turns, by the median.
+//! Runs the sides of a figure in turns, and takes the median of each.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -9,25 +9,25 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::{self, Runtime};
 
-/// Whatever ends a figure early: an operation that failed, or two sides that did different work.
+/// The error that ends a figure early: an operation failed, or two sides did different work.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// What a figure runs on: a directory on disk, the runtimes, and how much work to do.
 pub(crate) struct Bench {
     dir: TempDir,
-    /// Two workers, whatever the machine has.
+    /// A runtime with two workers, on every machine.
     pub(crate) multi: Runtime,
-    /// One thread, for the variants that are printed beside the others.
+    /// A runtime with one thread, for the variants that are printed without a target.
     pub(crate) current: Runtime,
     quick: bool,
     rounds: Cell<u64>,
 }
 
-/// What one turn of one side gave.
+/// The result of one turn of one side.
 pub(crate) struct Sample {
     /// What is compared, mostly nanoseconds an operation.
     pub(crate) value: f64,
-    /// What was done: the same number from every side, or the figure is void.
+    /// The amount of work: the figure is valid only if every side returns the same number.
     pub(crate) work: u64,
 }
 
@@ -116,7 +116,7 @@ impl Sample {
     }
 }
 
-/// Runs `work` and tells how long it took.
+/// Runs `work` and returns how long it took.
 pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
     let start = Instant::now();
     let value = work()?;

@@ -1,4 +1,4 @@
-//! Dropping a large mapping, which has a page table to take down.
+//! Measures the drop of a large mapping, whose page table must be freed.
 
 use std::path::Path;
 use std::thread;
@@ -11,7 +11,7 @@ use crate::report::{Goal, Line};
 
 const PAGE: usize = 4_096;
 
-/// F24: how long the last drop of a mapping keeps the executor, with every page mapped.
+/// F24: how long the last drop of a mapping occupies the executor, with every page mapped.
 pub(crate) fn last_drop(bench: &Bench) -> Result<Vec<Line>> {
     let len = bench.amount(1_024 * MIB, 128 * MIB);
     let path = file(bench, "file", len)?;

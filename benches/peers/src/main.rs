@@ -10,14 +10,14 @@
 //!   --svg DIR      write one bar chart a figure, `DIR/f01.svg` and so on
 //! ```
 //!
-//! Machines are shared and noisy, so only ratios count, between two things measured in the same
-//! run: ours and the other take turns, and the medians are compared. Every pair also checks that
-//! both did the same work. One line a target is printed, with the ratio in the direction in which
-//! the target is stated; a line that ends in `no target` is there for information.
+//! Machines are shared and noisy, so only ratios count, between two sides that were measured in the
+//! same run: the sides take turns, and their medians are compared. Every pair also checks that both
+//! sides did the same work. The program prints one line for each target, with the ratio in the
+//! direction in which the target is stated; a line that ends in `no target` is for information.
 //!
-//! The exit code tells whether the figures are *valid*, not whether they are good: a target that
-//! is missed is printed as `SHORT`, while an operation that fails, or two sides that did
-//! different work, end the run with an error.
+//! The exit code tells whether the figures are *valid*, not whether they are good: a missed target
+//! is printed as `SHORT`, while a failed operation, or two sides that did different work, end the
+//! run with an error.
 
 mod alloc;
 mod beside_flush;
@@ -162,7 +162,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the chosen figures, printing each as it ends, then writes the files that were asked for.
+/// Runs the chosen figures, prints each as it ends, and then writes the requested files.
 fn run(args: &Args) -> Result<()> {
     let mut results = Vec::new();
     for figure in &args.figures {
@@ -194,7 +194,7 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What the command line asks for.
+/// The options of the command line.
 struct Args {
     figures: Vec<&'static Figure>,
     quick: bool,

@@ -1,4 +1,4 @@
-//! Very many files that are all flushed on a timer.
+//! Measures thousands of files that are all flushed by a timer.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -25,11 +25,11 @@ const CYCLE: Duration = Duration::from_secs(10);
 /// More than the time after which an idle thread leaves the pool of `blocking`.
 const POOL_IDLE: Duration = Duration::from_millis(750);
 
-/// Descriptors for everything else.
+/// The number of descriptors for everything but the files.
 const SPARE: u64 = 500;
 
-/// F18: 10,000 mappings flushed every 100 ms, of which a tenth is written to each second. What
-/// there would be with one thread a mapping is measured with fewer of them.
+/// F18: 10,000 mappings flushed every 100 ms, of which a tenth is written to each second. The peer,
+/// with one thread for each mapping, is measured with fewer mappings.
 pub(crate) fn many_files(bench: &Bench) -> Result<Vec<Line>> {
     let count = bench.amount(10_000, 1_000);
     let time = bench.amount(1, 10) as u32;
@@ -107,7 +107,8 @@ impl Served for Ours<'_> {
         Ok(self.bench.multi.block_on(write)?)
     }
 
-    /// Until the flush has ended: when it begins there is nothing pending any more.
+    /// Whether the flush has not ended yet. Pending bytes alone do not tell: they are 0 as soon as
+    /// it begins.
     fn is_dirty(&self) -> bool {
         let stats = self.map.stats();
         stats.pending_bytes > 0 || stats.flushed_waiters == self.flushed_before.get()
@@ -133,15 +134,15 @@ impl Served for Sync {
         Ok(self.0.update_region(offset, data)?)
     }
 
-    /// Until the flush begins; there is no way to see the end of it.
+    /// Whether the flush has not begun yet; its end cannot be observed.
     fn is_dirty(&self) -> bool {
         self.0.pending_bytes() > 0
     }
 }
 
-/// What it took to serve files.
+/// The resources that serving the files took.
 struct Cost {
-    /// Most threads at a time, less those that were there before.
+    /// The most threads at a time, without those that existed before.
     threads: u64,
     /// Bytes of heap.
     heap: u64,
@@ -160,9 +161,9 @@ fn serve<F: Served>(
     let writes = (time.as_nanos() / (CYCLE / count).as_nanos()) as usize;
     let mut dirty: VecDeque<(usize, Instant)> = VecDeque::with_capacity(paths.len());
     let mut maps = Vec::with_capacity(paths.len());
-    // Made now, so that it does not count as heap of the files.
+    // Allocated before the measurement, so that it does not count as heap of the files.
     let record = AFTER.at(0, LEN);
-    // The pool is the process's own: idle threads that others left in it are not there for long.
+    // The whole process shares the pool: waits until idle threads of earlier work have ended.
     thread::sleep(POOL_IDLE);
     let threads_before = os::threads()?;
     let heap = HeapWatch::start();

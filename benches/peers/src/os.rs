@@ -1,5 +1,5 @@
-//! What only the operating system knows, or can undo: which pages are cached or mapped, and how
-//! many threads and descriptors there are. Linux; elsewhere the figures that need it say so.
+//! Asks the operating system which pages are cached or mapped, and how many threads and descriptors
+//! exist, and evicts pages. Linux only; elsewhere the figures that need it report that.
 
 pub(crate) use imp::{drop_cached, is_mapped, raise_descriptors, sync_all, threads};
 
@@ -15,7 +15,7 @@ mod imp {
 
     /// Writes the file back and takes all of it out of the page cache, or fails.
     ///
-    /// Pages that somebody has mapped stay there: no mapping of the file may be left.
+    /// Mapped pages stay in the cache, so no mapping of the file may exist.
     pub(crate) fn drop_cached(path: &Path) -> Result<()> {
         let file = File::open(path)?;
         file.sync_all()?;
@@ -55,7 +55,7 @@ mod imp {
         Ok(maps.lines().any(|line| line.ends_with(path)))
     }
 
-    /// Writes back all that is dirty on the file system that `dir` is on.
+    /// Writes back everything that is dirty on the file system of `dir`.
     pub(crate) fn sync_all(dir: &Path) -> Result<()> {
         let dir = File::open(dir)?;
         // SAFETY: no memory is passed, and the descriptor is open.
@@ -70,7 +70,7 @@ mod imp {
         Ok(fs::read_dir("/proc/self/task")?.count() as u64)
     }
 
-    /// Lets this process have at least `count` descriptors open, if it may.
+    /// Raises the limit of open descriptors to at least `count`, if the process may.
     pub(crate) fn raise_descriptors(count: u64) -> Result<()> {
         let mut limit = libc::rlimit {
             rlim_cur: 0,

@@ -1,4 +1,4 @@
-//! Small reads: what it costs to ask for 64 bytes and look at one of them.
+//! Measures small reads: the cost of getting 64 bytes and reading one of them.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -83,7 +83,7 @@ pub(crate) fn read_only_mapping(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// F4: what all cores gain over one, against what `memmap2` gains.
+/// F4: the gain of all cores over one, against that of `memmap2`.
 pub(crate) fn threads(bench: &Bench) -> Result<Vec<Line>> {
     let path = file(bench, "file", SPAN)?;
     let ours = bench
@@ -141,7 +141,7 @@ impl Reads {
         let barrier = Barrier::new(count);
         let read = |number: usize| {
             barrier.wait();
-            // Each thread begins elsewhere, so that they do not fetch cache lines for each other.
+            // Each thread begins elsewhere, so that one does not fetch cache lines for another.
             timed(|| self.sum_from(number * self.offsets.len() / count, first_byte))
         };
         let results: Vec<Result<(Duration, u64)>> = thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! What a figure says: one line a target, for people and as JSON.
+//! Prints the result of a figure: one line for each target, as text and as JSON.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ pub(crate) struct Line {
     name: String,
     unit: Unit,
     ours: f64,
-    /// What ours is compared with, and its name; `None` where ours alone is the figure.
+    /// The value that ours is compared with, and its name; `None` if ours alone is the figure.
     other: Option<(f64, &'static str)>,
     goal: Goal,
 }
 
-/// What a value is.
+/// The kind of a value.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
     Nanoseconds,
@@ -23,7 +23,7 @@ pub(crate) enum Unit {
     Count,
 }
 
-/// What must be reached, and with it the direction of the ratio that is printed.
+/// The target, which also decides the direction of the printed ratio.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     /// Ours is at most this many times the other: `ours / other`.
@@ -74,7 +74,7 @@ impl Line {
         }
     }
 
-    /// A count of ours that must not pass a limit.
+    /// A count of ours that must not exceed a limit.
     pub(crate) fn count(name: impl Into<String>, ours: u64, limit: u64) -> Self {
         Self {
             name: name.into(),
@@ -85,7 +85,7 @@ impl Line {
         }
     }
 
-    /// The name, and which way is up.
+    /// The name, and which direction is better.
     pub(crate) fn title(&self) -> String {
         let better = match self.unit {
             Unit::Nanoseconds | Unit::Count => "less is better",
@@ -94,7 +94,7 @@ impl Line {
         format!("{} ({better})", self.name)
     }
 
-    /// The two bars of a chart: whose, how long, and what to write beside it.
+    /// The two bars of a chart: the name, the length and the label of each.
     pub(crate) fn bars(&self) -> Option<[(&'static str, f64, String); 2]> {
         let (other, peer) = self.other?;
         Some([
@@ -123,7 +123,7 @@ impl Line {
         })
     }
 
-    /// What is held against the target.
+    /// The value that is compared with the target.
     fn ratio(&self) -> f64 {
         match (self.other, self.goal) {
             (None, _) => self.ours,
@@ -209,7 +209,7 @@ pub(crate) fn json(results: &[(&str, Vec<Line>)]) -> String {
     format!("{:#}\n", Value::Array(lines.collect()))
 }
 
-/// About three digits.
+/// Rounds to about three digits.
 fn short(value: f64) -> String {
     match value {
         v if v < 0.1 => format!("{v:.4}"),

@@ -1,4 +1,4 @@
-//! Residency: what it costs to be sure that pages are in memory when they already are.
+//! Measures the cost of making sure that pages are in memory when they already are.
 
 use std::sync::Arc;
 

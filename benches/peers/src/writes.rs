@@ -1,4 +1,4 @@
-//! Writes that need not be durable: many tasks, one task, and large pieces.
+//! Measures writes that need not be durable: of many tasks, of one task, and in large pieces.
 
 use bytes::Bytes;
 use mmap_io_sync::MemoryMappedFile as SyncFile;
@@ -18,7 +18,7 @@ pub(crate) const LEN: u64 = 64;
 /// How many ranges one `update_regions` takes.
 const BATCH: usize = 64;
 
-/// F9: many tasks that each wait for every one of their writes.
+/// F9: many tasks, each of which waits for every one of its writes.
 pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
     let paths = [
         file(bench, "ours", FILE_LEN)?,
@@ -195,7 +195,7 @@ pub(crate) fn overwrite_hot(bench: &Bench) -> Result<Vec<Line>> {
     ])
 }
 
-/// The work of one of our tasks: a small write at each offset. Gives the number of writes.
+/// The work of one of our tasks: a small write at each offset. Returns the number of writes.
 pub(crate) async fn update(
     map: mmap_io::MemoryMappedFile,
     offsets: impl Iterator<Item = u64>,
@@ -254,7 +254,7 @@ pub(crate) fn small_writes(round: u64, task: u64, count: u64) -> impl Iterator<I
     offsets(stream(round, task), 0..FILE_LEN, LEN).take(count as usize)
 }
 
-/// The file in blocks of 1 MiB, from its start and over again, with other contents than in the
+/// The file in blocks of 1 MiB, from its start and repeatedly, with other contents than in the
 /// round before.
 fn blocks(round: u64, count: u64) -> impl Iterator<Item = (u64, Bytes)> {
     let contents = [&AFTER, &BEFORE][round as usize % 2];
@@ -263,7 +263,7 @@ fn blocks(round: u64, count: u64) -> impl Iterator<Item = (u64, Bytes)> {
         .map(|offset| (offset, contents.bytes_at(offset, MIB)))
 }
 
-/// Both kinds of runtime: the one that has targets, and the one printed beside it.
+/// Both kinds of runtime: the one that has targets, and the one printed for comparison.
 fn variants(bench: &Bench, goals: [Goal; 2]) -> [(&Runtime, &'static str, [Goal; 2]); 2] {
     [
         (&bench.multi, "", goals),

@@ -1,4 +1,4 @@
-//! Blocks on the disk: reserving them, and finding a full disk before a write does.
+//! Reserves disk blocks, so that a full disk is found before a write changes anything.
 
 use std::fs::File;
 use std::io;
@@ -6,10 +6,10 @@ use std::os::unix::io::AsRawFd;
 
 use crate::sys::unix::free_space;
 
-/// Makes sure that the blocks of a file range are there, where the file system can say or do so:
-/// asks for its extents (`FS_IOC_FIEMAP`, 1 us), and reserves them (`fallocate(2)`) if one is
-/// missing. Asking first spares the journal, which `fallocate` writes to even if there is nothing
-/// to do, and then the next sync has to wait for it.
+/// Makes sure that a file range has its blocks, if the file system can tell or reserve them:
+/// queries the extents (`FS_IOC_FIEMAP`, 1 us), and reserves the range (`fallocate(2)`) if a block
+/// is missing. The query comes first because `fallocate` writes to the journal even if it has
+/// nothing to do, and the next sync would then wait for the journal.
 ///
 /// # Errors
 ///
@@ -23,7 +23,7 @@ pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
         return Ok(());
     }
     if blocks.are_shared {
-        // Takes the place of `allocate` where the file system knows it (xfs).
+        // Replaces `allocate` on file systems that support it (xfs).
         let mode = libc::FALLOC_FL_UNSHARE_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         match fallocate(file, mode, offset, len) {
             Err(error) if crate::sys::is_refused(&error) => {}
@@ -36,20 +36,20 @@ pub(crate) fn reserve(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// How far the extents of a file reach without a gap, each of them with blocks of its own.
+/// How far the extents of a file reach without a gap and without a shared block.
 #[derive(Debug)]
 pub(in crate::sys) struct Blocks {
     pub(in crate::sys) end: u64,
-    /// The extent that comes next shares its blocks with another file: a write takes new ones, and may
-    /// find none (btrfs, reflinked xfs).
+    /// Whether the next extent shares its blocks with another file: a write needs new blocks, and
+    /// may find none (btrfs, reflinked xfs).
     pub(in crate::sys) are_shared: bool,
 }
 
-/// `FIEMAP_EXTENT_SHARED` of `linux/fiemap.h`.
+/// `FIEMAP_EXTENT_SHARED` from `linux/fiemap.h`.
 pub(in crate::sys) const EXTENT_SHARED: u32 = 0x2000;
 
 impl Blocks {
-    /// Adds the next extent; says whether it goes on.
+    /// Adds the next extent; returns `false` if the reach ends before it.
     pub(in crate::sys) fn add(&mut self, start: u64, end: u64, flags: u32) -> bool {
         let follows = start <= self.end;
         self.are_shared = follows && flags & EXTENT_SHARED != 0;
@@ -70,14 +70,14 @@ impl From<u64> for Blocks {
     }
 }
 
-/// Fails with `ENOSPC` if the disk has no room for the holes of a file range. Knows no quota, and
-/// nothing of what others take meanwhile.
+/// Fails with `ENOSPC` if the disk has no room for the holes of a file range. It does not know
+/// quotas, and does not reserve the room: another process may take it.
 ///
-/// Where the extents of a file cannot be asked for, its blocks are taken to lie in the range. A range
-/// of at most 8 MiB has room without asking: what is taken in vain is little.
+/// If the extents of the file cannot be queried, all of its blocks are assumed to lie in the range.
+/// A range of at most 8 MiB is not checked: a failure in the middle of it wastes little space.
 pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    const UNASKED: u64 = 8 << 20;
-    if len <= UNASKED {
+    const UNCHECKED: u64 = 8 << 20;
+    if len <= UNCHECKED {
         return Ok(());
     }
     let mut allocated = 0;
@@ -99,22 +99,23 @@ pub(crate) fn check_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
 }
 
 /// Calls `visit` with the start, the end and the flags of each extent of a file range
-/// (`FS_IOC_FIEMAP`), in order, until it says `false`; those at the ends may reach past the range. A delayed allocation
-/// counts: it is promised.
+/// (`FS_IOC_FIEMAP`), in order, until it returns `false`. The first and the last extent may reach
+/// past the range. A delayed allocation counts as an extent, since the file system has reserved its
+/// space.
 ///
-/// `lseek(2)` with `SEEK_HOLE` would tell holes as well, but moves the position of the descriptor,
-/// which may be the caller's.
+/// `lseek(2)` with `SEEK_HOLE` would find holes as well, but it moves the position of the
+/// descriptor, which the user may rely on.
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP` or `ENOTTY` where the file system cannot say.
+/// `EOPNOTSUPP` or `ENOTTY` if the file system does not support the query.
 fn for_each_extent(
     file: &File,
     offset: u64,
     len: u64,
     mut visit: impl FnMut(u64, u64, u32) -> bool,
 ) -> io::Result<()> {
-    /// `struct fiemap` of `linux/fiemap.h`, with room for some extents.
+    /// `struct fiemap` from `linux/fiemap.h`, with room for some extents.
     #[repr(C)]
     struct Fiemap {
         start: u64,
@@ -136,7 +137,7 @@ fn for_each_extent(
         reserved_too: [u32; 3],
     }
     const EXTENTS: usize = 16;
-    /// `_IOWR('f', 11, struct fiemap)`, of the 32 bytes before the extents.
+    /// `_IOWR('f', 11, struct fiemap)`, with the size of the 32 bytes before the extents.
     const FS_IOC_FIEMAP: u32 = 0xc020_660b;
     let none = Extent {
         logical: 0,
@@ -157,8 +158,8 @@ fn for_each_extent(
             reserved: 0,
             extents: [none; EXTENTS],
         };
-        // SAFETY: `map` is live for the call and has room for as many extents as it says, and
-        // `file` keeps the descriptor open.
+        // SAFETY: `map` is live for the call, has the kernel's layout, and has room for the
+        // `extent_count` extents that it announces; `file` keeps the descriptor open.
         if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -177,29 +178,30 @@ fn for_each_extent(
     Ok(())
 }
 
-/// [`allocate`] leaves what is there as it is, wherever it is called for.
+/// [`allocate`] changes no byte, so it may be called for any range.
 pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
 
-/// Reserves blocks for a file range without changing its length or a byte ([`fallocate(2)`],
+/// Reserves blocks for a file range; changes neither the length nor a byte ([`fallocate(2)`],
 /// `FALLOC_FL_KEEP_SIZE`).
 ///
 /// # Errors
 ///
-/// `ENOSPC` on a full disk, `EOPNOTSUPP` where the file system cannot.
+/// `ENOSPC` on a full disk, `EOPNOTSUPP` if the file system does not support it.
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    /// At most so much a call: one that a signal interrupts starts over.
+    /// The most bytes of one call, since a call that a signal interrupts has to start over.
     const PIECE: u64 = 64 << 20;
     const LEAST_PIECE: u64 = 1 << 20;
-    // Asked first: ext4 keeps what it has allocated before it finds that there is no more.
+    // Checked first: if ext4 runs out of space, it keeps the blocks that it has already allocated.
     check_room(file, offset, len)?;
     let (mut piece, mut done) = (PIECE, 0);
     while done < len {
         let next = piece.min(len - done);
         match try_fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset + done, next) {
             Ok(()) => done += next,
-            // Where signals come faster than that much is allocated (a profiler, tmpfs), less is.
+            // Signals may come faster than a piece is allocated (a profiler, tmpfs): so the pieces
+            // become smaller.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 piece = (piece / 2).max(LEAST_PIECE);
             }
@@ -209,12 +211,13 @@ pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The same, for a caller that asked for it.
+/// Reserves blocks like [`allocate`], on request of the user.
 ///
 /// # Errors
 ///
-/// `Unsupported`, in words, where the file system cannot, or a filter of system calls refuses it.
-/// Writing zeroes instead would not do: they would be written over what another process appends.
+/// Those of [`allocate`], but `Unsupported` with an explanation if the file system does not support
+/// it, or a filter of system calls refuses it. Writing zeroes instead is no alternative: they could
+/// overwrite what another process appends.
 pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     allocate(file, offset, len).map_err(|error| match crate::sys::is_refused(&error) {
         true => io::Error::new(
@@ -226,17 +229,17 @@ pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> 
 }
 
 /// Makes a file `len` bytes long, unless it is longer, by a call that cannot cut what another
-/// process appends meanwhile: the block of the last byte is reserved ([`fallocate(2)`]), and the
-/// bytes before it are a hole.
+/// process appends at the same time: reserves the block of the last byte ([`fallocate(2)`]), which
+/// leaves the bytes before it as a hole.
 ///
-/// Where the file system has no such call, the file is grown by `ftruncate` after a second look,
-/// under a lock of this open file description that is tried and never waited for
-/// ([`fcntl_locking(2)`], `F_OFD_SETLK`).
+/// If the file system does not support that, checks the length again and calls `ftruncate`, under a
+/// lock of this open file description ([`fcntl_locking(2)`], `F_OFD_SETLK`). It never waits for the
+/// lock.
 ///
 /// # Errors
 ///
-/// `ENOSPC` on a full disk, `EFBIG` past the process's limit on file sizes, `EAGAIN` if another
-/// process, or a lock of this one, holds the file where the lock is needed.
+/// `ENOSPC` on a full disk; `EFBIG` past the process's limit on file sizes; `EAGAIN` or `EACCES` if
+/// the lock is needed and conflicts with a lock of another process or of this one.
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 /// [`fcntl_locking(2)`]: https://man7.org/linux/man-pages/man2/F_OFD_SETLK.2const.html
@@ -254,7 +257,7 @@ pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
 fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
     let lock = |kind: libc::c_int| {
         let mut whole = std::mem::MaybeUninit::<libc::flock>::zeroed();
-        // SAFETY: all-zero bytes are a valid `flock`: from the start to the end of the file.
+        // SAFETY: all-zero bytes are a valid `flock`, which means the whole file.
         let whole = unsafe { whole.assume_init_mut() };
         whole.l_type = kind as libc::c_short;
         // SAFETY: `whole` is live for the call, and `file` keeps the descriptor open.
@@ -267,7 +270,7 @@ fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             return Err(error);
         }
-        // A file system without locks leaves the second look alone.
+        // On a file system without locks the second check has to do without one.
         Ok(()) | Err(_) => {}
     }
     let extended = match crate::sys::file_len(file) {

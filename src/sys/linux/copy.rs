@@ -1,30 +1,32 @@
-//! Copies inside the kernel.
+//! Copies files inside the kernel.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::io::AsRawFd;
 
-/// Makes `destination` share the blocks of `source`, where the file system can ([`ioctl_ficlone(2)`]).
+/// Makes `destination` share the blocks of `source`; returns `false` if the file system does not
+/// support that ([`ioctl_ficlone(2)`]).
 ///
 /// [`ioctl_ficlone(2)`]: https://man7.org/linux/man-pages/man2/ioctl_ficlone.2.html
 pub(crate) fn clone_file(source: &File, destination: &File) -> bool {
-    // SAFETY: `FICLONE` takes a descriptor as its argument, and both files are open.
+    // SAFETY: `FICLONE` takes a descriptor and no pointer, and the borrowed files keep both open.
     unsafe { libc::ioctl(destination.as_raw_fd(), libc::FICLONE, source.as_raw_fd()) == 0 }
 }
 
-/// Copies the first `len` bytes of `source` over `destination`, which is empty: what has data inside
-/// the kernel where it can ([`copy_file_range(2)`]), and holes as holes. The position of neither
-/// descriptor matters or moves.
+/// Copies the first `len` bytes of `source` to `destination`, which is empty. Data is copied inside
+/// the kernel if possible ([`copy_file_range(2)`]), and holes stay holes. It neither uses nor moves
+/// the position of a descriptor.
 ///
 /// # Errors
 ///
 /// `EFBIG` past the process's limit on file sizes, where writing would raise `SIGXFSZ`;
-/// `UnexpectedEof` when the source is shorter.
+/// `UnexpectedEof` if the source is shorter.
 ///
 /// [`copy_file_range(2)`]: https://man7.org/linux/man-pages/man2/copy_file_range.2.html
 pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
     crate::sys::unix::check_file_limit(len)?;
-    // A descriptor with a position of its own; where it is refused, all of the file is data.
+    // A second descriptor, with a position of its own. If it is refused, the whole file is treated
+    // as data.
     let finder = File::open(format!("/proc/self/fd/{}", source.as_raw_fd())).ok();
     let mut end = 0;
     while let Some(data) = next_data(finder.as_ref(), end, len)? {
@@ -37,12 +39,12 @@ pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::
     }
 }
 
-/// Start and end of the next bytes of a file from `start` on that are no hole, up to `len`
-/// ([`lseek(2)`], `SEEK_DATA`, which knows of pages that are not on the disk yet).
+/// Returns the start and end of the next data of a file between `start` and `len`; `None` if only a
+/// hole follows ([`lseek(2)`], `SEEK_DATA`, which also finds pages that are not on the disk yet).
 ///
 /// # Errors
 ///
-/// `UnexpectedEof` when the file is shorter.
+/// `UnexpectedEof` if the file is shorter.
 ///
 /// [`lseek(2)`]: https://man7.org/linux/man-pages/man2/lseek.2.html
 fn next_data(finder: Option<&File>, start: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
@@ -66,7 +68,7 @@ fn next_data(finder: Option<&File>, start: u64, len: u64) -> io::Result<Option<(
                 false => Err(io::ErrorKind::UnexpectedEof.into()),
             };
         }
-        // The file system does not know.
+        // The file system does not support the call.
         Err(_) => return Ok(Some((start, len))),
     };
     if data >= len {
@@ -81,7 +83,8 @@ fn copy_range(source: &File, destination: &File, start: u64, end: u64) -> io::Re
     let mut done = start;
     while done < end {
         let (mut from, mut to) = (done as libc::off64_t, done as libc::off64_t);
-        // SAFETY: both offsets are live for the call, and both files are open.
+        // SAFETY: `from` and `to` are live for the call, and the borrowed files keep both
+        // descriptors open.
         let copied = unsafe {
             libc::syscall(
                 libc::SYS_copy_file_range,
@@ -97,13 +100,13 @@ fn copy_range(source: &File, destination: &File, start: u64, end: u64) -> io::Re
         };
         match copied {
             1.. => done += copied as u64,
-            // Some file systems do nothing, and say so by copying no byte; at the end of the source
-            // the other way finds that out.
+            // Some file systems do nothing, and return that they copied no byte. If instead the
+            // source has ended, copying through memory fails with `UnexpectedEof`.
             0 => return crate::sys::unix::copy_through_memory(source, destination, done, end),
             _ => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not between these two file systems, or not here. A failing disk fails the other
-                // way as well.
+                // The call is unavailable between these two file systems, or refused. If the disk
+                // is failing, copying through memory reports that as well.
                 error
                     if crate::sys::is_refused(&error)
                         || matches!(

@@ -1,4 +1,4 @@
-//! What a file is, where it is, and what may be relied on for it.
+//! Queries about files: their length, name and file system, and what the process may do with them.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,18 +9,17 @@ use std::path::Path;
 use crate::sys::unix::{directory_of, file_info, sync_directory};
 use crate::sys::{CacheHint, FsTraits};
 
-/// Length of an open file in bytes ([`statx(2)`], `STATX_SIZE` alone).
+/// Returns the length of an open file in bytes ([`statx(2)`], `STATX_SIZE` alone).
 ///
-/// The times are left out on purpose: a process that asks for them makes the next store to the file
-/// change its inode, and an `msync` after it takes a fifth longer (multigrain timestamps, Linux
-/// 6.13).
+/// It does not query the times: that would make the next store to the file change its inode, and an
+/// `msync` after that would take a fifth longer (multigrain timestamps, Linux 6.13).
 ///
 /// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
 pub(crate) fn file_len(file: &File) -> io::Result<u64> {
     statx_len(file, libc::AT_STATX_SYNC_AS_STAT)
 }
 
-/// Length of an open file in bytes, as this machine knows it: no server is asked
+/// Returns the length of an open file in bytes as this machine knows it, without asking a server
 /// ([`statx(2)`], `AT_STATX_DONT_SYNC`).
 ///
 /// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
@@ -28,9 +27,9 @@ pub(crate) fn known_len(file: &File) -> io::Result<u64> {
     statx_len(file, libc::AT_STATX_DONT_SYNC)
 }
 
-/// What a path leads to, by a descriptor that only tells what it is ([`open(2)`], `O_PATH`). It breaks
-/// no lease of another process, and closing it leaves the locks alone that this process has on the
-/// file (`fcntl(2)`, `F_SETLK`). `None` if it cannot be looked at.
+/// Returns a descriptor of what a path leads to that can only be examined ([`open(2)`], `O_PATH`);
+/// `None` if that fails. It breaks no lease of another process, and its close does not release the
+/// locks that this process holds on the file (`fcntl(2)`, `F_SETLK`).
 ///
 /// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
 pub(crate) fn look(path: &Path) -> Option<File> {
@@ -39,8 +38,8 @@ pub(crate) fn look(path: &Path) -> Option<File> {
     options.open(path).ok()
 }
 
-/// Whether this process may open a file that was looked at for reading, and for writing if
-/// `writes` ([`faccessat2(2)`]). If in doubt, not.
+/// Whether this process may open the file of [`look`] for reading and, if `writes`, for writing
+/// ([`faccessat2(2)`]). `false` if in doubt.
 ///
 /// [`faccessat2(2)`]: https://man7.org/linux/man-pages/man2/faccessat2.2.html
 pub(crate) fn may_open(looked: &File, writes: bool) -> bool {
@@ -79,7 +78,8 @@ fn statx_len(file: &File, sync: libc::c_int) -> io::Result<u64> {
 const STATX_NLINK: libc::c_uint = 0x4;
 const STATX_SIZE: libc::c_uint = 0x200;
 
-/// What is asked for by `mask`; `None` where the kernel does not have the call, or a filter refuses it.
+/// Queries the fields of `mask`; `None` if the kernel does not have the call, or a filter refuses
+/// it.
 #[cfg(not(target_os = "android"))]
 fn statx(file: &File, sync: libc::c_int, mask: libc::c_uint) -> Option<libc::statx> {
     let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
@@ -98,25 +98,26 @@ fn statx(file: &File, sync: libc::c_int, mask: libc::c_uint) -> Option<libc::sta
     (result == 0).then(|| unsafe { stat.assume_init() })
 }
 
-/// Android's C library does not have the call everywhere.
+/// Returns `None`: the C library of older Android versions does not have the call.
 #[cfg(target_os = "android")]
 fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::statx> {
     None
 }
 
-/// What may be relied on for a file ([`fstatfs(2)`]).
+/// Returns what the crate may rely on for a file ([`fstatfs(2)`]).
 ///
-/// - *Coherent writes*: ext2 to ext4, xfs, btrfs and tmpfs write through the page cache, which is
-///   what is mapped; see [`may_write_at`] for the flags. Not where every write is synchronous by
-///   mount option.
-/// - *Syncs by range*: in ext4, xfs and tmpfs `fdatasync` of a range is a write-back of the range,
-///   followed by a commit of all that the inode has in the journal and a flush of the drive, which
-///   do not depend on the range. btrfs logs the extents of the range.
-/// - *Local*: by name. NFS, SMB, 9p, FUSE, and what is not known here, may ask a server whatever they
-///   are asked, and may give one number to several files. overlayfs is taken for local, though its
-///   layers need not be.
-/// - *Copies up*: overlayfs; a file keeps its id when it is copied up. It does not count its cache
-///   ([`cached_pages`]), since the pages belong to the files of its layers.
+/// - *Coherent writes*: on ext2 to ext4, xfs, btrfs and tmpfs, `pwrite` goes through the page
+///   cache, and so do maps; see [`may_write_at`] for the flags of the descriptor. Not if a mount
+///   option makes every write synchronous.
+/// - *Range sync covers metadata*: on ext4, xfs and tmpfs, `fdatasync` of a range writes the range
+///   back, then commits everything that the journal has of the inode, and flushes the drive's
+///   cache; the commit and the flush do not depend on the range. btrfs, however, logs only the
+///   extents of the range.
+/// - *Local*: decided by a list. NFS, SMB, 9p, FUSE and unknown file systems may ask a server for
+///   any answer, and may give one number to several files. overlayfs counts as local, although its
+///   layers may not be.
+/// - *Copies up*: overlayfs. A file keeps its identity when it is copied up. The page cache of such
+///   a file is not counted ([`cached_pages`]), since the pages belong to the files of its layers.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn fs_traits(file: &File) -> FsTraits {
@@ -148,7 +149,8 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
     let kind = unsafe { stat.assume_init() }.f_type;
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
     let mounted = unsafe { flags.assume_init() }.f_flag;
-    // Signed or not, and of 32 or 64 bits, by platform; the numbers have 32.
+    // The type is signed or unsigned, and has 32 or 64 bits, depending on the platform. The numbers
+    // have 32 bits.
     let kind = u64::from(kind as u32);
     FsTraits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
@@ -177,7 +179,7 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
     }
 }
 
-/// Tells the page cache about a file range ([`posix_fadvise(2)`]).
+/// Gives the page cache a hint about a file range ([`posix_fadvise(2)`]).
 ///
 /// [`posix_fadvise(2)`]: https://man7.org/linux/man-pages/man2/posix_fadvise.2.html
 pub(crate) fn cache_hint(file: &File, offset: u64, len: u64, hint: CacheHint) -> io::Result<()> {
@@ -200,10 +202,10 @@ pub(crate) fn cache_hint(file: &File, offset: u64, len: u64, hint: CacheHint) ->
     }
 }
 
-/// Makes the name durable by which the file was opened: by an `fsync` of the directory, or, where
-/// the directory may not be opened or the file has another name by now, of all that its file system
-/// holds ([`syncfs(2)`]), which takes no descriptor and no permission. A file without a name has
-/// none to lose.
+/// Makes the name by which the file was opened durable: by an `fsync` of the directory or, if the
+/// directory cannot be opened or the file now has another name, of the whole file system
+/// ([`syncfs(2)`]), which needs no further descriptor and no permission. Does nothing for a file
+/// that no longer has a name.
 ///
 /// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
 pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
@@ -220,12 +222,12 @@ pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-/// A new descriptor of an open file, for reading ([`proc_pid_fd(5)`]). On overlayfs it shows what
-/// the file is now.
+/// Opens an open file a second time, for reading ([`proc_pid_fd(5)`]). On overlayfs the new
+/// descriptor shows the current copy of the file.
 ///
 /// # Errors
 ///
-/// Where `/proc` is not mounted, or the file may no longer be opened.
+/// `/proc` is not mounted, or the process may no longer open the file.
 ///
 /// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
 pub(crate) fn reopen(file: &File) -> io::Result<File> {

@@ -1,4 +1,4 @@
-//! Pages of mappings: which are there, and having them there.
+//! Calls about the pages of mappings: which are resident, and reading or writing them back.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -11,81 +11,89 @@ use crate::sys::{Advice, Run};
 /// The calling thread as a process file descriptor (`pidfd_open(2)`), since Linux 6.15.
 const PIDFD_SELF: libc::c_int = -10_000;
 
-/// Most runs that one `process_madvise(2)` takes (`IOV_MAX`).
+/// The most runs that one call of `process_madvise(2)` accepts (`IOV_MAX`).
 const RUNS_A_CALL: usize = 1024;
 
-/// Faults the pages of a run in, for reading ([`madvise(2)`], `MADV_POPULATE_READ`, Linux 5.14).
+/// Faults in the pages of a run for reading ([`madvise(2)`], `MADV_POPULATE_READ`, Linux 5.14).
 ///
 /// # Errors
 ///
-/// `EFAULT` where a load would raise `SIGBUS`: past the end of the file, or a failed read. Kernels
-/// without the call get one volatile read a page, which cannot report anything.
+/// `EFAULT` if a load would raise `SIGBUS`: past the end of the file, or after a failed read. If
+/// the kernel does not have the call, or a filter refuses it, one byte of each page is read
+/// instead, which raises the signal.
 ///
 /// # Safety
 ///
-/// The run lies in one live, readable mapping, inside the file.
+/// The run lies in one live, readable mapping. It was inside the file when the caller checked; a
+/// page that another process has cut off since is reported as described above.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
 pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
     loop {
-        // SAFETY: the caller's contract; populating discards nothing.
+        // SAFETY: the run lies in one live mapping, by this function's contract; populating
+        // discards nothing.
         match unsafe { madvise(run.addr, run.len, libc::MADV_POPULATE_READ) } {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if crate::sys::is_refused(&error) => break,
             result => return result,
         }
     }
-    // SAFETY: the caller vouches for the run.
+    // SAFETY: the contract of `touch` is that of this function.
     unsafe { touch(run) };
     Ok(())
 }
 
-/// Reads a byte of each page, where populating is refused.
+/// Reads a byte of each page, for kernels that refuse to populate.
 ///
 /// # Safety
 ///
-/// The run lies in one live, readable mapping, inside the file.
+/// The run lies in one live, readable mapping.
 unsafe fn touch(run: Run) {
     for at in (0..run.len).step_by(page_size()) {
-        // SAFETY: `at` is below `run.len`, so it stays in the run.
+        // SAFETY: `at` is less than `run.len`, and the run lies in one mapping, by this function's
+        // contract.
         let byte = unsafe { run.addr.add(at) };
-        // SAFETY: the caller vouches for the run; a volatile read has no other effect.
+        // SAFETY: the byte is in a live, readable mapping, by this function's contract; its value
+        // is ignored, so a concurrent store does not matter.
         unsafe { byte.read_volatile() };
     }
 }
 
-/// Makes the pages of every run writable, allocating holes ([`madvise(2)`],
-/// `MADV_POPULATE_WRITE`, Linux 5.14), without changing a byte.
+/// Makes the pages of every run writable: allocates the blocks of holes, and changes no byte
+/// ([`madvise(2)`], `MADV_POPULATE_WRITE`, Linux 5.14).
 ///
-/// All runs go in one [`process_madvise(2)`] on this process where the kernel takes that (6.15):
-/// a batch of 1,024 scattered pages costs 245 ns a page that way, and 640 ns by a call for each.
+/// If the kernel accepts it (Linux 6.15), one [`process_madvise(2)`] on this process takes all
+/// runs: a batch of 1,024 scattered pages then costs 245 ns for each page, instead of 640 ns with
+/// one call for each.
 ///
 /// # Errors
 ///
-/// The index of the run that failed, and why: `EFAULT` where a store would raise `SIGBUS` (no
-/// space for a hole, past the end of the file, a failed read). Kernels without the call, and filters
-/// that refuse it, get one volatile read a page, which cannot report anything.
+/// The index of the run that failed, and why: `EFAULT` if a store would raise `SIGBUS` (no space
+/// for a hole, past the end of the file, a failed read). If the kernel does not have the call, or a
+/// filter refuses it, one byte of each page is read instead, which raises the signal.
 ///
 /// # Safety
 ///
-/// Every run lies in one live, writable mapping, inside the file.
+/// Every run lies in one live, writable mapping. It was inside the file when the caller checked; a
+/// page that another process has cut off since is reported as described above.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
 /// [`process_madvise(2)`]: https://man7.org/linux/man-pages/man2/process_madvise.2.html
 pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
     let mut done = 0;
     if runs.len() > 1 {
-        // SAFETY: the caller vouches for every run.
+        // SAFETY: the contract of `populate_write_vectored` is that of this function.
         done = unsafe { populate_write_vectored(runs) };
     }
     while done < runs.len() {
         let run = runs[done];
-        // SAFETY: the caller vouches for every run; populating discards nothing.
+        // SAFETY: the run lies in one live mapping, by this function's contract; populating
+        // discards nothing.
         match unsafe { madvise(run.addr, run.len, libc::MADV_POPULATE_WRITE) } {
             Ok(()) => done += 1,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if crate::sys::is_refused(&error) => {
-                // SAFETY: the caller vouches for every run.
+                // SAFETY: the run lies in one live mapping, by this function's contract.
                 unsafe { touch(run) };
                 done += 1;
             }
@@ -95,12 +103,12 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
     Ok(())
 }
 
-/// As many of the first runs as one kind of call could do; the rest is for the caller, who finds
-/// out why.
+/// Makes the pages of the first runs writable by `process_madvise(2)`, and returns how many runs
+/// are done. The caller handles the remaining runs one by one, and finds the error there.
 ///
 /// # Safety
 ///
-/// As for [`populate_write`].
+/// The same as for [`populate_write`].
 unsafe fn populate_write_vectored(runs: &[Run]) -> usize {
     static REFUSED: AtomicBool = AtomicBool::new(false);
     // Relaxed: a stale answer costs one refused call.
@@ -109,8 +117,8 @@ unsafe fn populate_write_vectored(runs: &[Run]) -> usize {
     }
     let mut done = 0;
     for batch in runs.chunks(RUNS_A_CALL) {
-        // SAFETY: `Run` has the layout of `iovec` (pointer, length; `repr(C)`), and the caller
-        // vouches for every run.
+        // SAFETY: `batch` is live for the call, and `Run` has the layout of `iovec` (pointer,
+        // length; `repr(C)`); every run lies in a live mapping, by this function's contract.
         let populated = unsafe {
             libc::syscall(
                 libc::SYS_process_madvise,
@@ -124,9 +132,9 @@ unsafe fn populate_write_vectored(runs: &[Run]) -> usize {
         let mut populated = match usize::try_from(populated) {
             Ok(bytes) => bytes,
             Err(_) => {
-                // Not this kernel (ENOSYS, EBADF, EINVAL) or not here (EPERM), or the first run
-                // of the batch is in trouble (EFAULT, ENOMEM, EINTR): then the next batch may
-                // well be taken.
+                // Either the kernel does not support the call (ENOSYS, EBADF, EINVAL), or it is
+                // refused (EPERM): then it is not made again. Or the first run of the batch failed
+                // (EFAULT, ENOMEM, EINTR): then the next batch may succeed.
                 let error = io::Error::last_os_error().raw_os_error();
                 if !matches!(error, Some(libc::EFAULT | libc::ENOMEM | libc::EINTR)) {
                     REFUSED.store(true, Ordering::Relaxed);
@@ -145,8 +153,8 @@ unsafe fn populate_write_vectored(runs: &[Run]) -> usize {
     done
 }
 
-/// Whether every page of the run is in the page cache ([`mincore(2)`]); no I/O, about 0.6 us for
-/// 64 KiB. The run is not touched: where there is no mapping, that is an error.
+/// Whether every page of the run is in the page cache ([`mincore(2)`]). No I/O; about 0.6 us for
+/// 64 KiB. The run is not accessed, and may be unmapped at any time, which returns an error.
 ///
 /// [`mincore(2)`]: https://man7.org/linux/man-pages/man2/mincore.2.html
 pub(crate) fn resident(run: Run) -> io::Result<bool> {
@@ -157,7 +165,8 @@ pub(crate) fn resident(run: Run) -> io::Result<bool> {
     while at < run.len {
         let len = (run.len - at).min(PAGES_A_CALL * page);
         let addr = run.addr.wrapping_add(at);
-        // SAFETY: `present` has a byte for each page of `len`; the kernel looks at no byte of the run.
+        // SAFETY: `present` has a byte for each page of `len`; the kernel accesses no byte of the
+        // run.
         if unsafe { libc::mincore(addr.cast(), len, present.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -170,13 +179,13 @@ pub(crate) fn resident(run: Run) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Number of pages of a file range that are in the page cache ([`cachestat(2)`], Linux 6.5; 0.3 us),
-/// those included whose read has begun. `None` where the kernel does not have the call.
+/// Returns how many pages of a file range are in the page cache, pages included whose read is not
+/// complete ([`cachestat(2)`], Linux 6.5; 0.3 us). `None` if the kernel does not have the call.
 ///
 /// # Errors
 ///
-/// `EPERM` where the kernel hides the cache of other users' files from this process: where
-/// [`resident`] answers that all of it is there.
+/// `EPERM` if the kernel hides the cache of other users' files from this process; in that case
+/// [`resident`] returns `true` for every page.
 ///
 /// [`cachestat(2)`]: https://www.kernel.org/doc/html/latest/mm/cachestat.html
 pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Option<u64>> {
@@ -186,11 +195,11 @@ pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Opt
     if IS_MISSING.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    // `struct cachestat` of `linux/mman.h`; the cached pages come first.
+    // `struct cachestat` from `linux/mman.h`; the number of cached pages comes first.
     let mut counts = [0_u64; 5];
     let range = [offset, len];
-    // SAFETY: both arrays are live for the call and of the sizes that it knows, and `file` keeps the
-    // descriptor open.
+    // SAFETY: both arrays are live for the call and have the sizes of the kernel's structures, and
+    // `file` keeps the descriptor open.
     let result = unsafe {
         libc::syscall(
             SYS_CACHESTAT,
@@ -211,12 +220,12 @@ pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Opt
     Err(error)
 }
 
-/// Whether huge pages hold a part of a run ([`proc_pid_smaps(5)`]). Blocks: the kernel walks through
-/// the pages of every mapping of the process up to that one. The run is not touched.
+/// Whether huge pages hold a part of a run ([`proc_pid_smaps(5)`]). Blocks: the kernel walks
+/// through the pages of every mapping of the process up to that one. The run is not accessed.
 ///
 /// # Errors
 ///
-/// Where `/proc` is not mounted.
+/// `/proc` is not mounted.
 ///
 /// [`proc_pid_smaps(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html
 pub(crate) fn has_huge_pages(run: Run) -> io::Result<Option<bool>> {
@@ -226,13 +235,14 @@ pub(crate) fn has_huge_pages(run: Run) -> io::Result<Option<bool>> {
     has_huge_pages_in(smaps, start, end).map(Some)
 }
 
-/// The same of addresses in a text: a line for each mapping, `from-to permissions ..`, in the order
-/// of their addresses, and under it lines of `Name: kilobytes kB`.
+/// Whether huge pages hold a part of the addresses `start..end`, according to a text. The text has
+/// a line for each mapping, `from-to permissions ..`, in the order of the addresses, followed by
+/// lines of the form `Name: kilobytes kB`.
 fn has_huge_pages_in(mut smaps: impl BufRead, start: u64, end: u64) -> io::Result<bool> {
     let address = |text: &str| u64::from_str_radix(text, 16).ok();
     let mut is_inside = false;
     let mut line = Vec::new();
-    // Not as lines of UTF-8: there are paths in it.
+    // Not read as UTF-8: the text contains paths.
     while smaps.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
         let mut words = text.split_ascii_whitespace();
@@ -261,18 +271,19 @@ fn has_huge_pages_in(mut smaps: impl BufRead, start: u64, end: u64) -> io::Resul
     Ok(false)
 }
 
-/// Makes a range of a shared mapping durable, down to the drive's cache: `msync` with `MS_SYNC`
-/// ends in the file system's own `fdatasync` for the range.
+/// Makes a range of a shared mapping durable, and flushes the drive's cache: `msync` with `MS_SYNC`
+/// calls the file system's own `fdatasync` for the range.
 ///
 /// # Safety
 ///
 /// The run lies in one live shared mapping of `file`.
 pub(crate) unsafe fn sync_range(_file: &File, run: Run) -> io::Result<()> {
-    // SAFETY: the caller's contract is that of `msync`.
+    // SAFETY: the run lies in one live mapping, by this function's contract, and begins at a page
+    // boundary, as every `Run` does.
     unsafe { msync(run.addr, run.len) }
 }
 
-/// Gives advice about a range ([`madvise(2)`]). Kernels that do not know a hint ignore it.
+/// Gives advice about a range ([`madvise(2)`]). A hint that the kernel does not know is ignored.
 ///
 /// # Safety
 ///
@@ -292,7 +303,8 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
         Advice::HugePage => (libc::MADV_HUGEPAGE, true),
         Advice::NoHugePage => (libc::MADV_NOHUGEPAGE, true),
     };
-    // SAFETY: the caller's contract; every page comes back from the file.
+    // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
+    // page that is discarded is read from the file again.
     match unsafe { madvise(run.addr, run.len, code) } {
         Err(error) if is_hint && error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         result => result,
@@ -304,7 +316,7 @@ mod tests {
     use super::has_huge_pages_in;
 
     #[test]
-    fn huge_pages_are_read_from_smaps() {
+    fn huge_pages_are_found_in_smaps() {
         let smaps = b"\
 00400000-00600000 r-xp 00000000 08:02 17 /a/na-me \xff
 Size:               2048 kB

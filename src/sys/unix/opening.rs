@@ -1,4 +1,4 @@
-//! Opening and creating files by their paths, and finding the directory that has one.
+//! Opens and creates files by path, and finds the directory that has a file's name.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File, OpenOptions};
@@ -10,18 +10,20 @@ use std::path::Path;
 
 use super::file_info;
 
-/// Opens a path as `options` say. Never waits for the peer of a pipe or a device; but if another
-/// process has a lease on a regular file ([`fcntl(2)`], `F_SETLEASE`), it waits until that process
-/// gives way or the system takes the lease from it, as every other opening does.
+/// Opens a path with the given options. Never waits for the peer of a pipe or a device. But if
+/// another process has a lease on a regular file ([`fcntl(2)`], `F_SETLEASE`), it waits until that
+/// process gives up the lease or the system revokes it, as `open(2)` does by default.
 ///
-/// The descriptor is as if it had been opened without `O_NONBLOCK`: callers get to see it.
+/// The descriptor does not have `O_NONBLOCK` set in the end, since users can obtain it.
 ///
 /// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
 pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    /// A process that takes its lease again and again does not keep the opening for ever.
+    /// The most waits, so that a process that renews its lease again and again cannot block the
+    /// opening forever.
     const WAITS: usize = 8;
     let mut waits = 0;
-    // What was waited for stays open until the file is: no lease can be taken on it meanwhile.
+    // The file that was waited for stays open until the opening has succeeded: no process can take
+    // a lease on it in the meantime.
     let mut waited_for = None;
     loop {
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
@@ -46,11 +48,12 @@ pub(crate) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens the regular file that a path leads to, and waits for its lease. What it is is [looked](crate::sys::look)
-/// at first, and that is opened then. The result only says that the lease is gone: the path is for
-/// the kernel to judge, in another opening.
+/// Opens the regular file that a path leads to, and waits for the end of its lease. The file is
+/// [examined](crate::sys::look) first, and then opened through that descriptor. The result only
+/// shows that the lease has ended: the caller must open the path again, so that the kernel applies
+/// its rules for paths.
 ///
-/// `None` if it is no regular file, or cannot be looked at.
+/// `None` if it is not a regular file, or cannot be examined.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn wait_for_lease(options: &mut OpenOptions, path: &Path) -> Option<io::Result<File>> {
     let found = crate::sys::look(path)?;
@@ -61,38 +64,38 @@ fn wait_for_lease(options: &mut OpenOptions, path: &Path) -> Option<io::Result<F
     Some(options.custom_flags(libc::O_NOCTTY).open(found))
 }
 
-/// There are no leases.
+/// Returns `None`: these systems have no leases.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn wait_for_lease(_options: &mut OpenOptions, _path: &Path) -> Option<io::Result<File>> {
     None
 }
 
-/// The permissions of a new file, less what the process's `umask` takes from them.
+/// The permissions of a new file, from which the system removes those of the process's `umask`.
 pub(crate) const FOR_ALL: u32 = 0o666;
-/// The permissions of a new file that is its owner's alone.
+/// The permissions of a new file that only its owner may access.
 pub(crate) const FOR_THE_OWNER: u32 = 0o600;
 
-/// Prepares `options` to open a file for reading and writing that is created if it is not there.
+/// Prepares `options` to open a file for reading and writing, or to create it if it does not exist.
 ///
-/// The kernel follows links, and judges what may be opened where by its own rules
-/// (`fs.protected_regular`, `nosymfollow`), which it applies to this way of opening alone.
+/// One call does both: the kernel follows links, and has rules about what may be opened where that
+/// it applies only to such calls (`fs.protected_regular`, `nosymfollow`).
 pub(crate) fn open_or_create(options: &mut OpenOptions, permissions: u32) -> &mut OpenOptions {
     let options = options.read(true).write(true).create(true).truncate(false);
     options.mode(permissions)
 }
 
-/// The name that a new file was given, in a directory that is held open: what becomes of the path
-/// of that directory does not matter.
+/// The name of a file that was created, in a directory that is held open, so that renaming the
+/// directory does not matter.
 #[derive(Debug)]
 pub(crate) struct Created {
     directory: File,
     name: CString,
 }
 
-/// Creates a file for reading and writing, which must not be there ([`open(2)`], `O_EXCL`).
+/// Creates a file for reading and writing, which must not exist ([`open(2)`], `O_EXCL`).
 ///
-/// Says by what name, so that it can be removed; not where the directory may not be opened, which
-/// on Linux takes no permission.
+/// Returns its name as well, so that the file can be removed; `None` if the directory may not be
+/// opened, which on Linux needs no permission.
 ///
 /// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
 pub(crate) fn create_new(path: &Path, permissions: u32) -> io::Result<(File, Option<Created>)> {
@@ -113,16 +116,15 @@ pub(crate) fn create_new(path: &Path, permissions: u32) -> io::Result<(File, Opt
 }
 
 impl Created {
-    /// Removes the file that was created, unless the name is that of another file by now.
+    /// Removes the file that was created, unless the name belongs to another file by now.
     ///
-    /// Between the look and the removal another process may still move a file to the name: no call
-    /// removes a name on condition.
+    /// Between the check and the removal another process may still move a file to the name: no
+    /// system call removes a name on a condition.
     pub(crate) fn remove(&self, file: &File) -> io::Result<()> {
         if !names(&self.directory, &self.name, file)? {
             return Ok(());
         }
-        // SAFETY: the name is live and ends in a zero byte, and `directory` keeps the descriptor
-        // open.
+        // SAFETY: the name is a live `CString`, and `directory` keeps the descriptor open.
         match unsafe { libc::unlinkat(self.directory.as_raw_fd(), self.name.as_ptr(), 0) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -130,19 +132,19 @@ impl Created {
     }
 }
 
-/// Opens a directory to look names up in it, and no more.
+/// The flags for opening a directory only to look up names in it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) const SEARCH: libc::c_int = libc::O_PATH;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(super) const SEARCH: libc::c_int = 0;
 
-/// Files may be larger than 2 GiB on 32-bit platforms, too.
+/// Allows files of more than 2 GiB on 32-bit platforms.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const LARGE: libc::c_int = libc::O_LARGEFILE;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const LARGE: libc::c_int = 0;
 
-/// The directory of a path, and the name in it; `None` for a path that ends in no name.
+/// Splits a path into its directory and the name in it; `None` if it ends in a slash.
 pub(super) fn split(path: &Path) -> io::Result<Option<(&Path, CString)>> {
     let path = path.as_os_str().as_bytes();
     let (directory, name) = match path.iter().rposition(|byte| *byte == b'/') {
@@ -157,7 +159,7 @@ pub(super) fn split(path: &Path) -> io::Result<Option<(&Path, CString)>> {
     Ok(Some((directory, CString::new(name)?)))
 }
 
-/// Never waits, whatever it is that the path names.
+/// Opens a directory. Never waits, even if the path leads to a pipe or a device.
 pub(super) fn open_directory(path: &Path, flags: libc::c_int) -> io::Result<File> {
     let flags = flags | libc::O_DIRECTORY | libc::O_NONBLOCK;
     OpenOptions::new().read(true).custom_flags(flags).open(path)
@@ -175,12 +177,11 @@ fn open_at(
     let flags = flags | libc::O_CLOEXEC | LARGE;
     loop {
         let permissions = libc::c_uint::from(permissions);
-        // SAFETY: the name is live and ends in a zero byte, and `directory` keeps the descriptor
-        // open.
+        // SAFETY: the name is a live `CStr`, and `directory` keeps the descriptor open.
         let opened =
             unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags, permissions) };
         if opened >= 0 {
-            // SAFETY: the descriptor is new, and nothing else owns it.
+            // SAFETY: `openat` has just returned the descriptor, and nothing else owns it.
             return Ok(unsafe { File::from_raw_fd(opened) });
         }
         let error = io::Error::last_os_error();
@@ -190,18 +191,18 @@ fn open_at(
     }
 }
 
-/// Whether a name in a directory is that of the file itself, not of a link to it.
+/// Whether a name in a directory belongs to the file itself, and not to a symbolic link to it.
 fn names(directory: &File, name: &CStr, file: &File) -> io::Result<bool> {
     let flags = SEARCH | libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let found = open_at(directory, name, flags, 0)?;
     Ok(file_info(&found)?.id == file_info(file)?.id)
 }
 
-/// Opens the directory that has the file by the name in which `path` ends, links followed.
+/// Opens the directory that has the name of the file to which `path` leads; follows links.
 ///
 /// # Errors
 ///
-/// `NotFound` if that is another file's name by now.
+/// `NotFound` if the name belongs to another file by now.
 pub(in crate::sys) fn directory_of(file: &File, path: &Path) -> io::Result<File> {
     let path = fs::canonicalize(path)?;
     if let Some((directory, name)) = split(&path)? {

@@ -1,7 +1,6 @@
-//! What must be there after a power cut, and whether it is.
+//! Knows what must be on the disk after a power cut, and checks whether it is.
 //!
-//! Only what was acknowledged is required. Whether anything else is there is nobody's business:
-//! a disk may well have written it.
+//! Only acknowledged bytes are required. The disk may hold any other bytes as well.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +10,7 @@ use bytes::Bytes;
 use crate::log::{Log, Position};
 use crate::protocol::{file_len, file_name, log_name, Entry, Message, Record};
 
-/// What the writer has told so far.
+/// What the writer has reported so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     files: BTreeMap<u64, Promised>,
@@ -29,7 +28,7 @@ struct Promised {
     versions: BTreeMap<u64, u64>,
 }
 
-/// What was found.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     /// Records, and files for their names and lengths.
@@ -43,7 +42,7 @@ impl Ledger {
             Message::Length { file, len } => {
                 let promised = self.files.entry(file).or_default();
                 promised.announced.push(len);
-                // What a shrink cuts off is promised no more.
+                // Bytes that a shrink has cut off are no longer required.
                 promised
                     .versions
                     .retain(|slot, _| file_len(0, *slot + 1) <= len);
@@ -74,12 +73,12 @@ impl Ledger {
         promised
     }
 
-    /// Whether anything at all must be there.
+    /// Whether anything must be on the disk.
     pub(crate) fn promises(&self) -> bool {
         !self.logs.is_empty() || self.files.values().any(|promised| promised.len.is_some())
     }
 
-    /// Looks for everything promised under `root`.
+    /// Checks that everything acknowledged is under `root`.
     pub(crate) fn check(&self, root: &Path) -> Findings {
         let mut findings = Findings::default();
         for (file, promised) in &self.files {
@@ -123,8 +122,9 @@ impl Promised {
     }
 }
 
-/// There may be more entries than were acknowledged. But those of a task follow one another from
-/// its first on, and no life comes before an earlier one: a log has no holes, and makes nothing up.
+/// A log may hold more entries than were acknowledged. But the entries of a task must follow one
+/// another from its first on, and lives must be in order: a log has no holes and no invented
+/// entries.
 fn check_log(
     log: u64,
     appended: &BTreeMap<Position, Entry>,
@@ -143,7 +143,9 @@ fn check_log(
     let mut last_life = 0;
     for (position, payload) in &records {
         let Some(entry) = Entry::of(log, payload) else {
-            losses.push(format!("{name} has what nobody appended at {position:?}"));
+            losses.push(format!(
+                "{name} has an entry that no task appended, at {position:?}"
+            ));
             continue;
         };
         let next = next_of_tasks.entry((entry.life, entry.task)).or_insert(0);

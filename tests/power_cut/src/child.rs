@@ -1,4 +1,4 @@
-//! This program again, as a child that is killed with its parent.
+//! Runs this program again, as a child that is killed when its parent ends.
 
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -9,7 +9,7 @@ use std::{ffi::OsStr, io, io::Read};
 
 use anyhow::{bail, Result};
 
-/// A child whose lines are read here; killed when dropped.
+/// A child whose output is read line by line; dropping it kills the child.
 pub(crate) struct Helper {
     child: Child,
     output: ChildStdout,
@@ -42,7 +42,7 @@ impl Helper {
         })
     }
 
-    /// Every line that is there, until nothing comes for as long as `quiet`.
+    /// Returns the lines that arrive, until none has arrived for `quiet`.
     pub(crate) fn lines(&mut self, quiet: Duration) -> Result<Vec<String>> {
         while self.wait_readable(quiet)? {
             let mut part = [0; 65536];
@@ -58,7 +58,7 @@ impl Helper {
         Ok(String::from_utf8(whole)?.lines().map(Into::into).collect())
     }
 
-    /// The next line, or `None` if it does not come in time.
+    /// Returns the next line; `None` if it does not arrive in time.
     pub(crate) fn line(&mut self, patience: Duration) -> Result<Option<String>> {
         let until = Instant::now() + patience;
         loop {
@@ -91,7 +91,7 @@ impl Helper {
             events: libc::POLLIN,
             revents: 0,
         };
-        // SAFETY: one entry, which lives through the call.
+        // SAFETY: the array has one entry, as the call is told, and is live for the call.
         match unsafe { libc::poll(&mut waiting, 1, patience.as_millis() as libc::c_int) } {
             0 => Ok(false),
             1 => Ok(true),

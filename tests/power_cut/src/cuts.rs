@@ -13,15 +13,15 @@ use crate::rig::Rig;
 use crate::scenario::Scenario;
 use crate::watchdog::Watchdog;
 
-/// How long the writer may still tell what it had done when the disk stopped.
+/// How long the writer may take to report what it had done when the disk stopped.
 const STRAGGLERS: Duration = Duration::from_millis(2);
-/// A cut comes at a request at most that far away, or after [`PATIENCE`].
+/// A cut comes at one of the next requests, at most this many away, or after [`PATIENCE`].
 const REQUESTS: u32 = 40;
 const PATIENCE: Duration = Duration::from_millis(300);
-/// No image before the writer has something to lose, unless it never has.
+/// While the writer has nothing to lose, no image is made, for at most this many moments.
 const MOMENTS_WITHOUT_A_WRITE: u32 = 200;
 
-/// What came of one scenario.
+/// The result of one scenario.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) images: usize,
@@ -33,7 +33,7 @@ pub(crate) struct Tally {
     pub(crate) all_losses: usize,
 }
 
-/// Looks at `images` images at least: all those of the last moment.
+/// Checks at least `images` images, and always all images of the last moment.
 pub(crate) fn cut_during(
     scenario: Scenario,
     kind: FileSystem,
@@ -49,7 +49,7 @@ pub(crate) fn cut_during(
     let mut ledger = Ledger::default();
     let mut tally = Tally::default();
     let mut idle_moments = 0;
-    // A few moments may all be lucky ones of the control, many may not.
+    // The control may lose nothing at a few moments by chance, but not at many.
     let is_lucky = |tally: &Tally| scenario == Scenario::Control && tally.barrier_losses == 0;
     while tally.images < images || (is_lucky(&tally) && tally.images < 20 * images) {
         watchdog.pat();

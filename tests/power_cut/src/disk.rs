@@ -1,10 +1,10 @@
 //! A disk with a volatile cache, in memory.
 //!
-//! It keeps apart what a power cut cannot take (all that was written before the last flush) and
-//! the writes since, in their order. Of those a cut leaves any part: the cache of a drive is
-//! written back in no order that anyone may rely on. The unit that is written whole or not at all
-//! is a block of 4096 bytes, as on drives of today; ext4 would not survive a smaller one either
-//! (its superblock lies across sectors of 512).
+//! It separates the writes before the last flush, which survive a power cut, from the writes since
+//! then, in their order. A cut keeps any part of the latter: a drive writes its cache back in no
+//! order that a program can rely on. A block of 4096 bytes is written as a whole or not at all, as
+//! on current drives; ext4 would not survive a smaller unit (its superblock spans several sectors
+//! of 512 bytes).
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ pub(crate) enum Request {
     Flush,
 }
 
-/// The `nth` request of a kind from now on fails, and those after it if the disk stays broken.
+/// The `nth` request of a kind from now on fails; if the disk stays broken, all later ones do too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) request: Request,
@@ -61,7 +61,7 @@ struct Shared {
 
 struct State {
     durable: Blocks,
-    /// With the volatile writes: what a read shows.
+    /// The content with the volatile writes, which is what a read returns.
     current: Blocks,
     volatile: Vec<Piece>,
     fault: Option<Fault>,
@@ -118,7 +118,7 @@ impl Disk {
             at += now.len();
             rest = later;
         }
-        // Not acknowledged yet: a cut at this moment finds the write on its way.
+        // The write is not acknowledged yet: a cut at this moment may keep it or lose it.
         drop(self.stop_if_frozen(state));
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Disk {
 
     /// Stops the disk at a request, the `nth` from now or the first after `patience`: what it
     /// holds does not change until the guard is dropped, so that every acknowledgement the writer
-    /// gives meanwhile must be covered already.
+    /// gives in the meantime must be covered already.
     pub(crate) fn freeze(&self, nth: u32, patience: Duration) -> Frozen<'_> {
         let until = Instant::now() + patience;
         let mut state = self.lock();

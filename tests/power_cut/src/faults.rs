@@ -1,7 +1,7 @@
-//! A disk that fails: the error must reach everyone who waits, and never be forgotten.
+//! Tests a failing disk: the error must reach every waiting task, and must never be forgotten.
 //!
-//! The kernel reports a failed write-back once, and may call the next `fsync` a success though the
-//! bytes never got to the disk. A file that forgets the error with it would acknowledge them.
+//! The kernel reports a failed write-back once, and the next `fsync` may succeed although the bytes
+//! never got to the disk. A file that forgot the error would then acknowledge these bytes.
 
 use std::future::Future;
 use std::io::{self, BufRead};
@@ -19,7 +19,7 @@ use crate::disk::{Fault, Request};
 use crate::mount::FileSystem;
 use crate::rig::Rig;
 
-/// Arguments of the writer: the flush that fails is one that is waited for, or the timer's.
+/// Arguments of the writer: whether a task awaits the flush that fails, or the timer made it.
 pub(crate) const FOREGROUND: &str = "--faulty-writer";
 pub(crate) const BACKGROUND: &str = "--faulty-writer-in-background";
 
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TASKS: u64 = 10;
 /// Bytes of each task's part of the file.
 const PART: u64 = 16384;
-/// Writes of each task, at most: no fault is that far away.
+/// The most writes of each task: every fault comes before that.
 const WRITES: u64 = 500;
 
 /// The faults to try.
@@ -48,8 +48,8 @@ pub(crate) fn all(quick: bool) -> Vec<Fault> {
     faults
 }
 
-/// Runs a writer on a disk that fails; returns whether a plain `fsync` forgets the error when the
-/// disk is well again.
+/// Runs a writer on a disk that fails; returns whether a plain `fsync` forgets the error after the
+/// disk was repaired.
 pub(crate) fn fail_during(fault: Fault, mode: &str) -> Result<bool> {
     let rig = Rig::new(FileSystem::Ext4)?;
     let arguments = [mode.into(), rig.path().as_os_str().to_owned()];
@@ -73,7 +73,7 @@ fn expect(writer: &mut Helper, word: &str) -> Result<()> {
     Ok(())
 }
 
-/// The writer; it tells of every step, and waits to be told to go on.
+/// The writer: it reports every step, and then waits for the command to continue.
 pub(crate) fn run(directory: &Path, is_background: bool) -> Result<()> {
     let path = directory.join("data");
     smol::block_on(async {
@@ -121,7 +121,7 @@ pub(crate) fn run(directory: &Path, is_background: bool) -> Result<()> {
                 must_be_failed(name, call.await)?;
             }
         }
-        // Another handle on the same file is no way around it.
+        // Another handle on the same file must fail as well.
         let other = MemoryMappedFile::open_rw(&path).await?;
         must_be_failed("flush of another handle", other.flush().await)?;
         let always = MemoryMappedFile::builder(&path)

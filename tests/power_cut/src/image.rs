@@ -1,4 +1,4 @@
-//! What a power cut may leave of a disk.
+//! Makes images of what a power cut may leave on a disk.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -10,7 +10,7 @@ use fastrand::Rng;
 
 use crate::disk::{Blocks, Snapshot};
 
-/// How much of the volatile writes is there.
+/// Which of the volatile writes are in an image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Survivors {
     /// None: what a flush covered, and nothing else.
@@ -20,7 +20,7 @@ pub(crate) enum Survivors {
     Some(f64),
 }
 
-/// The images to look at of one moment. Where nothing is volatile they are all the same.
+/// The images to check of one moment. If no write is volatile they are all the same.
 pub(crate) fn images_of(snapshot: &Snapshot, rng: &mut Rng) -> Vec<Survivors> {
     match snapshot.volatile.len() {
         0 => vec![Survivors::Barrier],
@@ -50,7 +50,7 @@ pub(crate) fn cut(snapshot: &Snapshot, survivors: Survivors, rng: &mut Rng) -> B
     blocks
 }
 
-/// Writes an image into a file in memory, which goes when it is closed.
+/// Writes an image into a file in memory, which is freed when it is closed.
 pub(crate) fn to_file(blocks: &Blocks) -> Result<File> {
     const NAME: &CStr = c"image";
     // SAFETY: the name is a C string.
@@ -58,7 +58,7 @@ pub(crate) fn to_file(blocks: &Blocks) -> Result<File> {
     if fd < 0 {
         return Err(std::io::Error::last_os_error()).context("memfd_create");
     }
-    // SAFETY: the descriptor is new, and nobody else knows it.
+    // SAFETY: `memfd_create` has just returned the descriptor, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(blocks.len())?;
     for (offset, block) in blocks.iter() {

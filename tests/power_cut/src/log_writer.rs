@@ -1,4 +1,4 @@
-//! The child that appends to logs, of which every other one is killed and opened again on the way.
+//! The child that appends to logs. Every other log is killed and opened again in between.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -82,8 +82,8 @@ async fn append(log: Arc<Log>, first: Entry, appends: u64) -> Result<()> {
     Ok(())
 }
 
-/// Takes a new process image (execve(2)): to the threads and the memory of this one that is a
-/// SIGKILL, and whoever reads the pipe need not know.
+/// Replaces the process image (execve(2)). This ends the threads and the memory like a SIGKILL, but
+/// the process that reads the pipe does not notice.
 fn die_and_run(directory: &Path, log: u64, life: u64) -> io::Result<()> {
     // So that no line is cut in two.
     let _output = io::stdout().lock();

@@ -1,15 +1,16 @@
-//! Cuts the power of a disk while mmap-io writes to it, and requires of what is left every write
-//! that was acknowledged, in full, with the name and the length of its file.
+//! Cuts the power of a disk while mmap-io writes to it, and then requires every acknowledged write
+//! in full, with the name and the length of its file.
 //!
-//! Killing a process proves nothing about that, since the page cache survives; nor does copying
-//! the file under a loop device, since whatever got there needed no flush of the disk's cache. So
-//! the disk itself is served by this process ([`server`]), which knows what was flushed and what
-//! was not ([`disk`]). The control shows that a missing flush is seen: it writes everything out,
-//! and leaves only the flush of the disk away.
+//! Killing a process does not test that, since the page cache survives. Copying the file under a
+//! loop device does not either, since bytes get there without a flush of the disk's cache. So this
+//! process serves the disk itself ([`server`]), and knows what was flushed and what was not
+//! ([`disk`]). A control scenario shows that a missing flush is detected: it writes everything out,
+//! and omits only the flush of the disk.
 //!
-//! Then the disk fails, at one request after the other ([`faults`]).
+//! After that the disk fails, at one request after the other ([`faults`]).
 //!
-//! Needs root, FUSE and loop devices; where they are missing it says so and succeeds.
+//! Needs root, FUSE and loop devices; if one of them is missing, the program reports that and
+//! succeeds.
 
 mod check;
 mod child;
@@ -206,7 +207,7 @@ fn is_for_want_of_something(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Says why something cannot be run here, where continuous integration looks for it.
+/// Reports why a test cannot run here, in the file that continuous integration reads.
 fn skip(what: &str, reason: &str) -> Result<bool> {
     let line = format!("skipped: {what}: {reason}\n");
     print!("{line}");

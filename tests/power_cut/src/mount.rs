@@ -1,6 +1,6 @@
-//! What must not be left behind: mounts and loop devices.
+//! Mounts and loop devices, which must not be left behind.
 //!
-//! Guards take them away again. Should the process be killed, the kernel does: all mounts are in a
+//! Guards remove them. If the process is killed, the kernel removes them: all mounts are in a
 //! mount namespace of this process, which ends with it, and a loop device clears itself when it is
 //! closed for the last time.
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 
-/// What is made on a disk, and how it is mounted.
+/// The file system that is made on a disk, and how it is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileSystem {
     Ext4,
@@ -61,15 +61,16 @@ impl FileSystem {
     }
 }
 
-/// Gives this process mounts of its own, which nobody else sees and which end with it.
+/// Gives this process a private mount namespace: no other process sees its mounts, and they end
+/// with it.
 ///
-/// Call it before any thread is started.
+/// Must be called before any thread is started.
 pub(crate) fn enter_namespace() -> io::Result<()> {
     // SAFETY: the call takes no pointer.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     let flags = libc::MS_REC | libc::MS_PRIVATE;
     let (none, root) = (std::ptr::null(), c"/".as_ptr());
-    // SAFETY: the target is a C string, and a change of propagation looks at nothing else.
+    // SAFETY: the target is a C string, and a change of propagation reads no other argument.
     check(unsafe { libc::mount(none, root, none, flags, none.cast()) })
 }
 
@@ -110,7 +111,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let at = c_string(&self.at);
-        // Whoever was killed a moment ago may hold a file a little longer.
+        // A process that was killed a moment ago may keep a file open a little longer.
         for _ in 0..200 {
             // SAFETY: the target is a C string that lives through the call.
             match check(unsafe { libc::umount2(at.as_ptr(), 0) }) {
@@ -129,7 +130,7 @@ impl Drop for Mounted {
     }
 }
 
-/// A loop device; it clears itself when nobody has it open any more.
+/// A loop device; it clears itself when no process has it open any more.
 struct LoopDevice {
     path: PathBuf,
     _open: File,
@@ -160,7 +161,7 @@ const _: () = assert!(std::mem::size_of::<LoopConfig>() == 304);
 impl LoopDevice {
     fn new(backing: &File) -> Result<Self> {
         let control = open_read_write(Path::new("/dev/loop-control"))?;
-        // Another process may take the free one first.
+        // Another process may take the free device first.
         for _ in 0..64 {
             // SAFETY: the request takes no argument.
             let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) };
@@ -184,7 +185,7 @@ impl LoopDevice {
                 }
             }
         }
-        bail!("every free loop device is taken by somebody else first");
+        bail!("another process has taken every free loop device first");
     }
 }
 
@@ -209,7 +210,7 @@ fn open_read_write(path: &Path) -> Result<File> {
 }
 
 fn c_string(text: impl AsRef<std::ffi::OsStr>) -> CString {
-    CString::new(text.as_ref().as_bytes()).expect("no zero byte in a path of ours")
+    CString::new(text.as_ref().as_bytes()).expect("the paths of this program have no zero byte")
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

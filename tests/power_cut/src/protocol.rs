@@ -1,5 +1,5 @@
-//! What the writer and the checker agree on: where a record lies, what is in it, and how the
-//! writer tells what it has done.
+//! The protocol between the writer and the checker: where a record lies, what it contains, and how
+//! the writer reports what it has done.
 
 use std::fmt;
 use std::ops::Range;
@@ -117,7 +117,7 @@ pub(crate) fn log_name(log: u64) -> String {
     format!("log-{log}")
 }
 
-/// What the writer tells, a line each.
+/// What the writer reports, one line for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     /// The file is about to have this length, or has it already.

@@ -11,7 +11,7 @@ use crate::image::to_file;
 use crate::mount::{FileSystem, Mounted};
 use crate::server::Served;
 
-/// Everything is taken apart in the order of the fields.
+/// The parts are dropped in the order of the fields.
 pub(crate) struct Rig {
     live: Option<Mounted>,
     _served: Served,

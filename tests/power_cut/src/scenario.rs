@@ -1,4 +1,4 @@
-//! The ways to make bytes durable that are tried.
+//! The list of scenarios: the ways to make bytes durable that are tested.
 
 use mmap_io::FlushPolicy;
 
@@ -22,7 +22,7 @@ pub(crate) enum Scenario {
     ConcurrentTasks,
     /// The log of the examples; [`log_writer`](crate::log_writer) appends to it.
     DurableLog,
-    /// Not durable, but nearly: every byte has got to the disk, and was never flushed there.
+    /// Not durable: every byte has got to the disk, but the disk's cache was not flushed.
     Control,
 }
 

@@ -1,8 +1,8 @@
 //! Serves a [`Disk`] as the file `disk` of a FUSE file system.
 //!
-//! A loop device on that file passes every write of the file system above it on at once, and turns
-//! a disk flush into an `fsync` of the file. One thread serves all requests, in their order, so
-//! that whatever was written before a flush arrived had been acknowledged before.
+//! A loop device on that file passes on every write of the file system above it at once, and turns
+//! a disk flush into an `fsync` of the file. One thread serves all requests in their order, so that
+//! every write that arrived before a flush was acknowledged before it.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};

@@ -1,10 +1,10 @@
-//! Ends the process if nothing happens for too long, whatever it hangs in.
+//! Ends the process if it makes no progress for too long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Patted at every step.
+/// Records the time of each step.
 #[derive(Clone)]
 pub(crate) struct Watchdog {
     since: Instant,
@@ -21,13 +21,13 @@ impl Watchdog {
         let watched = watchdog.clone();
         std::thread::spawn(move || loop {
             std::thread::sleep(Duration::from_secs(1));
-            // Relaxed: a late pat is late by nothing that matters.
+            // Relaxed: a short delay does not matter.
             let patted = Duration::from_millis(watched.patted.load(Ordering::Relaxed));
             if watched.since.elapsed() > patted + patience {
                 eprintln!("power_cut: nothing has happened for {patience:?}");
-                // No clean-up, which may hang as well: the kernel takes the mounts away with the
-                // process.
-                // SAFETY: ends the process.
+                // No clean-up, which may hang as well: the kernel removes the mounts when the
+                // process has ended.
+                // SAFETY: the call takes no pointer, and ends the process.
                 unsafe { libc::_exit(1) };
             }
         });

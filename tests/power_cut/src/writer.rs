@@ -1,4 +1,5 @@
-//! The child that writes: each scenario is a way to make bytes durable, and tells when they are.
+//! The child that writes: it makes bytes durable in the way of its scenario, and reports when they
+//! are.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -37,7 +38,7 @@ pub(crate) fn run(scenario: Scenario, directory: &Path) -> Result<()> {
     })
 }
 
-/// In one write, so that tasks do not get into each other's lines.
+/// In one write, so that the lines of two tasks do not mix.
 pub(crate) fn tell(messages: &[Message]) -> io::Result<()> {
     let lines: String = messages.iter().map(|it| format!("{it}\n")).collect();
     let mut output = io::stdout().lock();
@@ -134,7 +135,7 @@ impl Target {
                     self.durable(&[record])?;
                 }
             }
-            // The write that reaches the threshold answers for all before it.
+            // The write that reaches the threshold makes all writes before it durable.
             Scenario::EveryBytes => {
                 let (mut records, mut bytes) = (Vec::new(), 0);
                 for slot in 0..slots {
@@ -236,7 +237,7 @@ impl Target {
         self.file.resize(len).await.context("resize")
     }
 
-    /// Writes without more ado.
+    /// Writes without making it durable.
     async fn write(&self, slot: u64) -> Result<Record> {
         let (record, offset, data) = self.record(slot, 1);
         self.file.update_region(offset, &data).await?;
@@ -269,8 +270,8 @@ impl Target {
     }
 }
 
-/// Writes a record out to the disk and waits for that; the disk is not told to flush
-/// (sync_file_range(2)). The blocks are allocated already, so that nothing else is missing.
+/// Writes a record to the disk and waits for that, but does not flush the disk's cache
+/// (sync_file_range(2)). The blocks are already allocated, so that only the flush is missing.
 fn write_out(file: &File, record: &Record) -> io::Result<()> {
     let range = record.range();
     // SAFETY: the call takes no pointer.
