@@ -13,7 +13,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{alone, is_quiet, pattern, patterned, skip, until};
+use common::child::{child, child_dir, Child};
+use common::{block_on, is_quiet, pattern, patterned, skip, wait_until};
 use futures_lite::future::poll_once;
 use mmap_io::utils::{align_up, ensure_in_bounds, page_size, slice_range};
 use mmap_io::{AnonymousMmap, MemoryMappedFile, MmapIoError, MmapMode, Result, Stats, TouchHint};
@@ -65,9 +66,9 @@ impl Before {
 }
 
 #[test]
-fn ranges_outside_the_file() {
+fn ranges_outside_file_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let before = Before::new(&path, &file);
@@ -143,9 +144,9 @@ fn ranges_outside_the_file() {
 }
 
 #[test]
-fn no_bytes_are_no_bytes_wherever() {
+fn empty_range_is_valid_at_any_offset() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let empty_path = dir.path().join("empty");
@@ -203,7 +204,7 @@ fn no_bytes_are_no_bytes_wherever() {
 #[test]
 fn empty_views_are_page_aligned() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let anonymous = AnonymousMmap::new(1000).unwrap();
@@ -225,11 +226,11 @@ fn empty_views_are_page_aligned() {
 }
 
 #[test]
-fn a_file_without_bytes() {
+fn empty_file_needs_a_first_length() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty");
     fs::write(&path, b"").unwrap();
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_ro(&path).await.unwrap();
         assert!(file.is_empty());
         assert_eq!(file.current_len().unwrap(), 0);
@@ -295,10 +296,10 @@ fn a_file_without_bytes() {
 }
 
 #[test]
-fn sizes_that_no_file_can_have() {
+fn impossible_sizes_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new");
-    alone(async {
+    block_on(async {
         let (data, file) = patterned(dir.path(), 1000).await;
         let kept = dir.path().join("kept");
         fs::write(&kept, b"content").unwrap();
@@ -341,7 +342,7 @@ fn sizes_that_no_file_can_have() {
 }
 
 #[test]
-fn what_is_no_regular_file() {
+fn special_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (fifo, link) = (dir.path().join("fifo"), dir.path().join("link"));
     let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
@@ -349,7 +350,7 @@ fn what_is_no_regular_file() {
     symlink(&fifo, &link).unwrap();
     let socket = dir.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
-    alone(async {
+    block_on(async {
         let (data, file) = patterned(dir.path(), 1000).await;
         for path in [
             dir.path(),
@@ -396,9 +397,9 @@ fn what_is_no_regular_file() {
 }
 
 #[test]
-fn paths_that_lead_nowhere() {
+fn missing_paths_are_not_found() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let missing = dir.path().join("missing");
         let error = MemoryMappedFile::open_ro(&missing).await.unwrap_err();
         assert_eq!(error.io_kind(), Some(ErrorKind::NotFound));
@@ -457,9 +458,9 @@ fn paths_that_lead_nowhere() {
 }
 
 #[test]
-fn paths_that_exist() {
+fn create_new_refuses_existing_paths() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let (dangling, circle) = (dir.path().join("dangling"), dir.path().join("circle"));
         symlink(dir.path().join("target"), &dangling).unwrap();
@@ -506,13 +507,13 @@ fn paths_that_exist() {
 }
 
 #[test]
-fn a_relative_path() {
+fn relative_path_finds_the_same_file() {
     let dir = tempfile::tempdir().unwrap();
     let here = std::env::current_dir().unwrap();
     let mut relative: PathBuf = here.components().skip(1).map(|_| "..").collect();
     let absolute = dir.path().canonicalize().unwrap();
     relative.push(absolute.strip_prefix("/").unwrap());
-    alone(async {
+    block_on(async {
         let path = relative.join("data");
         let file = MemoryMappedFile::create_rw(&path, 100).await.unwrap();
         assert_eq!(file.path(), path);
@@ -543,9 +544,9 @@ async fn every_write(file: &MemoryMappedFile, offset: u64) -> Vec<Result<()>> {
 }
 
 #[test]
-fn modes_that_do_not_permit_it() {
+fn read_only_handle_refuses_writes() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, writer) = patterned(dir.path(), 1000).await;
         let file = MemoryMappedFile::open_ro(&path).await.unwrap();
         let before = Before::new(&path, &file);
@@ -581,9 +582,9 @@ fn modes_that_do_not_permit_it() {
 }
 
 #[test]
-fn descriptors_that_do_not_permit_it() {
+fn descriptor_access_must_match_mode() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         fs::write(&path, pattern(1000)).unwrap();
         let open = |options: &mut fs::OpenOptions| options.open(&path).unwrap();
@@ -617,9 +618,9 @@ fn descriptors_that_do_not_permit_it() {
 }
 
 #[test]
-fn options_in_a_mode_that_has_no_use_for_them() {
+fn read_only_mode_ignores_write_options() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         fs::write(&path, pattern(1000)).unwrap();
         // Alone, and beside others.
@@ -652,14 +653,14 @@ fn options_in_a_mode_that_has_no_use_for_them() {
         file.update_region(0, b"x").await.unwrap();
         file.update_region_async(1, b"y").await.unwrap();
         assert_eq!(fs::read(&path).unwrap()[..2], *b"xy");
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn paths_that_are_mapped_here() {
+fn create_over_mapped_path_is_busy() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let hard = dir.path().join("hard");
         fs::hard_link(&path, &hard).unwrap();
@@ -691,9 +692,9 @@ fn paths_that_are_mapped_here() {
 }
 
 #[test]
-fn a_handle_that_is_in_use_cannot_be_unmapped() {
+fn unmap_fails_while_handle_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let clone = file.clone();
         let file = file.unmap().unwrap_err();
@@ -733,9 +734,9 @@ fn a_handle_that_is_in_use_cannot_be_unmapped() {
 }
 
 #[test]
-fn closing_one_handle_leaves_the_others() {
+fn close_leaves_other_handles_open() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         let clone = file.clone();
@@ -753,9 +754,9 @@ fn closing_one_handle_leaves_the_others() {
 }
 
 #[test]
-fn messages_and_causes() {
+fn errors_carry_numbers_and_causes() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         let view = file.as_slice_mut(100, 50).await.unwrap();
         let busy = file.as_slice(120, 7).map(drop).unwrap_err();
@@ -785,7 +786,7 @@ fn messages_and_causes() {
 }
 
 #[test]
-fn helpers() {
+fn utils_check_and_align() {
     assert!(page_size().is_power_of_two());
     for (value, alignment, aligned) in [
         (0, 4096, 0),
@@ -837,35 +838,28 @@ fn helpers() {
     }
 }
 
-// Tests that need a process of their own: one half sets the scene and runs the other there.
+// Tests that need a process of their own: one half sets the fixture and runs the other there.
 
-/// Runs a test of this binary in another process, on `dir`.
-fn assert_child_passes(child: &str, dir: &Path, prepare: impl FnOnce(&mut Command)) {
-    // The binary may lie where nobody else can reach it.
+/// Runs a child on `dir`, which is its current directory.
+fn assert_passes_in(dir: &Path, child: Child, prepare: impl FnOnce(&mut Command)) {
+    // The binary may lie where another user cannot reach it.
     let binary = dir.join("binary");
     fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
-    let mut command = Command::new(&binary);
-    command
-        .args(["--exact", "--test-threads=1", child])
-        .env("MMAP_IO_TEST_CHILD", dir)
-        .current_dir(dir);
-    prepare(&mut command);
-    let output = command.output().unwrap();
+    child.dir(dir).binary(&binary).passes_with(|command| {
+        command.current_dir(dir);
+        prepare(command);
+    });
     fs::remove_file(binary).unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("1 passed"), "{said}");
-}
-
-fn child_dir() -> Option<PathBuf> {
-    std::env::var_os("MMAP_IO_TEST_CHILD").map(PathBuf::from)
 }
 
 #[test]
-fn without_permission() {
+fn missing_permission_is_an_error() {
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        return skip("without_permission", "needs root, to become somebody else");
+        return skip(
+            "missing_permission_is_an_error",
+            "needs root, to become somebody else",
+        );
     }
     let dir = tempfile::tempdir().unwrap();
     let allow = |path: &Path, mode| {
@@ -881,7 +875,7 @@ fn without_permission() {
     allow(&closed, 0o700);
     fs::create_dir(dir.path().join("open")).unwrap();
     allow(&dir.path().join("open"), 0o777);
-    assert_child_passes("without_permission_child", dir.path(), |command| {
+    assert_passes_in(dir.path(), child!(unprivileged_child), |command| {
         command.uid(65534).gid(65534);
     });
     assert!(!dir.path().join("new").exists());
@@ -892,11 +886,11 @@ fn without_permission() {
 }
 
 #[test]
-fn without_permission_child() {
+fn unprivileged_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         let [data, secret, new] = ["data", "secret", "new"].map(|name| dir.join(name));
         let file = MemoryMappedFile::open_ro(&data).await.unwrap();
         for denied in [
@@ -935,17 +929,17 @@ fn without_permission_child() {
 }
 
 #[test]
-fn without_room() {
+fn resource_limits_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("data"), pattern(1000)).unwrap();
     fs::write(dir.path().join("other"), pattern(500)).unwrap();
     fs::write(dir.path().join("empty"), b"").unwrap();
     symlink("nothing", dir.path().join("dangling")).unwrap();
-    assert_child_passes("without_room_child", dir.path(), |_| ());
+    assert_passes_in(dir.path(), child!(limited_child), |_| ());
 }
 
 #[test]
-fn without_room_child() {
+fn limited_child() {
     let Some(dir) = child_dir() else {
         return;
     };
@@ -963,7 +957,7 @@ fn without_room_child() {
         names.sort();
         names
     };
-    alone(async {
+    block_on(async {
         let before = names();
         let file = MemoryMappedFile::open_rw("data").await.unwrap();
         // A view of what could be mapped before.

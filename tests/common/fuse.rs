@@ -29,7 +29,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use self::protocol::{Files, Head, MAX_WRITE};
-use super::{pattern, run_alone, skip, SOON};
+use super::child::Child;
+use super::{pattern, skip, TIMEOUT};
 
 pub(crate) use self::protocol::{
     Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE, SETATTR, STATFS,
@@ -42,26 +43,27 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Above every number of a request.
 const KINDS: usize = 64;
 
-/// Runs the body of `test`, named by its path, on a file system with `files` of those lengths, which
+/// Runs the body of a test, of which `this` is the child, on a file system with `files` of those lengths, which
 /// hold [`pattern`]s; or says why it cannot.
-pub(crate) fn with_fuse(test: &str, files: &[(&str, usize)], body: impl FnOnce(&Fuse)) {
+pub(crate) fn with_fuse(this: Child, files: &[(&str, usize)], body: impl FnOnce(&Fuse)) {
     const CHILD: &str = "MMAP_IO_TEST_FUSE";
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        return skip(test, "needs root, for a file system of its own");
+        return skip(this.test(), "needs root, for a file system of its own");
     }
     if std::env::var_os(CHILD).is_none() {
-        return run_alone(&["env", &format!("{CHILD}=1")], test);
+        this.env(CHILD, "1").passes();
+        return;
     }
     thread::spawn(|| {
-        thread::sleep(3 * SOON);
+        thread::sleep(3 * TIMEOUT);
         eprintln!("a thread waits for ever");
         // SAFETY: the call takes no pointer, and does not return.
         unsafe { libc::_exit(1) };
     });
     match Fuse::mount(files) {
         Ok(fuse) => body(&fuse),
-        Err(error) => skip(test, &format!("no file system of its own: {error}")),
+        Err(error) => skip(this.test(), &format!("no file system of its own: {error}")),
     }
 }
 
@@ -94,7 +96,7 @@ impl Fuse {
                 ready.send(()).unwrap();
                 serve(&server, &device);
             }));
-            is_ready.recv_timeout(SOON).unwrap();
+            is_ready.recv_timeout(TIMEOUT).unwrap();
         }
         Ok(Self {
             dir,

@@ -11,9 +11,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mmap_io::{MemoryMappedFile, Stats};
 
+pub(crate) mod child;
+#[cfg(target_os = "linux")]
+pub(crate) mod disk;
 #[cfg(target_os = "linux")]
 pub(crate) mod fuse;
 pub(crate) mod operations;
+#[cfg(target_os = "linux")]
+pub(crate) mod probe;
 
 /// Makes a module with one test for each runtime out of one async body, which gets a directory of
 /// its own.
@@ -72,7 +77,7 @@ macro_rules! rt_test {
 pub(crate) use rt_test;
 
 /// Runs a test without any runtime.
-pub(crate) fn alone<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(body: impl Future<Output = T>) -> T {
     futures_lite::future::block_on(body)
 }
 
@@ -88,6 +93,11 @@ pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at % 251) as u8).collect()
 }
 
+/// A directory on a disk: a tmpfs has nothing to write back to.
+pub(crate) fn on_a_disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
 /// Polls once.
 pub(crate) async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::poll_once(future).await
@@ -98,13 +108,13 @@ pub(crate) async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
 #[track_caller]
 pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
     let mut operation = std::pin::pin!(operation);
-    let first = alone(poll_once(&mut operation));
-    first.unwrap_or_else(|| alone(poll_once(&mut operation)).expect("it waits"))
+    let first = block_on(poll_once(&mut operation));
+    first.unwrap_or_else(|| block_on(poll_once(&mut operation)).expect("it waits"))
 }
 
 /// Waits until the pool has done what it does about the file, and `is_so` holds: a watchdog ends
 /// the test if it never does.
-pub(crate) async fn until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
+pub(crate) async fn wait_until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
     for _ in 0..1_000_000 {
         if is_so(&file.stats()) {
             return;
@@ -136,9 +146,9 @@ pub(crate) fn skip(test: &str, reason: &str) {
 }
 
 /// A watchdog, for what nothing is in the way of.
-pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     let too_late = async {
-        smol::Timer::after(SOON).await;
+        smol::Timer::after(TIMEOUT).await;
         panic!("still waiting, for nothing");
     };
     futures_lite::future::or(future, too_late).await
@@ -146,20 +156,20 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 /// Waits until the queue has looked at all that was submitted before. `spare` is a byte that
 /// nothing is in the way of.
-pub(crate) async fn until_looked_at(file: &MemoryMappedFile, spare: u64) {
+pub(crate) async fn wait_until_examined(file: &MemoryMappedFile, spare: u64) {
     // First in, first looked at.
-    soon(file.update_region(spare, b"-")).await.unwrap();
+    with_timeout(file.update_region(spare, b"-")).await.unwrap();
 }
 
 /// Submits an operation, and shows that it waits: the queue has looked at it, and does not let it
-/// through. `spare` is as for [`until_looked_at`].
+/// through. `spare` is as for [`wait_until_examined`].
 pub(crate) async fn assert_waits<F: Future + Unpin>(
     file: &MemoryMappedFile,
     spare: u64,
     future: &mut F,
 ) {
     assert!(poll_once(&mut *future).await.is_none());
-    until_looked_at(file, spare).await;
+    wait_until_examined(file, spare).await;
     assert!(poll_once(future).await.is_none(), "it did not wait");
 }
 
@@ -187,52 +197,35 @@ impl HeldQueue {
             fn drop(&mut self) {
                 // The other end is gone if the test has failed.
                 let _ = self.0.send(());
-                let let_go = self.1.recv_timeout(SOON);
-                assert_eq!(let_go, Err(RecvTimeoutError::Disconnected));
+                let release = self.1.recv_timeout(TIMEOUT);
+                assert_eq!(release, Err(RecvTimeoutError::Disconnected));
             }
         }
 
         let (entered, has_entered) = mpsc::channel();
-        let (until_dropped, let_go) = mpsc::channel();
-        let data = Bytes::from_owner(Slow(entered, let_go));
+        let (until_dropped, release) = mpsc::channel();
+        let data = Bytes::from_owner(Slow(entered, release));
         let mut write = Box::pin(file.write_bytes(spare, data));
-        assert!(alone(poll_once(&mut write)).is_none());
-        has_entered.recv_timeout(SOON).unwrap();
+        assert!(block_on(poll_once(&mut write)).is_none());
+        has_entered.recv_timeout(TIMEOUT).unwrap();
         Self {
             _until_dropped: until_dropped,
             write,
         }
     }
 
-    pub(crate) async fn let_go(self) {
+    pub(crate) async fn release(self) {
         drop(self._until_dropped);
-        soon(self.write).await.unwrap();
+        with_timeout(self.write).await.unwrap();
     }
 }
 
-/// Runs a test of this binary again, in a process of its own, under another program.
-pub(crate) fn run_alone(program: &[&str], test: &str) {
-    let this = std::env::current_exe().unwrap();
-    let output = std::process::Command::new(program[0])
-        .args(&program[1..])
-        .arg(this)
-        .args(["--exact", "--nocapture", "--test-threads=1", test])
-        .output()
-        .unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}\n{errors}");
-    assert!(printed.contains("1 passed"), "there is no {test}");
-    // It may say why it was skipped.
-    print!("{printed}");
-}
-
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits for something that happens on its own: a watchdog ends the test if it never does.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::yield_now();
@@ -241,13 +234,13 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Runs what must come to an end on its own, in a thread that is given up if it does not.
 #[track_caller]
-pub(crate) fn ends<T: Send + 'static>(
+pub(crate) fn join_with_timeout<T: Send + 'static>(
     what: &str,
     body: impl Future<Output = T> + Send + 'static,
 ) -> T {
     let (sender, receiver) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || sender.send(alone(body)));
-    match receiver.recv_timeout(SOON) {
+    let thread = std::thread::spawn(move || sender.send(block_on(body)));
+    match receiver.recv_timeout(TIMEOUT) {
         Ok(value) => value,
         Err(RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),

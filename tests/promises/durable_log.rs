@@ -9,14 +9,16 @@ use std::future::Future;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, yield_now};
 use mmap_io::MemoryMappedFile;
 
 use self::log::{Log, LogError, Position, MAX_PAYLOAD};
-use crate::common::{alone, until};
+use crate::common::child::{child, child_dir};
+use crate::common::on_a_disk;
+use crate::common::{block_on, wait_until};
 
 /// What the record at the start of each life takes, and every header.
 const OPENING: usize = 24;
@@ -61,7 +63,6 @@ fn flip(path: &Path, at: u64, bits: u8) {
 
 // ------------------------------------------------------------------------------------------ kills
 
-const CHILD: &str = "MMAP_IO_TEST_LOG";
 const CHILD_TASKS: usize = 6;
 
 fn child_payload(life: usize, task: usize, number: usize) -> Vec<u8> {
@@ -72,8 +73,8 @@ fn child_payload(life: usize, task: usize, number: usize) -> Vec<u8> {
 
 /// Not a test by itself: appends until it is killed, and tells what was acknowledged.
 #[test]
-fn child_appends_until_it_is_killed() {
-    let Some(path) = std::env::var_os(CHILD) else {
+fn appending_child() {
+    let Some(path) = child_dir() else {
         return;
     };
     let life: usize = std::env::var("MMAP_IO_TEST_LIFE").unwrap().parse().unwrap();
@@ -105,11 +106,10 @@ fn child_appends_until_it_is_killed() {
 
 /// Life, task, number and position of what a child was told, killed after so many of them.
 fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usize; 4]> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .arg("durable_log::child_appends_until_it_is_killed")
-        .env(CHILD, path)
-        .env("MMAP_IO_TEST_LIFE", life.to_string())
+    let mut child = child!(appending_child)
+        .dir(path)
+        .env("MMAP_IO_TEST_LIFE", &life.to_string())
+        .command()
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -135,13 +135,13 @@ fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usiz
 }
 
 #[test]
-fn what_a_killed_process_was_told_is_there_whole_and_in_order() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+fn acknowledged_appends_survive_kill() {
+    let dir = on_a_disk();
     let path = dir.path().join("log");
     let mut acknowledged = Vec::new();
     for (life, enough) in [1, 20, 150, 400].into_iter().enumerate() {
         acknowledged.extend(acknowledged_by_a_child(&path, life, enough));
-        let found = alone(Log::scan(&path)).unwrap();
+        let found = block_on(Log::scan(&path)).unwrap();
         for [life, task, number, position] in &acknowledged {
             let position = Position(*position as u64);
             let at = found.binary_search_by_key(&position, |(position, _)| *position);
@@ -169,7 +169,7 @@ fn what_a_killed_process_was_told_is_there_whole_and_in_order() {
 fn recovery_stops_at_the_first_bad_record() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let written: [&[u8]; 5] = [
             b"one",
             b"",
@@ -217,10 +217,10 @@ fn recovery_stops_at_the_first_bad_record() {
 }
 
 #[test]
-fn whole_records_behind_a_torn_one_stay_dead() {
+fn records_after_torn_record_stay_dead() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let long = [b'b'; OPENING + 20];
         let first = live(&path, &[b"a", &long, b"c", b"d"]).await;
         flip(&path, first[1].0, 1);
@@ -235,10 +235,10 @@ fn whole_records_behind_a_torn_one_stay_dead() {
 }
 
 #[test]
-fn whole_lives_behind_a_torn_one_stay_dead() {
+fn lives_after_torn_opening_stay_dead() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         live(&path, &[b"a"]).await;
         let second = live(&path, &[&[b'b'; OPENING + 5]]).await;
         let third = live(&path, &[b"c"]).await;
@@ -259,10 +259,10 @@ fn whole_lives_behind_a_torn_one_stay_dead() {
 /// acknowledged, and lost with the first that a power cut takes.
 #[cfg(target_os = "linux")]
 #[test]
-fn what_was_recovered_is_durable_before_anything_is_appended() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+fn recovery_flushes_before_first_append() {
+    let dir = on_a_disk();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         live(&path, &[&[1; 30_000][..]; 10]).await;
         let copy = dir.path().join("copy");
         // By pages, so that a flush of the last one does not take the first with it.
@@ -272,12 +272,15 @@ fn what_was_recovered_is_durable_before_anything_is_appended() {
             file.write_all(page).unwrap();
         }
         file.sync_all().unwrap();
-        let probe = crate::p5_durable::Probe::new(&copy);
+        let probe = crate::common::probe::Probe::new(&copy);
         assert!(probe.is_clean());
         std::io::Seek::rewind(&mut file).unwrap();
         file.write_all(&bytes[..4096]).unwrap();
         if probe.is_clean() {
-            return crate::common::skip("durable_log", "cachestat(2) sees no dirty page");
+            return crate::common::skip(
+                "recovery_flushes_before_first_append",
+                "cachestat(2) sees no dirty page",
+            );
         }
         let (log, _writer) = Log::open(&copy).await.unwrap();
         assert_eq!(log.recovered(), 10);
@@ -286,9 +289,9 @@ fn what_was_recovered_is_durable_before_anything_is_appended() {
 }
 
 #[test]
-fn what_is_no_log_is_refused_and_left_alone() {
+fn foreign_file_is_refused_unchanged() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         for content in [&b"short"[..], b"something else, longer than a header"] {
             let path = dir.path().join("other");
             std::fs::write(&path, content).unwrap();
@@ -311,10 +314,10 @@ fn what_is_no_log_is_refused_and_left_alone() {
 // ---------------------------------------------------------------------------------------- readers
 
 #[test]
-fn only_records_can_be_read_and_those_in_place() {
+fn read_accepts_only_record_positions() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let opened = open(&path).await;
         let log = &opened.0;
         let first = log.append(b"first").await.unwrap();
@@ -340,10 +343,10 @@ fn only_records_can_be_read_and_those_in_place() {
 }
 
 #[test]
-fn the_log_grows_under_readers_who_hold_all_of_it() {
+fn log_grows_under_held_records() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let opened = open(&path).await;
         let log = &opened.0;
         let mut records = log.records();
@@ -373,7 +376,7 @@ fn the_log_grows_under_readers_who_hold_all_of_it() {
 }
 
 #[test]
-fn a_reader_sees_every_record_of_many_tasks_in_order_while_they_append() {
+fn reader_sees_concurrent_appends_in_order() {
     const TASKS: u64 = 8;
     const EACH: u64 = 300;
     let dir = tempfile::tempdir().unwrap();
@@ -434,7 +437,7 @@ impl HeldUp {
 
     /// Waits until the writer has tried.
     async fn is_felt(&self) {
-        until(&self.file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&self.file, |stats| stats.oldest_blocked.is_some()).await;
     }
 }
 
@@ -445,10 +448,10 @@ async fn begin<'a>(log: &'a Log, payload: &'a [u8]) -> Appending<'a> {
 }
 
 #[test]
-fn appends_that_come_during_a_flush_share_the_next() {
+fn appends_during_flush_share_next_flush() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let opened = open(&path).await;
         let log = &opened.0;
         let held_up = HeldUp::new(log, &path).await;
@@ -473,10 +476,10 @@ fn appends_that_come_during_a_flush_share_the_next() {
 }
 
 #[test]
-fn an_append_that_is_given_up_leaves_no_hole() {
+fn dropped_append_leaves_no_hole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let opened = open(&path).await;
         let log = &opened.0;
         let held_up = HeldUp::new(log, &path).await;
@@ -500,10 +503,10 @@ fn an_append_that_is_given_up_leaves_no_hole() {
 }
 
 #[test]
-fn an_append_may_be_given_up_after_any_poll() {
+fn append_can_be_dropped_after_any_poll() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let opened = open(&path).await;
         let log = &opened.0;
         let mut kept = Vec::new();
@@ -540,10 +543,10 @@ fn an_append_may_be_given_up_after_any_poll() {
 }
 
 #[test]
-fn appends_that_are_given_up_do_not_pile_up() {
+fn dropped_appends_do_not_pile_up() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let opened = open(&path).await;
         let log = &opened.0;
         let held_up = HeldUp::new(log, &path).await;
@@ -567,10 +570,10 @@ fn appends_that_are_given_up_do_not_pile_up() {
 // --------------------------------------------------------------------------------------- failures
 
 #[test]
-fn without_its_writer_a_log_says_so() {
+fn append_fails_without_writer_task() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let (log, writer) = Log::open(&path).await.unwrap();
         let waiting = begin(&log, b"waiting").await;
         drop(writer);
@@ -584,10 +587,10 @@ fn without_its_writer_a_log_says_so() {
 /// Nothing comes after a write that failed: it would be behind a hole.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_log_that_cannot_be_written_ends() {
+fn failed_write_stops_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    alone(async {
+    block_on(async {
         let (log, writer) = open(&path).await;
         let kept = log.append(b"kept").await.unwrap();
         let outside = std::fs::File::options().write(true).open(&path).unwrap();

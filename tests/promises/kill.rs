@@ -7,13 +7,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 
 use mmap_io::MemoryMappedFile;
 
-use crate::common::alone;
-use crate::p5_durable::{child_dir, on_a_disk};
+use crate::common::block_on;
+use crate::common::child::{child, child_dir};
+use crate::common::on_a_disk;
 
 const WRITERS: u64 = 3;
 /// Each writer has slots of its own, and goes through them in turn.
@@ -52,7 +53,7 @@ fn writing_child() {
         let number = std::env::var(name).unwrap();
         number.parse().unwrap()
     };
-    let file = alone(MemoryMappedFile::open_rw(dir.join("data"))).unwrap();
+    let file = block_on(MemoryMappedFile::open_rw(dir.join("data"))).unwrap();
     thread::scope(|threads| {
         for writer in 0..WRITERS {
             let (file, from) = (&file, first(&format!("MMAP_IO_TEST_WRITE_{writer}")));
@@ -61,14 +62,14 @@ fn writing_child() {
                     let (offset, len, byte) = write_of(writer, number);
                     let data = vec![byte; len];
                     let written = match number % 3 {
-                        0 => alone(file.update_region(offset, &data)),
-                        1 => alone(file.write_bytes(offset, data.into())),
-                        _ if writer == 0 => alone(file.update_region_async(offset, &data)),
+                        0 => block_on(file.update_region(offset, &data)),
+                        1 => block_on(file.write_bytes(offset, data.into())),
+                        _ if writer == 0 => block_on(file.update_region_async(offset, &data)),
                         // Two ranges of one operation.
                         _ => {
                             let (one, two) = data.split_at(len / 2);
                             let regions = [(offset, one), (offset + len as u64 / 2, two)];
-                            alone(file.update_regions(&regions))
+                            block_on(file.update_regions(&regions))
                         }
                     };
                     written.unwrap();
@@ -77,7 +78,7 @@ fn writing_child() {
             });
         }
         for number in first("MMAP_IO_TEST_RESIZE").. {
-            alone(file.resize(length_of(number))).unwrap();
+            block_on(file.resize(length_of(number))).unwrap();
             acknowledge(&format!("\n{WRITERS} {number}\n"));
         }
     });
@@ -85,17 +86,16 @@ fn writing_child() {
 
 /// The next number of each writer, and of the resizes, after a child was killed.
 fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .arg("kill::writing_child")
-        .env("MMAP_IO_TEST_CHILD", dir)
-        .env("MMAP_IO_TEST_RESIZE", next[WRITERS as usize].to_string());
+    let resize = next[WRITERS as usize].to_string();
+    let mut child = child!(writing_child)
+        .dir(dir)
+        .env("MMAP_IO_TEST_RESIZE", &resize);
     for writer in 0..WRITERS {
         let from = next[writer as usize].to_string();
-        child.env(format!("MMAP_IO_TEST_WRITE_{writer}"), from);
+        child = child.env(&format!("MMAP_IO_TEST_WRITE_{writer}"), &from);
     }
-    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = child.command();
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     let mut acknowledge = |line: &str| {
@@ -129,7 +129,7 @@ fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
 }
 
 #[test]
-fn what_was_acknowledged_is_whole_after_a_kill() {
+fn acknowledged_writes_survive_kill() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
     fs::File::create(&path)
@@ -157,7 +157,7 @@ fn what_was_acknowledged_is_whole_after_a_kill() {
         }
         assert_ne!(before, next);
         // And the file can be used: also what was under way is done again in the next round.
-        alone(async {
+        block_on(async {
             let file = MemoryMappedFile::open_rw(&path).await.unwrap();
             assert_eq!(file.len(), content.len() as u64);
             assert!(file.as_slice(0, file.len()).unwrap() == content[..]);

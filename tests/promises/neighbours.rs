@@ -14,9 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, assert_waits, ends, pattern, poll_once, skip, soon, until};
-use crate::p10_errors::{assert_full, Disk, MIB};
-use crate::p5_durable::{as_child, can_trace, child_dir, on_a_disk};
+use crate::common::child::{child, child_dir};
+use crate::common::disk::{assert_full, try_run, Disk, MIB};
+use crate::common::on_a_disk;
+use crate::common::probe::{can_trace, trace};
+use crate::common::{
+    assert_waits, block_on, join_with_timeout, pattern, poll_once, skip, wait_until, with_timeout,
+};
 
 /// Exchanges two names, in one step.
 fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
@@ -59,15 +63,15 @@ fn beside(disturb: impl Fn() + Sync, body: impl FnOnce()) {
 }
 
 #[test]
-fn a_failed_open_or_create_removes_nothing() {
-    let test = "a_failed_open_or_create_removes_nothing";
+fn failed_open_or_create_removes_nothing() {
+    let test = "failed_open_or_create_removes_nothing";
     let Some(disk) = Disk::tmpfs(test, MIB) else {
         return;
     };
     disk.fill();
     let (new, empty) = (disk.path("new"), disk.path("empty"));
     fs::write(&empty, b"").unwrap();
-    alone(async {
+    block_on(async {
         for path in [&new, &empty, &new] {
             for preallocate in [false, true] {
                 let builder = MemoryMappedFile::builder(path).size(4096);
@@ -88,8 +92,8 @@ fn a_failed_open_or_create_removes_nothing() {
 
 /// Another process grows the file while this one is about to give it its first length.
 #[test]
-fn open_or_create_takes_the_length_of_another_process() {
-    let test = "open_or_create_takes_the_length_of_another_process";
+fn open_or_create_adopts_concurrent_length() {
+    let test = "open_or_create_adopts_concurrent_length";
     if !can_trace(test) {
         return;
     }
@@ -97,28 +101,20 @@ fn open_or_create_takes_the_length_of_another_process() {
     let path = dir.path().join("data");
     let data = pattern(100_000);
     for way in ["open_or_create", "create_new"] {
-        let slow = [
-            "strace",
-            "-f",
-            "-o/dev/null",
-            "-etrace=fallocate",
-            "-einject=fallocate:delay_enter=500000",
-        ];
-        let output = std::thread::scope(|scope| {
+        let slow = ["-etrace=fallocate", "-einject=fallocate:delay_enter=500000"];
+        std::thread::scope(|scope| {
             let (dir, path) = (dir.path(), &path);
             fs::write(dir.join("way"), way).unwrap();
-            let child = scope.spawn(|| as_child(&slow, "neighbours::slow_child", dir));
+            let child = scope.spawn(|| trace(child!(slow_child), dir, &slow));
             while !path.exists() {
                 std::thread::yield_now();
             }
             let file = File::options().write(true).open(path).unwrap();
             std::os::unix::fs::FileExt::write_all_at(&file, &data, 0).unwrap();
-            child.join().unwrap()
+            child.join().unwrap();
         });
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{printed}");
         // In whatever order it came to that.
-        assert!(fs::read(&path).unwrap() == data, "{printed}");
+        assert!(fs::read(&path).unwrap() == data, "{way} changed it");
         fs::remove_file(&path).unwrap();
     }
 }
@@ -131,8 +127,8 @@ fn slow_child() {
     let path = dir.join("data");
     let builder = MemoryMappedFile::builder(&path).size(4096);
     let file = match &*fs::read(dir.join("way")).unwrap() {
-        b"open_or_create" => alone(builder.open_or_create()),
-        _ => alone(builder.create_new()),
+        b"open_or_create" => block_on(builder.open_or_create()),
+        _ => block_on(builder.create_new()),
     };
     match file {
         Ok(file) => assert!(file.len() <= fs::metadata(&path).unwrap().len()),
@@ -142,17 +138,14 @@ fn slow_child() {
 
 /// The preallocation fails in one process while another one has opened, written and flushed.
 #[test]
-fn a_failed_open_or_create_keeps_the_bytes_of_another_process() {
-    let test = "a_failed_open_or_create_keeps_the_bytes_of_another_process";
+fn failed_open_or_create_keeps_foreign_bytes() {
+    let test = "failed_open_or_create_keeps_foreign_bytes";
     if !can_trace(test) {
         return;
     }
     let dir = on_a_disk();
     let path = dir.path().join("data");
     let failing = [
-        "strace",
-        "-f",
-        "-o/dev/null",
         "-etrace=fallocate",
         "-einject=fallocate:error=ENOSPC:delay_enter=500000",
     ];
@@ -160,18 +153,16 @@ fn a_failed_open_or_create_keeps_the_bytes_of_another_process() {
         if was_there {
             fs::write(&path, b"").unwrap();
         }
-        let output = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let dir = dir.path();
-            let child = scope.spawn(|| as_child(&failing, "neighbours::failing_child", dir));
+            let child = scope.spawn(|| trace(child!(failing_child), dir, &failing));
             while !path.exists() {
                 std::thread::yield_now();
             }
-            let file = alone(MemoryMappedFile::open_or_create(&path, 4096)).unwrap();
-            alone(file.update_region_async(0, b"precious")).unwrap();
-            child.join().unwrap()
+            let file = block_on(MemoryMappedFile::open_or_create(&path, 4096)).unwrap();
+            block_on(file.update_region_async(0, b"precious")).unwrap();
+            child.join().unwrap();
         });
-        let printed = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{printed}");
         let content = fs::read(&path).expect("the file is gone");
         assert!(content.len() == 4096 && content.starts_with(b"precious"));
         fs::remove_file(&path).unwrap();
@@ -184,12 +175,12 @@ fn failing_child() {
         return;
     };
     let builder = MemoryMappedFile::builder(dir.join("data")).size(4096);
-    assert_full(alone(builder.preallocate(true).open_or_create()));
+    assert_full(block_on(builder.preallocate(true).open_or_create()));
 }
 
 #[test]
-fn a_file_is_not_emptied_where_nothing_can_be_reserved() {
-    let test = "a_file_is_not_emptied_where_nothing_can_be_reserved";
+fn failed_preallocate_empties_nothing() {
+    let test = "failed_preallocate_empties_nothing";
     let dir = tempfile::tempdir().unwrap();
     // An ext4 that maps blocks as ext2 did has no `fallocate`.
     let Some(disk) = Disk::ext4_with(test, &dir.path().join("image"), 16 * MIB, &["-t", "ext2"])
@@ -199,7 +190,7 @@ fn a_file_is_not_emptied_where_nothing_can_be_reserved() {
     let path = disk.path("data");
     fs::write(&path, pattern(50_000)).unwrap();
     let content = || fs::read(&path).unwrap();
-    alone(async {
+    block_on(async {
         let builder = |path| {
             MemoryMappedFile::builder(path)
                 .size(100_000)
@@ -231,24 +222,17 @@ fn a_file_is_not_emptied_where_nothing_can_be_reserved() {
 
 /// A signal makes the kernel start a call over, and some file systems take back what it had done.
 #[test]
-fn preallocating_goes_on_where_signals_interrupt_it() {
-    let test = "preallocating_goes_on_where_signals_interrupt_it";
+fn preallocate_resumes_after_eintr() {
+    let test = "preallocate_resumes_after_eintr";
     if !can_trace(test) {
         return;
     }
     let dir = on_a_disk();
-    let trace = dir.path().join("trace");
     let interrupted = [
-        "strace",
-        "-f",
         "-etrace=fallocate",
         "-einject=fallocate:error=EINTR:when=1..3",
-        "-o",
-        trace.to_str().unwrap(),
     ];
-    let output = as_child(&interrupted, "neighbours::reserving_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
+    let trace = trace(child!(reserving_child), dir.path(), &interrupted);
     let lens: Vec<u64> = trace
         .lines()
         .filter(|line| line.contains("FALLOC_FL_KEEP_SIZE"))
@@ -269,14 +253,14 @@ fn reserving_child() {
         return;
     };
     let builder = MemoryMappedFile::builder(dir.join("data")).size(150 * MIB);
-    let file = alone(builder.preallocate(true).create()).unwrap();
+    let file = block_on(builder.preallocate(true).create()).unwrap();
     let reserved = fs::metadata(dir.join("data")).unwrap().blocks() * 512;
     assert!(reserved >= 150 * MIB && file.len() == 150 * MIB);
 }
 
 #[test]
-fn a_failed_creation_removes_no_file_of_another_directory() {
-    let test = "a_failed_creation_removes_no_file_of_another_directory";
+fn failed_create_spares_swapped_directory() {
+    let test = "failed_create_spares_swapped_directory";
     let Some(disk) = Disk::tmpfs(test, MIB) else {
         return;
     };
@@ -294,7 +278,7 @@ fn a_failed_creation_removes_no_file_of_another_directory() {
         || {
             for name in &names {
                 let builder = MemoryMappedFile::builder(sub.join(name)).size(4096);
-                alone(builder.create_new()).map(drop).unwrap_err();
+                block_on(builder.create_new()).map(drop).unwrap_err();
                 assert!(others.join(name).exists(), "{name} is gone");
             }
         },
@@ -302,9 +286,9 @@ fn a_failed_creation_removes_no_file_of_another_directory() {
 }
 
 #[test]
-fn a_pipe_in_the_place_of_the_directory_holds_up_nothing() {
+fn create_does_not_hang_on_swapped_pipe() {
     let dir = tempfile::tempdir().unwrap();
-    ends(
+    join_with_timeout(
         "creating a file while its directory is a pipe",
         async move {
             let (sub, fifo) = (dir.path().join("sub"), dir.path().join("fifo"));
@@ -319,9 +303,9 @@ fn a_pipe_in_the_place_of_the_directory_holds_up_nothing() {
                 || {
                     for number in 0..400 {
                         let path = sub.join(number.to_string());
-                        let created = alone(MemoryMappedFile::create_rw(&path, 100));
+                        let created = block_on(MemoryMappedFile::create_rw(&path, 100));
                         if let Ok(file) = created {
-                            alone(file.update_region_async(0, b"x")).unwrap();
+                            block_on(file.update_region_async(0, b"x")).unwrap();
                         }
                     }
                 },
@@ -331,8 +315,8 @@ fn a_pipe_in_the_place_of_the_directory_holds_up_nothing() {
 }
 
 #[test]
-fn links_are_followed_by_the_kernel_alone() {
-    let test = "links_are_followed_by_the_kernel_alone";
+fn only_the_kernel_follows_links() {
+    let test = "only_the_kernel_follows_links";
     let Some(disk) = Disk::tmpfs_with(test, MIB, "nosymfollow") else {
         return;
     };
@@ -345,7 +329,7 @@ fn links_are_followed_by_the_kernel_alone() {
     }
     let source = dir.path().join("source");
     fs::write(&source, b"source").unwrap();
-    let source = alone(MemoryMappedFile::open_ro(source)).unwrap();
+    let source = block_on(MemoryMappedFile::open_ro(source)).unwrap();
     beside(
         || {
             // A file that is created here comes in between.
@@ -354,9 +338,9 @@ fn links_are_followed_by_the_kernel_alone() {
         },
         || {
             for _ in 0..200 {
-                drop(alone(MemoryMappedFile::create_rw(&path, 100)));
-                drop(alone(MemoryMappedFile::open_or_create(&path, 100)));
-                drop(alone(source.copy_to(&path)));
+                drop(block_on(MemoryMappedFile::create_rw(&path, 100)));
+                drop(block_on(MemoryMappedFile::open_or_create(&path, 100)));
+                drop(block_on(source.copy_to(&path)));
                 assert!(fs::read(&victim).unwrap() == pattern(5000));
             }
         },
@@ -366,23 +350,13 @@ fn links_are_followed_by_the_kernel_alone() {
 /// What protects files in directories that all may write to (`fs.protected_regular`) judges only
 /// openings that may create.
 #[test]
-fn openings_that_may_create_say_so_to_the_kernel() {
-    let test = "openings_that_may_create_say_so_to_the_kernel";
+fn creating_opens_pass_o_creat() {
+    let test = "creating_opens_pass_o_creat";
     if !can_trace(test) {
         return;
     }
     let dir = on_a_disk();
-    let trace = dir.path().join("trace");
-    let program = [
-        "strace",
-        "-f",
-        "-etrace=openat",
-        "-o",
-        trace.to_str().unwrap(),
-    ];
-    let output = as_child(&program, "neighbours::creating_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
+    let trace = trace(child!(creating_child), dir.path(), &["-etrace=openat"]);
     let openings: Vec<_> = trace
         .lines()
         .filter(|line| line.contains("data\""))
@@ -402,16 +376,16 @@ fn creating_child() {
         return;
     };
     for _ in 0..2 {
-        drop(alone(MemoryMappedFile::open_or_create(dir.join("data"), 10)).unwrap());
+        drop(block_on(MemoryMappedFile::open_or_create(dir.join("data"), 10)).unwrap());
     }
-    drop(alone(MemoryMappedFile::create_rw(dir.join("data"), 10)).unwrap());
+    drop(block_on(MemoryMappedFile::create_rw(dir.join("data"), 10)).unwrap());
 }
 
 #[test]
-fn a_file_without_a_name_is_opened_by_its_descriptor() {
+fn proc_fd_path_opens_unnamed_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    ends("opening a deleted file", async move {
+    join_with_timeout("opening a deleted file", async move {
         fs::write(&path, pattern(5000)).unwrap();
         let deleted = File::options().read(true).write(true).open(&path).unwrap();
         fs::remove_file(&path).unwrap();
@@ -435,18 +409,14 @@ fn a_file_without_a_name_is_opened_by_its_descriptor() {
 }
 
 #[test]
-fn a_copy_is_its_owners_alone_until_it_is_whole() {
-    let test = "a_copy_is_its_owners_alone_until_it_is_whole";
+fn copy_is_private_until_whole() {
+    let test = "copy_is_private_until_whole";
     if !can_trace(test) {
         return;
     }
     let dir = on_a_disk();
-    let trace = dir.path().join("trace");
     let calls = "-etrace=openat,fchmod,copy_file_range,pwrite64,ioctl,ftruncate";
-    let program = ["strace", "-f", "-y", calls, "-o", trace.to_str().unwrap()];
-    let output = as_child(&program, "neighbours::copying_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
+    let trace = trace(child!(copying_child), dir.path(), &["-y", calls]);
     for name in ["new", "old"] {
         let of_copy = |line: &&str| line.contains(&format!("/{name}"));
         let lines: Vec<_> = trace.lines().filter(of_copy).collect();
@@ -475,9 +445,9 @@ fn copying_child() {
     for (of_source, of_copy) in [(0o600, 0o600), (0o4755, 0o755), (0o640, 0o640)] {
         set_mode(&source, of_source);
         set_mode(&old, 0o6777);
-        let file = alone(MemoryMappedFile::open_ro(&source)).unwrap();
+        let file = block_on(MemoryMappedFile::open_ro(&source)).unwrap();
         for copy in [&new, &old] {
-            alone(file.copy_to(copy)).unwrap();
+            block_on(file.copy_to(copy)).unwrap();
             assert!(fs::read(copy).unwrap() == pattern(100_000));
             assert_eq!(mode(copy), of_copy);
         }
@@ -487,8 +457,8 @@ fn copying_child() {
 
 /// An old ext4 has no room for a birth time in the inode, until the first write makes some.
 #[test]
-fn a_file_that_gets_a_birth_time_stays_one_file() {
-    let test = "a_file_that_gets_a_birth_time_stays_one_file";
+fn new_birth_time_keeps_file_identity() {
+    let test = "new_birth_time_keeps_file_identity";
     let dir = tempfile::tempdir().unwrap();
     let (image, data) = (dir.path().join("image"), dir.path().join("data"));
     fs::write(&data, pattern(8192)).unwrap();
@@ -497,7 +467,7 @@ fn a_file_that_gets_a_birth_time_stays_one_file() {
         for request in [&*write, "set_inode_field data extra_isize 16"] {
             let mut debugfs = Command::new("debugfs");
             debugfs.args(["-w", "-R", request]).arg(image);
-            crate::p10_errors::try_run(test, &mut debugfs)?;
+            try_run(test, &mut debugfs)?;
         }
         Some(())
     };
@@ -507,7 +477,7 @@ fn a_file_that_gets_a_birth_time_stays_one_file() {
     };
     let path = disk.path("data");
     let born = || fs::metadata(&path).unwrap().created().ok();
-    alone(async {
+    block_on(async {
         let before = born();
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
         file.update_region_async(0, b"first").await.unwrap();
@@ -550,16 +520,16 @@ impl Overlay {
 }
 
 #[test]
-fn a_reader_on_overlayfs_sees_the_first_write() {
+fn overlayfs_reader_sees_first_write() {
     let names = ["reader first", "writer first", "descriptor", "late", "std"];
-    let test = "a_reader_on_overlayfs_sees_the_first_write";
+    let test = "overlayfs_reader_sees_first_write";
     let Some(overlay) = Overlay::new(test, &names) else {
         return;
     };
     let [reader_first, writer_first, descriptor, late, std] =
         names.map(|name| overlay.disk.path(name));
     let from_old = |file: File| MemoryMappedFile::from_file(file, mmap_io::MmapMode::ReadOnly, "");
-    alone(async {
+    block_on(async {
         let assert_seen = |reader: MemoryMappedFile, writer: MemoryMappedFile| async move {
             writer.update_region_async(0, b"NEW!").await.unwrap();
             assert_eq!(reader.slice(0, 4).await.unwrap(), b"NEW!");
@@ -607,8 +577,8 @@ fn a_reader_on_overlayfs_sees_the_first_write() {
 }
 
 #[test]
-fn a_view_on_overlayfs_refuses_the_first_writer() {
-    let test = "a_view_on_overlayfs_refuses_the_first_writer";
+fn overlayfs_view_refuses_first_writer() {
+    let test = "overlayfs_view_refuses_first_writer";
     let Some(overlay) = Overlay::new(test, &["slice", "bytes", "kept"]) else {
         return;
     };
@@ -619,7 +589,7 @@ fn a_view_on_overlayfs_refuses_the_first_writer() {
             "{result:?}"
         );
     };
-    alone(async {
+    block_on(async {
         for name in ["slice", "bytes", "kept"] {
             let path = overlay.disk.path(name);
             let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
@@ -679,10 +649,10 @@ fn assert_truncated<T>(result: mmap_io::Result<T>) {
 }
 
 #[test]
-fn a_file_that_was_cut_opens_again_beside_a_view() {
+fn cut_file_reopens_beside_view() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
-    ends("opening a log that was cut", async move {
+    join_with_timeout("opening a log that was cut", async move {
         fs::write(&path, pattern(65_536)).unwrap();
         let old = MemoryMappedFile::open_ro(&path).await.unwrap();
         let bytes = old.bytes(0, 4096).unwrap();
@@ -726,10 +696,10 @@ fn a_file_that_was_cut_opens_again_beside_a_view() {
 }
 
 #[test]
-fn refresh_adopts_a_shorter_and_a_longer_file() {
+fn refresh_adopts_changed_length() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    ends("taking note of a length", async move {
+    join_with_timeout("taking note of a length", async move {
         let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         file.flush().await.unwrap();
@@ -764,7 +734,7 @@ fn refresh_adopts_a_shorter_and_a_longer_file() {
         drop(resized);
         assert_waits(&file, 0, &mut grown).await;
         drop(view);
-        assert_eq!(soon(grown).await.unwrap(), 50_000);
+        assert_eq!(with_timeout(grown).await.unwrap(), 50_000);
         assert!(fs::read(&path).unwrap()[8192..] == [0; 50_000 - 8192]);
 
         // Another process appends.
@@ -775,10 +745,10 @@ fn refresh_adopts_a_shorter_and_a_longer_file() {
 }
 
 #[test]
-fn growth_after_a_cut_ends_though_the_file_has_grown_again() {
+fn growth_after_cut_adopts_regrown_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    ends("growing after a cut", async move {
+    join_with_timeout("growing after a cut", async move {
         let file = MemoryMappedFile::create_rw(&path, 8192).await.unwrap();
         let view = file.as_slice(0, 4096).unwrap();
         cut(&path, 100);
@@ -796,10 +766,10 @@ fn growth_after_a_cut_ends_though_the_file_has_grown_again() {
 }
 
 #[test]
-fn a_background_flush_keeps_the_news_of_a_cut() {
+fn background_flush_keeps_truncation_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    ends("flushing in the background", async move {
+    join_with_timeout("flushing in the background", async move {
         let file = MemoryMappedFile::builder(&path)
             .size(65_536)
             .flush_policy(mmap_io::FlushPolicy::EveryMillis(1))
@@ -812,7 +782,7 @@ fn a_background_flush_keeps_the_news_of_a_cut() {
         quiet.refresh().await.unwrap();
         let flushes = file.stats().flushes;
         file.update_region(0, b"in the background").await.unwrap();
-        until(&file, |stats| {
+        wait_until(&file, |stats| {
             stats.flushes > flushes && stats.pending_bytes == 0
         })
         .await;
@@ -846,7 +816,7 @@ fn posix_locks_outlive_further_handles() {
     fs::write(&copy, [2; 8192]).unwrap();
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let other = File::options().read(true).write(true).open(&path).unwrap();
-    alone(async {
+    block_on(async {
         let first = MemoryMappedFile::open_rw(&path).await.unwrap();
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let source = MemoryMappedFile::open_ro(&copy).await.unwrap();
@@ -875,8 +845,8 @@ fn posix_locks_outlive_further_handles() {
 }
 
 #[test]
-fn a_further_handle_needs_the_permission_to_open() {
-    let test = "a_further_handle_needs_the_permission_to_open";
+fn second_handle_needs_open_permission() {
+    let test = "second_handle_needs_open_permission";
     if let Some(dir) = child_dir() {
         return as_another_user(&dir.join("file"));
     }
@@ -887,13 +857,14 @@ fn a_further_handle_needs_the_permission_to_open() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), [1; 4096]).unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-    let output = as_child(&["env"], &format!("neighbours::{test}"), dir.path());
-    assert!(output.status.success(), "{output:?}");
+    child!(second_handle_needs_open_permission)
+        .dir(dir.path())
+        .passes();
 }
 
 fn as_another_user(path: &Path) {
     let may = |mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-    alone(async {
+    block_on(async {
         let writer = MemoryMappedFile::open_rw(path).await.unwrap();
         let reader = MemoryMappedFile::open_ro(path).await.unwrap();
         for mode in [0o600, 0o644, 0o602, 0o666] {

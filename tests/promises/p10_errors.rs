@@ -7,127 +7,18 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Instant;
 
 use futures_lite::future::{poll_once, yield_now, zip};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, is_quiet, pattern, patterned, skip, until, SOON};
-
-pub(crate) const MIB: u64 = 1 << 20;
-
-/// A small file system of the test's own, unmounted when dropped.
-pub(crate) struct Disk(tempfile::TempDir);
-
-impl Disk {
-    pub(crate) fn tmpfs(test: &str, size: u64) -> Option<Self> {
-        Self::tmpfs_with(test, size, "rw")
-    }
-
-    pub(crate) fn tmpfs_with(test: &str, size: u64, options: &str) -> Option<Self> {
-        let options = format!("size={size},{options}");
-        Self::mount(test, &options, "tmpfs", "tmpfs".as_ref())
-    }
-
-    /// An ext4 in a sparse image of that size, which is made at `image`.
-    pub(crate) fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
-        Self::ext4_with(test, image, size, &["-b4096"])
-    }
-
-    pub(crate) fn ext4_with(test: &str, image: &Path, size: u64, options: &[&str]) -> Option<Self> {
-        Self::ext4_prepared(test, image, size, options, |_| Some(()))
-    }
-
-    /// One that something is done to before it is mounted.
-    pub(crate) fn ext4_prepared(
-        test: &str,
-        image: &Path,
-        size: u64,
-        options: &[&str],
-        prepare: impl FnOnce(&Path) -> Option<()>,
-    ) -> Option<Self> {
-        File::create(image).unwrap().set_len(size).unwrap();
-        let features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"];
-        let mut make = Command::new("mkfs.ext4");
-        make.args(["-q", "-m", "0"]).args(features).args(options);
-        try_run(test, make.arg(image))?;
-        prepare(image)?;
-        Self::loop_device(test, image)
-    }
-
-    fn loop_device(test: &str, image: &Path) -> Option<Self> {
-        Self::mount(test, "loop,noatime,errors=continue", "ext4", image)
-    }
-
-    pub(crate) fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", kind, "-o", options]);
-        try_run(test, mount.arg(source).arg(dir.path()))?;
-        Some(Self(dir))
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Leaves no block free. What it takes is given back by removing the file.
-    pub(crate) fn fill(&self) -> PathBuf {
-        let path = self.path("filler");
-        let mut file = File::create(&path).unwrap();
-        // Blocks that were held back for a delayed allocation may turn up free once it is made.
-        while file.write_all(&[1; 4096]).is_ok() {
-            while file.write_all(&[1; 4096]).is_ok() {}
-            let _ = file.sync_all();
-        }
-        path
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let mut path = self.0.path().as_os_str().as_bytes().to_vec();
-        path.push(0);
-        // SAFETY: the string is live and ends in a zero byte.
-        unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_DETACH) };
-    }
-}
-
-/// Runs what only root may, or says why the test is skipped.
-pub(crate) fn try_run(test: &str, command: &mut Command) -> Option<()> {
-    // SAFETY: the call takes nothing and cannot fail.
-    let problem = if unsafe { libc::geteuid() } != 0 {
-        "needs root, for a disk of its own".to_owned()
-    } else {
-        match command.output() {
-            Ok(output) if output.status.success() => return Some(()),
-            Ok(output) => String::from_utf8_lossy(&output.stderr).replace('\n', " "),
-            Err(error) => format!("{:?}: {error}", command.get_program()),
-        }
-    };
-    skip(test, &problem);
-    None
-}
-
-/// In another process.
-pub(crate) fn truncate(path: &Path, len: u64) {
-    let mut truncate = Command::new("truncate");
-    let truncate = truncate.args(["--size", &len.to_string()]).arg(path);
-    assert!(truncate.status().unwrap().success());
-}
+use crate::common::disk::{assert_full, truncate, Disk, MIB};
+use crate::common::on_a_disk;
+use crate::common::{block_on, is_quiet, pattern, patterned, skip, wait_until, TIMEOUT};
 
 #[track_caller]
-pub(crate) fn assert_full<T>(result: mmap_io::Result<T>) {
-    let error = result.map(drop).unwrap_err();
-    let full = std::io::Error::from_raw_os_error(libc::ENOSPC).kind();
-    assert_eq!(error.io_kind(), Some(full), "{error:?}");
-    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-}
-
-#[track_caller]
-fn assert_gone<T>(result: mmap_io::Result<T>, told: (u64, u64, u64)) {
+fn assert_truncated<T>(result: mmap_io::Result<T>, told: (u64, u64, u64)) {
     match result.map(drop).unwrap_err() {
         MmapIoError::Truncated {
             offset,
@@ -139,17 +30,21 @@ fn assert_gone<T>(result: mmap_io::Result<T>, told: (u64, u64, u64)) {
 }
 
 #[test]
-fn a_full_tmpfs_is_found_before_the_first_byte_changes() {
-    if let Some(disk) = Disk::tmpfs("a_full_tmpfs", MIB) {
-        alone(everything_on_a_full(disk));
+fn full_tmpfs_found_before_first_byte() {
+    if let Some(disk) = Disk::tmpfs("full_tmpfs_found_before_first_byte", MIB) {
+        block_on(everything_on_a_full(disk));
     }
 }
 
 #[test]
-fn a_full_ext4_is_found_before_the_first_byte_changes() {
+fn full_ext4_found_before_first_byte() {
     let dir = tempfile::tempdir().unwrap();
-    if let Some(disk) = Disk::ext4("a_full_ext4", &dir.path().join("image"), 4 * MIB) {
-        alone(everything_on_a_full(disk));
+    if let Some(disk) = Disk::ext4(
+        "full_ext4_found_before_first_byte",
+        &dir.path().join("image"),
+        4 * MIB,
+    ) {
+        block_on(everything_on_a_full(disk));
     }
 }
 
@@ -173,7 +68,7 @@ async fn everything_on_a_full(disk: Disk) {
     assert_full(file.write_bytes(4090, data()).await);
     assert_full(file.write_bytes_async(4090, data()).await);
     assert_full(file.try_update_region(5000, b"x").await);
-    until(&file, |stats| stats.write_errors == 7).await;
+    wait_until(&file, |stats| stats.write_errors == 7).await;
     assert_full(file.as_slice_mut(4090, 10).await);
     assert_full(mmap_io::write_mmap(&path, 5000, b"x").await);
     assert_full(file.copy_to(disk.path("copy")).await);
@@ -228,7 +123,7 @@ async fn everything_on_a_full(disk: Disk) {
     assert_full(too_much);
     assert_eq!(file.as_slice(0, 5).unwrap(), b"still");
     file.flush().await.unwrap();
-    until(&file, is_quiet).await;
+    wait_until(&file, is_quiet).await;
     // With room again, so can the rest.
     fs::remove_file(filler).unwrap();
     file.update_region_async(MIB, b"room").await.unwrap();
@@ -248,13 +143,13 @@ fn free(path: &Path) -> u64 {
 /// A store into a hole may want the blocks of a whole large folio. Where those are not to be given,
 /// the bytes alone are written, and in the end the error says what is wrong.
 #[test]
-fn small_writes_fill_a_disk_to_the_end() {
-    let test = "small_writes_fill_a_disk_to_the_end";
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+fn small_writes_fill_disk_completely() {
+    let test = "small_writes_fill_disk_completely";
+    let dir = on_a_disk();
     let Some(disk) = Disk::ext4(test, &dir.path().join("image"), 32 * MIB) else {
         return;
     };
-    alone(async {
+    block_on(async {
         let path = disk.path("data");
         let file = MemoryMappedFile::create_rw(&path, 1 << 30).await.unwrap();
         let (mut written, mut at) = (0, 4000);
@@ -282,12 +177,12 @@ fn small_writes_fill_a_disk_to_the_end() {
 
 /// What cannot be had as a whole is not begun.
 #[test]
-fn a_view_larger_than_the_disk_takes_nothing() {
-    let test = "a_view_larger_than_the_disk_takes_nothing";
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+fn view_larger_than_disk_takes_nothing() {
+    let test = "view_larger_than_disk_takes_nothing";
+    let dir = on_a_disk();
     let ext4 = Disk::ext4(test, &dir.path().join("image"), 32 * MIB);
     for disk in [ext4, Disk::tmpfs(test, 32 * MIB)].into_iter().flatten() {
-        alone(async {
+        block_on(async {
             let path = disk.path("data");
             let file = MemoryMappedFile::create_rw(&path, 1 << 30).await.unwrap();
             file.update_region_async(0, b"the first page")
@@ -307,11 +202,11 @@ fn a_view_larger_than_the_disk_takes_nothing() {
 }
 
 #[test]
-fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
-    let Some(disk) = Disk::tmpfs("a_full_disk_at_the_end_of_the_file", MIB) else {
+fn full_disk_at_eof_is_not_truncation() {
+    let Some(disk) = Disk::tmpfs("full_disk_at_eof_is_not_truncation", MIB) else {
         return;
     };
-    alone(async {
+    block_on(async {
         // The last page, a hole, is not all inside the file.
         let path = disk.path("data");
         File::create(&path).unwrap().set_len(10_000).unwrap();
@@ -323,9 +218,9 @@ fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
 }
 
 #[test]
-fn a_file_that_another_process_truncates() {
+fn truncation_fails_lost_ranges_only() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 100_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let of_the_lost = file.bytes(50_000, 10).unwrap();
@@ -333,32 +228,32 @@ fn a_file_that_another_process_truncates() {
         let view = reader.as_slice(60_000, 10).unwrap();
         let mut waiting = Box::pin(file.update_region(60_000, b"x"));
         assert!(poll_once(&mut waiting).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         truncate(&path, 10_000);
         drop(view);
-        assert_gone(waiting.await, (60_000, 1, 10_000));
+        assert_truncated(waiting.await, (60_000, 1, 10_000));
 
-        assert_gone(file.update_region(50_000, b"x").await, (50_000, 1, 10_000));
-        assert_gone(
+        assert_truncated(file.update_region(50_000, b"x").await, (50_000, 1, 10_000));
+        assert_truncated(
             file.update_region_async(9_999, b"xx").await,
             (9_999, 2, 10_000),
         );
         let first_is_there: [(u64, &[u8]); 2] = [(0, b"x"), (20_000, b"yy")];
-        assert_gone(
+        assert_truncated(
             file.update_regions(&first_is_there).await,
             (20_000, 2, 10_000),
         );
-        assert_gone(
+        assert_truncated(
             file.update_regions_async(&first_is_there).await,
             (20_000, 2, 10_000),
         );
         let data = || vec![9; 100].into();
-        assert_gone(file.write_bytes(9_950, data()).await, (9_950, 100, 10_000));
-        assert_gone(
+        assert_truncated(file.write_bytes(9_950, data()).await, (9_950, 100, 10_000));
+        assert_truncated(
             file.write_bytes_async(9_950, data()).await,
             (9_950, 100, 10_000),
         );
-        assert_gone(
+        assert_truncated(
             file.try_update_region(10_000, b"x").await,
             (10_000, 1, 10_000),
         );
@@ -366,20 +261,20 @@ fn a_file_that_another_process_truncates() {
         assert!(file.as_slice_mut(50_000, 10).await.is_err());
         for handle in [&file, &reader] {
             let told = (50_000, 10, 10_000);
-            assert_gone(handle.slice(50_000, 10).await, told);
-            assert_gone(handle.read_bytes(50_000, 10).await, told);
+            assert_truncated(handle.slice(50_000, 10).await, told);
+            assert_truncated(handle.read_bytes(50_000, 10).await, told);
             let mut buffer = *b"unchanged!";
-            assert_gone(handle.read_into(50_000, &mut buffer).await, told);
+            assert_truncated(handle.read_into(50_000, &mut buffer).await, told);
             assert_eq!(&buffer, b"unchanged!");
-            assert_gone(handle.touch_pages().await, (0, 100_000, 10_000));
-            assert_gone(handle.touch_pages_range(50_000, 10).await, told);
+            assert_truncated(handle.touch_pages().await, (0, 100_000, 10_000));
+            assert_truncated(handle.touch_pages_range(50_000, 10).await, told);
             // A hint about what is not there does nothing.
             handle.prefetch_range(50_000, 10).await.unwrap();
             assert!(handle.copy_to(dir.path().join("copy")).await.is_err());
             assert!(!dir.path().join("copy").exists());
         }
         for size in [5_000, 10_000, 200_000] {
-            assert_gone(file.resize(size).await, (0, 100_000, 10_000));
+            assert_truncated(file.resize(size).await, (0, 100_000, 10_000));
         }
 
         // Nothing of all that has been written, or made the file longer again.
@@ -396,7 +291,7 @@ fn a_file_that_another_process_truncates() {
         file.flush_range(0, 100_000).await.unwrap();
         assert_eq!(fs::read(&path).unwrap()[..4], *b"here");
         assert_eq!(fs::metadata(&path).unwrap().len(), 10_000);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
 
         // And the rest, when it comes back.
         truncate(&path, 100_000);
@@ -420,9 +315,9 @@ fn a_file_that_another_process_truncates() {
 }
 
 #[test]
-fn a_flush_whose_bytes_somebody_cut_off_says_so() {
+fn flush_reports_bytes_cut_off() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 100_000).await;
         file.flush().await.unwrap();
         file.update_region(90_000, b"lost").await.unwrap();
@@ -450,33 +345,33 @@ fn a_flush_whose_bytes_somebody_cut_off_says_so() {
 }
 
 #[test]
-fn a_truncation_is_found_in_the_page_it_cuts() {
+fn truncation_inside_page_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 12_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         // The page is still there, but its end is not the file's.
         truncate(&path, 10_000);
         let told = (9_990, 20, 10_000);
         for handle in [&file, &reader] {
-            assert_gone(handle.slice(9_990, 20).await, told);
-            assert_gone(handle.read_bytes(9_990, 20).await, told);
-            assert_gone(handle.read_into(9_990, &mut [0; 20]).await, told);
-            assert_gone(handle.touch_pages().await, (0, 12_000, 10_000));
+            assert_truncated(handle.slice(9_990, 20).await, told);
+            assert_truncated(handle.read_bytes(9_990, 20).await, told);
+            assert_truncated(handle.read_into(9_990, &mut [0; 20]).await, told);
+            assert_truncated(handle.touch_pages().await, (0, 12_000, 10_000));
         }
-        assert_gone(file.as_slice_mut(9_990, 20).await, told);
+        assert_truncated(file.as_slice_mut(9_990, 20).await, told);
     });
 }
 
 #[test]
-fn a_truncation_is_told_in_the_callers_numbers() {
+fn truncation_error_has_callers_range() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 100_000).await;
         fs::write(dir.path().join("old"), b"keep").unwrap();
         truncate(&path, 10_000);
-        assert_gone(file.as_slice_mut(50_000, 10).await, (50_000, 10, 10_000));
-        assert_gone(
+        assert_truncated(file.as_slice_mut(50_000, 10).await, (50_000, 10, 10_000));
+        assert_truncated(
             file.copy_to(dir.path().join("old")).await,
             (0, 100_000, 10_000),
         );
@@ -486,16 +381,16 @@ fn a_truncation_is_told_in_the_callers_numbers() {
 }
 
 #[test]
-fn a_file_that_another_process_empties() {
+fn emptied_file_fails_until_reopened() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         truncate(&path, 0);
         let told = (0, 10_000, 0);
-        assert_gone(file.update_region(0, b"x").await, (0, 1, 0));
-        assert_gone(file.slice(0, 1).await, (0, 1, 0));
-        assert_gone(file.touch_pages().await, told);
-        assert_gone(file.resize(1).await, told);
+        assert_truncated(file.update_region(0, b"x").await, (0, 1, 0));
+        assert_truncated(file.slice(0, 1).await, (0, 1, 0));
+        assert_truncated(file.touch_pages().await, told);
+        assert_truncated(file.resize(1).await, told);
         assert!(file.as_slice_mut(0, 1).await.is_err());
         assert!(file.copy_to(dir.path().join("copy")).await.is_err());
         // An opening takes note of the length.
@@ -511,17 +406,17 @@ fn a_file_that_another_process_empties() {
 }
 
 #[test]
-fn a_disk_that_cannot_be_read() {
+fn unreadable_disk_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
-    let Some(disk) = Disk::ext4("a_disk_that_cannot_be_read", &image, 64 * MIB) else {
+    let Some(disk) = Disk::ext4("unreadable_disk_is_an_error", &image, 64 * MIB) else {
         return;
     };
     fs::write(disk.path("data"), vec![5; 32 << 20]).unwrap();
     File::open(disk.path("data")).unwrap().sync_all().unwrap();
     drop(disk);
     // Mounted again, with a cold cache; then most of its blocks are no more.
-    let Some(disk) = Disk::loop_device("a_disk_that_cannot_be_read", &image) else {
+    let Some(disk) = Disk::loop_device("unreadable_disk_is_an_error", &image) else {
         return;
     };
     let path = disk.path("data");
@@ -537,7 +432,7 @@ fn a_disk_that_cannot_be_read() {
         assert!(matches!(error, MmapIoError::Io(_)), "{error:?}");
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
         assert_unreadable(file.slice(bad + 100, 100).await);
         assert_unreadable(file.read_bytes(bad, 10_000).await);
@@ -557,14 +452,14 @@ fn a_disk_that_cannot_be_read() {
         // The readable part can be used, and nothing of the above was written there.
         assert_eq!(file.slice(0, 4096).await.unwrap(), [5; 4096]);
         file.update_region_async(0, b"fine").await.unwrap();
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn a_failed_flush_is_never_forgotten() {
+fn flush_error_outlives_repair() {
     // The image is sparse, on a disk that has no room for it.
-    let test = "a_failed_flush_is_never_forgotten";
+    let test = "flush_error_outlives_repair";
     let Some(small) = Disk::tmpfs(test, 8 * MIB) else {
         return;
     };
@@ -572,7 +467,7 @@ fn a_failed_flush_is_never_forgotten() {
         return;
     };
     let path = disk.path("data");
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::create_rw(&path, 32 * MIB).await.unwrap();
         file.update_region_async(0, b"durable").await.unwrap();
         assert!(file.last_flush_error().is_none());
@@ -627,7 +522,7 @@ fn a_failed_flush_is_never_forgotten() {
         fails(again.flush().await);
         drop((bytes, again));
         // The last job may not have gone yet.
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + TIMEOUT;
         let fresh = loop {
             let again = MemoryMappedFile::open_rw(&path).await.unwrap();
             if again.last_flush_error().is_none() {
@@ -643,8 +538,8 @@ fn a_failed_flush_is_never_forgotten() {
 }
 
 #[test]
-fn a_creation_that_cannot_be_read_in_leaves_no_file() {
-    let test = "a_creation_that_cannot_be_read_in_leaves_no_file";
+fn failed_eager_create_leaves_no_file() {
+    let test = "failed_eager_create_leaves_no_file";
     let Some(disk) = Disk::tmpfs(test, MIB) else {
         return;
     };
@@ -654,24 +549,24 @@ fn a_creation_that_cannot_be_read_in_leaves_no_file() {
         builder.touch_hint(mmap_io::TouchHint::Eager)
     };
     for _ in 0..2 {
-        assert_full(alone(builder().create()));
+        assert_full(block_on(builder().create()));
         assert!(!path.exists());
-        assert_full(alone(builder().create_new()));
+        assert_full(block_on(builder().create_new()));
         assert!(!path.exists());
     }
     // One that was there stays, and so does one that is opened.
     fs::write(&path, b"there").unwrap();
-    assert_full(alone(builder().create()));
+    assert_full(block_on(builder().create()));
     assert!(path.exists());
     let opening = builder().mode(mmap_io::MmapMode::ReadWrite).open();
-    assert_full(alone(opening));
+    assert_full(block_on(opening));
     assert!(path.exists());
 }
 
 #[test]
-fn data_of_a_truncated_file_is_said_to_be_truncated() {
+fn truncated_source_is_reported() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 100_000).await;
         let path = dir.path().join("source");
         fs::write(&path, pattern(100_000)).unwrap();
@@ -694,8 +589,8 @@ fn data_of_a_truncated_file_is_said_to_be_truncated() {
 }
 
 #[test]
-fn a_file_of_huge_pages_is_refused_in_words() {
-    let test = "a_file_of_huge_pages_is_refused_in_words";
+fn hugetlbfs_file_is_refused() {
+    let test = "hugetlbfs_file_is_refused";
     // SAFETY: the name is live and ends in a zero byte.
     let memory = unsafe { libc::memfd_create(b"huge\0".as_ptr().cast(), libc::MFD_HUGETLB) };
     if memory < 0 {
@@ -706,7 +601,7 @@ fn a_file_of_huge_pages_is_refused_in_words() {
     memory.set_len(4 * MIB).unwrap();
     for mode in [mmap_io::MmapMode::ReadOnly, mmap_io::MmapMode::ReadWrite] {
         let copy = memory.try_clone().unwrap();
-        let refused = alone(MemoryMappedFile::from_file(copy, mode, "huge")).map(drop);
+        let refused = block_on(MemoryMappedFile::from_file(copy, mode, "huge")).map(drop);
         let error = refused.unwrap_err();
         assert_eq!(error.io_kind(), Some(std::io::ErrorKind::Unsupported));
         assert!(error.to_string().contains("hugetlbfs"), "{error}");
@@ -714,9 +609,9 @@ fn a_file_of_huge_pages_is_refused_in_words() {
 }
 
 #[test]
-fn a_large_range_counts_neither_as_resident_nor_as_not() {
+fn large_range_is_not_counted_as_resident() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 5 << 20).await;
         file.touch_pages().await.unwrap();
         let before = file.stats();

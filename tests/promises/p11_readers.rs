@@ -9,13 +9,14 @@ use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{
-    alone, assert_waits, at_once, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
+    assert_waits, at_once, block_on, is_quiet, pattern, patterned, wait_until, wait_until_examined,
+    with_timeout, TIMEOUT,
 };
 
 #[test]
-fn readers_go_on_while_a_write_waits_for_a_slow_one() {
+fn readers_proceed_beside_blocked_write() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let other = MemoryMappedFile::builder(&path)
             .mode(MmapMode::ReadOnly)
@@ -55,15 +56,15 @@ fn readers_go_on_while_a_write_waits_for_a_slow_one() {
         // What was borrowed from it is out until it goes.
         assert!(poll_once(&mut write).await.is_none());
         drop(other);
-        soon(write).await.unwrap();
+        with_timeout(write).await.unwrap();
         assert_eq!(file.as_slice(0, 9_000).unwrap(), [1; 9_000]);
     });
 }
 
 #[test]
-fn readers_go_on_whatever_waits() {
+fn readers_proceed_beside_any_blocked_op() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         let slow = file.bytes(1_000, 8_000).unwrap();
         let mut mutable = Box::pin(file.as_slice_mut(1_000, 5_000));
@@ -85,7 +86,7 @@ fn readers_go_on_whatever_waits() {
             assert_eq!(at_once(file.read_bytes(at, len)).unwrap(), expected);
         }
         drop((mutable, shrink, both, snapshot, slow));
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
@@ -94,15 +95,15 @@ async fn look_again(file: &MemoryMappedFile, spare: u64) {
     let mut withdrawn = Box::pin(file.update_region(0, b"withdrawn"));
     assert_waits(file, spare, &mut withdrawn).await;
     drop(withdrawn);
-    until_looked_at(file, spare).await;
+    wait_until_examined(file, spare).await;
 }
 
 #[test]
-fn the_gate_of_a_write_steps_back() {
+fn gate_of_blocked_write_steps_back() {
     let mut shortest = Duration::MAX;
     for _ in 0..10 {
         let dir = tempfile::tempdir().unwrap();
-        alone(async {
+        block_on(async {
             let (_, file) = patterned(dir.path(), 1_000).await;
             let slow = file.bytes(0, 900).unwrap();
             let mut write = Box::pin(file.update_region(0, &[1; 900]));
@@ -122,7 +123,7 @@ fn the_gate_of_a_write_steps_back() {
             }
             assert!(poll_once(&mut write).await.is_none());
             drop(slow);
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         });
     }
     // The machine may be slow now and then, but not every time.
@@ -131,10 +132,10 @@ fn the_gate_of_a_write_steps_back() {
 }
 
 #[test]
-fn the_gate_steps_back_for_every_kind_of_reader() {
+fn gate_steps_back_for_every_reader() {
     for kind in 0..6 {
         let dir = tempfile::tempdir().unwrap();
-        alone(async {
+        block_on(async {
             let (_, file) = patterned(dir.path(), 1_000).await;
             let slow = file.bytes(0, 900).unwrap();
             let mut write = Box::pin(file.update_region(0, &[1; 900]));
@@ -146,28 +147,30 @@ fn the_gate_steps_back_for_every_kind_of_reader() {
                 // Nobody is there who waits for the time to be over.
                 1 => {
                     while file.try_as_slice(10, 10).unwrap().is_none() {
-                        assert!(begin.elapsed() < SOON, "the gate stays up");
+                        assert!(begin.elapsed() < TIMEOUT, "the gate stays up");
                         std::thread::yield_now();
                     }
                 }
                 2 => drop(file.bytes(10, 10).unwrap()),
-                3 => drop(soon(file.slice(10, 10)).await.unwrap()),
-                4 => drop(soon(file.read_bytes(10, 10)).await.unwrap()),
-                _ => soon(file.read_into(10, &mut [0; 10])).await.unwrap(),
+                3 => drop(with_timeout(file.slice(10, 10)).await.unwrap()),
+                4 => drop(with_timeout(file.read_bytes(10, 10)).await.unwrap()),
+                _ => with_timeout(file.read_into(10, &mut [0; 10]))
+                    .await
+                    .unwrap(),
             }
             assert!(poll_once(&mut write).await.is_none());
             drop(slow);
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         });
     }
 }
 
 #[test]
-fn a_stream_of_short_reads_does_not_starve_a_write() {
+fn short_reads_do_not_starve_write() {
     const WRITES: u8 = 5;
     let dir = tempfile::tempdir().unwrap();
-    let (path, file) = alone(patterned(dir.path(), 10_000));
-    let other = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let (path, file) = block_on(patterned(dir.path(), 10_000));
+    let other = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let is_over = AtomicBool::new(false);
     let reads = [const { AtomicU32::new(0) }; 3];
     std::thread::scope(|threads| {
@@ -179,11 +182,11 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
                 // There is nearly always a view: the next is taken before the last is dropped.
                 let mut view = file.as_slice(0, 100).unwrap();
                 while !is_over.load(Ordering::Relaxed) {
-                    assert!(begin.elapsed() < SOON, "a write was starved");
+                    assert!(begin.elapsed() < TIMEOUT, "a write was starved");
                     view = file.as_slice(0, 100).unwrap();
                     drop(view);
                     if reader == 2 {
-                        alone(file.slice(0, 100)).unwrap();
+                        block_on(file.slice(0, 100)).unwrap();
                         drop(file.bytes(20, 80).unwrap());
                     }
                     view = file.as_slice(0, 100).unwrap();
@@ -192,7 +195,7 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
                 drop(view);
             });
         }
-        alone(async {
+        block_on(async {
             for turn in 0..WRITES {
                 let before = reads.each_ref().map(|reads| reads.load(Ordering::Relaxed));
                 file.update_region(50, &[turn; 10]).await.unwrap();
@@ -200,7 +203,7 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
                 for (reads, before) in reads.iter().zip(before) {
                     let begin = Instant::now();
                     while reads.load(Ordering::Relaxed) == before {
-                        assert!(begin.elapsed() < SOON, "a reader was starved");
+                        assert!(begin.elapsed() < TIMEOUT, "a reader was starved");
                         std::thread::yield_now();
                     }
                 }
@@ -212,9 +215,9 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
 }
 
 #[test]
-fn ranges_that_stay_leased_are_joined() {
+fn kept_ranges_are_merged() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, _) = patterned(dir.path(), 100_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let pattern = pattern(100_000);
@@ -237,9 +240,9 @@ fn ranges_that_stay_leased_are_joined() {
 }
 
 #[test]
-fn a_refused_range_keeps_nothing() {
+fn refused_range_keeps_no_lease() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         reader.as_slice_bytes(500, 10).unwrap();
@@ -258,8 +261,8 @@ fn a_refused_range_keeps_nothing() {
         );
         drop(view);
         // What lay before the obstacle is free, and after it.
-        soon(file.update_region(100, b"x")).await.unwrap();
-        soon(file.update_region(949, b"x")).await.unwrap();
+        with_timeout(file.update_region(100, b"x")).await.unwrap();
+        with_timeout(file.update_region(949, b"x")).await.unwrap();
         assert!(!file.try_update_region(505, b"x").await.unwrap());
     });
 }

@@ -13,11 +13,12 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
-use futures_lite::future::{or, poll_once, zip};
+use futures_lite::future::{poll_once, zip};
 use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode, Result};
 use proptest::prelude::*;
 
-use crate::common::{alone, is_quiet, pattern, patterned, until, SOON};
+use crate::common::child::{child, child_dir};
+use crate::common::{block_on, is_quiet, pattern, patterned, wait_until, with_timeout, TIMEOUT};
 
 /// Every way to open a file beside one that is open already; the last only reads.
 async fn open_again(path: &Path, hard_link: &Path, soft_link: &Path) -> Vec<MemoryMappedFile> {
@@ -138,26 +139,17 @@ fn indices(range: &Range<u64>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
-/// A watchdog, for what nothing is in the way of.
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    let too_late = async {
-        smol::Timer::after(SOON).await;
-        panic!("still waiting, for nothing");
-    };
-    or(future, too_late).await
-}
-
 /// A waker that holds up whoever wakes it, until it is let go.
 struct SlowWaker {
     woken: Mutex<Sender<()>>,
-    let_go: Mutex<Receiver<()>>,
+    release: Mutex<Receiver<()>>,
 }
 
 impl Wake for SlowWaker {
     fn wake(self: Arc<Self>) {
         // The other ends are gone when nobody is interested any more.
         let _ = self.woken.lock().unwrap().send(());
-        let _ = self.let_go.lock().unwrap().recv_timeout(SOON);
+        let _ = self.release.lock().unwrap().recv_timeout(TIMEOUT);
     }
 }
 
@@ -165,16 +157,16 @@ impl Wake for SlowWaker {
 /// returned is dropped.
 fn poll_until_woken<T>(future: Pin<&mut impl Future<Output = T>>) -> (Sender<()>, Option<T>) {
     let (woken, is_woken) = mpsc::channel();
-    let (let_go, is_let_go) = mpsc::channel();
+    let (release, is_let_go) = mpsc::channel();
     let waker = Waker::from(Arc::new(SlowWaker {
         woken: Mutex::new(woken),
-        let_go: Mutex::new(is_let_go),
+        release: Mutex::new(is_let_go),
     }));
     match future.poll(&mut Context::from_waker(&waker)) {
-        Poll::Ready(output) => (let_go, Some(output)),
+        Poll::Ready(output) => (release, Some(output)),
         Poll::Pending => {
-            is_woken.recv_timeout(SOON).unwrap();
-            (let_go, None)
+            is_woken.recv_timeout(TIMEOUT).unwrap();
+            (release, None)
         }
     }
 }
@@ -253,7 +245,7 @@ impl<'a> Model<'a> {
                 least_len,
                 future,
             } = self.waiting.remove(next);
-            match soon(future).await {
+            match with_timeout(future).await {
                 Ok(None) if kind == Kind::Resize => {
                     let len = range.start as usize;
                     self.content.resize(len, 0);
@@ -280,17 +272,17 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 150,
         failure_persistence: None,
-        max_shrink_time: 2 * SOON.as_millis() as u32,
+        max_shrink_time: 2 * TIMEOUT.as_millis() as u32,
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn views_keep_their_bytes_and_the_file_is_what_was_written(
+    fn views_and_file_match_model(
         steps in proptest::collection::vec((any::<usize>(), step()), 1..80),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let (hard_link, soft_link) = (dir.path().join("hard"), dir.path().join("soft"));
-        alone(async {
+        block_on(async {
             let (path, first) = patterned(dir.path(), 8_000).await;
             fs::hard_link(&path, &hard_link).unwrap();
             symlink(&path, &soft_link).unwrap();
@@ -315,7 +307,7 @@ proptest! {
             }
             assert!(model.waiting.is_empty());
             assert!(fs::read(&path).unwrap() == model.content);
-            until(&handles[0], is_quiet).await;
+            wait_until(&handles[0], is_quiet).await;
         });
     }
 }
@@ -444,37 +436,37 @@ async fn apply<'a>(
 }
 
 #[test]
-fn a_shrink_waits_behind_a_write_of_more_bytes_than_it_leaves() {
+fn shrink_waits_behind_longer_write() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let view = file.as_slice(0, 10).unwrap();
         let mut write = Box::pin(file.update_region(0, &[1; 5000]));
         let mut shrink = Box::pin(file.resize(100));
         assert!(poll_once(&mut write).await.is_none());
         assert!(poll_once(&mut shrink).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         assert_eq!(view, &pattern(10)[..]);
         drop(view);
-        let (written, shrunk) = soon(zip(write, shrink)).await;
+        let (written, shrunk) = with_timeout(zip(write, shrink)).await;
         written.and(shrunk).unwrap();
         assert_eq!(fs::read(&path).unwrap(), [1; 100]);
     });
 }
 
 #[test]
-fn operations_that_wait_keep_their_order_whatever_each_waits_for() {
+fn blocked_operations_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 100).await;
         let (early, late) = (file.as_slice(0, 1).unwrap(), file.as_slice(29, 1).unwrap());
         let mut first = Box::pin(file.update_region(0, &[1; 10]));
         assert!(poll_once(&mut first).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
-        let (let_go, apart) = loop {
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        let (release, apart) = loop {
             let mut apart = Box::pin(file.update_region(90, b"x"));
             match poll_until_woken(apart.as_mut()) {
-                (let_go, None) => break (let_go, apart),
+                (release, None) => break (release, apart),
                 // Done before anybody could be held up.
                 (_, Some(done)) => done.unwrap(),
             }
@@ -485,12 +477,12 @@ fn operations_that_wait_keep_their_order_whatever_each_waits_for() {
         let mut third = Box::pin(file.update_region(5, &[3; 20]));
         assert!(poll_once(&mut second).await.is_none());
         assert!(poll_once(&mut third).await.is_none());
-        drop(let_go);
+        drop(release);
         apart.await.unwrap();
-        until(&file, |stats| stats.queued_writes == 3).await;
+        wait_until(&file, |stats| stats.queued_writes == 3).await;
         drop((early, late));
         let all = zip(zip(first, second), third);
-        let ((first, second), third) = soon(all).await;
+        let ((first, second), third) = with_timeout(all).await;
         first.and(second).and(third).unwrap();
         let mut expected = pattern(100);
         expected[0..10].fill(1);
@@ -502,9 +494,9 @@ fn operations_that_wait_keep_their_order_whatever_each_waits_for() {
 }
 
 #[test]
-fn a_shrink_that_was_dropped_while_it_waited_is_never_made() {
+fn dropped_blocked_shrink_never_happens() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 8000).await;
         for turn in 0..5000 {
             let view = file.slice(5000, 2000).await.unwrap();
@@ -524,15 +516,15 @@ fn a_shrink_that_was_dropped_while_it_waited_is_never_made() {
 }
 
 #[test]
-fn what_this_process_cuts_off_is_no_truncation() {
+fn own_shrink_is_not_a_truncation() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), 50_000));
+    let (_, file) = block_on(patterned(dir.path(), 50_000));
     let is_over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         threads.spawn(|| {
             for _ in 0..2000 {
-                alone(file.resize(10_000)).unwrap();
-                alone(file.resize(50_000)).unwrap();
+                block_on(file.resize(10_000)).unwrap();
+                block_on(file.resize(50_000)).unwrap();
             }
             is_over.store(true, Ordering::Relaxed);
         });
@@ -540,13 +532,13 @@ fn what_this_process_cuts_off_is_no_truncation() {
             let mut buffer = [0; 10_000];
             while !is_over.load(Ordering::Relaxed) {
                 for result in [
-                    alone(file.slice(40_000, 10_000)).map(drop),
-                    alone(file.read_bytes(9_000, 2000)).map(drop),
-                    alone(file.read_into(20_000, &mut buffer)),
-                    alone(file.touch_pages()),
-                    alone(file.update_region(30_000, b"x")),
-                    alone(file.as_slice_mut(49_990, 10)).map(drop),
-                    alone(file.flush()),
+                    block_on(file.slice(40_000, 10_000)).map(drop),
+                    block_on(file.read_bytes(9_000, 2000)).map(drop),
+                    block_on(file.read_into(20_000, &mut buffer)),
+                    block_on(file.touch_pages()),
+                    block_on(file.update_region(30_000, b"x")),
+                    block_on(file.as_slice_mut(49_990, 10)).map(drop),
+                    block_on(file.flush()),
                 ] {
                     match result {
                         Ok(()) | Err(MmapIoError::OutOfBounds { .. }) => {}
@@ -559,9 +551,9 @@ fn what_this_process_cuts_off_is_no_truncation() {
 }
 
 #[test]
-fn handles_know_of_each_other_however_they_were_opened() {
+fn all_handles_share_leases() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let (hard_link, soft_link) = (dir.path().join("hard"), dir.path().join("soft"));
         fs::hard_link(&path, &hard_link).unwrap();
@@ -627,9 +619,9 @@ fn handles_know_of_each_other_however_they_were_opened() {
 }
 
 #[test]
-fn bytes_borrowed_from_a_reader_stay_until_it_goes() {
+fn borrowed_bytes_block_until_reader_drops() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let clone = reader.clone();
@@ -649,9 +641,9 @@ fn bytes_borrowed_from_a_reader_stay_until_it_goes() {
 }
 
 #[test]
-fn nothing_is_created_or_copied_over_a_mapped_file() {
+fn create_and_copy_over_mapped_file_fail() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let (hard_link, soft_link) = (dir.path().join("hard"), dir.path().join("soft"));
         fs::hard_link(&path, &hard_link).unwrap();
@@ -707,27 +699,27 @@ fn nothing_is_created_or_copied_over_a_mapped_file() {
 }
 
 #[test]
-fn a_path_is_free_again_when_close_returns() {
+fn path_is_free_after_close() {
     if std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1") {
         // It is that thread which is held up here.
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (path, file) = alone(patterned(dir.path(), 1000));
+    let (path, file) = block_on(patterned(dir.path(), 1000));
     let mut close = Box::pin(file.close());
     // The job that flushes is not done with waking this thread when close returns.
-    let (let_go, closed) = poll_until_woken(close.as_mut());
-    closed.unwrap_or_else(|| alone(&mut close)).unwrap();
+    let (release, closed) = poll_until_woken(close.as_mut());
+    closed.unwrap_or_else(|| block_on(&mut close)).unwrap();
     drop(close);
-    let created = alone(MemoryMappedFile::create_rw(&path, 10));
-    drop(let_go);
+    let created = block_on(MemoryMappedFile::create_rw(&path, 10));
+    drop(release);
     assert_eq!(created.unwrap().len(), 10);
 }
 
 #[test]
-fn a_new_file_under_an_old_name_is_another_file() {
+fn new_file_under_old_name_is_separate() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, old) = patterned(dir.path(), 1000).await;
         let view = old.as_slice(0, 1000).unwrap();
         mmap_io::delete_mmap(&path).await.unwrap();
@@ -746,9 +738,9 @@ fn a_new_file_under_an_old_name_is_another_file() {
 }
 
 #[test]
-fn a_copy_is_not_mapped_before_it_is_whole() {
+fn copy_is_not_visible_until_whole() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 100_000).await;
         let copy_path = dir.path().join("copy");
         let view = file.as_slice_mut(50_000, 10).await.unwrap();
@@ -763,7 +755,7 @@ fn a_copy_is_not_mapped_before_it_is_whole() {
         // Whoever finds it, in whatever moment, finds all of it; or has it before it is claimed,
         // and then there is no copy.
         let opener = std::thread::spawn(move || loop {
-            match alone(MemoryMappedFile::open_ro(&copy_path)) {
+            match block_on(MemoryMappedFile::open_ro(&copy_path)) {
                 Ok(opened) => break opened,
                 Err(error) => assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound)),
             }
@@ -784,9 +776,9 @@ fn a_copy_is_not_mapped_before_it_is_whole() {
 }
 
 #[test]
-fn bytes_of_a_file_are_written_in_their_turn() {
+fn mapped_source_keeps_write_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         for round in 0..100 {
             // They are copied first, on the pool, and the write behind them is not.
@@ -807,12 +799,12 @@ fn bytes_of_a_file_are_written_in_their_turn() {
         let (first, second) = zip(first, second).await;
         first.and(second).unwrap();
         assert_eq!(file.as_slice(0, 9).unwrap(), [1; 9]);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn an_owner_that_panics_holds_up_nobody() {
+fn panicking_owner_blocks_nothing() {
     struct Owner(Bytes);
 
     impl AsRef<[u8]> for Owner {
@@ -828,7 +820,7 @@ fn an_owner_that_panics_holds_up_nobody() {
     }
 
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         for data in [
             file.bytes(0, 100).unwrap(),
@@ -838,14 +830,14 @@ fn an_owner_that_panics_holds_up_nobody() {
             file.write_bytes(5000, data).await.unwrap();
             file.update_region(5000, b"later").await.unwrap();
         }
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn bytes_of_a_file_are_written_to_it() {
+fn bytes_can_be_written_to_own_file() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let other = MemoryMappedFile::open_ro(&path).await.unwrap();
         // Onto themselves: the only view in the way is the one that is moved in.
@@ -877,9 +869,9 @@ fn bytes_of_a_file_are_written_to_it() {
 }
 
 #[test]
-fn bytes_of_two_files_are_written_into_each_other() {
+fn two_files_can_swap_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, one) = patterned(dir.path(), 1000).await;
         let two = MemoryMappedFile::create_rw(dir.path().join("two"), 1000)
             .await
@@ -909,7 +901,7 @@ fn identity(file: &MemoryMappedFile) -> (u64, u64) {
 }
 
 #[test]
-fn who_opens_a_new_file_at_the_same_time_gets_the_same_one() {
+fn concurrent_opens_share_new_file() {
     let dir = tempfile::tempdir().unwrap();
     for turn in 0..1500 {
         let path = dir.path().join(turn.to_string());
@@ -921,8 +913,8 @@ fn who_opens_a_new_file_at_the_same_time_gets_the_same_one() {
                     threads.spawn(move || {
                         start.wait();
                         match opener {
-                            0 if turn % 2 == 0 => alone(MemoryMappedFile::create_rw(path, 4096)),
-                            _ => alone(MemoryMappedFile::open_or_create(path, 4096)),
+                            0 if turn % 2 == 0 => block_on(MemoryMappedFile::create_rw(path, 4096)),
+                            _ => block_on(MemoryMappedFile::open_or_create(path, 4096)),
                         }
                     })
                 })
@@ -947,27 +939,23 @@ fn who_opens_a_new_file_at_the_same_time_gets_the_same_one() {
 /// and closed it. That takes luck, or a kernel that is slow to tell the length.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_file_is_as_long_as_its_handle_says_whoever_creates_it() {
-    use crate::p5_durable::{as_child, can_trace};
+fn handle_length_survives_racing_create() {
+    use crate::common::probe::{can_trace, trace};
 
-    if !can_trace("a_file_is_as_long_as_its_handle_says") {
+    if !can_trace("handle_length_survives_racing_create") {
         return;
     }
     let slow = [
-        "strace",
-        "-f",
-        "-o/dev/null",
         "-etrace=statx,fstat",
         "-einject=statx,fstat:delay_exit=1000",
     ];
     let dir = tempfile::tempdir().unwrap();
-    let output = as_child(&slow, "p3_aliasing::opening_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
+    trace(child!(opening_child), dir.path(), &slow);
 }
 
 #[test]
 fn opening_child() {
-    let Some(dir) = crate::p5_durable::child_dir() else {
+    let Some(dir) = child_dir() else {
         return;
     };
     let path = dir.join("data");
@@ -978,9 +966,9 @@ fn opening_child() {
             threads.spawn(move || {
                 for turn in 0..400 {
                     let opened = match opener {
-                        0 | 1 => alone(MemoryMappedFile::create_rw(path, 10 + turn)),
-                        2 => alone(MemoryMappedFile::open_rw(path)),
-                        _ => alone(MemoryMappedFile::open_ro(path)),
+                        0 | 1 => block_on(MemoryMappedFile::create_rw(path, 10 + turn)),
+                        2 => block_on(MemoryMappedFile::open_rw(path)),
+                        _ => block_on(MemoryMappedFile::open_ro(path)),
                     };
                     match opened {
                         // As long as it is open here, nobody else truncates it.
@@ -995,14 +983,14 @@ fn opening_child() {
 }
 
 #[test]
-fn views_on_many_threads_keep_their_bytes() {
+fn views_on_many_threads_never_change() {
     const CELL: u64 = 3000;
     const CELLS: u64 = 6;
     let dir = tempfile::tempdir().unwrap();
-    let (path, first) = alone(patterned(dir.path(), (CELLS * CELL) as usize));
-    alone(first.update_region(0, &[0; (CELLS * CELL) as usize])).unwrap();
-    let second = alone(MemoryMappedFile::open_rw(&path)).unwrap();
-    let reader = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let (path, first) = block_on(patterned(dir.path(), (CELLS * CELL) as usize));
+    block_on(first.update_region(0, &[0; (CELLS * CELL) as usize])).unwrap();
+    let second = block_on(MemoryMappedFile::open_rw(&path)).unwrap();
+    let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let handles = [&first, &second, &reader];
     let writers_left = AtomicU32::new(2);
     let is_over = AtomicBool::new(false);
@@ -1028,7 +1016,7 @@ fn views_on_many_threads_keep_their_bytes() {
                     let at = u64::from(random >> 16) % CELLS * CELL;
                     // A mutable view may be in the way, or the last cell be cut off.
                     match turns % 4 {
-                        0 => check(&match alone(file.slice(at, CELL)) {
+                        0 => check(&match block_on(file.slice(at, CELL)) {
                             Err(MmapIoError::OutOfBounds { .. }) => continue,
                             view => view.unwrap(),
                         }),
@@ -1061,20 +1049,20 @@ fn views_on_many_threads_keep_their_bytes() {
                     let value = (turn * 2 + writer) as u8;
                     let data = [value; CELL as usize];
                     let write = match turn % 5 {
-                        0 => alone(async {
+                        0 => block_on(async {
                             let mut view = file.as_slice_mut(at, CELL).await?;
                             view.fill(value);
                             check(&view);
                             Ok(())
                         }),
-                        1 => alone(file.write_bytes(at, Bytes::copy_from_slice(&data))),
-                        2 => alone(file.update_regions(&[(0, &data), (at, &data)])),
+                        1 => block_on(file.write_bytes(at, Bytes::copy_from_slice(&data))),
+                        2 => block_on(file.update_regions(&[(0, &data), (at, &data)])),
                         // The last cell goes, and comes back as zeroes.
-                        3 if turn % 10 == 3 => alone(async {
+                        3 if turn % 10 == 3 => block_on(async {
                             file.resize((CELLS - 1) * CELL).await?;
                             file.resize(CELLS * CELL).await
                         }),
-                        _ => alone(file.update_region(at, &data)),
+                        _ => block_on(file.update_region(at, &data)),
                     };
                     match write {
                         Err(MmapIoError::OutOfBounds { .. }) => {}
@@ -1087,5 +1075,5 @@ fn views_on_many_threads_keep_their_bytes() {
             });
         }
     });
-    alone(until(&first, is_quiet));
+    block_on(wait_until(&first, is_quiet));
 }

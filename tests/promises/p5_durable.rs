@@ -5,90 +5,14 @@
 #![cfg(target_os = "linux")]
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
-use crate::common::{alone, at_once, pattern, skip};
-
-/// On a disk: a tmpfs has nothing to write back to.
-pub(crate) fn on_a_disk() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
-/// Looks at a file's pages from outside.
-pub(crate) struct Probe {
-    path: PathBuf,
-    file: File,
-}
-
-impl Probe {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_path_buf(),
-            file: File::open(path).unwrap(),
-        }
-    }
-
-    /// Whether no page of the file is dirty or being written back.
-    pub(crate) fn is_clean(&self) -> bool {
-        match self.unwritten(0, 0) {
-            Some(pages) => pages == 0,
-            // The kernel's older way to tell, for what is mapped here.
-            None => self.dirty_and_mapped() == 0,
-        }
-    }
-
-    /// Pages that are dirty or being written back, by `cachestat(2)` (Linux 6.5). All of them if
-    /// `len` is 0.
-    pub(crate) fn unwritten(&self, offset: u64, len: u64) -> Option<u64> {
-        #[repr(C)]
-        struct Range {
-            offset: u64,
-            len: u64,
-        }
-        #[repr(C)]
-        #[derive(Default)]
-        struct CacheStat {
-            cached: u64,
-            dirty: u64,
-            writeback: u64,
-            evicted: u64,
-            recently_evicted: u64,
-        }
-        const SYS_CACHESTAT: libc::c_long = 451;
-        let range = Range { offset, len };
-        let mut stat = CacheStat::default();
-        let descriptor = self.file.as_raw_fd();
-        // SAFETY: both structures are live for the call, and laid out as it says.
-        let result = unsafe { libc::syscall(SYS_CACHESTAT, descriptor, &range, &mut stat, 0) };
-        (result == 0).then_some(stat.dirty + stat.writeback)
-    }
-
-    /// KiB, by `/proc/self/smaps`.
-    fn dirty_and_mapped(&self) -> u64 {
-        let name = self.path.to_str().unwrap();
-        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut is_ours = false;
-        let mut dirty = 0;
-        for line in maps.lines() {
-            if line.contains('/') || line.contains('-') {
-                is_ours = line.ends_with(name);
-            }
-            let value = ["Shared_Dirty:", "Private_Dirty:"]
-                .iter()
-                .find_map(|key| line.strip_prefix(key));
-            if let (true, Some(value)) = (is_ours, value) {
-                let value = value.trim().trim_end_matches(" kB");
-                dirty += value.parse::<u64>().unwrap();
-            }
-        }
-        dirty
-    }
-}
+use crate::common::child::{child, child_dir, Child};
+use crate::common::probe::{can_trace, end_of_step, trace, Probe};
+use crate::common::{at_once, block_on, on_a_disk, pattern, skip};
 
 /// Changes a range without making it durable, shows that the probe sees it, and runs what is to
 /// make it durable.
@@ -104,16 +28,16 @@ macro_rules! assert_cleans {
 }
 
 #[test]
-fn nothing_is_left_to_write_when_a_durable_call_returns() {
+fn durable_calls_leave_no_dirty_page() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, 1 << 20).await.unwrap();
         let probe = Probe::new(&path);
         file.update_region(0, &[1; 1 << 20]).await.unwrap();
         if probe.is_clean() {
             return skip(
-                "p5_durable",
+                "durable_calls_leave_no_dirty_page",
                 "neither cachestat(2) nor smaps sees a dirty page",
             );
         }
@@ -189,9 +113,9 @@ fn nothing_is_left_to_write_when_a_durable_call_returns() {
 }
 
 #[test]
-fn nothing_is_left_to_write_under_the_policy_always() {
+fn policy_always_leaves_no_dirty_page() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::builder(&path)
             .size(100_000)
@@ -224,13 +148,16 @@ fn nothing_is_left_to_write_under_the_policy_always() {
 }
 
 #[test]
-fn each_of_many_writers_finds_its_own_bytes_durable() {
+fn concurrent_durable_writes_are_clean() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
-    let file = alone(MemoryMappedFile::create_rw(&path, 4 << 12)).unwrap();
+    let file = block_on(MemoryMappedFile::create_rw(&path, 4 << 12)).unwrap();
     let probe = Probe::new(&path);
     if probe.unwritten(0, 0).is_none() {
-        return skip("p5_durable_writers", "no cachestat(2) in this kernel");
+        return skip(
+            "concurrent_durable_writes_are_clean",
+            "no cachestat(2) in this kernel",
+        );
     }
     // Each has a page of its own, so that it sees whether the flush it shared was the right one:
     // one that ran when its bytes came may have passed them already.
@@ -240,7 +167,7 @@ fn each_of_many_writers_finds_its_own_bytes_durable() {
             threads.spawn(move || {
                 for turn in 0..100_u8 {
                     let data = [turn; 100];
-                    alone(file.update_region_async(page << 12, &data)).unwrap();
+                    block_on(file.update_region_async(page << 12, &data)).unwrap();
                     assert_eq!(probe.unwritten(page << 12, 1), Some(0));
                 }
             });
@@ -250,35 +177,16 @@ fn each_of_many_writers_finds_its_own_bytes_durable() {
     assert!(stats.flushes <= stats.flushed_waiters);
 }
 
-/// Runs a test in a process of its own, on a directory, and maybe under another program.
-pub(crate) fn as_child(program: &[&str], child: &str, dir: &Path) -> std::process::Output {
-    let this = std::env::current_exe().unwrap();
-    let mut words: Vec<_> = program.iter().map(|word| word.as_ref()).collect();
-    words.push(this.as_os_str());
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .args(["--exact", "--nocapture", "--test-threads=1", child])
-        .env("MMAP_IO_TEST_CHILD", dir)
-        .output();
-    output.unwrap()
-}
-
-/// The directory to work on, if the test was run by [`as_child`].
-pub(crate) fn child_dir() -> Option<PathBuf> {
-    std::env::var_os("MMAP_IO_TEST_CHILD").map(PathBuf::from)
-}
-
 #[test]
-fn a_process_that_maps_the_file_sees_what_was_flushed() {
+fn other_process_sees_flushed_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
         file.update_region(100, &pattern(5000)).await.unwrap();
         file.update_region(90_000, &pattern(10_000)).await.unwrap();
         let seen = || {
-            let output = as_child(&[], "p5_durable::reading_child", dir.path());
-            assert!(output.status.success(), "{output:?}");
+            child!(reading_child).dir(dir.path()).passes();
             fs::read(dir.path().join("seen")).unwrap()
         };
         file.flush_range(100, 5000).await.unwrap();
@@ -300,7 +208,7 @@ fn reading_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_ro(dir.join("data")).await.unwrap();
         let content = file.as_slice(0, file.len()).unwrap();
         fs::write(dir.join("seen"), content).unwrap();
@@ -329,41 +237,13 @@ impl Step {
     }
 }
 
-/// An invalid descriptor ends a step.
-fn end_of_step() {
-    // SAFETY: the call takes no pointer.
-    unsafe { libc::fsync(-1) };
-}
-
-/// Whether `strace` is there and may trace; says so if not.
-pub(crate) fn can_trace(test: &str) -> bool {
-    let mut trial = Command::new("strace");
-    let problem = match trial.args(["-o", "/dev/null", "true"]).output() {
-        Ok(output) if output.status.success() => return true,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).replace('\n', " "),
-        Err(error) => format!("strace: {error}"),
-    };
-    skip(test, &problem);
-    false
-}
-
 /// Runs a child under `strace`, and tells its steps apart; `None` where that cannot be done.
-fn traced(test: &str, child: &str, dir: &Path) -> Option<Vec<Step>> {
-    if !can_trace(test) {
+fn traced(child: Child, dir: &Path) -> Option<Vec<Step>> {
+    if !can_trace(child.test()) {
         return None;
     }
-    let trace = dir.join("trace");
-    let program = [
-        "strace",
-        "-f",
-        "-y",
-        "-etrace=fsync,fdatasync,syncfs,msync,sync_file_range",
-        "-o",
-        trace.to_str().unwrap(),
-    ];
-    let output = as_child(&program, child, dir);
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
+    let calls = "-etrace=fsync,fdatasync,syncfs,msync,sync_file_range";
+    let trace = trace(child, dir, &["-y", calls]);
     assert!(!trace.contains("MS_ASYNC"), "{trace}");
     let mut steps = vec![Step(Vec::new())];
     for line in trace.lines() {
@@ -377,15 +257,14 @@ fn traced(test: &str, child: &str, dir: &Path) -> Option<Vec<Step>> {
 }
 
 #[test]
-fn the_length_and_the_name_become_durable_once() {
+fn length_and_name_are_synced_once() {
     let dir = on_a_disk();
     let dir = dir.path().canonicalize().unwrap();
     fs::write(dir.join("old"), pattern(10_000)).unwrap();
     fs::write(dir.join("empty"), b"").unwrap();
     fs::create_dir(dir.join("elsewhere")).unwrap();
     std::os::unix::fs::symlink(dir.join("elsewhere/target"), dir.join("link")).unwrap();
-    let test = "the_length_and_the_name_become_durable_once";
-    let Some(steps) = traced(test, "p5_durable::traced_child", &dir) else {
+    let Some(steps) = traced(child!(traced_child), &dir) else {
         return;
     };
     let mut steps = steps.iter();
@@ -448,7 +327,7 @@ fn traced_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         let path = dir.join("new");
         let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
         file.update_region(0, b"x").await.unwrap();
@@ -536,11 +415,10 @@ fn traced_child() {
 }
 
 #[test]
-fn a_name_is_not_called_durable_for_lack_of_descriptors() {
+fn fd_exhaustion_does_not_skip_directory_sync() {
     let dir = on_a_disk();
     let dir = dir.path().canonicalize().unwrap();
-    let test = "a_name_is_not_called_durable_for_lack_of_descriptors";
-    let Some(steps) = traced(test, "p5_durable::poor_child", &dir) else {
+    let Some(steps) = traced(child!(poor_child), &dir) else {
         return;
     };
     // Either it says that it cannot, or it does it.
@@ -575,7 +453,7 @@ fn poor_child() {
     };
     // One is left, for the file itself.
     let mut taken = take_descriptors(1);
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::create_rw(dir.join("new"), 10).await;
         taken.clear();
         let outcome = match file {
@@ -590,8 +468,8 @@ fn poor_child() {
 
 /// In a directory where the process may create files, and not look (as a spool for all users).
 #[test]
-fn a_name_in_an_unreadable_directory_becomes_durable() {
-    let test = "a_name_in_an_unreadable_directory_becomes_durable";
+fn name_in_unreadable_directory_is_synced() {
+    let test = "name_in_unreadable_directory_is_synced";
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
         return skip(test, "needs root, to become another user");
@@ -602,7 +480,7 @@ fn a_name_in_an_unreadable_directory_becomes_durable() {
     for (dir, mode) in [(dir.path(), 0o755), (&spool, 0o1733)] {
         fs::set_permissions(dir, PermissionsExt::from_mode(mode)).unwrap();
     }
-    let Some(steps) = traced(test, "p5_durable::spooling_child", dir.path()) else {
+    let Some(steps) = traced(child!(spooling_child), dir.path()) else {
         return;
     };
     assert!(steps[0].synced_all(), "{:?}", steps[0].0);
@@ -617,7 +495,7 @@ fn spooling_child() {
     // SAFETY: the calls take no pointer.
     let other = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
     assert!(other);
-    alone(async {
+    block_on(async {
         let path = dir.join("spool/new");
         let file = MemoryMappedFile::create_rw(path, 10).await.unwrap();
         for _ in 0..2 {
@@ -628,15 +506,15 @@ fn spooling_child() {
 }
 
 #[test]
-fn a_flush_of_nothing_does_nothing() {
+fn clean_file_flush_is_noop() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
-    let file = alone(MemoryMappedFile::create_rw(&path, 100_000)).unwrap();
+    let file = block_on(MemoryMappedFile::create_rw(&path, 100_000)).unwrap();
     let flushes = || file.stats().flushes;
     let assert_done = |does: bool| {
         let before = (flushes(), file.stats().pool_hops);
         if does {
-            alone(file.flush()).unwrap();
+            block_on(file.flush()).unwrap();
             assert_eq!(flushes(), before.0 + 1);
             return;
         }
@@ -647,11 +525,11 @@ fn a_flush_of_nothing_does_nothing() {
     // The length and the name are owed.
     assert_done(true);
     assert_done(false);
-    alone(file.update_region(0, b"x")).unwrap();
+    block_on(file.update_region(0, b"x")).unwrap();
     assert_done(true);
     assert_done(false);
     // Stores through a view count, before and after it ends.
-    let mut view = alone(file.as_slice_mut(0, 10)).unwrap();
+    let mut view = block_on(file.as_slice_mut(0, 10)).unwrap();
     view[0] = b'y';
     assert_done(true);
     view[1] = b'y';
@@ -659,11 +537,11 @@ fn a_flush_of_nothing_does_nothing() {
     drop(view);
     assert_done(true);
     assert_done(false);
-    alone(file.resize(200_000)).unwrap();
+    block_on(file.resize(200_000)).unwrap();
     assert_done(true);
     assert_done(false);
     // Another handle opens it, and answers for its name.
-    drop(alone(MemoryMappedFile::open_rw(&path)).unwrap());
+    drop(block_on(MemoryMappedFile::open_rw(&path)).unwrap());
     assert_done(true);
     assert_done(false);
     // Stores by address are not seen.

@@ -11,8 +11,8 @@ use std::time::Instant;
 use futures_lite::future::{poll_once, yield_now};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
 
-use crate::common::{alone, ends, eventually, SOON};
-use crate::p10_errors::{Disk, MIB};
+use crate::common::disk::{Disk, MIB};
+use crate::common::{block_on, eventually, join_with_timeout, TIMEOUT};
 
 /// A disk that has room for what is on it, and for nothing else.
 struct Failing {
@@ -31,7 +31,7 @@ impl Failing {
         let small = Disk::tmpfs(test, 8 * MIB)?;
         let disk = Disk::ext4(test, &small.path("image"), 64 * MIB)?;
         let path = disk.path("data");
-        alone(async {
+        block_on(async {
             let file = MemoryMappedFile::create_rw(&path, 32 * MIB).await.unwrap();
             file.update_region_async(0, b"durable").await.unwrap();
             file.close().await.unwrap();
@@ -61,7 +61,7 @@ impl Failing {
     /// When every handle and `Bytes` has gone: what nobody remembers.
     async fn open_afresh(&self) -> MemoryMappedFile {
         // The last job may not have gone yet.
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let again = self.open(FlushPolicy::Never).await;
             if again.last_flush_error().is_none() {
@@ -121,18 +121,18 @@ async fn write_what_is_lost(file: &MemoryMappedFile) -> mmap_io::Result<()> {
 }
 
 #[test]
-fn every_waiter_of_the_flush_is_told_and_every_later_one() {
-    let Some(mut failing) = Failing::new("p6_waiters") else {
+fn flush_error_reaches_all_waiters() {
+    let Some(mut failing) = Failing::new("flush_error_reaches_all_waiters") else {
         return;
     };
-    let file = alone(failing.open(FlushPolicy::Never));
+    let file = block_on(failing.open(FlushPolicy::Never));
     failing.fail();
-    alone(write_what_is_lost(&file)).unwrap();
+    block_on(write_what_is_lost(&file)).unwrap();
     let mut waiters = Vec::new();
     for waiter in 0..12_u64 {
         let file = file.clone();
         waiters.push(std::thread::spawn(move || {
-            ends("a waiter", async move {
+            join_with_timeout("a waiter", async move {
                 // None of these bytes is what is lost; but whoever comes later is not told that
                 // all is well.
                 let mut results = Vec::new();
@@ -157,11 +157,11 @@ fn every_waiter_of_the_flush_is_told_and_every_later_one() {
     let lost = told[0];
     assert!(told.iter().all(|cause| *cause == lost), "{told:?}");
     failing.repair();
-    alone(assert_sticks(&file, lost));
+    block_on(assert_sticks(&file, lost));
 }
 
 #[test]
-fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
+fn threshold_flush_error_fails_later_writes() {
     for (test, policy) in [
         ("p6_always", FlushPolicy::Always),
         ("p6_every_bytes", FlushPolicy::EveryBytes(1 << 20)),
@@ -170,7 +170,7 @@ fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
         let Some(mut failing) = Failing::new(test) else {
             return;
         };
-        alone(async {
+        block_on(async {
             let file = failing.open(policy).await;
             failing.fail();
             let lost = loop {
@@ -197,11 +197,11 @@ fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
 }
 
 #[test]
-fn a_failure_of_the_background_surfaces_and_outlives_the_handles() {
-    let Some(mut failing) = Failing::new("p6_every_millis") else {
+fn background_flush_error_outlives_handles() {
+    let Some(mut failing) = Failing::new("background_flush_error_outlives_handles") else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = failing.open(FlushPolicy::EveryMillis(5)).await;
         failing.fail();
         // The tick may come before this returns.
@@ -247,11 +247,11 @@ fn a_failure_of_the_background_surfaces_and_outlives_the_handles() {
 }
 
 #[test]
-fn a_flush_that_a_view_started_is_not_forgotten_either() {
-    let Some(mut failing) = Failing::new("p6_views") else {
+fn view_flush_error_is_kept() {
+    let Some(mut failing) = Failing::new("view_flush_error_is_kept") else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = failing.open(FlushPolicy::Always).await;
         failing.fail();
         file.as_slice_mut(8 * MIB, 8 * MIB).await.unwrap().fill(1);
@@ -266,11 +266,11 @@ fn a_flush_that_a_view_started_is_not_forgotten_either() {
 }
 
 #[test]
-fn a_flush_whose_future_was_dropped_is_not_forgotten_either() {
-    let Some(mut failing) = Failing::new("p6_dropped") else {
+fn dropped_flush_error_is_kept() {
+    let Some(mut failing) = Failing::new("dropped_flush_error_is_kept") else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = failing.open(FlushPolicy::Never).await;
         failing.fail();
         write_what_is_lost(&file).await.unwrap();

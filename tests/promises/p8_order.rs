@@ -16,13 +16,14 @@ use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMo
 use proptest::prelude::*;
 
 use crate::common::{
-    alone, assert_waits, is_quiet, pattern, patterned, soon, until, HeldQueue, SOON,
+    assert_waits, block_on, is_quiet, pattern, patterned, wait_until, with_timeout, HeldQueue,
+    TIMEOUT,
 };
 
 #[test]
-fn what_overlaps_keeps_its_order_and_what_does_not_goes_ahead() {
+fn only_overlapping_writes_keep_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         file.update_region(0, &[0; 1000]).await.unwrap();
         let view = file.as_slice(0, 10).unwrap();
@@ -50,9 +51,9 @@ fn what_overlaps_keeps_its_order_and_what_does_not_goes_ahead() {
 }
 
 #[test]
-fn views_resizes_and_snapshots_take_their_turn() {
+fn views_resizes_and_copies_take_turns() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         file.update_region(0, &[0; 1000]).await.unwrap();
         let blocker = file.bytes(900, 1).unwrap();
@@ -85,9 +86,9 @@ fn views_resizes_and_snapshots_take_their_turn() {
 }
 
 #[test]
-fn try_update_region_does_not_overtake_what_waits() {
+fn try_update_region_does_not_overtake() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         let before = pattern(1000);
         let view = file.bytes(0, 10).unwrap();
@@ -111,13 +112,13 @@ fn try_update_region_does_not_overtake_what_waits() {
             assert!(file.try_update_region(at, &[9; 1]).await.unwrap(), "{at}");
         }
         drop(view);
-        soon(first).await.unwrap();
-        let mut view = soon(second).await.unwrap();
+        with_timeout(first).await.unwrap();
+        let mut view = with_timeout(second).await.unwrap();
         assert_eq!(view[..5], [1; 5]);
         view.fill(2);
         assert!(poll_once(&mut third).await.is_none());
         drop(view);
-        soon(third).await.unwrap();
+        with_timeout(third).await.unwrap();
         let mut expected = before[..200].to_vec();
         expected[5..20].fill(1);
         expected[15..30].fill(2);
@@ -149,9 +150,9 @@ async fn small_buffer(dir: &Path) -> MemoryMappedFile {
 }
 
 #[test]
-fn a_write_without_room_keeps_its_place_before_a_resize() {
+fn unadmitted_write_precedes_later_resize() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = small_buffer(dir.path()).await;
         let (held, full) = with_a_full_buffer(&file).await;
         let mut write = Box::pin(file.update_region(500, &[2; 100]));
@@ -160,9 +161,9 @@ fn a_write_without_room_keeps_its_place_before_a_resize() {
         assert!(poll_once(&mut shrink).await.is_none());
         let mut grow = Box::pin(file.resize(700));
         assert!(poll_once(&mut grow).await.is_none());
-        held.let_go().await;
+        held.release().await;
         let all = zip(zip(full, write), zip(shrink, grow));
-        let ((full, write), (shrink, grow)) = soon(all).await;
+        let ((full, write), (shrink, grow)) = with_timeout(all).await;
         full.unwrap();
         write.and(shrink).and(grow).unwrap();
         let mut expected = [0; 150];
@@ -173,9 +174,9 @@ fn a_write_without_room_keeps_its_place_before_a_resize() {
 }
 
 #[test]
-fn a_write_without_room_keeps_its_place_before_views_and_writes() {
+fn unadmitted_write_precedes_later_ops() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = small_buffer(dir.path()).await;
         let copy = dir.path().join("copy");
         for withdrawn in [false, true] {
@@ -194,13 +195,13 @@ fn a_write_without_room_keeps_its_place_before_views_and_writes() {
             let parts: [(u64, &[u8]); 2] = [(600, &[4; 20]), (700, &[4; 20])];
             let mut later = Box::pin(file.update_regions(&parts));
             assert!(poll_once(&mut later).await.is_none());
-            held.let_go().await;
+            held.release().await;
             let seen = if withdrawn {
                 drop(write);
-                soon(zip(full, zip(mutable, later))).await.1 .0
+                with_timeout(zip(full, zip(mutable, later))).await.1 .0
             } else {
                 let all = zip(zip(full, write), zip(mutable, later));
-                let ((_, write), (seen, later)) = soon(all).await;
+                let ((_, write), (seen, later)) = with_timeout(all).await;
                 write.and(later).unwrap();
                 seen
             };
@@ -219,9 +220,9 @@ fn a_write_without_room_keeps_its_place_before_views_and_writes() {
         assert!(poll_once(&mut snapshot).await.is_none());
         let mut later = Box::pin(file.update_region(550, &[6; 100]));
         assert!(poll_once(&mut later).await.is_none());
-        held.let_go().await;
+        held.release().await;
         let all = zip(zip(full, write), zip(snapshot, later));
-        let ((_, write), (snapshot, later)) = soon(all).await;
+        let ((_, write), (snapshot, later)) = with_timeout(all).await;
         write.and(snapshot.map(drop)).and(later).unwrap();
         assert_eq!(fs::read(&copy).unwrap()[500..600], [5; 100]);
         assert_eq!(file.as_slice(550, 100).unwrap(), [6; 100]);
@@ -229,9 +230,9 @@ fn a_write_without_room_keeps_its_place_before_views_and_writes() {
 }
 
 #[test]
-fn writes_that_are_sent_back_to_the_door_keep_their_places() {
+fn readmitted_writes_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = small_buffer(dir.path()).await;
         let view = file.bytes(10, 1).unwrap();
         let copies: Vec<[u8; 60]> = (0..20).map(|byte| [byte; 60]).collect();
@@ -246,26 +247,26 @@ fn writes_that_are_sent_back_to_the_door_keep_their_places() {
             let write = line.last_mut().unwrap();
             assert!(poll_once(write).await.is_none());
             let rest = [number as u8; 100];
-            soon(file.update_region(900, &rest)).await.unwrap();
+            with_timeout(file.update_region(900, &rest)).await.unwrap();
         }
         // The futures are awaited one after the other; none has to be polled for another's sake.
         drop(view);
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         let mut expected = [19; 20 * 19 + 60];
         for (number, part) in expected.chunks_mut(20).enumerate() {
             part.fill(number.min(19) as u8);
         }
         assert_eq!(file.as_slice(10, 20 * 19 + 60).unwrap(), expected);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
+fn write_cut_by_earlier_shrink_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let before = pattern(10_000);
         let view = file.bytes(9_500, 1).unwrap();
@@ -281,12 +282,12 @@ fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
         assert_waits(&file, 0, &mut owned).await;
         assert_waits(&file, 0, &mut mutable).await;
         drop(view);
-        soon(shrink).await.unwrap();
+        with_timeout(shrink).await.unwrap();
         let failed = [
-            soon(many).await,
-            soon(one).await,
-            soon(owned).await,
-            soon(mutable).await.map(drop),
+            with_timeout(many).await,
+            with_timeout(one).await,
+            with_timeout(owned).await,
+            with_timeout(mutable).await.map(drop),
         ];
         for failed in failed {
             let total = match failed.unwrap_err() {
@@ -302,12 +303,12 @@ fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
 }
 
 #[test]
-fn a_reader_sees_a_write_whole_or_not_at_all() {
+fn reader_sees_whole_writes() {
     // Across pages, across blocks of the lease table, and of more than a mebibyte, for which
     // `as_slice` does not wait.
     for (offset, len, turns) in [(10, 5_000, 300), (30_000, 40_000, 200), (1, 1_500_000, 10)] {
         let dir = tempfile::tempdir().unwrap();
-        let file = alone(MemoryMappedFile::create_rw(
+        let file = block_on(MemoryMappedFile::create_rw(
             dir.path().join("data"),
             2_000_000,
         ));
@@ -341,7 +342,7 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
                                 Err(MmapIoError::Busy { .. }) if len > 1 << 20 => {}
                                 slice => check(&slice.unwrap()),
                             },
-                            1 => check(&alone(file.slice(offset, len)).unwrap()),
+                            1 => check(&block_on(file.slice(offset, len)).unwrap()),
                             _ => {
                                 if let Some(slice) = file.try_as_slice(offset, len).unwrap() {
                                     check(&slice);
@@ -364,7 +365,8 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
                 }
             };
             // The readers end also if it does not, so that it is told.
-            let written = std::panic::catch_unwind(AssertUnwindSafe(|| alone(soon(write))));
+            let written =
+                std::panic::catch_unwind(AssertUnwindSafe(|| block_on(with_timeout(write))));
             is_over.store(true, Ordering::Relaxed);
             written.unwrap();
         });
@@ -541,7 +543,7 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
             if came.is_some() {
                 // It was quick.
             } else if waiting.is_empty() && withdrawn.is_empty() {
-                came = Some(soon(&mut future).await);
+                came = Some(with_timeout(&mut future).await);
             } else {
                 let count = waiting.len() + withdrawn.len() + 1;
                 let place = async {
@@ -550,7 +552,7 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
                         futures_lite::future::yield_now().await;
                     }
                 };
-                soon(place).await;
+                with_timeout(place).await;
             }
         }
         match came {
@@ -569,7 +571,7 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
         .collect();
     drop(in_the_way);
     if let Some(held) = held {
-        held.let_go().await;
+        held.release().await;
     }
 
     let mut waiting: Vec<_> = waiting.into_iter().map(Some).collect();
@@ -605,8 +607,8 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
             futures_lite::future::yield_now().await;
         }
     };
-    soon(end).await;
-    until(file, is_quiet).await;
+    with_timeout(end).await;
+    wait_until(file, is_quiet).await;
     assert_eq!(file.len(), content.len() as u64);
     assert!(file.as_slice(1, file.len() - 1).unwrap() == content[1..]);
     assert!(fs::read(file.path()).unwrap()[1..] == content[1..]);
@@ -616,12 +618,12 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 150,
         failure_persistence: None,
-        max_shrink_time: SOON.as_millis() as u32,
+        max_shrink_time: TIMEOUT.as_millis() as u32,
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn the_file_is_what_one_after_the_other_makes_of_it(
+    fn concurrent_ops_match_sequential_model(
         rounds in proptest::collection::vec(
             (proptest::collection::vec(turn(), 1..16), any::<bool>()),
             1..4,
@@ -629,7 +631,7 @@ proptest! {
         buffer in prop_oneof![Just(0), Just(2_000), Just(8_000), Just(1 << 20)],
     ) {
         let dir = tempfile::tempdir().unwrap();
-        alone(async {
+        block_on(async {
             let (path, _) = patterned(dir.path(), LEN as usize).await;
             let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
             let file = builder.write_buffer(buffer).open().await.unwrap();

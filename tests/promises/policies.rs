@@ -13,8 +13,10 @@ use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapMode};
 
-use crate::common::{alone, ends, eventually, is_quiet, skip, until};
-use crate::p5_durable::{as_child, child_dir, on_a_disk, Probe};
+use crate::common::child::{abort_if_stuck, child, child_dir};
+use crate::common::on_a_disk;
+use crate::common::probe::{can_probe, Probe};
+use crate::common::{block_on, eventually, is_quiet, join_with_timeout, wait_until};
 
 const HOUR: FlushPolicy = FlushPolicy::EveryMillis(3_600_000);
 
@@ -39,21 +41,10 @@ fn state(file: &MemoryMappedFile) -> (u64, u64) {
     (stats.flushes, stats.pending_bytes)
 }
 
-/// Whether the kernel shows dirty pages of a file on that disk.
-pub(crate) fn can_probe(test: &str, dir: &Path) -> bool {
-    let path = dir.join("trial");
-    fs::write(&path, b"x").unwrap();
-    let sees = !Probe::new(&path).is_clean();
-    if !sees {
-        skip(test, "neither cachestat(2) nor smaps sees a dirty page");
-    }
-    sees
-}
-
 #[test]
 fn zero_disables_a_policy() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let mut disabled = Vec::new();
         for (name, policy) in [
             ("bytes", FlushPolicy::EveryBytes(0)),
@@ -84,10 +75,10 @@ fn zero_disables_a_policy() {
 }
 
 #[test]
-fn the_write_that_makes_it_so_many_bytes_returns_when_all_are_durable() {
+fn every_bytes_flushes_at_threshold() {
     let dir = on_a_disk();
-    let probes = can_probe("policies_every_bytes", dir.path());
-    alone(async {
+    let probes = can_probe("every_bytes_flushes_at_threshold", dir.path());
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 1 << 20, FlushPolicy::EveryBytes(10_000)).await;
         let probe = Probe::new(&path);
@@ -142,9 +133,9 @@ fn the_write_that_makes_it_so_many_bytes_returns_when_all_are_durable() {
 }
 
 #[test]
-fn a_flush_of_a_range_debits_exactly_what_it_covered() {
+fn flush_range_debits_covered_bytes() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 1 << 20, FlushPolicy::EveryBytes(20_000)).await;
         file.update_region(0, &[1; 10_000]).await.unwrap();
@@ -171,10 +162,10 @@ fn a_flush_of_a_range_debits_exactly_what_it_covered() {
 }
 
 #[test]
-fn every_nth_write_returns_when_all_are_durable() {
+fn every_writes_flushes_at_threshold() {
     let dir = on_a_disk();
-    let probes = can_probe("policies_every_writes", dir.path());
-    alone(async {
+    let probes = can_probe("every_writes_flushes_at_threshold", dir.path());
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 100_000, FlushPolicy::EveryWrites(3)).await;
         let probe = Probe::new(&path);
@@ -212,9 +203,9 @@ fn every_nth_write_returns_when_all_are_durable() {
 }
 
 #[test]
-fn a_write_that_fails_or_writes_nothing_flushes_nothing() {
+fn failed_or_empty_write_does_not_flush() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         for policy in [
             FlushPolicy::Always,
@@ -230,16 +221,16 @@ fn a_write_that_fails_or_writes_nothing_flushes_nothing() {
             assert_eq!(state(&file), (0, 0));
             file.update_region(0, b"x").await.unwrap();
             assert_eq!(state(&file), (1, 0));
-            until(&file, is_quiet).await;
+            wait_until(&file, is_quiet).await;
         }
     });
 }
 
 #[test]
-fn a_dropped_view_starts_what_the_policy_asks() {
+fn dropped_view_starts_policy_flush() {
     let dir = on_a_disk();
-    let probes = can_probe("policies_views", dir.path());
-    alone(async {
+    let probes = can_probe("dropped_view_starts_policy_flush", dir.path());
+    block_on(async {
         for (name, policy, starts) in [
             ("never", FlushPolicy::Never, false),
             ("hour", HOUR, false),
@@ -273,12 +264,12 @@ fn a_dropped_view_starts_what_the_policy_asks() {
 }
 
 #[test]
-fn stores_that_nobody_counted_are_flushed_all_the_same() {
+fn flush_covers_raw_pointer_stores() {
     let dir = on_a_disk();
-    if !can_probe("policies_uncounted", dir.path()) {
+    if !can_probe("flush_covers_raw_pointer_stores", dir.path()) {
         return;
     }
-    alone(async {
+    block_on(async {
         for (name, policy) in [
             ("never", FlushPolicy::Never),
             ("always", FlushPolicy::Always),
@@ -312,9 +303,9 @@ fn stores_that_nobody_counted_are_flushed_all_the_same() {
 }
 
 #[test]
-fn handles_of_one_file_each_follow_their_own_policy() {
+fn handles_follow_their_own_policy() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let lazy = settled(&path, 100_000, FlushPolicy::Never).await;
         let always = open(&path, FlushPolicy::Always).await;
@@ -354,10 +345,10 @@ fn handles_of_one_file_each_follow_their_own_policy() {
 }
 
 #[test]
-fn one_durable_operation_costs_one_flush() {
+fn durable_operation_flushes_once() {
     let dir = on_a_disk();
-    let probes = can_probe("policies_one_flush", dir.path());
-    alone(async {
+    let probes = can_probe("durable_operation_flushes_once", dir.path());
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 64 << 20, FlushPolicy::Never).await;
         let probe = Probe::new(&path);
@@ -394,10 +385,10 @@ fn one_durable_operation_costs_one_flush() {
 }
 
 #[test]
-fn writes_go_on_during_a_flush() {
+fn writes_proceed_during_flush() {
     // The flush takes a thread of the pool, and they need another.
     let dir = on_a_disk();
-    in_child("flushing_child", dir.path(), None);
+    child!(flushing_child).dir(dir.path()).usual_pool().passes();
 }
 
 #[test]
@@ -405,8 +396,8 @@ fn flushing_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    watch();
-    alone(async {
+    abort_if_stuck();
+    block_on(async {
         let path = dir.join("data");
         let file = settled(&path, 64 << 20, FlushPolicy::Never).await;
         let data = vec![1; 32 << 20];
@@ -440,17 +431,17 @@ fn flushing_child() {
 }
 
 #[test]
-fn many_tasks_under_one_threshold() {
+fn tasks_share_one_threshold() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
-    let file = alone(settled(&path, 8 << 16, FlushPolicy::EveryBytes(50_000)));
+    let file = block_on(settled(&path, 8 << 16, FlushPolicy::EveryBytes(50_000)));
     std::thread::scope(|threads| {
         for task in 0..8 {
             let file = &file;
             threads.spawn(move || {
                 for turn in 0..200_u64 {
                     let at = (task << 16) + turn * 300;
-                    alone(file.update_region(at, &[turn as u8; 300])).unwrap();
+                    block_on(file.update_region(at, &[turn as u8; 300])).unwrap();
                     // Whoever crosses it waits, so that no more is ever pending than one write of
                     // each task beyond, besides what is being flushed.
                     assert!(file.pending_bytes() < 2 * (50_000 + 8 * 300));
@@ -466,26 +457,6 @@ fn many_tasks_under_one_threshold() {
     assert!((1..=2 * written / 50_000).contains(&flushes), "{flushes}");
 }
 
-/// Tasks of the test, in a process that nobody else uses.
-fn in_child(child: &str, dir: &Path, pool_threads: Option<&str>) {
-    let threads = pool_threads.map(|threads| format!("BLOCKING_MAX_THREADS={threads}"));
-    let program: Vec<&str> = match &threads {
-        Some(threads) => vec!["env", threads],
-        None => vec!["env", "--unset=BLOCKING_MAX_THREADS"],
-    };
-    let output = as_child(&program, &format!("policies::{child}"), dir);
-    assert!(output.status.success(), "{output:?}");
-}
-
-/// Ends the process if the test does not.
-fn watch() {
-    std::thread::spawn(|| {
-        std::thread::sleep(Duration::from_secs(120));
-        eprintln!("the child hangs");
-        std::process::abort();
-    });
-}
-
 fn threads_of_this_process() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("Threads:"));
@@ -493,9 +464,12 @@ fn threads_of_this_process() -> usize {
 }
 
 #[test]
-fn a_dropped_view_does_not_wait_for_its_flush() {
+fn dropped_view_does_not_wait_for_flush() {
     let dir = on_a_disk();
-    in_child("occupied_pool_child", dir.path(), Some("1"));
+    child!(occupied_pool_child)
+        .dir(dir.path())
+        .one_pool_thread()
+        .passes();
 }
 
 /// Occupies the only thread of the pool.
@@ -516,8 +490,8 @@ fn occupied_pool_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    watch();
-    alone(async {
+    abort_if_stuck();
+    block_on(async {
         for (name, policy) in [
             ("always", FlushPolicy::Always),
             ("bytes", FlushPolicy::EveryBytes(100)),
@@ -537,10 +511,10 @@ fn occupied_pool_child() {
 }
 
 #[test]
-fn the_background_flushes_what_nobody_asks_for() {
+fn every_millis_flushes_in_background() {
     let dir = on_a_disk();
-    let probes = can_probe("policies_background", dir.path());
-    alone(async {
+    let probes = can_probe("every_millis_flushes_in_background", dir.path());
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 100_000, FlushPolicy::EveryMillis(20)).await;
         let probe = Probe::new(&path);
@@ -572,14 +546,18 @@ fn the_background_flushes_what_nobody_asks_for() {
 }
 
 #[test]
-fn one_timer_serves_a_thousand_files() {
+fn one_timer_serves_all_files() {
     // In memory, where there is one: what is counted are threads.
     let shared = Path::new("/dev/shm");
     let dir = match shared.is_dir() {
         true => tempfile::tempdir_in(shared),
         false => tempfile::tempdir(),
     };
-    in_child("thousand_files_child", dir.unwrap().path(), None);
+    let dir = dir.unwrap();
+    child!(thousand_files_child)
+        .dir(dir.path())
+        .usual_pool()
+        .passes();
 }
 
 #[test]
@@ -587,7 +565,7 @@ fn thousand_files_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    watch();
+    abort_if_stuck();
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -597,7 +575,7 @@ fn thousand_files_child() {
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: as above.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-    alone(async {
+    block_on(async {
         let mut files = Vec::new();
         for number in 0..1000 {
             let path = dir.join(number.to_string());
@@ -617,8 +595,8 @@ fn thousand_files_child() {
         }
         eventually("half of them are flushed", || {
             most = most.max(threads_of_this_process());
-            let mut soon = files.iter().skip(1).step_by(2);
-            soon.all(|file| state(file) == (1, 0))
+            let mut ticking = files.iter().skip(1).step_by(2);
+            ticking.all(|file| state(file) == (1, 0))
         });
         // One that waits for the time and two that flush; and the pool grows by one or two more when
         // a job is submitted before the thread of the last one is idle.
@@ -631,20 +609,10 @@ fn thousand_files_child() {
     });
 }
 
-/// Long before the kernel does it on its own (after 30 s, by default).
-#[track_caller]
-pub(crate) fn soon_clean(probe: &Probe) {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !probe.is_clean() {
-        assert!(Instant::now() < deadline, "it was lost");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
-fn the_last_handle_takes_no_scheduled_flush_with_it() {
+fn last_drop_keeps_scheduled_flush() {
     let dir = on_a_disk();
-    if !can_probe("policies_last_handle", dir.path()) {
+    if !can_probe("last_drop_keeps_scheduled_flush", dir.path()) {
         return;
     }
     let path = dir.path().join("data");
@@ -658,52 +626,53 @@ fn the_last_handle_takes_no_scheduled_flush_with_it() {
     let again = |path: PathBuf| async move {
         MemoryMappedFile::create_rw(&path, 10).await.unwrap();
     };
-    let create = |path: &Path| ends("create_rw after the last handle", again(path.to_owned()));
+    let create =
+        |path: &Path| join_with_timeout("create_rw after the last handle", again(path.to_owned()));
     for round in 0..4 {
-        let file = alone(written(path.clone()));
+        let file = block_on(written(path.clone()));
         let other = file.clone();
         drop(file);
         match round {
             0 => drop(other),
             1 => drop(other.unmap().unwrap()),
             2 => {
-                let view = alone(other.read_bytes(0, 10)).unwrap();
+                let view = block_on(other.read_bytes(0, 10)).unwrap();
                 drop(other);
                 drop(view);
             }
             _ => {
                 // Another handle without a policy is the last one.
-                let lazy = alone(open(&path, FlushPolicy::Never));
+                let lazy = block_on(open(&path, FlushPolicy::Never));
                 drop(other);
                 drop(lazy);
             }
         }
-        soon_clean(&Probe::new(&path));
+        Probe::new(&path).wait_until_clean();
         assert_eq!(fs::read(&path).unwrap()[50_000..50_009], *b"scheduled");
         create(&path);
     }
     // It does not wait for the flush that is due, either; and the file is what was asked for.
-    let file = alone(written(path.clone()));
+    let file = block_on(written(path.clone()));
     drop(file);
     create(&path);
     assert_eq!(fs::read(&path).unwrap().len(), 10);
     // Nor for an alarm that has nothing to ring for.
-    let file = alone(written(path.clone()));
-    alone(file.flush()).unwrap();
+    let file = block_on(written(path.clone()));
+    block_on(file.flush()).unwrap();
     drop(file);
     create(&path);
-    let file = alone(written(path.clone()));
-    alone(file.close()).unwrap();
+    let file = block_on(written(path.clone()));
+    block_on(file.close()).unwrap();
     create(&path);
 }
 
 #[test]
-fn a_scheduled_flush_outlives_handles_that_come_and_go() {
+fn scheduled_flush_outlives_handle() {
     let dir = on_a_disk();
-    if !can_probe("policies_handles_come_and_go", dir.path()) {
+    if !can_probe("scheduled_flush_outlives_handle", dir.path()) {
         return;
     }
-    alone(async {
+    block_on(async {
         for round in 0..50 {
             let path = dir.path().join(round.to_string());
             let file = settled(&path, 10_000, FlushPolicy::EveryMillis(1)).await;
@@ -714,7 +683,7 @@ fn a_scheduled_flush_outlives_handles_that_come_and_go() {
             }
             file.as_slice_mut(5000, 10).await.unwrap().fill(1);
             drop(file);
-            soon_clean(&probe);
+            probe.wait_until_clean();
         }
     });
 }
@@ -739,12 +708,12 @@ impl Drop for Payload {
 }
 
 #[test]
-fn a_durable_write_that_has_started_is_flushed_without_its_future() {
+fn started_durable_write_flushes_if_dropped() {
     let dir = on_a_disk();
-    if !can_probe("policies_dropped_write", dir.path()) {
+    if !can_probe("started_durable_write_flushes_if_dropped", dir.path()) {
         return;
     }
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 10_000, FlushPolicy::Never).await;
         let probe = Probe::new(&path);
@@ -758,15 +727,15 @@ fn a_durable_write_that_has_started_is_flushed_without_its_future() {
         drop((write, file));
         assert!(!probe.is_clean());
         drop(go);
-        soon_clean(&probe);
+        probe.wait_until_clean();
         assert_eq!(fs::read(&path).unwrap()[..7], *b"payload");
     });
 }
 
 #[test]
-fn unmap_and_close_never_fail_because_of_a_tick() {
+fn tick_never_fails_unmap_or_close() {
     let dir = on_a_disk();
-    ends("unmapping", async move {
+    join_with_timeout("unmapping", async move {
         let path = dir.path().join("data");
         let mut file = settled(&path, 10_000, FlushPolicy::EveryMillis(1)).await;
         for round in 0..150_u64 {
@@ -786,9 +755,12 @@ fn unmap_and_close_never_fail_because_of_a_tick() {
 }
 
 #[test]
-fn a_pool_of_one_thread_ticks_and_serves_everybody() {
+fn one_pool_thread_ticks_and_serves() {
     let dir = on_a_disk();
-    in_child("lonely_pool_child", dir.path(), Some("1"));
+    child!(lonely_pool_child)
+        .dir(dir.path())
+        .one_pool_thread()
+        .passes();
 }
 
 #[test]
@@ -796,8 +768,8 @@ fn lonely_pool_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    watch();
-    alone(async {
+    abort_if_stuck();
+    block_on(async {
         let soon = settled(&dir.join("soon"), 100, FlushPolicy::EveryMillis(50)).await;
         let later = settled(&dir.join("later"), 100, HOUR).await;
         let other = settled(&dir.join("other"), 100, FlushPolicy::Never).await;
@@ -832,9 +804,9 @@ fn lonely_pool_child() {
 }
 
 #[test]
-fn a_write_that_outlives_its_handle_leaves_no_alarm_behind() {
+fn write_after_last_drop_leaves_no_alarm() {
     let dir = on_a_disk();
-    ends("creating", async move {
+    join_with_timeout("creating", async move {
         for round in 0..20 {
             let path = dir.path().join(format!("data{round}"));
             let file = settled(&path, 16 << 20, HOUR).await;
@@ -852,7 +824,7 @@ fn a_write_that_outlives_its_handle_leaves_no_alarm_behind() {
 }
 
 #[test]
-fn each_flush_of_a_write_sets_the_time_if_asked_to() {
+fn touch_mtime_sets_time_on_flush() {
     let memory = tempfile::tempdir_in("/dev/shm").ok();
     let disk = on_a_disk();
     let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
@@ -860,23 +832,23 @@ fn each_flush_of_a_write_sets_the_time_if_asked_to() {
         for touch in [true, false] {
             let path = dir.path().join(format!("{touch}"));
             let builder = MemoryMappedFile::builder(&path).size(5000);
-            let file = alone(builder.touch_mtime(touch).create()).unwrap();
+            let file = block_on(builder.touch_mtime(touch).create()).unwrap();
             let is_old = || fs::metadata(&path).unwrap().modified().unwrap() == old;
             let age = || {
                 let file = fs::File::options().write(true).open(&path).unwrap();
                 file.set_modified(old).unwrap();
             };
-            alone(file.update_region(0, b"x")).unwrap();
+            block_on(file.update_region(0, b"x")).unwrap();
             // Stored to a page that is dirty already.
             age();
-            alone(file.update_region(1, b"x")).unwrap();
+            block_on(file.update_region(1, b"x")).unwrap();
             assert!(is_old());
-            alone(file.flush()).unwrap();
+            block_on(file.flush()).unwrap();
             assert_eq!(is_old(), !touch);
             // Nothing was written.
             age();
-            alone(file.flush()).unwrap();
-            alone(file.flush_range(0, 10)).unwrap();
+            block_on(file.flush()).unwrap();
+            block_on(file.flush_range(0, 10)).unwrap();
             assert!(is_old());
         }
     }

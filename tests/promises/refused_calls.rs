@@ -9,8 +9,9 @@ use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, pattern};
-use crate::p5_durable::{as_child, child_dir};
+use crate::common::child::{child, child_dir};
+use crate::common::on_a_disk;
+use crate::common::{block_on, pattern};
 
 const MIB: u64 = 1 << 20;
 const CACHESTAT: libc::c_long = 451;
@@ -134,19 +135,18 @@ async fn everything(dir: &Path, errno: libc::c_int) {
 }
 
 #[test]
-fn every_operation_works_without_optional_calls() {
+fn operations_work_without_optional_calls() {
     for (name, _) in CALLS {
         for errno in [libc::EPERM, libc::ENOSYS] {
             if (name, errno) == ("statx", libc::EPERM) {
                 // The standard library asks for metadata that way, and takes this for the answer.
                 continue;
             }
-            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let dir = on_a_disk();
             let order = format!("{name} {errno}");
             fs::write(dir.path().join("refused"), order).unwrap();
-            let output = as_child(&[], "refused_calls::refusing_child", dir.path());
-            assert!(output.status.success(), "{name}, {errno}: {output:?}");
-            let printed = String::from_utf8_lossy(&output.stdout);
+            println!("{name}, {errno}");
+            let printed = child!(refusing_child).dir(dir.path()).passes();
             assert!(printed.contains("works without"), "{printed}");
         }
     }
@@ -162,16 +162,14 @@ fn refusing_child() {
     let errno = errno.parse().unwrap();
     let call = CALLS.iter().find(|(known, _)| *known == name).unwrap().1;
     refuse(call, errno);
-    alone(everything(&dir, errno));
+    block_on(everything(&dir, errno));
     println!("works without {name}");
 }
 
 #[test]
-fn no_call_asks_for_residency_once_that_is_stopped() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let output = as_child(&[], "refused_calls::unprobing_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let printed = String::from_utf8_lossy(&output.stdout);
+fn stopped_probing_makes_no_probe_call() {
+    let dir = on_a_disk();
+    let printed = child!(unprobing_child).dir(dir.path()).passes();
     assert!(printed.contains("works without"), "{printed}");
 }
 
@@ -183,8 +181,8 @@ fn unprobing_child() {
     mmap_io::utils::stop_probing_residency();
     kill_for(libc::SYS_mincore);
     kill_for(CACHESTAT);
-    alone(everything(&dir, 0));
-    alone(async {
+    block_on(everything(&dir, 0));
+    block_on(async {
         let memory = mmap_io::AnonymousMmap::new(100_000).unwrap();
         assert_eq!(memory.slice(0, 10).await.unwrap(), [0; 10]);
         // Every read hops.

@@ -16,11 +16,12 @@ use std::task::{Context, Wake, Waker};
 
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
+use crate::common::child::child;
 use crate::common::fuse::{
     with_fuse, Fuse, Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE,
     SETATTR, WRITE,
 };
-use crate::common::{alone, ends, eventually, pattern, poll_once, soon};
+use crate::common::{block_on, eventually, join_with_timeout, pattern, poll_once, with_timeout};
 
 /// Bytes of the file `data`.
 const LEN: u64 = 1 << 20;
@@ -31,9 +32,7 @@ macro_rules! fuse_test {
         #[test]
         fn $name() {
             let files = [("data", LEN as usize), ("other", 8192)];
-            with_fuse(concat!("remote::", stringify!($name)), &files, |$fuse| {
-                alone(async { $body })
-            });
+            with_fuse(child!($name), &files, |$fuse| block_on(async { $body }));
         }
     };
 }
@@ -142,16 +141,16 @@ async fn no_poll_asks(fuse: &Fuse, held: &[Kind]) {
     assert!(running.len() > all / 2, "not much was held back");
     drop(held);
     for (name, operation) in running {
-        soon(operation).await.unwrap();
+        with_timeout(operation).await.unwrap();
         assert_eq!(fuse.asked_here(), [], "{name}, at its end");
     }
 }
 
-fuse_test!(no_poll_asks_for_attributes, |fuse| {
+fuse_test!(polls_request_no_attributes, |fuse| {
     no_poll_asks(fuse, &[GETATTR]).await;
 });
 
-fuse_test!(no_poll_waits_for_the_server, |fuse| {
+fuse_test!(polls_never_wait_for_server, |fuse| {
     let all = [
         LOOKUP, GETATTR, SETATTR, OPEN, READ, WRITE, FSYNC, FALLOCATE,
     ];
@@ -168,7 +167,7 @@ fn drop_waits_for_nothing<T>(fuse: &Fuse, what: &str, value: T) {
     assert_eq!(fuse.asked_here(), [], "the drop of {what} asked");
 }
 
-fuse_test!(a_dropped_second_handle_waits_for_no_close, |fuse| {
+fuse_test!(drop_of_second_handle_does_not_wait, |fuse| {
     let (writer, reader) = (open_rw(fuse).await, open_ro(fuse).await);
     drop_waits_for_nothing(fuse, "a second reader", open_ro(fuse).await);
     drop_waits_for_nothing(fuse, "a second writer", open_rw(fuse).await);
@@ -177,7 +176,7 @@ fuse_test!(a_dropped_second_handle_waits_for_no_close, |fuse| {
     all_close(fuse);
 });
 
-fuse_test!(a_dropped_last_handle_waits_for_no_close, |fuse| {
+fuse_test!(drop_of_last_handle_does_not_wait, |fuse| {
     drop_waits_for_nothing(fuse, "a reader", open_ro(fuse).await);
     drop_waits_for_nothing(fuse, "a writer", open_rw(fuse).await);
     let created = MemoryMappedFile::create_rw(fuse.path("created"), 5000).await;
@@ -188,7 +187,7 @@ fuse_test!(a_dropped_last_handle_waits_for_no_close, |fuse| {
     all_close(fuse);
 });
 
-fuse_test!(dropped_unflushed_writes_wait_for_no_close, |fuse| {
+fuse_test!(drop_with_dirty_bytes_does_not_wait, |fuse| {
     const HOUR: u64 = 3_600_000;
     for policy in [FlushPolicy::Never, FlushPolicy::EveryMillis(HOUR)] {
         let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
@@ -200,7 +199,7 @@ fuse_test!(dropped_unflushed_writes_wait_for_no_close, |fuse| {
     }
 });
 
-fuse_test!(dropped_bytes_wait_for_no_close, |fuse| {
+fuse_test!(drop_of_bytes_does_not_wait, |fuse| {
     for mode in [MmapMode::ReadOnly, MmapMode::ReadWrite] {
         let builder = MemoryMappedFile::builder(fuse.path("data")).mode(mode);
         let file = builder.open().await.unwrap();
@@ -213,7 +212,7 @@ fuse_test!(dropped_bytes_wait_for_no_close, |fuse| {
     all_close(fuse);
 });
 
-fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
+fuse_test!(drop_of_views_does_not_wait, |fuse| {
     let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
     let file = builder
         .flush_policy(FlushPolicy::Always)
@@ -228,7 +227,7 @@ fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
     assert_eq!(fuse.content("data")[..100], [1; 100]);
 });
 
-fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
+fuse_test!(drop_of_open_future_does_not_wait, |fuse| {
     /// Says that it was woken.
     struct Woken(AtomicBool);
 
@@ -278,7 +277,10 @@ async fn close_waits_elsewhere(fuse: &Fuse, file: MemoryMappedFile) {
     let held = fuse.hold(&[FLUSH]);
     let mut close = Box::pin(file.close());
     eventually("a thread closes it", || {
-        assert!(alone(poll_once(&mut close)).is_none(), "it is not closed");
+        assert!(
+            block_on(poll_once(&mut close)).is_none(),
+            "it is not closed"
+        );
         fuse.count(FLUSH) > flushed
     });
     for _ in 0..10 {
@@ -286,11 +288,11 @@ async fn close_waits_elsewhere(fuse: &Fuse, file: MemoryMappedFile) {
     }
     assert_eq!(fuse.asked_here(), [], "while it closes");
     drop(held);
-    soon(close).await.unwrap();
+    with_timeout(close).await.unwrap();
     assert_eq!(fuse.asked_here(), [], "when it is closed");
 }
 
-fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
+fuse_test!(close_resolves_after_file_is_closed, |fuse| {
     for _ in 0..5 {
         close_waits_elsewhere(fuse, open_ro(fuse).await).await;
         assert_eq!(fuse.count(RELEASE), fuse.count(OPEN));
@@ -302,7 +304,7 @@ fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
     assert_eq!(&fuse.content("data")[100..107], b"written");
 });
 
-fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
+fuse_test!(slow_flush_delays_no_other_file, |fuse| {
     if is_single_threaded() {
         return;
     }
@@ -326,11 +328,11 @@ fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
     eventually("the slow one is flushed", || slow.pending_bytes() == 0);
 });
 
-fuse_test!(a_file_without_links_opens_or_fails, |fuse| {
+fuse_test!(file_without_links_opens_or_fails, |fuse| {
     fuse.set_links(0);
     for what in ["open_ro", "open_rw", "open_or_create", "create_rw"] {
         let path = fuse.path("data");
-        let opened = ends(what, async move {
+        let opened = join_with_timeout(what, async move {
             match what {
                 "open_ro" => MemoryMappedFile::open_ro(path).await,
                 "open_rw" => MemoryMappedFile::open_rw(path).await,
@@ -352,7 +354,7 @@ fn assert_errno<T>(result: Result<T>, errno: i32) {
     assert_eq!(error.raw_os_error(), Some(errno), "{error:?}");
 }
 
-fuse_test!(a_refused_read_is_an_error, |fuse| {
+fuse_test!(refused_read_is_an_error, |fuse| {
     for file in [open_ro(fuse).await, open_rw(fuse).await] {
         fuse.refuse(READ, libc::EIO);
         assert_errno(file.slice(0, 100).await, libc::EIO);
@@ -371,7 +373,7 @@ fuse_test!(a_refused_read_is_an_error, |fuse| {
     }
 });
 
-fuse_test!(a_refused_sync_sticks, |fuse| {
+fuse_test!(refused_sync_error_sticks, |fuse| {
     for kind in [FSYNC, WRITE] {
         let file = open_rw(fuse).await;
         fuse.refuse(kind, libc::EIO);
@@ -421,7 +423,7 @@ fuse_test!(files_grow_without_fallocate, |fuse| {
     }
 });
 
-fuse_test!(a_refused_preallocation_empties_nothing, |fuse| {
+fuse_test!(refused_preallocate_empties_nothing, |fuse| {
     fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
     let builder = MemoryMappedFile::builder(fuse.path("data"));
     let created = builder.size(5000).preallocate(true).create().await;
@@ -439,7 +441,7 @@ fn lock(file: &File, command: libc::c_int) {
     assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), command, &whole) }, 0);
 }
 
-fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
+fuse_test!(growth_beside_lock_cuts_nothing, |fuse| {
     fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
     for command in [libc::F_OFD_SETLK, libc::F_SETLK] {
         let peer = File::options()
@@ -472,7 +474,7 @@ fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
     }
 });
 
-fuse_test!(cold_reads_leave_room_for_a_durable_write, |fuse| {
+fuse_test!(cold_reads_leave_pool_to_writes, |fuse| {
     if is_single_threaded() {
         return;
     }
@@ -491,21 +493,21 @@ fuse_test!(cold_reads_leave_room_for_a_durable_write, |fuse| {
     eventually("pages are asked for", || fuse.count(READ) > 0);
     assert_eq!(file.stats().resident_misses, READS);
     for _ in 0..5 {
-        soon(local.update_region_async(100, b"durable"))
+        with_timeout(local.update_region_async(100, b"durable"))
             .await
             .unwrap();
-        soon(local.read_bytes(100, 7)).await.unwrap();
+        with_timeout(local.read_bytes(100, 7)).await.unwrap();
     }
     for read in &mut reads {
         assert!(poll_once(read).await.is_none());
     }
     drop(held);
     for (expected, read) in pattern(LEN as usize).chunks(4096).zip(reads) {
-        assert_eq!(soon(read).await.unwrap(), expected);
+        assert_eq!(with_timeout(read).await.unwrap(), expected);
     }
 });
 
-fuse_test!(two_files_of_one_inode_number_are_two, |fuse| {
+fuse_test!(birth_time_separates_equal_inodes, |fuse| {
     fuse.repeat_inode_number();
     let plain = ["data", "other"].map(|name| fs::metadata(fuse.path(name)).unwrap());
     assert_eq!(plain[0].ino(), plain[1].ino());
@@ -516,7 +518,9 @@ fuse_test!(two_files_of_one_inode_number_are_two, |fuse| {
     let other = MemoryMappedFile::open_rw(fuse.path("other")).await.unwrap();
     assert_eq!((data.len(), other.len()), (LEN, 8192));
     let view = data.bytes(0, 100).unwrap();
-    soon(other.update_region_async(0, b"other")).await.unwrap();
+    with_timeout(other.update_region_async(0, b"other"))
+        .await
+        .unwrap();
     assert_eq!(view, pattern(100));
     assert!(fuse.content("data") == pattern(LEN as usize));
     assert_eq!(&fuse.content("other")[..5], b"other");

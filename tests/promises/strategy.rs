@@ -5,7 +5,7 @@
 
 #![cfg(target_os = "linux")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +14,12 @@ use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::common::{alone, pattern, skip};
-use crate::p10_errors::{assert_full, truncate, Disk, MIB};
-use crate::p5_durable::{as_child, can_trace, child_dir, on_a_disk, Probe};
-use crate::policies::{can_probe, settled, soon_clean};
+use crate::common::child::{child, child_dir};
+use crate::common::disk::{assert_full, truncate, Disk, MIB};
+use crate::common::on_a_disk;
+use crate::common::probe::{cached, can_probe, can_trace, trace, Probe};
+use crate::common::{block_on, pattern, skip};
+use crate::policies::settled;
 
 /// Bytes of the file in the model; not a whole number of pages.
 const LEN: usize = (6 << 20) + 1234;
@@ -167,7 +169,7 @@ async fn check(dir: &Path, before: Before, steps: &[Step]) {
     assert!(reader.read_bytes(0, LEN as u64).await.unwrap() == model[..]);
 }
 
-fn contents_are_right(dir: &Path, cases: u32) {
+fn check_contents(dir: &Path, cases: u32) {
     let config = ProptestConfig {
         cases,
         failure_persistence: None,
@@ -182,32 +184,32 @@ fn contents_are_right(dir: &Path, cases: u32) {
     let steps = proptest::collection::vec(step(), 1..12);
     TestRunner::new(config)
         .run(&(before, steps), |(before, steps)| {
-            alone(check(dir, before, &steps));
+            block_on(check(dir, before, &steps));
             Ok(())
         })
         .unwrap();
 }
 
 #[test]
-fn contents_are_right_on_a_disk() {
-    contents_are_right(on_a_disk().path(), 40);
+fn contents_match_model_on_disk() {
+    check_contents(on_a_disk().path(), 40);
 }
 
 #[test]
-fn contents_are_right_in_memory() {
+fn contents_match_model_on_tmpfs() {
     match tempfile::tempdir_in("/dev/shm") {
-        Ok(dir) => contents_are_right(dir.path(), 40),
+        Ok(dir) => check_contents(dir.path(), 40),
         Err(error) => skip(
-            "contents_are_right_in_memory",
+            "contents_match_model_on_tmpfs",
             &format!("/dev/shm: {error}"),
         ),
     }
 }
 
 #[test]
-fn every_end_of_a_large_write_is_exact() {
+fn large_write_ends_are_exact() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         // Ends on and beside the boundaries of pages, on cold pages with other bytes around.
         let path = dir.path().join("data");
         let mut model = pattern(1 << 20);
@@ -241,20 +243,20 @@ fn every_end_of_a_large_write_is_exact() {
 }
 
 #[test]
-fn a_reader_sees_all_of_a_large_write_or_nothing() {
+fn reader_sees_whole_large_writes() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
     let (offset, len) = (4000, 300_000);
     fs::write(&path, vec![0; 1 << 20]).unwrap();
-    let file = alone(MemoryMappedFile::open_rw(&path)).unwrap();
-    let reader = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let file = block_on(MemoryMappedFile::open_rw(&path)).unwrap();
+    let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         for reader in [&file, &reader] {
             let is_over = &is_over;
             threads.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
-                    let seen = alone(reader.slice(offset, len)).unwrap();
+                    let seen = block_on(reader.slice(offset, len)).unwrap();
                     // All are the same; and short, so that a writer's moment comes.
                     assert!(seen[1..] == seen[..seen.len() - 1], "it is torn");
                     drop(seen);
@@ -265,11 +267,11 @@ fn a_reader_sees_all_of_a_large_write_or_nothing() {
         for turn in 0..60_u32 {
             let data = vec![turn as u8; len as usize];
             match turn % 3 {
-                0 => alone(file.update_region(offset, &data)).unwrap(),
-                _ => alone(file.write_bytes(offset, data.into())).unwrap(),
+                0 => block_on(file.update_region(offset, &data)).unwrap(),
+                _ => block_on(file.write_bytes(offset, data.into())).unwrap(),
             }
             if turn % 20 == 0 {
-                alone(file.flush()).unwrap();
+                block_on(file.flush()).unwrap();
             }
         }
         is_over.store(true, Ordering::Relaxed);
@@ -324,24 +326,28 @@ async fn large_writes_on_a_full(disk: Disk) {
 }
 
 #[test]
-fn a_large_write_finds_a_full_tmpfs_before_the_first_byte_changes() {
-    if let Some(disk) = Disk::tmpfs("strategy_full_tmpfs", MIB) {
-        alone(large_writes_on_a_full(disk));
+fn large_write_finds_full_tmpfs_first() {
+    if let Some(disk) = Disk::tmpfs("large_write_finds_full_tmpfs_first", MIB) {
+        block_on(large_writes_on_a_full(disk));
     }
 }
 
 #[test]
-fn a_large_write_finds_a_full_ext4_before_the_first_byte_changes() {
+fn large_write_finds_full_ext4_first() {
     let dir = tempfile::tempdir().unwrap();
-    if let Some(disk) = Disk::ext4("strategy_full_ext4", &dir.path().join("image"), 4 * MIB) {
-        alone(large_writes_on_a_full(disk));
+    if let Some(disk) = Disk::ext4(
+        "large_write_finds_full_ext4_first",
+        &dir.path().join("image"),
+        4 * MIB,
+    ) {
+        block_on(large_writes_on_a_full(disk));
     }
 }
 
 #[test]
-fn a_large_write_does_not_make_a_truncated_file_longer() {
+fn large_write_never_reextends_file() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         fs::write(&path, pattern(2 << 20)).unwrap();
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
@@ -384,16 +390,19 @@ async fn direct(path: &Path) -> Option<MemoryMappedFile> {
             Some(file.await.unwrap())
         }
         Err(error) => {
-            skip("strategy_direct", &format!("O_DIRECT: {error}"));
+            skip(
+                "no_pwrite_through_o_direct_descriptor",
+                &format!("O_DIRECT: {error}"),
+            );
             None
         }
     }
 }
 
 #[test]
-fn a_descriptor_that_goes_around_the_page_cache_is_not_written_through() {
+fn no_pwrite_through_o_direct_descriptor() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let mut content = pattern(2 << 20);
         fs::write(&path, &content).unwrap();
@@ -419,22 +428,12 @@ fn a_descriptor_that_goes_around_the_page_cache_is_not_written_through() {
         content.copy_within(..MIB as usize, 5);
         assert!(fs::read(&path).unwrap() == content);
     });
-    let test = "a_descriptor_that_goes_around_the_page_cache";
+    let test = "no_pwrite_through_o_direct_descriptor";
     if !can_trace(test) {
         return;
     }
-    let trace = dir.path().join("trace");
-    let program = [
-        "strace",
-        "-f",
-        "-y",
-        "-etrace=pwrite64,pwritev2",
-        "-o",
-        trace.to_str().unwrap(),
-    ];
-    let output = as_child(&program, "strategy::traced_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
+    let calls = "-etrace=pwrite64,pwritev2";
+    let trace = trace(child!(traced_child), dir.path(), &["-y", calls]);
     assert!(!trace.contains("/around>"), "{trace}");
     // And another one is.
     let is_there = trace.contains("/usual>");
@@ -447,7 +446,7 @@ fn traced_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         fs::write(dir.join("around"), vec![1; 2 << 20]).unwrap();
         fs::write(dir.join("usual"), vec![1; 2 << 20]).unwrap();
         let usual = MemoryMappedFile::open_rw(dir.join("usual")).await.unwrap();
@@ -456,19 +455,6 @@ fn traced_child() {
             around.update_region(0, &vec![2; 1 << 20]).await.unwrap();
         }
     });
-}
-
-/// Pages of a part of a file that are in the page cache (`mincore(2)`).
-fn cached(path: &Path, offset: usize, len: usize) -> usize {
-    let file = File::open(path).unwrap();
-    // SAFETY: nothing is read through the map.
-    let map = unsafe { memmap2::MmapOptions::new().map(&file) }.unwrap();
-    let mut present = vec![0_u8; len.div_ceil(4096)];
-    let addr = map.as_ptr().wrapping_add(offset).cast_mut();
-    // SAFETY: the range lies in the live map, and there is a byte for each of its pages.
-    let result = unsafe { libc::mincore(addr.cast(), len, present.as_mut_ptr()) };
-    assert_eq!(result, 0);
-    present.iter().filter(|page| **page & 1 == 1).count()
 }
 
 /// Evicts a range until all of it is out of memory: a page that the kernel is busy with stays.
@@ -483,12 +469,12 @@ async fn evict_all(file: &MemoryMappedFile, offset: u64, len: u64) {
 }
 
 #[test]
-fn what_is_evicted_is_out_of_memory_and_intact() {
+fn evict_drops_pages_and_keeps_content() {
     let dir = on_a_disk();
-    if !can_probe("strategy_evict", dir.path()) {
+    if !can_probe("evict_drops_pages_and_keeps_content", dir.path()) {
         return;
     }
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let len = 8 << 20;
         let file = settled(&path, len, FlushPolicy::Never).await;
@@ -544,12 +530,12 @@ fn what_is_evicted_is_out_of_memory_and_intact() {
 }
 
 #[test]
-fn write_out_is_started_and_is_not_called_durable() {
+fn schedule_flush_is_not_durable() {
     let dir = on_a_disk();
-    if !can_probe("strategy_schedule", dir.path()) {
+    if !can_probe("schedule_flush_is_not_durable", dir.path()) {
         return;
     }
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = settled(&path, 8 << 20, FlushPolicy::Never).await;
         let probe = Probe::new(&path);
@@ -568,7 +554,7 @@ fn write_out_is_started_and_is_not_called_durable() {
             }
         }
         file.schedule_flush().await.unwrap();
-        soon_clean(&probe);
+        probe.wait_until_clean();
         // Written is not durable: it is still to be flushed, and then it is.
         assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
         file.flush().await.unwrap();
@@ -583,10 +569,10 @@ fn write_out_is_started_and_is_not_called_durable() {
 }
 
 #[test]
-fn flags_that_are_set_later_are_heeded() {
+fn descriptor_flags_set_later_count() {
     use std::os::fd::AsRawFd;
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         for flag in [libc::O_APPEND, libc::O_DIRECT] {
             let path = dir.path().join("data");
             fs::write(&path, vec![1; 4 << 20]).unwrap();
@@ -604,11 +590,11 @@ fn flags_that_are_set_later_are_heeded() {
 }
 
 #[test]
-fn a_full_disk_is_found_first_whatever_was_written_before() {
-    let Some(disk) = Disk::tmpfs("a_full_disk_is_found_first", 2 * MIB) else {
+fn raw_pointer_does_not_hide_full_disk() {
+    let Some(disk) = Disk::tmpfs("raw_pointer_does_not_hide_full_disk", 2 * MIB) else {
         return;
     };
-    alone(async {
+    block_on(async {
         let path = disk.path("data");
         let file = MemoryMappedFile::create_rw(&path, 16 * MIB).await.unwrap();
         for marked in [false, true] {
@@ -624,11 +610,10 @@ fn a_full_disk_is_found_first_whatever_was_written_before() {
 }
 
 #[test]
-fn a_limit_on_file_sizes_is_an_error_and_no_signal() {
+fn file_size_limit_is_an_error() {
     let dir = on_a_disk();
     fs::write(dir.path().join("data"), vec![0; 8 << 20]).unwrap();
-    let output = as_child(&[], "strategy::limited_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
+    child!(limited_child).dir(dir.path()).passes();
 }
 
 #[test]
@@ -642,7 +627,7 @@ fn limited_child() {
     };
     // SAFETY: the structure is live for the call.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_rw(dir.join("data")).await.unwrap();
         // Inside the file there is no limit for a mapping.
         file.update_region(4 << 20, &[1; 1 << 20]).await.unwrap();

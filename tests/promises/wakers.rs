@@ -11,7 +11,7 @@ use std::task::{Context, Wake, Waker};
 
 use mmap_io::{MemoryMappedFile, MmapMode};
 
-use crate::common::{alone, ends, eventually, patterned, SOON};
+use crate::common::{block_on, eventually, join_with_timeout, patterned, TIMEOUT};
 
 type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -62,7 +62,7 @@ impl Watchdog {
     fn new(what: &'static str) -> Self {
         let (alive, gone) = mpsc::channel::<()>();
         std::thread::spawn(move || {
-            if gone.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if gone.recv_timeout(TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("a deadlock: {what}");
                 std::process::abort();
             }
@@ -87,7 +87,7 @@ fn check<'a>(
     let _watchdog = Watchdog::new(what);
     // One that panics, before others and behind them.
     for bad_at in 0..3 {
-        let let_go = hold();
+        let release = hold();
         let futures = [0, 1, 2].map(|at| {
             let good = Does::new(|| ());
             let waker = match at == bad_at {
@@ -99,7 +99,7 @@ fn check<'a>(
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(waker)));
             (at, future, good)
         });
-        let_go();
+        release();
         for (at, future, good) in futures {
             let Some(future) = future else {
                 continue;
@@ -107,12 +107,12 @@ fn check<'a>(
             if at != bad_at {
                 eventually(what, || good.is_woken());
             }
-            ends(what, future);
+            join_with_timeout(what, future);
         }
     }
     // One that drops another future, and one that polls it.
     for polls in [false, true] {
-        let let_go = hold();
+        let release = hold();
         let mut other = begin(wait(), &idle());
         let waker = Does::new(move || match (&mut other, polls) {
             (Some(other), true) => {
@@ -121,10 +121,10 @@ fn check<'a>(
             _ => drop(other),
         });
         let first = begin(wait(), &Waker::from(waker.clone()));
-        let_go();
+        release();
         if let Some(first) = first {
             eventually(what, || waker.is_woken());
-            ends(what, first);
+            join_with_timeout(what, first);
         }
     }
 }
@@ -139,9 +139,9 @@ async fn small_buffer(dir: &std::path::Path) -> MemoryMappedFile {
 }
 
 #[test]
-fn wakers_of_readers_may_panic_drop_and_poll() {
+fn reader_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(small_buffer(dir.path()));
+    let file = block_on(small_buffer(dir.path()));
     let hold = || -> Box<dyn FnOnce() + '_> {
         let view = file.try_as_slice_mut(0, 100).unwrap().unwrap();
         Box::new(move || drop(view))
@@ -157,9 +157,9 @@ fn wakers_of_readers_may_panic_drop_and_poll() {
 }
 
 #[test]
-fn wakers_of_writers_may_panic_drop_and_poll() {
+fn writer_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(small_buffer(dir.path()));
+    let file = block_on(small_buffer(dir.path()));
     let hold = || -> Box<dyn FnOnce() + '_> {
         let view = file.bytes(0, 100).unwrap();
         Box::new(move || drop(view))
@@ -186,9 +186,9 @@ fn wakers_of_writers_may_panic_drop_and_poll() {
 }
 
 #[test]
-fn wakers_of_jobs_may_panic_drop_and_poll() {
+fn job_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(small_buffer(dir.path()));
+    let file = block_on(small_buffer(dir.path()));
     let hold = || -> Box<dyn FnOnce()> { Box::new(|| ()) };
     let path = dir.path().join("another");
     std::fs::write(&path, [0; 100]).unwrap();
