@@ -2,8 +2,6 @@
 //! parent's, and any lock may be held for ever by a thread that is not there. What needs either is
 //! an error, views that can be had without are had, and handles can be dropped.
 
-#![cfg(target_os = "linux")]
-
 use std::future::Future;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,8 +2,6 @@
 //! view, or many waiters at once. The disk is a real one that runs full under its file system; what
 //! each durable call says afterwards is also in `p10_errors`.
 
-#![cfg(target_os = "linux")]
-
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;

@@ -2,16 +2,13 @@
 //!
 //! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
 
-#![cfg(target_os = "linux")]
-
 use std::fs;
 use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
 use crate::common::child::{child, child_dir};
-use crate::common::on_a_disk;
-use crate::common::{block_on, pattern};
+use crate::common::{block_on, on_a_disk, pattern};
 
 const MIB: u64 = 1 << 20;
 const CACHESTAT: libc::c_long = 451;

@@ -3,207 +3,27 @@
 //! holds for small writes holds for large ones: a full disk is found before the first byte changes,
 //! a truncated file is not made longer again, a reader sees all of a write or nothing.
 
-#![cfg(target_os = "linux")]
-
-use std::fs::{self, OpenOptions};
+use std::fs::{
+    OpenOptions, {self},
+};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
-use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::child::{child, child_dir};
 use crate::common::disk::{assert_full, truncate, Disk, MIB};
-use crate::common::on_a_disk;
-use crate::common::probe::{cached, can_probe, can_trace, trace, Probe};
-use crate::common::{block_on, pattern, skip};
-use crate::policies::settled;
+use crate::common::probe::{can_trace, trace};
+use crate::common::{block_on, on_a_disk, pattern, skip};
 
-/// Bytes of the file in the model; not a whole number of pages.
-const LEN: usize = (6 << 20) + 1234;
-
-#[derive(Clone, Copy, Debug)]
-enum Before {
-    Sparse,
-    Preallocated,
-    Written,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Write(usize, usize, u8),
-    WriteBytes(usize, usize, u8),
-    /// Of two ranges, as one operation.
-    WriteMany([(usize, usize); 2], u8),
-    Durable(usize, usize, u8),
-    View(usize, usize, u8),
-    Evict(usize, usize),
-    Touch(usize, usize),
-    FlushRange(usize, usize),
-    Flush,
-    Schedule,
-    /// Through the other handle.
-    Other(usize, usize, u8),
-}
-
-/// A range of at least a byte: short ones, and some of up to 3 MiB.
-fn range() -> impl Strategy<Value = (usize, usize)> {
-    let len = prop_oneof![
-        1..200_usize,
-        3000..10_000_usize,
-        60_000..300_000_usize,
-        250_000..(3_usize << 20),
-    ];
-    (0..LEN, len).prop_map(|(offset, len)| (offset, len.min(LEN - offset)))
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let write = || (range(), any::<u8>());
-    prop_oneof![
-        4 => write().prop_map(|((at, len), seed)| Step::Write(at, len, seed)),
-        2 => write().prop_map(|((at, len), seed)| Step::WriteBytes(at, len, seed)),
-        2 => (range(), range(), any::<u8>())
-            .prop_map(|(one, two, seed)| Step::WriteMany([one, two], seed)),
-        1 => write().prop_map(|((at, len), seed)| Step::Durable(at, len, seed)),
-        1 => write().prop_map(|((at, len), seed)| Step::View(at, len, seed)),
-        2 => range().prop_map(|(at, len)| Step::Evict(at, len)),
-        1 => Just(Step::Evict(0, LEN)),
-        1 => range().prop_map(|(at, len)| Step::Touch(at, len)),
-        1 => range().prop_map(|(at, len)| Step::FlushRange(at, len)),
-        1 => Just(Step::Flush),
-        1 => Just(Step::Schedule),
-        2 => write().prop_map(|((at, len), seed)| Step::Other(at, len, seed)),
-    ]
-}
+mod evict;
+mod model;
 
 fn data(len: usize, seed: u8) -> Vec<u8> {
     let mut data = pattern(len);
     data.iter_mut().for_each(|byte| *byte ^= seed);
     data
-}
-
-async fn check(dir: &Path, before: Before, steps: &[Step]) {
-    let path = dir.join("data");
-    let _ = fs::remove_file(&path);
-    let mut model = vec![0; LEN];
-    let file = match before {
-        Before::Sparse => MemoryMappedFile::create_rw(&path, LEN as u64).await,
-        Before::Preallocated => {
-            let builder = MemoryMappedFile::builder(&path).size(LEN as u64);
-            builder.preallocate(true).create().await
-        }
-        Before::Written => {
-            model = pattern(LEN);
-            fs::write(&path, &model).unwrap();
-            MemoryMappedFile::open_rw(&path).await
-        }
-    };
-    let file = file.unwrap();
-    let other = MemoryMappedFile::builder(&path)
-        .mode(MmapMode::ReadWrite)
-        .flush_policy(FlushPolicy::EveryBytes(1 << 20))
-        .open()
-        .await
-        .unwrap();
-    let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-    for step in steps {
-        match *step {
-            Step::Write(at, len, seed) => {
-                let data = data(len, seed);
-                file.update_region(at as u64, &data).await.unwrap();
-                model[at..at + len].copy_from_slice(&data);
-            }
-            Step::WriteBytes(at, len, seed) => {
-                let data = data(len, seed);
-                model[at..at + len].copy_from_slice(&data);
-                file.write_bytes(at as u64, data.into()).await.unwrap();
-            }
-            Step::WriteMany(ranges, seed) => {
-                let [one, two] = ranges.map(|(_, len)| data(len, seed));
-                let [(at_one, _), (at_two, _)] = ranges;
-                let regions: [(u64, &[u8]); 2] = [(at_one as u64, &one), (at_two as u64, &two)];
-                file.update_regions(&regions).await.unwrap();
-                model[at_one..at_one + one.len()].copy_from_slice(&one);
-                model[at_two..at_two + two.len()].copy_from_slice(&two);
-            }
-            Step::Durable(at, len, seed) => {
-                let data = data(len, seed);
-                file.update_region_async(at as u64, &data).await.unwrap();
-                model[at..at + len].copy_from_slice(&data);
-            }
-            Step::View(at, len, seed) => {
-                let data = data(len, seed);
-                let mut view = file.as_slice_mut(at as u64, len as u64).await.unwrap();
-                assert!(*view == model[at..at + len]);
-                view.copy_from_slice(&data);
-                model[at..at + len].copy_from_slice(&data);
-            }
-            Step::Evict(at, len) => file.evict(at as u64, len as u64).await.unwrap(),
-            Step::Touch(at, len) => {
-                let (at, len) = (at as u64, len as u64);
-                file.touch_pages_range(at, len).await.unwrap();
-            }
-            Step::FlushRange(at, len) => file.flush_range(at as u64, len as u64).await.unwrap(),
-            Step::Flush => file.flush().await.unwrap(),
-            Step::Schedule => file.schedule_flush().await.unwrap(),
-            Step::Other(at, len, seed) => {
-                let data = data(len, seed);
-                other.update_region(at as u64, &data).await.unwrap();
-                model[at..at + len].copy_from_slice(&data);
-            }
-        }
-        // Whatever maps it sees it at once.
-        for handle in [&file, &reader] {
-            assert!(
-                handle.as_slice(0, LEN as u64).unwrap() == model[..],
-                "{step:?}"
-            );
-        }
-    }
-    assert!(other.slice(0, LEN as u64).await.unwrap() == model[..]);
-    assert!(fs::read(&path).unwrap() == model, "read without a map");
-    file.evict(0, LEN as u64).await.unwrap();
-    assert!(fs::read(&path).unwrap() == model, "read from the disk");
-    assert!(reader.read_bytes(0, LEN as u64).await.unwrap() == model[..]);
-}
-
-fn check_contents(dir: &Path, cases: u32) {
-    let config = ProptestConfig {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 200,
-        ..ProptestConfig::default()
-    };
-    let before = prop_oneof![
-        Just(Before::Sparse),
-        Just(Before::Preallocated),
-        Just(Before::Written)
-    ];
-    let steps = proptest::collection::vec(step(), 1..12);
-    TestRunner::new(config)
-        .run(&(before, steps), |(before, steps)| {
-            block_on(check(dir, before, &steps));
-            Ok(())
-        })
-        .unwrap();
-}
-
-#[test]
-fn contents_match_model_on_disk() {
-    check_contents(on_a_disk().path(), 40);
-}
-
-#[test]
-fn contents_match_model_on_tmpfs() {
-    match tempfile::tempdir_in("/dev/shm") {
-        Ok(dir) => check_contents(dir.path(), 40),
-        Err(error) => skip(
-            "contents_match_model_on_tmpfs",
-            &format!("/dev/shm: {error}"),
-        ),
-    }
 }
 
 #[test]
@@ -454,117 +274,6 @@ fn traced_child() {
         if let Some(around) = direct(&dir.join("around")).await {
             around.update_region(0, &vec![2; 1 << 20]).await.unwrap();
         }
-    });
-}
-
-/// Evicts a range until all of it is out of memory: a page that the kernel is busy with stays.
-async fn evict_all(file: &MemoryMappedFile, offset: u64, len: u64) {
-    for _ in 0..1000 {
-        file.evict(offset, len).await.unwrap();
-        if cached(file.path(), offset as usize, len as usize) == 0 {
-            return;
-        }
-    }
-    panic!("{len} bytes at {offset} stay in memory");
-}
-
-#[test]
-fn evict_drops_pages_and_keeps_content() {
-    let dir = on_a_disk();
-    if !can_probe("evict_drops_pages_and_keeps_content", dir.path()) {
-        return;
-    }
-    block_on(async {
-        let path = dir.path().join("data");
-        let len = 8 << 20;
-        let file = settled(&path, len, FlushPolicy::Never).await;
-        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        let mut content = pattern(len);
-        file.update_region(0, &content).await.unwrap();
-        reader.touch_pages().await.unwrap();
-        assert_eq!(cached(&path, 0, len), len / 4096);
-        // Views keep their bytes, and are not waited for; what was written is not lost.
-        let view = reader.as_slice(100, 1 << 20).unwrap();
-        let bytes = file.bytes(3 << 20, 1 << 20).unwrap();
-        assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
-        let mut written = file.as_slice_mut(6 << 20, 4096).await.unwrap();
-        written[0] = content[6 << 20];
-        // Away from the views' pages, which the kernel may keep together with their neighbours.
-        evict_all(&file, 4 << 20, 2 << 20).await;
-        file.evict(0, len as u64).await.unwrap();
-        // And their pages, which may be touched where nothing may wait for the disk.
-        assert_eq!(cached(&path, 0, 1 << 20), 256);
-        assert_eq!(cached(&path, 3 << 20, 1 << 20), 256);
-        assert_eq!(cached(&path, 6 << 20, 4096), 1);
-        drop(written);
-        assert_eq!(file.pending_bytes(), 4096);
-        assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
-        drop((view, bytes));
-        file.evict(0, len as u64).await.unwrap();
-        assert_eq!(cached(&path, 0, len), 0);
-        assert!(fs::read(&path).unwrap() == content);
-        // After it grew: the maps that were outgrown hold no page either.
-        file.resize(3 * len as u64).await.unwrap();
-        content.resize(3 * len, 0);
-        file.update_region(2 * len as u64 - 5, b"grown")
-            .await
-            .unwrap();
-        content[2 * len - 5..2 * len].copy_from_slice(b"grown");
-        file.touch_pages().await.unwrap();
-        evict_all(&file, 0, 3 * len as u64).await;
-        // A part goes, and the rest stays.
-        file.touch_pages().await.unwrap();
-        evict_all(&file, len as u64, len as u64).await;
-        assert_eq!(cached(&path, 0, len), len / 4096);
-        assert!(reader.read_bytes(0, 3 * len as u64).await.unwrap() == content[..]);
-        // Without a right to flush, nothing that is dirty is thrown away.
-        file.update_region(1000, b"dirty").await.unwrap();
-        content[1000..1005].copy_from_slice(b"dirty");
-        reader.evict(0, 3 * len as u64).await.unwrap();
-        assert!(file.as_slice(0, 3 * len as u64).unwrap() == content[..]);
-        assert!(fs::read(&path).unwrap() == content);
-        file.evict(0, 0).await.unwrap();
-        let out = file.evict(3 * len as u64, 1).await.unwrap_err();
-        assert!(matches!(out, MmapIoError::OutOfBounds { .. }), "{out:?}");
-    });
-}
-
-#[test]
-fn schedule_flush_is_not_durable() {
-    let dir = on_a_disk();
-    if !can_probe("schedule_flush_is_not_durable", dir.path()) {
-        return;
-    }
-    block_on(async {
-        let path = dir.path().join("data");
-        let file = settled(&path, 8 << 20, FlushPolicy::Never).await;
-        let probe = Probe::new(&path);
-        file.update_region(0, &vec![1; 1 << 20]).await.unwrap();
-        file.update_region(4 << 20, &vec![1; 1 << 20])
-            .await
-            .unwrap();
-        file.schedule_flush_range(0, 1 << 20).await.unwrap();
-        assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
-        if let Some(rest) = probe.unwritten(4 << 20, 1 << 20) {
-            assert_eq!(rest, 256, "only what was asked for");
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
-            while probe.unwritten(0, 1 << 20) != Some(0) {
-                assert!(std::time::Instant::now() < deadline, "it was never written");
-                std::thread::yield_now();
-            }
-        }
-        file.schedule_flush().await.unwrap();
-        probe.wait_until_clean();
-        // Written is not durable: it is still to be flushed, and then it is.
-        assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
-        file.flush().await.unwrap();
-        assert_eq!((file.pending_bytes(), file.stats().flushes), (0, 1));
-        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        file.update_region(0, b"x").await.unwrap();
-        reader.schedule_flush().await.unwrap();
-        assert_eq!(file.pending_bytes(), 1);
-        let out = file.schedule_flush_range(8 << 20, 1).await.unwrap_err();
-        assert!(matches!(out, MmapIoError::OutOfBounds { .. }), "{out:?}");
     });
 }
 

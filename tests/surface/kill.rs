@@ -2,19 +2,15 @@
 //! each write whose call had returned is in the file, whole, and so is the length after a resize.
 //! (What a power cut leaves is another matter; the pages of a killed process stay in the kernel.)
 
-#![cfg(target_os = "linux")]
-
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::Stdio;
-use std::thread;
+use std::{fs, thread};
 
 use mmap_io::MemoryMappedFile;
 
-use crate::common::block_on;
 use crate::common::child::{child, child_dir};
-use crate::common::on_a_disk;
+use crate::common::{block_on, on_a_disk};
 
 const WRITERS: u64 = 3;
 /// Each writer has slots of its own, and goes through them in turn.

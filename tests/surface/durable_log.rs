@@ -2,26 +2,26 @@
 //! records, growth under readers, and appends that are given up. It stands on P4 (readers hold up
 //! no append), P5 (durable), P7 (cancel) and P8 (order), and shows a mistake in any of them.
 
-#[path = "../../examples/durable_log/log.rs"]
-mod log;
-
 use std::future::Future;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::Stdio;
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, yield_now};
 use mmap_io::MemoryMappedFile;
 
 use self::log::{Log, LogError, Position, MAX_PAYLOAD};
-use crate::common::child::{child, child_dir};
-use crate::common::on_a_disk;
 use crate::common::{block_on, wait_until};
+
+mod kills;
+mod recovery;
+
+#[path = "../../examples/durable_log/log.rs"]
+mod log;
 
 /// What the record at the start of each life takes, and every header.
 const OPENING: usize = 24;
+
 const HEADER: usize = 16;
 
 /// A log and the task of its writer.
@@ -54,264 +54,6 @@ async fn payloads(path: &Path) -> Vec<Bytes> {
     let records = Log::scan(path).await.unwrap();
     records.into_iter().map(|(_, payload)| payload).collect()
 }
-
-fn flip(path: &Path, at: u64, bits: u8) {
-    let mut bytes = std::fs::read(path).unwrap();
-    bytes[at as usize] ^= bits;
-    std::fs::write(path, bytes).unwrap();
-}
-
-// ------------------------------------------------------------------------------------------ kills
-
-const CHILD_TASKS: usize = 6;
-
-fn child_payload(life: usize, task: usize, number: usize) -> Vec<u8> {
-    let mut payload = format!("{life} {task} {number} ").into_bytes();
-    payload.resize(payload.len() + (number * 37) % 900, b'a' + task as u8);
-    payload
-}
-
-/// Not a test by itself: appends until it is killed, and tells what was acknowledged.
-#[test]
-fn appending_child() {
-    let Some(path) = child_dir() else {
-        return;
-    };
-    let life: usize = std::env::var("MMAP_IO_TEST_LIFE").unwrap().parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let (log, writer) = Log::open(path).await.unwrap();
-        let log = std::sync::Arc::new(log);
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(async { panic!("the writer ended: {:?}", writer.run().await) });
-        for task in 0..CHILD_TASKS {
-            let log = log.clone();
-            tasks.spawn(async move {
-                for number in 0.. {
-                    let payload = child_payload(life, task, number);
-                    let position = log.append(&payload).await.unwrap();
-                    let line = format!("ack {task} {number} {}\n", position.0);
-                    let mut pipe = std::io::stdout().lock();
-                    pipe.write_all(line.as_bytes()).unwrap();
-                    pipe.flush().unwrap();
-                }
-            });
-        }
-        tasks.join_next().await.unwrap().unwrap();
-    });
-}
-
-/// Life, task, number and position of what a child was told, killed after so many of them.
-fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usize; 4]> {
-    let mut child = child!(appending_child)
-        .dir(path)
-        .env("MMAP_IO_TEST_LIFE", &life.to_string())
-        .command()
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut pipe = BufReader::new(child.stdout.take().unwrap());
-    let mut acknowledged = Vec::new();
-    let mut line = String::new();
-    // What it has written before it was killed counts, but for a line that was cut off.
-    while pipe.read_line(&mut line).unwrap() > 0 {
-        // The harness may have begun the line.
-        if let (Some((_, ack)), true) = (line.split_once("ack "), line.ends_with('\n')) {
-            let words = ack.split_whitespace().map(|word| word.parse().unwrap());
-            let words: Vec<usize> = words.collect();
-            acknowledged.push([life, words[0], words[1], words[2]]);
-            if acknowledged.len() == enough {
-                child.kill().unwrap();
-            }
-        }
-        line.clear();
-    }
-    let status = child.wait().unwrap();
-    assert!(acknowledged.len() >= enough, "it ended by itself: {status}");
-    acknowledged
-}
-
-#[test]
-fn acknowledged_appends_survive_kill() {
-    let dir = on_a_disk();
-    let path = dir.path().join("log");
-    let mut acknowledged = Vec::new();
-    for (life, enough) in [1, 20, 150, 400].into_iter().enumerate() {
-        acknowledged.extend(acknowledged_by_a_child(&path, life, enough));
-        let found = block_on(Log::scan(&path)).unwrap();
-        for [life, task, number, position] in &acknowledged {
-            let position = Position(*position as u64);
-            let at = found.binary_search_by_key(&position, |(position, _)| *position);
-            let payload = child_payload(*life, *task, *number);
-            assert_eq!(found[at.unwrap()].1, payload, "{life} {task} {number}");
-        }
-        // Of each task one append at most was not acknowledged when it was killed.
-        assert!(found.len() <= acknowledged.len() + (life + 1) * CHILD_TASKS);
-        let mut next = vec![[0; CHILD_TASKS]; life + 1];
-        for (_, payload) in &found {
-            let head = String::from_utf8_lossy(payload);
-            let words: Vec<usize> = (head.split(' ').take(3))
-                .map(|word| word.parse().unwrap())
-                .collect();
-            let number = &mut next[words[0]][words[1]];
-            assert_eq!(payload, &child_payload(words[0], words[1], *number));
-            *number += 1;
-        }
-    }
-}
-
-// --------------------------------------------------------------------------------------- recovery
-
-#[test]
-fn recovery_stops_at_the_first_bad_record() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("log");
-    block_on(async {
-        let written: [&[u8]; 5] = [
-            b"one",
-            b"",
-            b"three, which is longer",
-            b"4",
-            b"the last one",
-        ];
-        let positions = live(&path, &written).await;
-        let good = std::fs::read(&path).unwrap();
-        assert_eq!(payloads(&path).await, written);
-        let copy = dir.path().join("copy");
-        for (index, position) in positions.iter().enumerate() {
-            let start = position.0 as usize;
-            let end = start + HEADER + written[index].len();
-            for at in start..end {
-                for bits in [1, 0x80, 0xff] {
-                    let mut bytes = good.clone();
-                    bytes[at] ^= bits;
-                    std::fs::write(&copy, bytes).unwrap();
-                    assert_eq!(payloads(&copy).await, written[..index], "{at} {bits}");
-                }
-                // Sectors that were never written, and a file that is too short.
-                let mut bytes = good.clone();
-                bytes[at..].fill(0);
-                std::fs::write(&copy, &bytes).unwrap();
-                // A header is partly random, and may end in zeroes.
-                let whole = index + usize::from(bytes[at..end] == good[at..end]);
-                assert_eq!(payloads(&copy).await, written[..whole], "zeroes from {at}");
-                std::fs::write(&copy, &bytes[..at]).unwrap();
-                assert_eq!(payloads(&copy).await, written[..index], "cut at {at}");
-            }
-        }
-        // What is appended then takes the place of the bad one.
-        for at in positions[4].0..positions[4].0 + HEADER as u64 {
-            std::fs::write(&copy, &good).unwrap();
-            flip(&copy, at, 0x10);
-            let opened = open(&copy).await;
-            assert_eq!(opened.0.recovered(), 4);
-            opened.0.append(b"another").await.unwrap();
-            close(opened).await;
-            let expected: [&[u8]; 5] = [written[0], written[1], written[2], written[3], b"another"];
-            assert_eq!(payloads(&copy).await, expected);
-        }
-    });
-}
-
-#[test]
-fn records_after_torn_record_stay_dead() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("log");
-    block_on(async {
-        let long = [b'b'; OPENING + 20];
-        let first = live(&path, &[b"a", &long, b"c", b"d"]).await;
-        flip(&path, first[1].0, 1);
-        // The second life ends where the first one's third record begins.
-        let second = live(&path, &[b"twenty bytes, exactly"[..20].as_ref()]).await;
-        assert_eq!(second[0].0 + HEADER as u64 + 20, first[2].0);
-        assert_eq!(payloads(&path).await, [&b"a"[..], b"twenty bytes, exactl"]);
-        let opened = open(&path).await;
-        assert_eq!(opened.0.recovered(), 2);
-        close(opened).await;
-    });
-}
-
-#[test]
-fn lives_after_torn_opening_stay_dead() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("log");
-    block_on(async {
-        live(&path, &[b"a"]).await;
-        let second = live(&path, &[&[b'b'; OPENING + 5]]).await;
-        let third = live(&path, &[b"c"]).await;
-        assert_eq!(payloads(&path).await.len(), 3);
-        flip(&path, second[0].0 - OPENING as u64, 1);
-        // The fourth life takes the place of the second one's opening, and nothing more.
-        live(&path, &[]).await;
-        assert_eq!(payloads(&path).await, ["a"]);
-        // The fifth ends where the third one opens.
-        let fifth = live(&path, &[b"fifth"]).await;
-        let end = fifth[0].0 + HEADER as u64 + 5;
-        assert_eq!(end, third[0].0 - OPENING as u64);
-        assert_eq!(payloads(&path).await, [&b"a"[..], b"fifth"]);
-    });
-}
-
-/// A process that was killed may leave records in the page cache only. Those that come later are
-/// acknowledged, and lost with the first that a power cut takes.
-#[cfg(target_os = "linux")]
-#[test]
-fn recovery_flushes_before_first_append() {
-    let dir = on_a_disk();
-    let path = dir.path().join("log");
-    block_on(async {
-        live(&path, &[&[1; 30_000][..]; 10]).await;
-        let copy = dir.path().join("copy");
-        // By pages, so that a flush of the last one does not take the first with it.
-        let bytes = std::fs::read(&path).unwrap();
-        let mut file = std::fs::File::create(&copy).unwrap();
-        for page in bytes.chunks(4096) {
-            file.write_all(page).unwrap();
-        }
-        file.sync_all().unwrap();
-        let probe = crate::common::probe::Probe::new(&copy);
-        assert!(probe.is_clean());
-        std::io::Seek::rewind(&mut file).unwrap();
-        file.write_all(&bytes[..4096]).unwrap();
-        if probe.is_clean() {
-            return crate::common::skip(
-                "recovery_flushes_before_first_append",
-                "cachestat(2) sees no dirty page",
-            );
-        }
-        let (log, _writer) = Log::open(&copy).await.unwrap();
-        assert_eq!(log.recovered(), 10);
-        assert!(probe.is_clean());
-    });
-}
-
-#[test]
-fn foreign_file_is_refused_unchanged() {
-    let dir = tempfile::tempdir().unwrap();
-    block_on(async {
-        for content in [&b"short"[..], b"something else, longer than a header"] {
-            let path = dir.path().join("other");
-            std::fs::write(&path, content).unwrap();
-            let refused = Log::open(&path).await;
-            assert!(matches!(refused, Err(LogError::NotALog)), "{refused:?}");
-            assert!(matches!(Log::scan(&path).await, Err(LogError::NotALog)));
-            assert_eq!(std::fs::read(&path).unwrap(), content);
-        }
-        let path = dir.path().join("log");
-        let opened = open(&path).await;
-        let refused = opened.0.append(&vec![0; MAX_PAYLOAD + 1]).await;
-        assert!(matches!(refused, Err(LogError::TooLarge(_))), "{refused:?}");
-        let largest = vec![7; MAX_PAYLOAD];
-        opened.0.append(&largest).await.unwrap();
-        close(opened).await;
-        assert_eq!(payloads(&path).await, [largest]);
-    });
-}
-
-// ---------------------------------------------------------------------------------------- readers
 
 #[test]
 fn read_accepts_only_record_positions() {
@@ -418,8 +160,6 @@ fn reader_sees_concurrent_appends_in_order() {
         writer.await.unwrap().unwrap();
     });
 }
-
-// ------------------------------------------------------------------------------ batches and cancel
 
 /// A log whose writer is held up, by a view of what it writes next.
 struct HeldUp {
@@ -566,8 +306,6 @@ fn dropped_appends_do_not_pile_up() {
         assert!((3..10).contains(&found), "{found} records");
     });
 }
-
-// --------------------------------------------------------------------------------------- failures
 
 #[test]
 fn append_fails_without_writer_task() {
