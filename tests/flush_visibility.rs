@@ -1,5 +1,6 @@
-//! What `flush` and `flush_range` promise to others: a process that maps the file afterwards, with
-//! this crate or in any other way, sees the bytes. It is this binary again, as a child.
+//! What `flush` and `flush_range` promise to other processes: a process that maps the file
+//! afterwards, with this crate or in any other way, sees the bytes. The other process is a child of
+//! this binary.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +23,7 @@ fn seen_from_outside(dir: &Path) -> Vec<u8> {
     child!(reading_child).dir(dir).passes();
     let mapped = fs::read(dir.join("mapped")).unwrap();
     let read = fs::read(dir.join("read")).unwrap();
-    assert!(mapped == read, "the two ways differ");
+    assert!(mapped == read, "the mapping and a plain read differ");
     mapped
 }
 
@@ -64,7 +65,7 @@ fn flush_shows_all_writes() {
         assert_eq!(seen.len() as u64, LEN);
         assert_seen(&seen, FIRST);
         assert_seen(&seen, SECOND);
-        // And nothing else.
+        // No other byte has changed.
         let between = FIRST.0 as usize + FIRST.1..SECOND.0 as usize;
         assert!(seen[between].iter().all(|byte| *byte == 0));
         assert!(seen[..FIRST.0 as usize].iter().all(|byte| *byte == 0));
@@ -77,7 +78,7 @@ fn flush_range_shows_its_range() {
     block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, LEN).await.unwrap();
-        // What a created file owes is paid before.
+        // A created file has to sync its length and name first.
         file.flush().await.unwrap();
         write_both(&file).await;
         file.flush_range(FIRST.0, FIRST.1 as u64).await.unwrap();
@@ -102,7 +103,7 @@ fn commit_and_policy_flush_are_visible() {
             .create()
             .await
             .unwrap();
-        // The second crosses the threshold, and brings the first along.
+        // The second write crosses the threshold, and its flush covers the first.
         write_both(&file).await;
         assert_eq!(file.pending_bytes(), 0);
         let seen = seen_from_outside(dir.path());

@@ -91,7 +91,7 @@ rt_test!(reads, |dir| {
         .await
         .unwrap();
     assert_eq!(file.as_fd().as_raw_fd(), file.as_raw_fd());
-    // SAFETY: nobody writes, and the byte is inside the file.
+    // SAFETY: nothing writes, and the byte is inside the file.
     assert_eq!(unsafe { *file.as_ptr().add(7) }, expected[7]);
 });
 
@@ -149,7 +149,7 @@ rt_test!(writes, |dir| {
     assert_eq!(file.pending_bytes(), 1);
     file.flush_async().await.unwrap();
     file.flush_range_async(0, 5).await.unwrap();
-    // SAFETY: nobody looks at the byte, which is inside the file.
+    // SAFETY: nothing reads the byte, which is inside the file.
     unsafe { *file.as_mut_ptr().unwrap() = b'y' };
     assert_eq!(file.pending_bytes(), 20_000);
     file.close().await.unwrap();
@@ -291,7 +291,7 @@ rt_test!(builders, |dir| {
         (file.mode(), file.flush_policy(), file.len()),
         (MmapMode::ReadWrite, FlushPolicy::Always, 5000)
     );
-    // One that is larger than the buffer goes alone.
+    // A write that is larger than the buffer is admitted alone.
     file.update_region(100, &[7; 1000]).await.unwrap();
     assert_eq!((file.pending_bytes(), file.stats().flushes), (0, 1));
     file.write_bytes(0, Bytes::from_static(b"xy"))

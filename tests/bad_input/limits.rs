@@ -1,8 +1,6 @@
 //! Permissions and limits of the process. Each test sets the scene, and runs a child in it.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::os::unix::fs::{symlink, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -32,7 +30,7 @@ fn missing_permission_is_an_error() {
     if unsafe { libc::geteuid() } != 0 {
         return skip(
             "missing_permission_is_an_error",
-            "needs root, to become somebody else",
+            "needs root, to become another user",
         );
     }
     let dir = tempfile::tempdir().unwrap();
@@ -95,7 +93,7 @@ fn unprivileged_child() {
         }
         let error = MemoryMappedFile::open_ro(&secret).await.unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
-        // What may be read is read, though its page cache may not be probed.
+        // A readable file is read, although its page cache may not be probed.
         assert_eq!(file.slice(0, 1000).await.unwrap(), &pattern(1000)[..]);
         assert_eq!(file.stats().resident_hits, 0);
         file.copy_to(dir.join("open/copy")).await.unwrap();
@@ -137,7 +135,7 @@ fn limited_child() {
         // A view of what could be mapped before.
         let view = file.as_slice(0, 1000).unwrap();
 
-        // More than the address space.
+        // More than the address space permits.
         let assert_unmapped = |result: Result<MemoryMappedFile>| {
             let error = result.unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::ENOMEM), "{error:?}");
@@ -151,7 +149,7 @@ fn limited_child() {
         assert_unmapped(MemoryMappedFile::open_or_create("empty", huge).await);
         let new = MemoryMappedFile::builder("new").size(huge);
         assert_unmapped(new.create_new().await);
-        // Before what was there is lost.
+        // Before the old content is lost.
         assert_unmapped(MemoryMappedFile::create_rw("other", huge).await);
         let error = file.resize(huge).await.unwrap_err();
         assert!(matches!(error, MmapIoError::ResizeFailed(_)), "{error:?}");
@@ -210,7 +208,7 @@ fn limited_child() {
         drop(taken);
         assert_eq!(names(), before);
 
-        // What was there is as it was, and a path without a directory is good.
+        // The old content is unchanged, and a path without a directory works.
         assert_eq!(view, &pattern(1000)[..]);
         drop(view);
         file.update_region_async(0, b"x").await.unwrap();

@@ -1,10 +1,10 @@
-//! Bad input: each a clear error, and nothing changed.
+//! Bad input is a clear error, and changes nothing.
 
 #![cfg(unix)]
 
 use mmap_io::MemoryMappedFile;
 use mmap_io::Stats;
-use std::fs::{self};
+use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -54,12 +54,12 @@ impl Before {
         }
     }
 
-    /// What is wrong with the input is found before anything is done, or even queued.
+    /// Bad input is found before anything is done, or even queued.
     fn assert_unchanged(&self, file: &MemoryMappedFile) {
         assert!(fs::read(&self.path).unwrap() == self.content);
         assert_eq!(file.len(), self.content.len() as u64);
         let mut stats = file.stats();
-        // Whoever opens the file in a new way maps it, and changes nothing.
+        // Opening the file in another mode maps it again, and changes nothing.
         stats.mapped_bytes = self.stats.mapped_bytes;
         // A copy takes its turn before it knows where to.
         stats.pool_hops = self.stats.pool_hops;

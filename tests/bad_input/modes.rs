@@ -1,9 +1,7 @@
 //! Modes, descriptors and handles that do not permit what is asked of them.
 
 use std::error::Error;
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
@@ -75,7 +73,7 @@ fn descriptor_access_must_match_mode() {
         let path = dir.path().join("data");
         fs::write(&path, pattern(1000)).unwrap();
         let open = |options: &mut fs::OpenOptions| options.open(&path).unwrap();
-        // Also while somebody has mapped the file who may.
+        // Also while another handle, which may write, has mapped the file.
         for _open in [None, Some(MemoryMappedFile::open_rw(&path).await.unwrap())] {
             for (descriptor, mode) in [
                 (open(File::options().read(true)), MmapMode::ReadWrite),
@@ -164,7 +162,7 @@ fn unmap_fails_while_handle_is_in_use() {
         let resize = file.resize(2000);
         let file = file.unmap().unwrap_err();
         drop(resize);
-        // Somebody else's handle does not.
+        // A handle of its own on the same file does not.
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         let view = other.as_slice(0, 5).unwrap();
         let mut plain = file.unmap().unwrap();

@@ -1,8 +1,6 @@
-//! Paths that lead to no regular file, to nothing, or to a file that is there already.
+//! Paths that lead to no regular file, to nothing, or to a file that exists already.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -139,7 +137,7 @@ fn create_new_refuses_existing_paths() {
         let (dangling, circle) = (dir.path().join("dangling"), dir.path().join("circle"));
         symlink(dir.path().join("target"), &dangling).unwrap();
         symlink(&circle, &circle).unwrap();
-        // Whether it is mapped, or not, or a link to nothing.
+        // A mapped path, a link to nothing, and a link to itself.
         for path in [&path, &dangling, &circle] {
             let new = MemoryMappedFile::builder(path).size(10);
             assert_kind!(new.clone().create_new().await, AlreadyExists);
@@ -159,7 +157,7 @@ fn create_new_refuses_existing_paths() {
             assert_eq!(error, Some(libc::ELOOP));
         }
         assert_kind!(MemoryMappedFile::open_ro(&dangling).await, NotFound);
-        // A link that dangles is created through.
+        // A file is created through a dangling link.
         let target = dir.path().join("target");
         for way in 0..3 {
             match way {

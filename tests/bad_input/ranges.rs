@@ -1,8 +1,6 @@
 //! Ranges outside the file, ranges of no bytes, and lengths that a file cannot have.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 
 use mmap_io::utils::{align_up, ensure_in_bounds, page_size, slice_range};
 use mmap_io::{AnonymousMmap, MemoryMappedFile, MmapIoError, MmapMode, Result, TouchHint};
@@ -98,7 +96,7 @@ fn empty_range_is_valid_at_any_offset() {
         let empty_path = dir.path().join("empty");
         fs::write(&empty_path, b"").unwrap();
         let empty = MemoryMappedFile::open_ro(&empty_path).await.unwrap();
-        // Not even a view of everything is in the way.
+        // Not even a view of the whole file blocks them.
         let view = file.bytes(0, 1000).unwrap();
         for (path, file) in [(&path, &file), (&path, &reader), (&empty_path, &empty)] {
             let before = Before::new(path, file);
@@ -197,7 +195,7 @@ fn empty_file_needs_a_first_length() {
         let eager = MemoryMappedFile::builder(&path).touch_hint(TouchHint::Eager);
         assert!(eager.open().await.unwrap().is_empty());
 
-        // What writes needs a byte, whether the file is open already or not.
+        // A writable mapping needs at least one byte, whether the file is open already or not.
         for keep_open in [true, false] {
             let _open = keep_open.then(|| file.clone());
             let writable = || MemoryMappedFile::builder(&path).mode(MmapMode::ReadWrite);
@@ -234,7 +232,7 @@ fn empty_file_needs_a_first_length() {
         let read_only = read_only.mode(MmapMode::ReadOnly);
         assert!(read_only.clone().create().await.unwrap().is_empty());
         assert!(read_only.open_or_create().await.unwrap().is_empty());
-        // The reader sees the bytes that it gets here.
+        // The reader sees the bytes that the file gets here.
         let grown = MemoryMappedFile::open_or_create(&path, 10).await.unwrap();
         assert_eq!((grown.len(), file.len()), (10, 10));
         assert_eq!(file.as_slice(0, 10).unwrap(), [0; 10]);
@@ -269,7 +267,7 @@ fn impossible_sizes_are_refused() {
                 MmapIoError::ResizeFailed(_)
             );
             assert_error!(file.resize(size).await, MmapIoError::ResizeFailed(_));
-            // It has one already, which counts.
+            // The file has a size already, which is kept.
             let there = MemoryMappedFile::open_or_create(&kept, size).await;
             assert_eq!(there.unwrap().len(), 7);
         }

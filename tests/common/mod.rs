@@ -20,8 +20,8 @@ pub(crate) mod operations;
 #[cfg(target_os = "linux")]
 pub(crate) mod probe;
 
-/// Makes a module with one test for each runtime out of one async body, which gets a directory of
-/// its own.
+/// Makes a module with one test for each runtime from one async body, which gets a directory of its
+/// own.
 macro_rules! rt_test {
     ($name:ident, |$dir:ident| $body:block) => {
         mod $name {
@@ -76,7 +76,7 @@ macro_rules! rt_test {
 }
 pub(crate) use rt_test;
 
-/// Runs a test without any runtime.
+/// Runs a future without any runtime.
 pub(crate) fn block_on<T>(body: impl Future<Output = T>) -> T {
     futures_lite::future::block_on(body)
 }
@@ -98,22 +98,24 @@ pub(crate) fn on_a_disk() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Polls once.
+/// Polls a future once.
 pub(crate) async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::poll_once(future).await
 }
 
-/// Completes an operation where it is polled: at the first poll, or at the second where its thread owed
-/// other tasks a turn.
+/// Expects an operation to complete where it is polled: at the first poll, or at the second if its
+/// thread had to yield to other tasks.
 #[track_caller]
 pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
     let mut operation = std::pin::pin!(operation);
     let first = block_on(poll_once(&mut operation));
-    first.unwrap_or_else(|| block_on(poll_once(&mut operation)).expect("it waits"))
+    first.unwrap_or_else(|| {
+        block_on(poll_once(&mut operation))
+            .expect("expected completion at once, but the operation waits")
+    })
 }
 
-/// Waits until the pool has done what it does about the file, and `is_so` holds: a watchdog ends
-/// the test if it never does.
+/// Waits until the statistics of the file satisfy `is_so`, and fails the test if they never do.
 pub(crate) async fn wait_until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
     for _ in 0..1_000_000 {
         if is_so(&file.stats()) {
@@ -122,15 +124,15 @@ pub(crate) async fn wait_until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -
         std::thread::yield_now();
         futures_lite::future::yield_now().await;
     }
-    panic!("it never came to that: {:?}", file.stats());
+    panic!("the expected state was not reached: {:?}", file.stats());
 }
 
-/// Nothing is out, and nothing is queued.
+/// Whether no view of the file lives and no operation is queued.
 pub(crate) fn is_quiet(stats: &Stats) -> bool {
     stats.views == 0 && stats.queued_writes == 0 && stats.queued_bytes == 0
 }
 
-/// Says why a test cannot run here, where continuous integration looks for it.
+/// Prints why a test cannot run here, and writes it to the log that continuous integration reads.
 pub(crate) fn skip(test: &str, reason: &str) {
     let line = format!("skipped: {test}: {reason}\n");
     print!("{line}");
@@ -145,24 +147,24 @@ pub(crate) fn skip(test: &str, reason: &str) {
     }
 }
 
-/// A watchdog, for what nothing is in the way of.
+/// Awaits what nothing blocks, and fails the test if it takes too long.
 pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     let too_late = async {
         smol::Timer::after(TIMEOUT).await;
-        panic!("still waiting, for nothing");
+        panic!("the future still waits, although nothing blocks it");
     };
     futures_lite::future::or(future, too_late).await
 }
 
-/// Waits until the queue has looked at all that was submitted before. `spare` is a byte that
-/// nothing is in the way of.
+/// Waits until the queue has examined every operation that was submitted before. Nothing may
+/// conflict with the byte at `spare`.
 pub(crate) async fn wait_until_examined(file: &MemoryMappedFile, spare: u64) {
-    // First in, first looked at.
+    // The queue examines operations in the order of submission.
     with_timeout(file.update_region(spare, b"-")).await.unwrap();
 }
 
-/// Submits an operation, and shows that it waits: the queue has looked at it, and does not let it
-/// through. `spare` is as for [`wait_until_examined`].
+/// Submits an operation and checks that it waits: the queue has examined it, and has not started
+/// it. `spare` is as for [`wait_until_examined`].
 pub(crate) async fn assert_waits<F: Future + Unpin>(
     file: &MemoryMappedFile,
     spare: u64,
@@ -170,21 +172,24 @@ pub(crate) async fn assert_waits<F: Future + Unpin>(
 ) {
     assert!(poll_once(&mut *future).await.is_none());
     wait_until_examined(file, spare).await;
-    assert!(poll_once(future).await.is_none(), "it did not wait");
+    assert!(
+        poll_once(future).await.is_none(),
+        "expected the operation to wait, but it completed"
+    );
 }
 
-/// Keeps the queue of a file from looking at anything: what is submitted meanwhile is found at once
-/// by the next look. Takes one thread of the pool, so that nothing else of the pool may be awaited
-/// meanwhile.
+/// Keeps the queue of a file busy, so that the operations that are submitted in the meantime are
+/// all examined together afterwards. It occupies one thread of the pool: until it is released, the
+/// test must not await anything that needs the pool.
 pub(crate) struct HeldQueue {
     _until_dropped: Sender<()>,
     write: Pin<Box<dyn Future<Output = mmap_io::Result<()>> + Send>>,
 }
 
 impl HeldQueue {
-    /// `spare` is a byte that nothing is in the way of.
+    /// Nothing may conflict with the byte at `spare`.
     pub(crate) fn new(file: &MemoryMappedFile, spare: u64) -> Self {
-        /// Data whose drop, which is the last thing done for a write, takes its time.
+        /// Data whose drop, the last step of a write, waits until the test lets it go on.
         struct Slow(Sender<()>, Receiver<()>);
 
         impl AsRef<[u8]> for Slow {
@@ -222,17 +227,18 @@ impl HeldQueue {
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits for something that happens on its own: a watchdog ends the test if it never does.
+/// Waits for something that happens by itself, and fails the test if it never does.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out; expected: {what}");
         std::thread::yield_now();
     }
 }
 
-/// Runs what must come to an end on its own, in a thread that is given up if it does not.
+/// Runs a future in a thread, and fails the test if it does not end; the thread is then left
+/// behind.
 #[track_caller]
 pub(crate) fn join_with_timeout<T: Send + 'static>(
     what: &str,
@@ -246,6 +252,6 @@ pub(crate) fn join_with_timeout<T: Send + 'static>(
             Err(panic) => std::panic::resume_unwind(panic),
             Ok(_) => unreachable!("it sends before it ends"),
         },
-        Err(RecvTimeoutError::Timeout) => panic!("never ends: {what}"),
+        Err(RecvTimeoutError::Timeout) => panic!("timed out; expected to complete: {what}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Every asynchronous operation there is, for the promises that hold for each of them.
+//! Every asynchronous operation, for the promises that hold for each of them.
 
 use std::fs;
 use std::future::Future;
@@ -23,9 +23,9 @@ pub(crate) const WRITTEN: (u64, u64) = (100, 3000);
 /// Where operations read, so that they have to read in.
 const COLD: (u64, u64) = (LEN / 4, 1 << 16);
 
-/// What was in the written range before.
+/// The bytes of the written range before.
 pub(crate) const BEFORE: u8 = 0xB0;
-/// What is in it after any operation that writes.
+/// Its bytes after any operation that writes.
 pub(crate) const AFTER: u8 = 0xAF;
 
 const PART: [u8; 1000] = [AFTER; 1000];
@@ -42,7 +42,7 @@ pub(crate) struct Fixture {
     names: AtomicU32,
 }
 
-/// An operation that goes on.
+/// An operation in progress.
 pub(crate) type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// Which view of the whole file an operation has to wait for.
@@ -86,7 +86,7 @@ impl Fixture {
         }
     }
 
-    /// What is in the written range, throughout.
+    /// The byte that fills the written range.
     pub(crate) fn written(&self) -> u8 {
         let content = self.file.as_slice(0, 8192).unwrap();
         let (offset, len) = (WRITTEN.0 as usize, WRITTEN.1 as usize);
@@ -99,7 +99,7 @@ impl Fixture {
         written[0]
     }
 
-    /// Waits until every file that was created is there as a whole, or is not there.
+    /// Waits until every file that was created is whole, or is removed.
     pub(crate) async fn settled(&self) {
         super::wait_until(&self.file, super::is_quiet).await;
         for _ in 0..1_000_000 {
@@ -117,7 +117,7 @@ impl Fixture {
         let entries = fs::read_dir(&self.dir).unwrap();
         entries.filter_map(|entry| {
             let path = entry.unwrap().path();
-            // Gone again, as what a withdrawn operation created is.
+            // A withdrawn operation has removed the file that it created.
             let len = fs::metadata(&path).ok()?.len();
             let name = path.file_name().unwrap().to_str().unwrap();
             let is_whole = match name.split('-').next().unwrap() {
@@ -164,10 +164,12 @@ macro_rules! operations {
     };
 }
 
-/// Every operation, with parameters such that it has something to do on the pool.
+/// Every operation, with arguments that give it work on the pool.
 pub(crate) fn operations() -> Vec<Operation> {
     operations! {
-        Nothing "create_rw": |fixture| MemoryMappedFile::create_rw(fixture.path("created"), CREATED);
+        Nothing "create_rw": |fixture| {
+            MemoryMappedFile::create_rw(fixture.path("created"), CREATED)
+        };
         Nothing "create": |fixture| MemoryMappedFile::builder(fixture.path("created-b"))
             .size(CREATED)
             .preallocate(true)
@@ -197,7 +199,9 @@ pub(crate) fn operations() -> Vec<Operation> {
             MemoryMappedFile::from_file(file, MmapMode::ReadWrite, "name")
         };
         AnyView "update_region": |fixture| fixture.file.update_region(WRITTEN.0, &WHOLE);
-        AnyView "update_region_async": |fixture| fixture.file.update_region_async(WRITTEN.0, &WHOLE);
+        AnyView "update_region_async": |fixture| {
+            fixture.file.update_region_async(WRITTEN.0, &WHOLE)
+        };
         AnyView "update_regions": |fixture| {
             fixture.file.update_regions(&[(100, &PART), (1100, &PART), (2100, &PART)])
         };
@@ -282,7 +286,7 @@ pub(crate) fn operations() -> Vec<Operation> {
     }
 }
 
-/// It may have been deleted before.
+/// The file may have been deleted before.
 async fn deleted(deletion: impl Future<Output = Result<()>>) -> Result<()> {
     match deletion.await {
         Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(()),

@@ -33,8 +33,8 @@ impl Probe {
         }
     }
 
-    /// Waits until the file is clean: long before the kernel writes it back of its own accord, which
-    /// it does after 30 s by default.
+    /// Waits until the file is clean: long before the kernel writes it back of its own accord,
+    /// which it does after 30 s by default.
     #[track_caller]
     pub(crate) fn wait_until_clean(&self) {
         let deadline = Instant::now() + Duration::from_secs(15);

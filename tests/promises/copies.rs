@@ -1,4 +1,4 @@
-//! Copies hold what the source holds: holes stay holes.
+//! A copy equals its source, and its holes stay holes.
 
 #![cfg(unix)]
 
@@ -23,7 +23,7 @@ fn copy_of_sparse_file_is_sparse() {
     let (path, copy) = (dir.path().join("data"), dir.path().join("copy"));
     block_on(async {
         let file = MemoryMappedFile::create_rw(&path, 2 << 30).await.unwrap();
-        // Some on the disk, some in memory alone; the last ones before a hole.
+        // Some on the disk, some only in memory; the last bytes lie before a hole.
         let pieces = [(0, 4096), (100 * MIB - 50, 100), (1 << 30, 300_000)];
         for (at, len) in pieces {
             file.update_region(at, &pattern(len)).await.unwrap();

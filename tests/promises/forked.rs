@@ -1,6 +1,7 @@
-//! A child that was forked off and executes no other program: the threads of the pool are the
-//! parent's, and any lock may be held for ever by a thread that is not there. What needs either is
-//! an error, views that can be had without are had, and handles can be dropped.
+//! A child that was forked and executes no other program: the threads of the pool belong to the
+//! parent, and any lock may be held forever by a thread that does not exist in the child. What
+//! needs the pool or a lock is an error, views that need neither are granted, and handles can be
+//! dropped.
 
 use std::future::Future;
 use std::io::ErrorKind;

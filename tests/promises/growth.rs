@@ -1,5 +1,5 @@
-//! Growing beside other processes: what they append is never cut, what growth uncovers is zero, and
-//! a growth that fails takes nothing back.
+//! Growing beside other processes: bytes that they append are never cut, bytes that growth uncovers
+//! are zero, and a growth that fails removes nothing.
 //!
 //! Another process is another handle of the standard library here: the crate knows it no better.
 

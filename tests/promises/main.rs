@@ -1,10 +1,10 @@
-//! The promises of the crate. Each is tested in the file of its name, and in those named beside it:
+//! The promises of the crate. The files that test each of them are named behind it:
 //!
 //! - P1 **Never blocks the executor**: no thread that polls does I/O or waits for a lease
 //!   (`p1_never_blocks`, `fairness`; `remote`, where the server does not answer).
 //! - P2 **No pool thread waits** for a view, a lease or another job (`p2_pool`).
-//! - P3 **No aliasing inside a process**: no view changes under its holder, whatever is called,
-//!   through whatever handle (`p3_aliasing`).
+//! - P3 **No aliasing inside a process**: no view changes while it is held, whatever is called,
+//!   through any handle (`p3_aliasing`).
 //! - P4 **Range-precise**: an operation waits only for what overlaps it (`p4_ranges`, `growth`).
 //! - P5 **Durable means durable**: when a durable call returns, the bytes, the length and the name
 //!   survive a power cut (`p5_durable`, `policies`; `tests/power_cut` cuts the power).
@@ -18,7 +18,8 @@
 //! - P10 **Errors, not signals**: a full or failing disk, and a file that another process has cut,
 //!   is an `Err` (`p10_errors`, `refused_calls`, `forked`). Another process is an ordinary
 //!   neighbour, whose files and bytes stay (`neighbours`, `growth`, `copies`).
-//! - P11 **No reader waits for a waiting writer**, and short reads do not starve it (`p11_readers`).
+//! - P11 **No reader waits for a waiting writer**, and short reads do not starve the writer
+//!   (`p11_readers`).
 
 #[path = "../common/mod.rs"]
 mod common;

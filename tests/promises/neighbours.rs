@@ -1,10 +1,8 @@
 //! Other processes are ordinary neighbours: they open, create, grow and move the same files at the
-//! same time, and no opening here removes, empties or shortens what is theirs.
+//! same time, and no opening here removes, empties or shortens their files.
 
 use std::ffi::CString;
-use std::fs::{
-    File, Permissions, {self},
-};
+use std::fs::{self, File, Permissions};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -23,7 +21,7 @@ mod creation;
 mod cuts;
 mod overlay;
 
-/// Exchanges two names, in one step.
+/// Exchanges two names atomically.
 fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
     let [one, other] = [one, other].map(|path| CString::new(path.as_os_str().as_bytes()).unwrap());
     let here = libc::AT_FDCWD;
@@ -42,11 +40,11 @@ fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Runs `body` while another thread does `disturb` over and over.
+/// Runs `body` while another thread repeats `disturb`.
 fn beside(disturb: impl Fn() + Sync, body: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        /// Also when the body fails.
+        /// Stops the thread, also if the body panics.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -105,7 +103,7 @@ fn copy_is_private_until_whole() {
         let first = |what: &str| lines.iter().position(|line| line.contains(what));
         let copied = ["copy_file_range(", "pwrite64(", "FICLONE"];
         let copied = copied.iter().filter_map(|call| first(call)).min().unwrap();
-        let private = first("0600").expect("never private");
+        let private = first("0600").expect("the copy never had mode 0600");
         assert!(private < copied, "{lines:#?}");
         let cut = first("ftruncate(").unwrap_or(usize::MAX);
         assert!(private < cut, "{lines:#?}");

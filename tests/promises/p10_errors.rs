@@ -1,9 +1,7 @@
-//! Errors, not signals: a full disk, a file that somebody else has truncated, a disk that fails. And
-//! a flush that failed is never forgotten, which takes a failing disk as well.
+//! Errors, not signals: a full disk, a file that another process has truncated, a disk that fails.
+//! And a flush that failed is never forgotten, which takes a failing disk as well.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
@@ -26,7 +24,7 @@ fn unreadable_disk_is_an_error() {
     fs::write(disk.path("data"), vec![5; 32 << 20]).unwrap();
     File::open(disk.path("data")).unwrap().sync_all().unwrap();
     drop(disk);
-    // Mounted again, with a cold cache; then most of its blocks are no more.
+    // It is mounted again with a cold cache; then most of its blocks are removed.
     let Some(disk) = Disk::loop_device("unreadable_disk_is_an_error", &image) else {
         return;
     };
@@ -119,27 +117,30 @@ fn flush_error_outlives_repair() {
         fails(always.update_region(0, b"x").await);
         fails(always.try_update_region(0, b"x").await.map(drop));
         assert!(file.pending_bytes() >= 8192);
-        // What is not durable goes on.
+        // Operations that are not durable proceed.
         file.update_region(0, b"visible").await.unwrap();
         assert_eq!(other.slice(0, 7).await.unwrap(), b"visible");
         assert_eq!(file.slice(MIB, 8192).await.unwrap(), [1; 8192]);
         file.resize(33 * MIB).await.unwrap();
         fails(file.flush().await);
 
-        // A `Bytes` keeps the file, and its error; then it is another opening.
+        // A `Bytes` keeps the file and its error alive; after that, an opening starts afresh.
         let bytes = file.bytes(0, 7).unwrap();
         drop((file, other, always));
         let again = MemoryMappedFile::open_rw(&path).await.unwrap();
         fails(again.flush().await);
         drop((bytes, again));
-        // The last job may not have gone yet.
+        // The last job may still hold the file.
         let deadline = Instant::now() + TIMEOUT;
         let fresh = loop {
             let again = MemoryMappedFile::open_rw(&path).await.unwrap();
             if again.last_flush_error().is_none() {
                 break again;
             }
-            assert!(Instant::now() < deadline, "never forgotten");
+            assert!(
+                Instant::now() < deadline,
+                "expected a fresh state after the last drop, but the error is still there"
+            );
             drop(again);
             yield_now().await;
         };

@@ -1,6 +1,6 @@
-//! No reader waits for a writer that waits; and short reads do not starve it. What could break: a
-//! write that leaves its claim on a range while it waits, a gate that stays up when its time is
-//! over, and a write that never finds a moment without readers.
+//! No reader waits for a writer that waits; and short reads do not starve the writer. What could
+//! break: a write that keeps its claim on a range while it waits, a gate that stays up when its
+//! time is over, and a write that never finds a moment without readers.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -30,7 +30,8 @@ fn readers_proceed_beside_blocked_write() {
             for file in [&file, &other] {
                 for _ in 0..5_000 {
                     assert_eq!(file.as_slice(100, 10).unwrap(), slow[100..110]);
-                    // It never waits, and so cannot be let through by somebody else's patience.
+                    // It never waits, so it does not succeed only because another reader has
+                    // waited.
                     assert!(file.try_as_slice(100, 10).unwrap().is_some());
                 }
                 // At the first poll: the pages are there.
@@ -53,7 +54,7 @@ fn readers_proceed_beside_blocked_write() {
         });
         assert!(poll_once(&mut write).await.is_none());
         drop(slow);
-        // What was borrowed from it is out until it goes.
+        // What was borrowed from the reader stays leased until the reader is dropped.
         assert!(poll_once(&mut write).await.is_none());
         drop(other);
         with_timeout(write).await.unwrap();
@@ -90,7 +91,7 @@ fn readers_proceed_beside_any_blocked_op() {
     });
 }
 
-/// Has the queue look at everything again that waits for the first byte.
+/// Makes the queue examine again everything that waits for the first byte.
 async fn look_again(file: &MemoryMappedFile, spare: u64) {
     let mut withdrawn = Box::pin(file.update_region(0, b"withdrawn"));
     assert_waits(file, spare, &mut withdrawn).await;
@@ -108,25 +109,28 @@ fn gate_of_blocked_write_steps_back() {
             let slow = file.bytes(0, 900).unwrap();
             let mut write = Box::pin(file.update_region(0, &[1; 900]));
             assert_waits(&file, 999, &mut write).await;
-            // When it is looked at again, it raises its gate.
+            // When the queue examines it again, it raises its gate.
             let begin = Instant::now();
             look_again(&file, 999).await;
             let raised = Instant::now();
             assert_eq!(file.as_slice(10, 10).unwrap(), slow[10..20]);
             shortest = shortest.min(raised.elapsed());
-            // And not again soon.
+            // And it does not raise the gate again soon.
             for _ in 0..20 {
                 look_again(&file, 999).await;
                 let is_let_through = file.try_as_slice(10, 10).unwrap().is_some();
                 let is_soon = begin.elapsed() < Duration::from_millis(100);
-                assert!(is_let_through || !is_soon, "the gate is up again");
+                assert!(
+                    is_let_through || !is_soon,
+                    "expected the gate to stay down for 100 ms, but it is up again"
+                );
             }
             assert!(poll_once(&mut write).await.is_none());
             drop(slow);
             with_timeout(write).await.unwrap();
         });
     }
-    // The machine may be slow now and then, but not every time.
+    // The machine may be slow sometimes, but not every time.
     let about_a_millisecond = Duration::from_millis(30);
     assert!(shortest < about_a_millisecond, "{shortest:?}");
 }
@@ -144,10 +148,13 @@ fn gate_steps_back_for_every_reader() {
             let begin = Instant::now();
             match kind {
                 0 => drop(file.as_slice(10, 10).unwrap()),
-                // Nobody is there who waits for the time to be over.
+                // No reader waits here for the time to be over.
                 1 => {
                     while file.try_as_slice(10, 10).unwrap().is_none() {
-                        assert!(begin.elapsed() < TIMEOUT, "the gate stays up");
+                        assert!(
+                            begin.elapsed() < TIMEOUT,
+                            "expected the gate to step back, but it stays up"
+                        );
                         std::thread::yield_now();
                     }
                 }
@@ -179,7 +186,7 @@ fn short_reads_do_not_starve_write() {
             let is_over = &is_over;
             threads.spawn(move || {
                 let begin = Instant::now();
-                // There is nearly always a view: the next is taken before the last is dropped.
+                // There is almost always a view: the next is taken before the last is dropped.
                 let mut view = file.as_slice(0, 100).unwrap();
                 while !is_over.load(Ordering::Relaxed) {
                     assert!(begin.elapsed() < TIMEOUT, "a write was starved");
@@ -199,7 +206,7 @@ fn short_reads_do_not_starve_write() {
             for turn in 0..WRITES {
                 let before = reads.each_ref().map(|reads| reads.load(Ordering::Relaxed));
                 file.update_region(50, &[turn; 10]).await.unwrap();
-                // Nor does the write starve them.
+                // Nor does the write starve the readers.
                 for (reads, before) in reads.iter().zip(before) {
                     let begin = Instant::now();
                     while reads.load(Ordering::Relaxed) == before {
@@ -232,7 +239,7 @@ fn kept_ranges_are_merged() {
         assert_eq!(look(10, 49_000), 1);
         assert_eq!(look(60_000, 60_010), 2);
         assert_eq!(look(60_020, 60_030), 3);
-        // Over a gap, and touching both of its neighbours.
+        // Fills a gap, and touches both of its neighbours.
         assert_eq!(look(60_010, 60_020), 2);
         assert_eq!(look(49_999, 60_001), 1);
         assert_eq!(look(0, 100_000), 1);
@@ -260,7 +267,7 @@ fn refused_range_keeps_no_lease() {
             "{refused:?}"
         );
         drop(view);
-        // What lay before the obstacle is free, and after it.
+        // The bytes before and after the conflict are free.
         with_timeout(file.update_region(100, b"x")).await.unwrap();
         with_timeout(file.update_region(949, b"x")).await.unwrap();
         assert!(!file.try_update_region(505, b"x").await.unwrap());

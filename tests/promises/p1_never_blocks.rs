@@ -1,5 +1,5 @@
-//! No executor thread is blocked: a ticker on a one-threaded runtime goes on while an operation is
-//! stuck, behind a view or a busy pool; a runtime that is shut down leaves nothing behind; and the
+//! No executor thread is blocked: a ticker on a one-threaded runtime runs while an operation is
+//! stuck behind a view or a busy pool; a runtime that is shut down leaves nothing behind; and the
 //! thread that polls makes no system call that may wait for a disk.
 
 use std::future::{poll_fn, Future};
@@ -73,7 +73,7 @@ fn current_thread() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// The ticker goes on while an operation is stuck.
+/// Checks that the ticker runs while an operation is stuck.
 async fn ticks_beside(name: &str, stuck: &mut Running<'_>, ticks: &Receiver<()>) {
     for _ in 0..4 {
         let tick = async {
@@ -81,7 +81,10 @@ async fn ticks_beside(name: &str, stuck: &mut Running<'_>, ticks: &Receiver<()>)
             None
         };
         let ended = or(async { Some(stuck.as_mut().await) }, tick).await;
-        assert!(ended.is_none(), "nothing is in the way of {name}");
+        assert!(
+            ended.is_none(),
+            "expected {name} to be blocked, but it completed"
+        );
     }
 }
 
@@ -113,7 +116,7 @@ async fn all_behind_views(dir: PathBuf, ticks: Receiver<()>) {
             drop(view);
             stuck.await.unwrap();
         }
-        // A file that is smaller now has no such view.
+        // A file that is shorter by now has no such view.
         if operation.blocked_by != BlockedBy::Nothing && fixture.file.len() == LEN {
             let view = fixture.file.as_slice_mut(0, LEN).await.unwrap();
             let mut stuck = (operation.run)(&fixture);
@@ -161,7 +164,7 @@ async fn all_beside_a_busy_pool(dir: PathBuf, ticks: Receiver<()>) {
     }
 }
 
-/// Something that is in the way of operations for as long as it lives.
+/// Something that blocks operations for as long as it lives.
 trait Obstacle {}
 impl<T> Obstacle for T {}
 
@@ -208,7 +211,7 @@ fn shut_down_with_all_in_flight(
     fixture
 }
 
-/// Every operation works as if nothing had been before.
+/// Every operation works as if nothing had happened before.
 fn all_go_on(fixture: &Fixture) {
     block_on(async {
         for operation in operations() {
@@ -298,7 +301,7 @@ mod calls {
         "statx",
     ];
 
-    /// Tells where the child is: what follows is operation `number`; 0 is none.
+    /// Marks in the trace that operation `number` follows; 0 stands for none.
     fn mark(number: usize) {
         // SAFETY: the call takes no pointer; the descriptor is invalid.
         unsafe { libc::fsync(-1 - number as i32) };
@@ -355,7 +358,7 @@ mod calls {
                 elsewhere.push_str(line);
             }
         }
-        // It does see what it looks for.
+        // The trace does contain what the test looks for.
         for call in [
             "openat(",
             "ftruncate(",
@@ -402,7 +405,7 @@ mod calls {
             for (number, (operation, fixture, held)) in fixtures.iter().enumerate() {
                 mark(number + 1);
                 (operation.run)(fixture).await.unwrap();
-                // Given up after its first step, and behind a view.
+                // Dropped after its first poll, and behind a view.
                 let _ = poll_once((operation.run)(fixture)).await;
                 wait_until(&fixture.file, is_quiet).await;
                 let view = held.file.as_slice_mut(0, LEN).await.unwrap();
@@ -476,8 +479,8 @@ mod cold {
         reads_on_the_pool(&path, true);
     }
 
-    /// The kernel calls every page resident for a process that neither owns nor may write a file, and
-    /// has no capability that stands for that.
+    /// The kernel calls every page resident for a process that neither owns nor may write a file,
+    /// and has no capability that stands for that.
     #[test]
     fn cold_pages_fault_on_pool_unprivileged() {
         let dir = on_a_disk();

@@ -1,6 +1,6 @@
 //! No pool thread waits for a view, a lease or another pool job: thousands of operations that wait
-//! take none of them, and everything else goes on. Most plainly so with a pool of one thread, in
-//! which one that waited would be the last. (The whole suite also passes with that.)
+//! occupy no thread, and everything else proceeds. A pool of one thread shows it most plainly: one
+//! job that waited would stop all others. (The whole suite also passes with one.)
 
 use std::future::Future;
 use std::path::Path;
@@ -23,7 +23,7 @@ impl<'a> Waiters<'a> {
         self.0.push(Box::pin(operation));
     }
 
-    /// Polls all of them until `count` stand in the queue, and shows that all of them wait.
+    /// Polls all of them until `count` are queued, and checks that all of them wait.
     async fn all_wait(&mut self, file: &MemoryMappedFile, count: usize) {
         let poll = async {
             while file.stats().queued_writes < count || file.stats().oldest_blocked.is_none() {
@@ -126,7 +126,7 @@ fn blocked_ops_leave_pool_free() {
         drop(view);
         waiters.all_end().await;
         for copy in copies {
-            // It waits for its turn, which is all that this is about.
+            // It waits for its turn; its result does not matter here.
             let _ = with_timeout(copy).await;
         }
         assert_eq!(file.len(), 9_900 - (TURNS - 1));
@@ -177,7 +177,7 @@ fn mapped_sources_and_opens_leave_pool_free() {
             waiters.join(file.write_bytes(turn * 10, file.bytes(turn * 20, 10).unwrap()));
         }
         waiters.all_wait(&file, 200).await;
-        // One opens the file, all others wait for that.
+        // One call opens the file, and all others wait for it.
         let path = dir.path().join("new");
         let mut opening = Waiters::default();
         for turn in 0..200 {
@@ -252,8 +252,9 @@ fn one_pool_thread_is_enough() {
     }
 }
 
-/// Processes of their own, in which no thread can be started from some time on: `RLIMIT_NPROC` is
-/// lowered. Root is no subject to it, and becomes another user first.
+/// Processes of their own in which, from some moment on, no thread can be started: `RLIMIT_NPROC`
+/// is lowered. The limit does not apply to root, so a root
+/// process becomes another user first.
 #[cfg(target_os = "linux")]
 mod thread_limit {
     use std::time::Duration;
@@ -264,7 +265,7 @@ mod thread_limit {
     use crate::common::child::{abort_if_stuck, child, child_dir, Child};
     use crate::common::{eventually, skip, HeldQueue};
 
-    /// Lets this user have so many threads, as far as the process may say so.
+    /// Limits the threads of this user, as far as the process is permitted to.
     fn set_limit(threads: libc::rlim_t) {
         let mut limit = libc::rlimit {
             rlim_cur: 0,
@@ -282,7 +283,7 @@ mod thread_limit {
         std::thread::Builder::new().spawn(|| ()).is_ok()
     }
 
-    /// No other thread can be started from now on; says whether that is so.
+    /// Lets no other thread be started from now on; returns whether the limit works.
     fn no_more_threads() -> bool {
         set_limit(1);
         // SAFETY: the calls take no pointers.
@@ -296,7 +297,7 @@ mod thread_limit {
 
     fn in_child(child: Child) {
         let dir = tempfile::tempdir().unwrap();
-        // The other user finds its way.
+        // Another user can reach it.
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(dir.path(), permissions).unwrap();
         child.dir(dir.path()).usual_pool().passes();
@@ -359,7 +360,7 @@ mod thread_limit {
                     .flush_policy(FlushPolicy::EveryMillis(5));
                 files.push(builder.create().await.unwrap());
             }
-            // The watchdog of `soon` has a thread of its own.
+            // The watchdog of `with_timeout` has a thread of its own.
             with_timeout(async { futures_lite::future::yield_now().await }).await;
             // What was found out before, about room to grow, is forgotten after a moment.
             std::thread::sleep(Duration::from_millis(50));
@@ -367,7 +368,7 @@ mod thread_limit {
                 return skip("warm_pool_works_at_thread_limit", "no limit holds");
             }
             let everything = async {
-                // One thread waits, and what is submitted meanwhile would need others.
+                // One thread waits, and what is submitted in the meantime would need other threads.
                 let held = HeldQueue::new(&files[0], 9_999);
                 let mut waiters = Waiters::default();
                 for (turn, file) in files[1..].iter().enumerate() {

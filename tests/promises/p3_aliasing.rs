@@ -1,13 +1,11 @@
-//! No view changes under its holder, whatever is called, through whichever handle.
+//! No view changes while it is held, whatever is called, through whichever handle.
 
 use std::fs;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{
-    Receiver, Sender, {self},
-};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -21,7 +19,7 @@ mod handles;
 mod model;
 mod sources;
 
-/// Every way to open a file beside one that is open already; the last only reads.
+/// Every way to open a file that is open already; the last handle is read-only.
 async fn open_again(path: &Path, hard_link: &Path, soft_link: &Path) -> Vec<MemoryMappedFile> {
     let plain = fs::File::options()
         .read(true)
@@ -40,7 +38,7 @@ async fn open_again(path: &Path, hard_link: &Path, soft_link: &Path) -> Vec<Memo
     ]
 }
 
-/// A waker that holds up whoever wakes it, until it is let go.
+/// A waker that blocks the thread that wakes it until it is released.
 struct SlowWaker {
     woken: Mutex<Sender<()>>,
     release: Mutex<Receiver<()>>,
@@ -48,14 +46,14 @@ struct SlowWaker {
 
 impl Wake for SlowWaker {
     fn wake(self: Arc<Self>) {
-        // The other ends are gone when nobody is interested any more.
+        // The other ends are gone when the test has dropped them.
         let _ = self.woken.lock().unwrap().send(());
         let _ = self.release.lock().unwrap().recv_timeout(TIMEOUT);
     }
 }
 
-/// Polls until the future is woken or ready. The job that has woken it stands still until what is
-/// returned is dropped.
+/// Polls once, and waits until the future is woken unless it is ready. The job that has woken it is
+/// blocked until the returned sender is dropped.
 fn poll_until_woken<T>(future: Pin<&mut impl Future<Output = T>>) -> (Sender<()>, Option<T>) {
     let (woken, is_woken) = mpsc::channel();
     let (release, is_let_go) = mpsc::channel();
@@ -104,12 +102,12 @@ fn blocked_operations_keep_their_order() {
             let mut apart = Box::pin(file.update_region(90, b"x"));
             match poll_until_woken(apart.as_mut()) {
                 (release, None) => break (release, apart),
-                // Done before anybody could be held up.
+                // It was complete before its waker could block the drain.
                 (_, Some(done)) => done.unwrap(),
             }
         };
-        // Looked at together, by a job that knows what the third waits for, and not yet that the
-        // second waits as well.
+        // The queue examines both together, in a job that knows what the third waits for, and does
+        // not yet know that the second waits as well.
         let mut second = Box::pin(file.update_region(20, &[2; 10]));
         let mut third = Box::pin(file.update_region(5, &[3; 20]));
         assert!(poll_once(&mut second).await.is_none());
@@ -142,10 +140,10 @@ fn dropped_blocked_shrink_never_happens() {
             for _ in 0..turn % 50 * 10 {
                 std::hint::spin_loop();
             }
-            // The view is there before the shrink and until after it is dropped.
+            // The view lives from before the shrink until after the shrink is dropped.
             drop(shrink);
             drop(view);
-            // Behind whatever is still being done.
+            // Ordered behind anything that is still in progress.
             file.update_region(7999, b"x").await.unwrap();
             assert_eq!(file.len(), 8000, "turn {turn}");
         }
@@ -204,9 +202,9 @@ fn views_on_many_threads_never_change() {
     let check = |view: &[u8]| {
         let value = view[0];
         let is_whole = |when: &str| assert!(view.iter().all(|byte| *byte == value), "{when}");
-        is_whole("a write is seen in part");
+        is_whole("a reader saw a part of a write");
         std::thread::yield_now();
-        is_whole("changed under its holder");
+        is_whole("the bytes changed while the view was held");
     };
     std::thread::scope(|threads| {
         for seed in 0..2_u32 {
@@ -219,7 +217,7 @@ fn views_on_many_threads_never_change() {
                     random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     let file = handles[(random >> 8) as usize % 3];
                     let at = u64::from(random >> 16) % CELLS * CELL;
-                    // A mutable view may be in the way, or the last cell be cut off.
+                    // A mutable view may conflict, or the last cell be cut off.
                     match turns % 4 {
                         0 => check(&match block_on(file.slice(at, CELL)) {
                             Err(MmapIoError::OutOfBounds { .. }) => continue,

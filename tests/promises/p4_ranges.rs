@@ -1,6 +1,6 @@
-//! A write waits only for views that overlap it; growing waits for none, shrinking for those of the
-//! tail. What could break: a border that is off by one, a coarse comparison by pages or by the
-//! 32 KiB blocks of the lease table that is taken for the truth, and a view of a map that has been
+//! A write waits only for views that overlap it; growing waits for no view, shrinking for views of
+//! the tail. What could break: a border that is off by one, a coarse comparison by pages or by the
+//! 32 KiB blocks of the lease table that is taken as exact, and a view of a map that has been
 //! outgrown.
 
 use std::future::Future;
@@ -20,7 +20,7 @@ const BLOCK: u64 = 32 << 10;
 const LEN: u64 = 5 * BLOCK;
 
 /// A view of one kind or another.
-#[allow(dead_code)] // They are there to be dropped.
+#[allow(dead_code)] // They exist to be dropped.
 enum View<'a> {
     Slice(MappedSlice<'a>),
     Resident(MappedSlice<'a>),
@@ -64,7 +64,7 @@ fn write_waits_only_for_overlap() {
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         for (turn, (at, len)) in places().enumerate() {
             let end = at + len;
-            // The first two are its neighbours, with no gap; the others are all that is free.
+            // The first two are its neighbours, with no gap; the others are the whole free ranges.
             let free = [(at - 1, 1), (end, 1), (0, at), (end, LEN - end)];
             let taken = [(at - 1, 2), (end - 1, 2), (at, 1), (end - 1, 1), (0, LEN)];
             for kind in 0..View::KINDS {
@@ -85,7 +85,7 @@ fn write_waits_only_for_overlap() {
                     let reads = other.try_as_slice(at, len).unwrap().is_some();
                     assert_eq!(reads, !view.is_mutable());
                 }
-                // One that waits, each time.
+                // One write that waits, each time.
                 let (wanted, len) = taken[turn % taken.len()];
                 let data = vec![7; len as usize];
                 let mut write = Box::pin(other.update_region(wanted, &data));
@@ -114,7 +114,7 @@ fn growing_waits_for_no_view() {
         let slice = file.as_slice(0, 3_000).unwrap();
         let bytes = file.bytes(3_000, 3_000).unwrap();
         let mut mutable = file.as_slice_mut(6_000, 3_000).await.unwrap();
-        // It has its own turn, and that is not behind this one.
+        // A growth does not wait for its turn behind this write.
         let mut write = Box::pin(file.update_region(0, &[1; 9_000]));
         assert!(poll_once(&mut write).await.is_none());
         wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
@@ -122,7 +122,7 @@ fn growing_waits_for_no_view() {
         for size in [9_001, 500_000, 1 << 20, (1 << 20) + 1, 9 << 20, 40 << 20] {
             with_timeout(file.resize(size)).await.unwrap();
             assert_eq!(file.len(), size);
-            // What is new is zero, and as good as the rest.
+            // The new bytes are zero, and can be used like the rest.
             assert_eq!(file.as_slice(size - 1, 1).unwrap(), [0]);
             with_timeout(file.update_region(size - 1, b"x"))
                 .await
@@ -134,7 +134,7 @@ fn growing_waits_for_no_view() {
             assert_eq!(bytes, pattern(9_000)[3_000..6_000]);
             assert_eq!(mutable[..], pattern(9_000)[6_000..]);
         }
-        // What is stored through an old map is seen through the new one.
+        // A store through an old map is seen through the new one.
         mutable.fill(9);
         drop(mutable);
         assert_eq!(file.as_slice(6_000, 3_000).unwrap(), [9; 3_000]);
@@ -151,7 +151,7 @@ fn shrinking_waits_only_for_tail_views() {
         let (_, file) = patterned(dir.path(), LEN as usize).await;
         for new_len in [1, 4095, 4096, 4097, BLOCK, BLOCK + 1, LEN - 1] {
             for kind in 0..View::KINDS {
-                // All that is kept is viewed, up to the last byte.
+                // All bytes that stay are viewed, up to the last.
                 let kept = View::new(kind, &file, 0, new_len).await;
                 with_timeout(file.resize(new_len)).await.unwrap();
                 assert_eq!(file.len(), new_len);
@@ -193,7 +193,7 @@ fn bytes_outlive_resize_drop_and_replace() {
         drop(file);
         assert!(are_whole(&views));
 
-        // The file is still in use: who opens it now waits for the views.
+        // The file is still in use: a handle that is opened now waits for the views.
         let again = MemoryMappedFile::open_rw(&path).await.unwrap();
         assert!(!again.try_update_region(8_999, b"x").await.unwrap());
         let mut write = Box::pin(again.update_region(0, b"x"));
@@ -260,19 +260,22 @@ fn multi_range_write_holds_none_while_blocked() {
         let mut write = Box::pin(file.update_regions(&parts));
         assert_waits(&file, 0, &mut write).await;
         while let Some(last) = in_the_way.pop() {
-            // Readers of what nobody else has go on, and nothing is written yet.
+            // Readers of the other ranges proceed, and nothing is written yet.
             for (at, len) in ranges {
                 let expected = &before[at as usize..(at + len) as usize];
                 assert_eq!(file.as_slice(at, len).unwrap(), expected);
                 let slice = with_timeout(file.slice(at, len)).await.unwrap();
                 assert_eq!(slice, expected);
             }
-            // Bytes between its ranges are not its own.
+            // Bytes between its ranges do not belong to it.
             with_timeout(file.update_region(150, b"x")).await.unwrap();
             with_timeout(file.update_region(BLOCK + 10, b"x"))
                 .await
                 .unwrap();
-            assert!(poll_once(&mut write).await.is_none(), "one is enough");
+            assert!(
+                poll_once(&mut write).await.is_none(),
+                "expected the write to wait for the views that are left"
+            );
             drop(last);
         }
         with_timeout(write).await.unwrap();
@@ -291,7 +294,7 @@ fn blocked_writes_leave_buffer_to_others() {
         let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
         let file = builder.write_buffer(1000).open().await.unwrap();
         let view = file.bytes(0, 10).unwrap();
-        // As many as fill the buffer several times over.
+        // Enough to fill the buffer several times.
         let mut blocked: Vec<_> = (0..10)
             .map(|byte| Box::pin(file.update_region(0, &[[1; 700], [2; 700]][byte % 2])))
             .collect();
@@ -306,7 +309,7 @@ fn blocked_writes_leave_buffer_to_others() {
                 let parts: [(u64, &[u8]); 2] = [(7000, &data[..500]), (8000, &data[..500])];
                 file.update_regions(&parts).await
             };
-            // Each of them is a task's: it is polled when there is room for it.
+            // Each belongs to a task, which polls it when there is room for it.
             let tasks = async {
                 loop {
                     for write in &mut blocked {
@@ -359,8 +362,8 @@ fn blocked_reader_ignores_disjoint_writes() {
         drop(other_view);
         file.resize(3 * BLOCK).await.unwrap();
         wakes += woken.0.load(Ordering::SeqCst);
-        // It may come back from the pool, and find its pages there.
-        assert!(wakes <= 2, "woken {wakes} times for nothing");
+        // It may return from the pool, and find its pages resident.
+        assert!(wakes <= 2, "expected at most 2 wake-ups, found {wakes}");
         drop(view);
         with_timeout(reader).await.unwrap();
     });

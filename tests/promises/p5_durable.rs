@@ -1,8 +1,8 @@
-//! Durable means durable, as far as a running system shows it: when a durable call returns, no page
-//! of its range is dirty or being written back, the calls that make it so were made, and a process
-//! that maps the file then sees the bytes. (A power cut shows the rest.)
+//! Durable means durable, as far as a running system can show it: when a durable call returns, no
+//! page of its range is dirty or being written back, the necessary system calls were made, and a
+//! process that maps the file then sees the bytes. (`tests/power_cut` shows the rest.)
 
-use std::fs::{self};
+use std::fs;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
@@ -12,13 +12,13 @@ use crate::common::{at_once, block_on, on_a_disk, pattern, skip};
 
 mod names;
 
-/// Changes a range without making it durable, shows that the probe sees it, and runs what is to
-/// make it durable.
+/// Changes a range without making it durable, checks that the probe sees the change, and runs the
+/// operation that has to make it durable.
 macro_rules! assert_cleans {
     ($probe:ident, $file:ident, $offset:expr, $len:expr, $durable:expr) => {
         let data = vec![7; $len];
         $file.update_region($offset, &data).await.unwrap();
-        assert!(!$probe.is_clean(), "the probe sees nothing");
+        assert!(!$probe.is_clean(), "expected the probe to see dirty pages");
         $durable.await.unwrap();
         assert!($probe.is_clean(), stringify!($durable));
         assert_eq!($file.pending_bytes(), 0, stringify!($durable));
@@ -88,7 +88,7 @@ fn durable_calls_leave_no_dirty_page() {
         assert_eq!((probe.is_clean(), file.pending_bytes()), (false, 5000));
         file.flush().await.unwrap();
         assert_eq!((probe.is_clean(), file.pending_bytes()), (true, 0));
-        // SAFETY: nobody looks at the byte.
+        // SAFETY: nothing reads the byte.
         unsafe { file.as_mut_ptr().unwrap().add(200_000).write(1) };
         assert!(!probe.is_clean());
         file.flush().await.unwrap();
@@ -138,7 +138,7 @@ fn policy_always_leaves_no_dirty_page() {
         let lazy = MemoryMappedFile::open_rw(&path).await.unwrap();
         lazy.update_region(0, b"x").await.unwrap();
         assert!(!is_durable());
-        // Close reports it for the last handle, too.
+        // The close of the last handle flushes, too.
         drop(file);
         lazy.close().await.unwrap();
         assert!(probe.is_clean());
@@ -157,8 +157,8 @@ fn concurrent_durable_writes_are_clean() {
             "no cachestat(2) in this kernel",
         );
     }
-    // Each has a page of its own, so that it sees whether the flush it shared was the right one:
-    // one that ran when its bytes came may have passed them already.
+    // Each writer has a page of its own, so that it sees whether it shared the right flush: a flush
+    // that was running when the bytes arrived may have passed them already.
     std::thread::scope(|threads| {
         for page in 0..4 {
             let (file, probe) = (&file, &probe);
@@ -230,7 +230,7 @@ fn clean_file_flush_is_noop() {
         at_once(file.flush_range(10, 10)).unwrap();
         assert_eq!((flushes(), file.stats().pool_hops), before);
     };
-    // The length and the name are owed.
+    // The length and the name are not synced yet.
     assert_done(true);
     assert_done(false);
     block_on(file.update_region(0, b"x")).unwrap();
@@ -248,7 +248,7 @@ fn clean_file_flush_is_noop() {
     block_on(file.resize(200_000)).unwrap();
     assert_done(true);
     assert_done(false);
-    // Another handle opens it, and answers for its name.
+    // Another handle opens it, and has to sync its name.
     drop(block_on(MemoryMappedFile::open_rw(&path)).unwrap());
     assert_done(true);
     assert_done(false);

@@ -1,5 +1,5 @@
-//! All or nothing: whatever future is dropped, after however many polls, nothing is torn, leaked or
-//! stuck.
+//! All or nothing: any future may be dropped after any number of polls, and nothing is torn, leaked
+//! or stuck.
 
 use std::future::Future;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::common::{
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     polls: usize,
-    /// It was woken after the last poll: what it waits for is there, and nobody has taken it.
+    /// It was woken after the last poll: what it waits for is ready, and not taken yet.
     is_woken: bool,
 }
 
@@ -31,12 +31,12 @@ struct Woken(mpsc::Sender<()>);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        // Nobody listens when the future is dropped.
+        // The receiver is gone when the future is dropped.
         let _ = self.0.send(());
     }
 }
 
-/// Polls a future whenever it is woken; whether it has come to its end.
+/// Polls a future whenever it is woken; returns whether it has completed.
 fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
     let (wake, woken) = mpsc::channel();
     let waker = Waker::from(Arc::new(Woken(wake)));
@@ -47,7 +47,9 @@ fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
             return true;
         }
         if poll < progress.polls || progress.is_woken {
-            woken.recv_timeout(TIMEOUT).expect("nobody wakes it");
+            woken
+                .recv_timeout(TIMEOUT)
+                .expect("the future was not woken");
         }
     }
     false
@@ -61,7 +63,7 @@ fn drop_it(running: Running<'_>, elsewhere: bool) {
     });
 }
 
-/// The same operation, and another over all of the file, find nothing in their way.
+/// The same operation, and one over the whole file, are blocked by nothing.
 async fn goes_on(operation: &Operation, fixture: &Fixture) {
     for _ in 0..2 {
         let result = (operation.run)(fixture).await;
@@ -71,7 +73,11 @@ async fn goes_on(operation: &Operation, fixture: &Fixture) {
         MemoryMappedFile::open_rw(path).await.unwrap();
     }
     let view = fixture.file.try_as_slice_mut(0, fixture.file.len());
-    assert!(view.unwrap().is_some(), "{} holds a lease", operation.name);
+    assert!(
+        view.unwrap().is_some(),
+        "{} still holds a lease",
+        operation.name
+    );
     fixture.file.flush().await.unwrap();
     fixture.settled().await;
     fixture.written();
@@ -89,7 +95,7 @@ fn futures_can_be_dropped_after_any_poll() {
     }
 }
 
-/// Drops an operation after so many polls, in all ways; whether it was done by then.
+/// Drops an operation after `polls` polls, in each way; returns whether it was complete by then.
 fn is_done_after(polls: usize, operation: &Operation, dir: &Path) -> bool {
     let mut is_done = true;
     for (is_woken, elsewhere) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -106,7 +112,7 @@ fn is_done_after(polls: usize, operation: &Operation, dir: &Path) -> bool {
     is_done
 }
 
-/// Nothing has happened, and everything can.
+/// Checks that nothing has happened, and that everything still can.
 async fn is_untouched(operation: &Operation, fixture: &Fixture) {
     fixture.settled().await;
     let name = operation.name;
@@ -175,7 +181,7 @@ fn op_dropped_before_pool_never_happens() {
                 let stats = fixture.file.stats();
                 assert_eq!((stats.queued_writes, stats.queued_bytes), (0, 0));
                 drop(gate);
-                // The one thread takes its jobs in order: after these, whatever was left.
+                // The one thread runs its jobs in order: these jobs come after any that were left.
                 for _ in 0..4 {
                     block_on(blocking::unblock(|| ()));
                 }
@@ -200,7 +206,7 @@ fn unadmitted_dropped_write_blocks_nothing() {
         let mut first = Box::pin(file.update_region(0, &[1; 100]));
         let mut second = Box::pin(file.update_region(200, &[2; 100]));
         let mut third = Box::pin(file.write_bytes(400, vec![3; 100].into()));
-        // Behind the second one, which has its place already.
+        // Behind the second write, which has its place already.
         let mut fourth = Box::pin(file.as_slice_mut(250, 10));
         assert!(poll_once(&mut first).await.is_none());
         assert!(poll_once(&mut second).await.is_none());
@@ -230,7 +236,7 @@ fn queued_dropped_write_is_never_applied() {
         file.update_region(0, &[0; 1000]).await.unwrap();
         let view = file.bytes(0, 10).unwrap();
         let mut dropped = Box::pin(file.update_region(5, &[1; 100]));
-        // Behind it, over bytes that the view does not hold.
+        // Behind it, over bytes that the view does not cover.
         let mut behind = Box::pin(file.update_region(50, &[2; 10]));
         assert!(poll_once(&mut dropped).await.is_none());
         assert!(poll_once(&mut behind).await.is_none());
@@ -238,7 +244,7 @@ fn queued_dropped_write_is_never_applied() {
         drop(dropped);
         let in_time = or(behind, async {
             smol::Timer::after(TIMEOUT).await;
-            panic!("it waits for one that was withdrawn");
+            panic!("the write still waits for a write that was dropped");
         });
         in_time.await.unwrap();
         drop(view);
@@ -260,11 +266,13 @@ fn granted_view_drops_with_its_future() {
         let mut future = Box::pin(file.as_slice_mut(0, 10_000));
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
         if polled.is_ready() {
-            // The drain was quick.
+            // The drain granted it before the poll.
             continue;
         }
-        // It has the lease now, and may keep it for as long as it likes.
-        woken.recv_timeout(TIMEOUT).expect("not granted");
+        // The future holds the lease now, and may keep it for any time.
+        woken
+            .recv_timeout(TIMEOUT)
+            .expect("the view was not granted");
         assert_eq!(file.stats().views, 1);
         let busy = file.as_slice(5_000, 1).unwrap_err();
         assert!(matches!(busy, MmapIoError::Busy { .. }), "{busy:?}");
@@ -281,7 +289,7 @@ fn dropped_view_future_never_makes_busy() {
     for turn in 0..3_000 {
         let mut future = Box::pin(file.as_slice_mut(0, 10_000));
         drop(block_on(poll_once(&mut future)));
-        // Before the drain takes it up, while it does, and after.
+        // Before the drain starts it, while it does, and after.
         for _ in 0..turn % 100 * 20 {
             std::hint::spin_loop();
         }
@@ -318,7 +326,7 @@ fn resizing_tail_never_makes_busy() {
     });
 }
 
-/// Forgets a future after its first poll, and then its handle goes.
+/// Forgets a future after its first poll, and then drops its handle.
 fn forget(dir: &Path, name: &str, begin: impl FnOnce(&MemoryMappedFile)) {
     let path = dir.join(name);
     let file = block_on(

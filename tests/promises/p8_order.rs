@@ -1,6 +1,6 @@
 //! Overlapping operations take effect in the order of submission, and each of them whole. What
-//! could break: a look at the queue that lets one pass another, one that is deferred for the sake of
-//! a third, and a write that is seen in part.
+//! could break: a pass over the queue that lets one operation overtake another, an operation that
+//! is deferred because of a third, and a write that is seen in part.
 
 use std::fs;
 use std::future::Future;
@@ -39,7 +39,7 @@ fn only_overlapping_writes_keep_order() {
         assert_eq!(file.as_slice(10, 90).unwrap(), [0; 90]);
         drop(view);
         third.await.unwrap();
-        // The other two went before it.
+        // The other two were applied before it.
         let mut expected = [0; 100];
         expected[5..25].fill(1);
         expected[20..40].fill(2);
@@ -70,7 +70,7 @@ fn views_resizes_and_copies_take_turns() {
         grow.await.unwrap();
         write.await.unwrap();
         shrink.await.unwrap();
-        // It was submitted before the growth: what it was to write was cut off.
+        // It was submitted before the growth: its range was cut off.
         assert!(late.await.is_err());
         assert_eq!(file.len(), 2000);
         assert_eq!(
@@ -94,7 +94,7 @@ fn try_update_region_does_not_overtake() {
         let view = file.bytes(0, 10).unwrap();
         let mut first = Box::pin(file.update_region(5, &[1; 15]));
         assert_waits(&file, 999, &mut first).await;
-        // No view is in the way of these, only those that wait.
+        // No view conflicts with these, only the operations that wait.
         assert!(!file.try_update_region(19, &[9; 2]).await.unwrap());
         assert!(file.try_as_slice_mut(19, 2).unwrap().is_none());
         let mut second = Box::pin(file.as_slice_mut(15, 15));
@@ -107,7 +107,7 @@ fn try_update_region_does_not_overtake() {
             assert!(file.try_as_slice_mut(at, 1).unwrap().is_none());
         }
         assert_eq!(file.as_slice(0, 200).unwrap(), &before[..200]);
-        // Beside them there is nothing.
+        // The bytes beside them are free.
         for at in [34, 99, 105] {
             assert!(file.try_update_region(at, &[9; 1]).await.unwrap(), "{at}");
         }
@@ -131,8 +131,7 @@ fn try_update_region_does_not_overtake() {
     });
 }
 
-/// A file whose write buffer is full, and whose queue looks at nothing: what is written next waits
-/// for room.
+/// A file whose write buffer is full and whose queue is held: the next write waits for room.
 async fn with_a_full_buffer<'a>(file: &'a MemoryMappedFile) -> (HeldQueue, Submitted<'a>) {
     let held = HeldQueue::new(file, 0);
     let mut full: Submitted<'a> = Box::pin(async move {
@@ -237,7 +236,8 @@ fn readmitted_writes_keep_their_order() {
         let view = file.bytes(10, 1).unwrap();
         let copies: Vec<[u8; 60]> = (0..20).map(|byte| [byte; 60]).collect();
         let mut line: Vec<Submitted<'_>> = Vec::new();
-        // Each overlaps the one before it, and all but the first find no room among the blocked.
+        // Each overlaps the one before it, and all except the first find no room for blocked
+        // writes.
         for (number, data) in copies.iter().enumerate() {
             let (file, at) = (&file, 10 + number as u64 * 20);
             line.push(Box::pin(async move {
@@ -249,7 +249,8 @@ fn readmitted_writes_keep_their_order() {
             let rest = [number as u8; 100];
             with_timeout(file.update_region(900, &rest)).await.unwrap();
         }
-        // The futures are awaited one after the other; none has to be polled for another's sake.
+        // The futures are awaited one after the other; no future has to be polled for another to
+        // proceed.
         drop(view);
         for write in line {
             with_timeout(write).await.unwrap();
@@ -314,7 +315,7 @@ fn reader_sees_whole_writes() {
         ));
         let file = file.unwrap();
         let is_over = AtomicBool::new(false);
-        // Reads without end may starve a write, which is not what this is about.
+        // Endless reads may starve a write, which this test does not examine.
         let lets_writes_through = |file: &MemoryMappedFile| {
             let long = Duration::from_millis(100);
             while file
@@ -327,8 +328,11 @@ fn reader_sees_whole_writes() {
         };
         let check = |view: &[u8]| {
             assert_eq!(view.len(), len);
-            // Each byte is the next one's. Quick, since endless long reads do starve a write.
-            assert!(view[1..] == view[..len - 1], "seen in part");
+            // Each byte equals the next. This is quick, since endless long reads do starve a write.
+            assert!(
+                view[1..] == view[..len - 1],
+                "a reader saw a part of a write"
+            );
         };
         std::thread::scope(|threads| {
             for reader in 0..3 {
@@ -364,7 +368,7 @@ fn reader_sees_whole_writes() {
                     }
                 }
             };
-            // The readers end also if it does not, so that it is told.
+            // The readers end also if the write fails, so that the failure is reported.
             let written =
                 std::panic::catch_unwind(AssertUnwindSafe(|| block_on(with_timeout(write))));
             is_over.store(true, Ordering::Relaxed);

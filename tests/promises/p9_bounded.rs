@@ -1,7 +1,7 @@
-//! Queued write data is bounded, first come, first served. What could break: a limit that is passed
-//! when many threads write at once, a newcomer that overtakes the line, bytes that never come back,
-//! so that a file takes no writes any more, and writes that wait for the room of those that a view
-//! blocks.
+//! Queued write data is bounded, first come, first served. What could break: a limit that is
+//! exceeded when many threads write at once, a newcomer that overtakes the waiters, bytes that are
+//! never returned to the budget, so that a file accepts no more writes, and writes that wait for
+//! the room of writes that a view blocks.
 
 use std::future::Future;
 use std::path::Path;
@@ -21,7 +21,8 @@ type Made = Pin<Box<dyn Future<Output = Result<()>>>>;
 /// What a write of one range counts beside its data.
 const OWN: usize = 512;
 
-/// A file of 10,000 bytes that takes so many writes, of one range and so many bytes in all.
+/// A file of 10,000 bytes whose buffer has room for `writes` writes of one range, with `bytes`
+/// bytes in total.
 async fn with_room(dir: &Path, writes: usize, bytes: usize) -> MemoryMappedFile {
     limited(dir, writes * OWN + bytes).await
 }
@@ -39,7 +40,7 @@ fn write(file: &MemoryMappedFile, byte: u8, len: usize) -> Made {
     Box::pin(async move { file.update_region(0, &vec![byte; len]).await })
 }
 
-/// Submits one that has to wait, in the queue or for room in it.
+/// Submits a write that has to wait, in the queue or for room in it.
 async fn submit(line: &mut Vec<Made>, mut write: Made) {
     assert!(poll_once(&mut write).await.is_none());
     line.push(write);
@@ -76,7 +77,7 @@ fn writers_wait_for_room_in_order() {
         }
         let full = |stats: &Stats| (stats.queued_bytes, stats.queued_writes);
         poll_until(&file, &mut line, |stats| full(stats) == (900, 50)).await;
-        // Two that leave give their place to the next.
+        // Two writes that are dropped leave their room to the next.
         drop(line.drain(..2));
         poll_until(&file, &mut line, |stats| full(stats) == (900, 48)).await;
         drop(view);
@@ -84,7 +85,7 @@ fn writers_wait_for_room_in_order() {
             with_timeout(write).await.unwrap();
         }
         assert_eq!(file.as_slice(0, 300).unwrap(), [49; 300]);
-        // One that is larger than the buffer goes alone.
+        // A write that is larger than the buffer is admitted alone.
         with_timeout(file.update_region(0, &[7; 5000]))
             .await
             .unwrap();
@@ -102,10 +103,15 @@ fn newcomer_does_not_overtake_notified_waiter() {
         for (byte, len) in [(1, 50), (2, 40), (3, 50)] {
             submit(&mut line, write(&file, byte, len)).await;
         }
-        // This one would fit, if the third were not there.
+        // This write would fit if the third did not wait before it.
         submit(&mut line, write(&file, 4, 10)).await;
-        assert_eq!(file.stats().queued_bytes, 90, "it has overtaken the line");
-        // Room for both: it is theirs, though they have not been polled again when a newcomer comes.
+        assert_eq!(
+            file.stats().queued_bytes,
+            90,
+            "a newcomer overtook a waiting write"
+        );
+        // Room for both. It belongs to them, although they have not been polled again when a
+        // newcomer arrives.
         drop(line.remove(0));
         submit(&mut line, write(&file, 5, 10)).await;
         assert_eq!(file.stats().queued_bytes, 100);
@@ -118,7 +124,7 @@ fn newcomer_does_not_overtake_notified_waiter() {
         assert_eq!(
             file.as_slice(0, 10).unwrap(),
             [5; 10],
-            "it was not the last"
+            "expected the newest write to be applied last"
         );
     });
 }
@@ -133,7 +139,7 @@ fn oversized_write_is_admitted_alone() {
             let mut line = Vec::new();
             submit(&mut line, write(&file, 1, 1)).await;
             submit(&mut line, write(&file, 2, 5000)).await;
-            // Small ones do not keep it out for ever.
+            // Small writes do not keep it out forever.
             submit(&mut line, write(&file, 3, 1)).await;
             assert_eq!(file.stats().queued_bytes, 1);
             drop(line.remove(0));
@@ -163,7 +169,7 @@ fn blocked_writes_have_their_own_limit() {
         wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         for byte in 2..20 {
             submit(&mut line, write(&file, byte, 600)).await;
-            // The others have all of the buffer.
+            // The other writes can use the whole buffer.
             with_timeout(file.update_region(6000, &[byte; 1000]))
                 .await
                 .unwrap();
@@ -171,7 +177,7 @@ fn blocked_writes_have_their_own_limit() {
             assert!(file.stats().queued_bytes <= 6000);
         }
         poll_until(&file, &mut line, |stats| stats.queued_bytes == 5000).await;
-        // The first leaves: one of those that were sent back takes the room.
+        // The first is dropped: one of the writes that were sent back takes its room.
         drop(line.remove(0));
         poll_until(&file, &mut line, |stats| stats.queued_bytes == 600).await;
         drop(view);
@@ -221,7 +227,7 @@ fn small_writes_count_their_overhead() {
         }
         let full = |stats: &Stats| (stats.queued_bytes, stats.queued_writes);
         poll_until(&file, &mut line, |stats| full(stats) == (10, 100)).await;
-        // So do the ranges of one write.
+        // The ranges of one write count likewise.
         line.clear();
         let parts: Vec<(u64, &[u8])> = (0..100).map(|at| (at, &b"x"[..])).collect();
         let mut wide = Box::pin(file.update_regions(&parts));
@@ -241,7 +247,9 @@ fn try_update_region_does_not_wait_for_room() {
         let mut full = write(&file, 1, 100);
         assert!(poll_once(&mut full).await.is_none());
         let tried = poll_once(file.try_update_region(5000, b"x")).await;
-        assert!(!tried.expect("it waits").unwrap());
+        assert!(!tried
+            .expect("expected completion at once, but the operation waits")
+            .unwrap());
         let stats = file.stats();
         assert_eq!((stats.queued_writes, stats.queued_bytes), (1, 100));
         held.release().await;
@@ -250,7 +258,7 @@ fn try_update_region_does_not_wait_for_room() {
             .await
             .unwrap());
 
-        // Nor for what is blocked, which takes no room from it.
+        // Nor for blocked writes, which take no room from it.
         let view = file.bytes(0, 10).unwrap();
         let mut full = write(&file, 2, 100);
         assert!(poll_once(&mut full).await.is_none());
@@ -267,12 +275,12 @@ fn try_update_region_does_not_wait_for_room() {
 fn mapped_source_is_released_before_waiting() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
-        // Elsewhere, and onto what waits for them.
+        // Onto other bytes, and onto the bytes of a write that waits for them.
         for target in [8_000, 50] {
             let file = with_room(dir.path(), 1, 4096).await;
             let block = file.bytes(0, 100).unwrap();
             let content = block.to_vec();
-            // It waits for the block, and takes all the room there is for such.
+            // It waits for the block, and takes all the room for blocked writes.
             let mut writer = write(&file, 1, 4096);
             assert!(poll_once(&mut writer).await.is_none());
             wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
@@ -323,7 +331,7 @@ fn dropped_waiter_passes_its_room_on() {
             for byte in 1..=4 {
                 submit(&mut line, write(&file, byte, 25)).await;
             }
-            // Before it is told of room, and after.
+            // Before it is notified of room, and after.
             if leaver % 2 == 0 {
                 drop(line.remove(leaver));
                 drop(queued);
@@ -358,11 +366,11 @@ fn failed_and_dropped_writes_free_room() {
             .unwrap_err();
         is_empty();
 
-        // Something is in the way.
+        // A view conflicts with the range.
         let view = file.bytes(0, 1).unwrap();
         assert!(!file.try_update_region(0, &data).await.unwrap());
         is_empty();
-        // Of those that wait, all kinds count.
+        // Every kind of write counts while it waits.
         let parts = [(0, &data[..400]), (5000, &data[..200])];
         let mut both = Box::pin(file.update_regions(&parts));
         assert_waits(&file, 9_999, &mut both).await;
@@ -378,7 +386,7 @@ fn failed_and_dropped_writes_free_room() {
         is_empty();
         drop(view);
 
-        // What it was to write is cut off before its turn.
+        // Its range is cut off before its turn.
         let view = file.bytes(9_000, 1).unwrap();
         let mut shrink = Box::pin(file.resize(9_000));
         assert_waits(&file, 0, &mut shrink).await;
@@ -391,16 +399,16 @@ fn failed_and_dropped_writes_free_room() {
         assert!(matches!(cut, MmapIoError::OutOfBounds { .. }), "{cut:?}");
         is_empty();
 
-        // The file itself is gone.
-        let somebody_else = std::fs::File::options().write(true).open(&path).unwrap();
-        somebody_else.set_len(4096).unwrap();
+        // Another process cuts the file.
+        let outside = std::fs::File::options().write(true).open(&path).unwrap();
+        outside.set_len(4096).unwrap();
         for _ in 0..3 {
             let gone = with_timeout(file.update_region(5_000, &data))
                 .await
                 .unwrap_err();
             assert!(matches!(gone, MmapIoError::Truncated { .. }), "{gone:?}");
         }
-        somebody_else.set_len(9_000).unwrap();
+        outside.set_len(9_000).unwrap();
         is_empty();
         with_timeout(file.update_region(0, &[3; 1000]))
             .await
@@ -491,7 +499,7 @@ fn limit_holds_under_many_threads() {
                 let _view = file.as_slice(0, 1).unwrap();
                 for _ in 0..100 {
                     let queued = file.stats().queued_bytes;
-                    // As many again may be known to be blocked.
+                    // As many bytes again may belong to blocked writes.
                     assert!(queued <= 2 * (LIMIT + 4 * OWN), "{queued} bytes are queued");
                 }
             }

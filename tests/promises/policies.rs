@@ -61,13 +61,13 @@ fn zero_disables_a_policy() {
             assert_eq!(state(&file), (0, 50_000), "{policy:?}");
             disabled.push(file);
         }
-        // An alarm that was due at once would have rung before this one.
+        // An alarm that was due at once would have fired before this one.
         let other = settled(&dir.path().join("other"), 100, FlushPolicy::EveryMillis(1)).await;
         other.update_region(0, b"x").await.unwrap();
         eventually("the other is flushed", || state(&other) == (1, 0));
         for file in disabled {
             assert_eq!(state(&file), (0, 50_000), "{:?}", file.flush_policy());
-            // It is there when it is asked for.
+            // A flush on request still works.
             file.flush().await.unwrap();
             assert_eq!(state(&file), (1, 0));
         }
@@ -99,7 +99,7 @@ fn dropped_view_starts_policy_flush() {
             } else {
                 assert_eq!(state(&file), (0, 5000), "{policy:?}");
             }
-            // One that is committed is durable, with one flush, whatever the policy.
+            // A view that is committed is durable with one flush, under every policy.
             let flushes = file.stats().flushes;
             let mut view = file.as_slice_mut(10_000, 5000).await.unwrap();
             view.fill(4);
@@ -128,8 +128,8 @@ fn flush_covers_raw_pointer_stores() {
             let path = dir.path().join(name);
             let file = settled(&path, 100_000, policy).await;
             let probe = Probe::new(&path);
-            // SAFETY: the pointer is used while the file is open, below its length, and nobody
-            // else looks at those bytes.
+            // SAFETY: the pointer is used while the file is open, below its length, and nothing
+            // else reads those bytes.
             let start = unsafe { file.as_mut_ptr() }.unwrap();
             assert_eq!(file.pending_bytes(), 100_000);
             file.flush().await.unwrap();
@@ -192,7 +192,7 @@ fn durable_operation_flushes_once() {
 
 #[test]
 fn writes_proceed_during_flush() {
-    // The flush takes a thread of the pool, and they need another.
+    // The flush occupies one thread of the pool, and the writes need another.
     let dir = on_a_disk();
     child!(flushing_child).dir(dir.path()).usual_pool().passes();
 }
@@ -207,7 +207,7 @@ fn flushing_child() {
         let path = dir.join("data");
         let file = settled(&path, 64 << 20, FlushPolicy::Never).await;
         let data = vec![1; 32 << 20];
-        // Where a flush is over too soon to tell, again.
+        // If a flush is over too soon to tell, try again.
         for _ in 0..50 {
             file.update_region(0, &data).await.unwrap();
             file.update_region(40 << 20, &[1; 4096]).await.unwrap();
@@ -216,8 +216,8 @@ fn flushing_child() {
             if poll_once(&mut flush).await.is_some() {
                 continue;
             }
-            eventually("it has begun", || file.stats().flushes > flushes);
-            file.update_region(40 << 20, b"meanwhile").await.unwrap();
+            eventually("the flush has begun", || file.stats().flushes > flushes);
+            file.update_region(40 << 20, b"in flight").await.unwrap();
             let view = file.as_slice_mut((40 << 20) + 100, 10).await.unwrap();
             drop(view);
             let is_over = poll_once(&mut flush).await;
@@ -226,13 +226,13 @@ fn flushing_child() {
                 Some(flushed) => flushed.unwrap(),
                 None => flush.await.unwrap(),
             }
-            assert_eq!(file.as_slice(40 << 20, 9).unwrap(), b"meanwhile");
+            assert_eq!(file.as_slice(40 << 20, 9).unwrap(), b"in flight");
             assert_eq!(file.pending_bytes(), 4096);
             if went_on {
                 return;
             }
         }
-        panic!("no write ever returned before a flush that had begun earlier");
+        panic!("expected a write to return during a flush, in 50 attempts");
     });
 }
 
@@ -283,7 +283,7 @@ fn occupied_pool_child() {
     });
 }
 
-/// Bytes that say that their write is over, and let its job go on when told.
+/// Bytes whose drop reports that their write is applied, and then blocks its job until released.
 struct Payload {
     written: Sender<()>,
     go_on: Receiver<()>,
@@ -318,7 +318,7 @@ fn started_durable_write_flushes_if_dropped() {
         let mut write = Box::pin(file.write_bytes_async(0, data));
         assert!(poll_once(&mut write).await.is_none());
         is_written.recv().unwrap();
-        // The bytes are in place, and whoever wanted them durable has gone, and so has the file.
+        // The bytes are in place; the future of the durable write and the handle are dropped.
         drop((write, file));
         assert!(!probe.is_clean());
         drop(go);

@@ -1,4 +1,4 @@
-//! Sandboxes refuse system calls: everything works all the same, or ends in an error.
+//! Sandboxes refuse system calls: every operation works nevertheless, or returns an error.
 //!
 //! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
 
@@ -13,8 +13,8 @@ use crate::common::{block_on, on_a_disk, pattern};
 const MIB: u64 = 1 << 20;
 const CACHESTAT: libc::c_long = 451;
 
-/// The calls that the crate makes and can do without. Those that open, map, cut and sync are not among
-/// them.
+/// The calls that the crate makes and can do without. Calls that open, map, cut and sync are not
+/// among them.
 const CALLS: [(&str, libc::c_long); 17] = [
     ("fallocate", libc::SYS_fallocate),
     ("sync_file_range", libc::SYS_sync_file_range),
@@ -72,7 +72,7 @@ fn filter(call: libc::c_long, action: u32) {
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Advice is all that may fail for want of a call.
+/// Only advice may fail because a call is refused.
 fn may_be_refused(advised: mmap_io::Result<()>, errno: libc::c_int) {
     match advised {
         Err(MmapIoError::AdviceFailed(error)) => assert_eq!(error.raw_os_error(), Some(errno)),
@@ -87,7 +87,7 @@ async fn everything(dir: &Path, errno: libc::c_int) {
     let file = builder.touch_mtime(true).create().await.unwrap();
     let mut write = |at: usize, data: &[u8]| content[at..at + data.len()].copy_from_slice(data);
 
-    // Small and large, into holes and over what is there.
+    // Small and large writes, into holes and over written bytes.
     for _ in 0..2 {
         let (small, large) = (pattern(100), pattern(MIB as usize));
         file.update_region(10, &small).await.unwrap();

@@ -1,5 +1,5 @@
 //! Files on a file system that may be remote: no thread that polls a future or drops a handle waits
-//! for the server, a slow server holds up no file of another one, and what a server refuses is an
+//! for the server, a slow server delays no file of another one, and what a server refuses is an
 //! error.
 //!
 //! The server is the test's own ([`with_fuse`]). It does not answer late: it holds its answers back
@@ -37,8 +37,8 @@ macro_rules! fuse_test {
     };
 }
 
-/// Whether the pool has a single thread, which would wait for the server: a test of what goes on beside
-/// it has nothing to look at then.
+/// Whether the pool has a single thread. That thread would wait for the server, so a test of what
+/// proceeds in the meantime makes no sense.
 fn is_single_threaded() -> bool {
     std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1")
 }
@@ -60,8 +60,8 @@ fn all_close(fuse: &Fuse) {
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
-/// Operations on ranges of their own. What is opened is put into `opened`, since this is not about
-/// closing.
+/// Operations on separate ranges. The handles that they open are put into `opened`, since closing
+/// is not tested here.
 fn operations<'a>(
     fuse: &Fuse,
     file: &'a MemoryMappedFile,
@@ -112,7 +112,7 @@ fn operations<'a>(
     }
 }
 
-/// Polls every operation while such answers are held back.
+/// Polls every operation while the answers to requests of those kinds are held back.
 async fn no_poll_asks(fuse: &Fuse, held: &[Kind]) {
     fuse.expire_attributes();
     let file = open_rw(fuse).await;
@@ -133,12 +133,15 @@ async fn no_poll_asks(fuse: &Fuse, held: &[Kind]) {
             assert_eq!(fuse.asked_here(), [], "{name}");
         }
         running = left;
-        // What needs no server.
+        // These need no server.
         assert_eq!(file.as_slice(100, 100).unwrap(), &pattern(200)[100..]);
         assert_eq!(file.bytes(100, 100).unwrap(), &pattern(200)[100..]);
         assert_eq!(file.len(), LEN);
     }
-    assert!(running.len() > all / 2, "not much was held back");
+    assert!(
+        running.len() > all / 2,
+        "expected most operations to wait for the server"
+    );
     drop(held);
     for (name, operation) in running {
         with_timeout(operation).await.unwrap();
@@ -228,7 +231,7 @@ fuse_test!(drop_of_views_does_not_wait, |fuse| {
 });
 
 fuse_test!(drop_of_open_future_does_not_wait, |fuse| {
-    /// Says that it was woken.
+    /// Records that it was woken.
     struct Woken(AtomicBool);
 
     impl Wake for Woken {
@@ -239,10 +242,10 @@ fuse_test!(drop_of_open_future_does_not_wait, |fuse| {
 
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(woken.clone());
-    // Alone, and beside a handle whose descriptor it does not share.
+    // First alone, then beside a handle whose descriptor it does not share.
     let mut first = None;
     loop {
-        // Its job is over, and it was not asked for the result.
+        // Its job is over, and its result has not been taken.
         let opened = fuse.count(OPEN);
         let held = fuse.hold(&[OPEN]);
         let mut opening = Box::pin(MemoryMappedFile::open_ro(fuse.path("data")));
@@ -279,12 +282,15 @@ async fn close_waits_elsewhere(fuse: &Fuse, file: MemoryMappedFile) {
     eventually("a thread closes it", || {
         assert!(
             block_on(poll_once(&mut close)).is_none(),
-            "it is not closed"
+            "close completed before the file was closed"
         );
         fuse.count(FLUSH) > flushed
     });
     for _ in 0..10 {
-        assert!(poll_once(&mut close).await.is_none(), "it is not closed");
+        assert!(
+            poll_once(&mut close).await.is_none(),
+            "close completed before the file was closed"
+        );
     }
     assert_eq!(fuse.asked_here(), [], "while it closes");
     drop(held);
@@ -428,7 +434,10 @@ fuse_test!(refused_preallocate_empties_nothing, |fuse| {
     let builder = MemoryMappedFile::builder(fuse.path("data"));
     let created = builder.size(5000).preallocate(true).create().await;
     if created.is_err() {
-        assert!(fuse.content("data") == pattern(LEN as usize), "it is empty");
+        assert!(
+            fuse.content("data") == pattern(LEN as usize),
+            "the failed creation changed the file"
+        );
     }
 });
 
@@ -461,11 +470,11 @@ fuse_test!(growth_beside_lock_cuts_nothing, |fuse| {
             assert_errno(Err::<(), _>(error), libc::EAGAIN);
         }
         assert_eq!((file.len(), fuse.content("other")), (len, content));
-        // What the peer appends under its lock stays.
+        // Bytes that the peer appends under its lock stay.
         peer.write_all_at(b"peer", len).unwrap();
         assert_eq!(file.grow_to(len + 4).await.unwrap(), len + 4);
         assert_eq!(file.slice(len, 4).await.unwrap(), b"peer");
-        // The end of its lock.
+        // Its lock ends.
         drop(peer);
         assert_eq!(file.grow_to(len + 5000).await.unwrap(), len + 5000);
         assert_eq!(&fuse.content("other")[len as usize..][..4], b"peer");
@@ -511,7 +520,7 @@ fuse_test!(birth_time_separates_equal_inodes, |fuse| {
     fuse.repeat_inode_number();
     let plain = ["data", "other"].map(|name| fs::metadata(fuse.path(name)).unwrap());
     assert_eq!(plain[0].ino(), plain[1].ino());
-    // What tells them apart.
+    // The birth times tell them apart.
     let born = plain.map(|plain| plain.created().unwrap());
     assert_ne!(born[0], born[1]);
     let data = open_rw(fuse).await;

@@ -1,11 +1,9 @@
-//! However a write gets into the file, through the map or through the descriptor, the bytes are the
-//! same for everybody who looks: through this handle, another one, or none of this crate. And what
-//! holds for small writes holds for large ones: a full disk is found before the first byte changes,
-//! a truncated file is not made longer again, a reader sees all of a write or nothing.
+//! Whether a write goes through the map or through the descriptor, every reader sees the same
+//! bytes: through this handle, through another handle, or without this crate. And what holds for
+//! small writes holds for large ones: a full disk is found before the first byte changes, a
+//! truncated file is not made longer again, and a reader sees all of a write or nothing.
 
-use std::fs::{
-    OpenOptions, {self},
-};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +28,7 @@ fn data(len: usize, seed: u8) -> Vec<u8> {
 fn large_write_ends_are_exact() {
     let dir = on_a_disk();
     block_on(async {
-        // Ends on and beside the boundaries of pages, on cold pages with other bytes around.
+        // Ends on and beside page boundaries, on cold pages with other bytes around them.
         let path = dir.path().join("data");
         let mut model = pattern(1 << 20);
         fs::write(&path, &model).unwrap();
@@ -77,8 +75,11 @@ fn reader_sees_whole_large_writes() {
             threads.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
                     let seen = block_on(reader.slice(offset, len)).unwrap();
-                    // All are the same; and short, so that a writer's moment comes.
-                    assert!(seen[1..] == seen[..seen.len() - 1], "it is torn");
+                    // All bytes are equal. The view is short, so that the writer gets its turn.
+                    assert!(
+                        seen[1..] == seen[..seen.len() - 1],
+                        "a reader saw a part of a write"
+                    );
                     drop(seen);
                     std::thread::yield_now();
                 }
@@ -107,7 +108,7 @@ async fn large_writes_on_a_full(disk: Disk) {
         .await
         .unwrap();
     let filler = disk.fill();
-    // Into a hole, and from what is there into a hole.
+    // Into a hole, and across the end of the written bytes into a hole.
     let large = vec![9; 600_000];
     let huge = vec![9; 9 << 20];
     for (offset, data) in [
@@ -129,7 +130,7 @@ async fn large_writes_on_a_full(disk: Disk) {
         assert!(file.as_slice(0, 400_000).unwrap() == content[..400_000]);
         assert_eq!(file.pending_bytes(), 0);
     }
-    // What has its blocks can be overwritten, in whatever way that goes.
+    // Bytes that have blocks can be overwritten, in every way of writing.
     for seed in 1..4 {
         let new = data(390_000, seed);
         file.update_region(5000, &new).await.unwrap();
@@ -229,7 +230,7 @@ fn no_pwrite_through_o_direct_descriptor() {
         let Some(file) = direct(&path).await else {
             return;
         };
-        // The map is that descriptor's, whoever asks for it.
+        // The map belongs to that descriptor, whichever handle uses it.
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         for (turn, offset) in [0, 1, 4095, 4096, 700_001, MIB].into_iter().enumerate() {
             let handle = [&file, &other][turn % 2];

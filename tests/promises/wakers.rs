@@ -1,6 +1,6 @@
-//! Wakers are other people's code. What could break: a waker that panics and takes the wake-ups of
-//! others with it, or the process; and one that drops or polls another future of the same file, and
-//! meets a lock that its caller holds.
+//! Wakers are foreign code. What could break: a waker that panics and thereby loses the wake-ups of
+//! other tasks, or ends the process; and a waker that drops or polls another future of the same
+//! file, and deadlocks on a lock that its caller holds.
 
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
@@ -15,7 +15,7 @@ use crate::common::{block_on, eventually, join_with_timeout, patterned, TIMEOUT}
 
 type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A waker that counts, and then does something.
+/// A waker that counts its calls, and runs a closure at the first.
 struct Does<F>(AtomicUsize, Mutex<Option<F>>);
 
 impl<F: FnOnce() + Send + 'static> Does<F> {
@@ -38,7 +38,7 @@ impl<F: FnOnce() + Send + 'static> Wake for Does<F> {
     }
 }
 
-/// A waker that panics when it is dropped, as well.
+/// A waker that panics when it wakes and when it is dropped.
 struct PanicsInDrop;
 
 impl Wake for PanicsInDrop {
@@ -55,7 +55,7 @@ impl Drop for PanicsInDrop {
     }
 }
 
-/// Ends the process if it lives too long: a thread that is stuck in a lock cannot be given up.
+/// Ends the process if it lives too long: a thread that is stuck in a lock cannot be stopped.
 struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
 
 impl Watchdog {
@@ -71,21 +71,21 @@ impl Watchdog {
     }
 }
 
-/// Polls once; `None` if that was enough, as it may be where a job is quick.
+/// Polls once; `None` if the future completed, which happens when a job is quick.
 fn begin(mut future: Waiting, waker: &Waker) -> Option<Waiting> {
     let polled = future.as_mut().poll(&mut Context::from_waker(waker));
     polled.is_pending().then_some(future)
 }
 
-/// Futures that wait for one and the same thing, under wakers of all kinds. `hold` makes them wait
-/// until what it returns is run.
+/// Futures that wait for the same thing, under wakers of all kinds. `hold` makes them wait until
+/// the closure that it returns is run.
 fn check<'a>(
     what: &'static str,
     hold: impl Fn() -> Box<dyn FnOnce() + 'a>,
     wait: impl Fn() -> Waiting,
 ) {
     let _watchdog = Watchdog::new(what);
-    // One that panics, before others and behind them.
+    // A waker that panics, before other wakers and after them.
     for bad_at in 0..3 {
         let release = hold();
         let futures = [0, 1, 2].map(|at| {
@@ -110,7 +110,7 @@ fn check<'a>(
             join_with_timeout(what, future);
         }
     }
-    // One that drops another future, and one that polls it.
+    // A waker that drops another future, and one that polls it.
     for polls in [false, true] {
         let release = hold();
         let mut other = begin(wait(), &idle());
@@ -133,7 +133,7 @@ async fn small_buffer(dir: &std::path::Path) -> MemoryMappedFile {
     let (path, _) = patterned(dir, 10_000).await;
     let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
     let file = builder.write_buffer(100).open().await.unwrap();
-    // In memory: reads wait for views alone.
+    // The pages are resident: reads wait only for views.
     file.update_region(0, &[7; 10_000]).await.unwrap();
     file
 }
@@ -179,7 +179,8 @@ fn writer_wakers_may_panic_drop_and_poll() {
     let number = AtomicUsize::new(0);
     check("mutable view", hold, || {
         let file = file.clone();
-        // Each of other bytes: one that is granted lasts until its future is polled or dropped.
+        // Each view has bytes of its own: a granted view lasts until its future is polled or
+        // dropped.
         let at = number.fetch_add(1, Ordering::Relaxed) as u64 % 10 * 10;
         Box::pin(async move { drop(file.as_slice_mut(at, 10).await.unwrap()) })
     });

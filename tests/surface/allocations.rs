@@ -1,6 +1,5 @@
 //! What a read and a queued write cost in allocations and system calls. What could break: a view
-//! that goes through the heap, and a batch that pays for each of its writes what it should pay
-//! once.
+//! that is allocated on the heap, and a batch that pays for each write what it should pay once.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -14,7 +13,7 @@ use mmap_io::{MemoryMappedFile, Result};
 use crate::common::child::{child, child_dir};
 use crate::common::{at_once, block_on, pattern, patterned, with_timeout, HeldQueue};
 
-/// The system's allocator, and a count of what is asked of it.
+/// The system's allocator, which counts allocations.
 struct Counting;
 
 #[global_allocator]
@@ -30,7 +29,7 @@ thread_local! {
 
 fn count() {
     ALL.fetch_add(1, Ordering::Relaxed);
-    // A thread that ends may allocate after its values are gone.
+    // A thread that ends may allocate after its thread-local values are dropped.
     let _ = MINE.try_with(|mine| mine.set(mine.get() + 1));
 }
 
@@ -62,7 +61,7 @@ unsafe impl GlobalAlloc for Counting {
 
 /// Allocations of this thread in 100 calls.
 fn in_a_hundred<T>(mut call: impl FnMut() -> T) -> u64 {
-    // What is made once, and kept: the thread's slots, the room of a set.
+    // Some memory is allocated once and kept: the slots of the thread, the room of a set.
     drop(call());
     let before = MINE.get();
     for _ in 0..100 {
@@ -90,7 +89,7 @@ fn read_does_not_allocate() {
             held.extend((0..20).map(|_| file.as_slice(0, 10).unwrap()));
         }
     }
-    // Where a writer was, the way is another one.
+    // After a write, a read takes another path.
     block_on(file.update_region(0, b"x")).unwrap();
     assert_eq!(in_a_hundred(|| file.as_slice(0, 10).unwrap()), 0);
 }
@@ -109,7 +108,7 @@ fn bytes_allocate_once() {
 
 const WRITES: usize = 64;
 
-/// A hundred bytes for each write, and some that are nobody's.
+/// A hundred bytes for each write; the bytes from here on belong to no write.
 const SPARE: u64 = 100 * WRITES as u64;
 
 type Submitted<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -136,7 +135,7 @@ fn queued_write_allocates_twice() {
         let before = MINE.get();
         submit(&mut batch).await;
         let submitted = MINE.get() - before;
-        // Its data, and itself; the queue grows by doubling.
+        // Its data, and the operation itself; the queue grows by doubling.
         let growth = u64::from(WRITES.ilog2()) + 1;
         let twice = 2 * WRITES as u64;
         assert!((twice..=twice + growth).contains(&submitted), "{submitted}");
@@ -156,7 +155,7 @@ fn batch_allocates_less_than_its_writes() {
         .passes();
 }
 
-/// Counts what all threads do, and so needs a process of its own.
+/// Counts the allocations of all threads, and so needs a process of its own.
 #[test]
 fn batch_child() {
     let Some(dir) = child_dir() else {
@@ -175,9 +174,9 @@ fn batch_child() {
                 write.await.unwrap();
             }
             let shared = ALL.load(Ordering::Relaxed) - before - 2 * WRITES as u64;
-            // And the one that held the queue.
+            // And the write that held the queue.
             assert_eq!(file.stats().updates - updates, WRITES as u64 + 1);
-            // Vectors that grow by doubling, and the tree of what is to be flushed.
+            // Vectors that grow by doubling, and the tree of dirty ranges.
             println!("{shared} allocations are the batch's own");
             assert!(!is_measured || shared < WRITES as u64, "{shared}");
         }
@@ -230,7 +229,7 @@ mod system_calls {
         let Some(dir) = child_dir() else {
             return;
         };
-        // No more than one batch takes, of neighbours.
+        // Adjacent writes, at most as many as fit in one batch.
         let len = WRITES * 64;
         let (_, file) = block_on(patterned(&dir, len as usize + 1));
         block_on(async {

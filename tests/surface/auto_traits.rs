@@ -35,8 +35,8 @@ const _: () = {
     plain::<mmap_io::MmapAdvice>();
 };
 
-/// For every life of the handle, not only the longest.
-#[allow(dead_code)] // To be compiled is all it is for.
+/// For every lifetime of the handle, not only for `'static`.
+#[allow(dead_code)] // It only has to compile.
 fn views<'a>(_: &'a MemoryMappedFile) {
     shared::<MappedSlice<'a>>();
     shared::<MappedSliceMut<'a>>();

@@ -19,7 +19,7 @@ mod recovery;
 #[path = "../../examples/durable_log/log.rs"]
 mod log;
 
-/// What the record at the start of each life takes, and every header.
+/// The sizes of the record at the start of each life, and of every header.
 const OPENING: usize = 24;
 
 const HEADER: usize = 16;
@@ -39,7 +39,7 @@ async fn close((log, writer): Opened) {
     writer.await.unwrap();
 }
 
-/// One life that appends the payloads; where they are.
+/// Opens the log for one life, appends the payloads, and returns their positions.
 async fn live(path: &Path, payloads: &[&[u8]]) -> Vec<Position> {
     let opened = open(path).await;
     let mut positions = Vec::new();
@@ -63,7 +63,7 @@ fn read_accepts_only_record_positions() {
         let opened = open(&path).await;
         let log = &opened.0;
         let first = log.append(b"first").await.unwrap();
-        // A record inside of a record is none.
+        // A record inside a record does not count.
         let start = first.0 as usize;
         let image = std::fs::read(&path).unwrap()[start..start + HEADER + 5].to_vec();
         let second = log.append(&image).await.unwrap();
@@ -71,14 +71,18 @@ fn read_accepts_only_record_positions() {
             match (log.read(Position(at)).await, at) {
                 (Ok(found), at) if at == first.0 => assert_eq!(found, "first"),
                 (Ok(found), at) if at == second.0 => assert_eq!(found, image),
-                // The opening record, which is one.
+                // The opening record counts as one.
                 (Ok(found), 8) => assert_eq!(found[..], [0; 8]),
                 (Err(LogError::NoRecord(_)), _) => {}
                 (other, at) => panic!("at {at}: {other:?}"),
             }
         }
         let (once, again) = (log.read(first).await.unwrap(), log.read(first).await);
-        assert_eq!(once.as_ptr(), again.unwrap().as_ptr(), "it was copied");
+        assert_eq!(
+            once.as_ptr(),
+            again.unwrap().as_ptr(),
+            "expected both reads to return the same address, but one was copied"
+        );
         close(opened).await;
         assert_eq!(once, "first");
     });
@@ -161,14 +165,14 @@ fn reader_sees_concurrent_appends_in_order() {
     });
 }
 
-/// A log whose writer is held up, by a view of what it writes next.
+/// A log whose writer is blocked by a view of the bytes that it writes next.
 struct HeldUp {
     file: MemoryMappedFile,
     _view: Bytes,
 }
 
 impl HeldUp {
-    /// The first append after this is in the writer's hands, and stays there.
+    /// The writer takes the first append after this, and cannot complete it.
     async fn new(log: &Log, path: &PathBuf) -> Self {
         let file = MemoryMappedFile::open_rw(path).await.unwrap();
         let _view = file.bytes(log.durable_len(), 1).unwrap();
@@ -207,7 +211,10 @@ fn appends_during_flush_share_next_flush() {
         let mut last = first.await.unwrap();
         for other in others {
             let position = other.await.unwrap();
-            assert!(position > last, "out of order");
+            assert!(
+                position > last,
+                "expected positions in the order of the appends"
+            );
             last = position;
         }
         assert_eq!(log.stats().flushes, flushes + 2);
@@ -223,7 +230,8 @@ fn dropped_append_leaves_no_hole() {
         let opened = open(&path).await;
         let log = &opened.0;
         let held_up = HeldUp::new(log, &path).await;
-        // One in the writer's hands, one behind it, at the start and in the middle.
+        // One append that the writer has taken, and others behind it, at the start and in the
+        // middle.
         let first = begin(log, b"given up 1").await;
         held_up.is_felt().await;
         let second = begin(log, b"given up 2").await;
@@ -296,7 +304,7 @@ fn dropped_appends_do_not_pile_up() {
         for _ in 0..50 {
             drop(begin(log, &large).await);
         }
-        // It waits for room, and gets it.
+        // This append waits for room, and gets it.
         let last = begin(log, b"last").await;
         drop(held_up);
         first.await.unwrap();
@@ -322,7 +330,7 @@ fn append_fails_without_writer_task() {
     });
 }
 
-/// Nothing comes after a write that failed: it would be behind a hole.
+/// Nothing is appended after a write that failed: it would lie behind a hole.
 #[cfg(target_os = "linux")]
 #[test]
 fn failed_write_stops_the_log() {
@@ -336,7 +344,7 @@ fn failed_write_stops_the_log() {
         outside.set_len(log.durable_len()).unwrap();
         let refused = log.append(b"lost").await;
         assert!(matches!(refused, Err(LogError::File(_))), "{refused:?}");
-        // Not even when it could be again.
+        // Not even when writing would be possible again.
         outside.set_len(len).unwrap();
         let refused = log.append(b"never").await;
         assert!(matches!(refused, Err(LogError::File(_))), "{refused:?}");

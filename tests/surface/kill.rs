@@ -1,6 +1,6 @@
-//! A writer that is killed in the middle of what it does loses nothing that it was told is done:
-//! each write whose call had returned is in the file, whole, and so is the length after a resize.
-//! (What a power cut leaves is another matter; the pages of a killed process stay in the kernel.)
+//! A process that is killed in the middle of its writes loses no write that was acknowledged: each
+//! write whose call had returned is in the file, whole, and so is the length after a resize. (A
+//! power cut is another matter; the pages of a killed process stay in the kernel.)
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -18,7 +18,7 @@ const SLOTS: u64 = 8;
 /// Slots are not at page boundaries.
 const SLOT: u64 = 300_000 + 123;
 const BODY: u64 = WRITERS * SLOTS * SLOT;
-/// What is written into a slot is small and copied, or large and goes another way.
+/// The data of a slot is small and copied, or large and written in another way.
 const LENGTHS: [u64; 4] = [1, 5_000, 70_000, 300_000];
 
 /// Where the n-th write of a writer goes, how long it is, and the byte it is made of.
@@ -33,9 +33,9 @@ fn length_of(number: u64) -> u64 {
     BODY + 1 + number * 7919 % 1_000_000
 }
 
-/// Says that an operation has returned, to whoever survives.
+/// Tells the parent, which survives, that an operation has returned.
 fn acknowledge(line: &str) {
-    // One call, so that a line is there as a whole or not at all.
+    // One call, so that a line arrives whole or not at all.
     std::io::stdout().write_all(line.as_bytes()).unwrap();
     std::io::stdout().flush().unwrap();
 }
@@ -97,9 +97,9 @@ fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
     let mut acknowledge = |line: &str| {
         let mut words = line.split(' ').map(|word| word.trim().parse::<u64>());
         match (words.next(), words.next(), words.next()) {
-            (Some(Ok(who)), Some(Ok(number)), None) => {
-                assert_eq!(number, next[who as usize]);
-                next[who as usize] += 1;
+            (Some(Ok(writer)), Some(Ok(number)), None) => {
+                assert_eq!(number, next[writer as usize]);
+                next[writer as usize] += 1;
                 true
             }
             _ => false,
@@ -108,13 +108,16 @@ fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
     let mut heard = 0;
     while heard < acknowledgements {
         line.clear();
-        assert!(output.read_line(&mut line).unwrap() > 0, "the child ended");
+        assert!(
+            output.read_line(&mut line).unwrap() > 0,
+            "the child ended before it was killed"
+        );
         heard += usize::from(acknowledge(&line));
     }
     // SIGKILL: no destructor, no flush, no time.
     child.kill().unwrap();
     child.wait().unwrap();
-    // What it said before it died.
+    // What it printed before it died.
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     rest.split_inclusive('\n')
@@ -142,8 +145,8 @@ fn acknowledged_writes_survive_kill() {
         assert!(lengths.contains(&(content.len() as u64)), "{lengths:?}");
         for writer in 0..WRITERS {
             let next = next[writer as usize];
-            // The last that was acknowledged in each slot. The one after that, of which nobody
-            // has heard, may have been under way; it has a slot of its own.
+            // The last write that was acknowledged in each slot. The next write was not
+            // acknowledged and may have been in progress; it has a slot of its own.
             for number in (1..next).rev().take(SLOTS as usize - 1) {
                 let (offset, len, byte) = write_of(writer, number);
                 let slot = &content[offset as usize..][..len];
@@ -152,7 +155,7 @@ fn acknowledged_writes_survive_kill() {
             }
         }
         assert_ne!(before, next);
-        // And the file can be used: also what was under way is done again in the next round.
+        // And the file can be used; a write that was in progress is repeated in the next round.
         block_on(async {
             let file = MemoryMappedFile::open_rw(&path).await.unwrap();
             assert_eq!(file.len(), content.len() as u64);

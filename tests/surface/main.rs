@@ -1,8 +1,8 @@
-//! What is no promise of its own, but is relied on: the names of the synchronous crate, what may be
-//! sent to another thread, what a read or a write costs, how openings meet each other, and that the
-//! log of the example keeps what it acknowledges.
+//! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
+//! crate, which types and futures can be sent to another thread, the cost of a read and a write,
+//! openings at the same time, a writer that is killed, and the log of the example.
 //!
-//! A binary apart from `promises`, because `allocations` counts what the allocator is asked for.
+//! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 
 #[path = "../common/mod.rs"]
 mod common;

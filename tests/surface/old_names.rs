@@ -1,4 +1,5 @@
-//! What programs written for the synchronous crate name: it is there, or is refused with a clear error.
+//! Names that programs for the synchronous crate use: each exists, or is refused with a clear
+//! error.
 
 use std::fs;
 

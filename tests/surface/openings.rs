@@ -1,5 +1,6 @@
-//! Files that are opened, created, copied and removed beside each other: nobody waits for what is not
-//! his, nobody's file is lost, and nobody is told of a file that he made himself.
+//! Files that are opened, created, copied and removed at the same time: an opening waits for no
+//! view, no file is lost, and a call that creates a file never gets the error that its own file
+//! exists.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -21,7 +22,7 @@ fn opening_grown_file_waits_for_no_view() {
             assert!(poll_once(&mut write).await.is_none());
             std::thread::yield_now();
         }
-        // Somebody else appends to it.
+        // Another process appends to it.
         let mut other = fs::File::options().append(true).open(&path).unwrap();
         other.write_all(&[7; 100]).unwrap();
         let opened = MemoryMappedFile::open_ro(&path).await.unwrap();
@@ -41,7 +42,7 @@ fn file_is_busy_once_opened() {
         fs::write(&path, [1; 100]).unwrap();
         let opening = loop {
             let mut opening = Box::pin(MemoryMappedFile::open_rw(&path));
-            // The pool may have been fast.
+            // The pool may have opened it before the poll.
             if poll_once(&mut opening).await.is_none() {
                 break opening;
             }
@@ -139,7 +140,7 @@ fn create_follows_dangling_links() {
     });
 }
 
-/// The kernel asks the process that has the lease to give way, and an opening waits for that.
+/// The kernel asks the process that holds the lease to release it, and an opening waits for that.
 #[cfg(target_os = "linux")]
 #[test]
 fn open_waits_for_foreign_lease() {
@@ -184,7 +185,7 @@ fn open_waits_for_foreign_lease() {
     );
 }
 
-/// Has a lease until another process opens the file.
+/// Holds a lease until another process opens the file.
 #[cfg(target_os = "linux")]
 #[test]
 fn leasing_child() {
@@ -193,7 +194,7 @@ fn leasing_child() {
     let Some(dir) = crate::common::child::child_dir() else {
         return;
     };
-    // SAFETY: to ignore a signal is to run no code.
+    // SAFETY: ignoring a signal runs no code.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     let file = fs::File::options()
         .read(true)

@@ -1,8 +1,7 @@
-//! Creating and reserving beside other processes: a failure removes and empties nothing of theirs.
+//! Creating and reserving beside other processes: a failure removes and empties none of
+//! their files.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::os::unix::fs::{symlink, MetadataExt};
 use std::process::Command;
 
@@ -31,7 +30,8 @@ fn failed_open_or_create_removes_nothing() {
                 assert_eq!(fs::metadata(path).unwrap().len(), 0);
             }
         }
-        // What creates a file alone takes it away again, and leaves one that was there.
+        // A call that always creates removes the file that it has made, and leaves a file that
+        // existed before.
         let created = disk.path("created");
         assert_full(MemoryMappedFile::create_rw(&created, 4096).await);
         let builder = MemoryMappedFile::builder(&created).size(4096);
@@ -65,7 +65,7 @@ fn open_or_create_adopts_concurrent_length() {
             std::os::unix::fs::FileExt::write_all_at(&file, &data, 0).unwrap();
             child.join().unwrap();
         });
-        // In whatever order it came to that.
+        // Whichever process set the length first.
         assert!(fs::read(&path).unwrap() == data, "{way} changed it");
         fs::remove_file(&path).unwrap();
     }

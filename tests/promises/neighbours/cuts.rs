@@ -1,8 +1,6 @@
 //! Another process cuts the file: it opens again, `refresh` adopts its length, and growth ends.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
@@ -11,7 +9,7 @@ use crate::common::{
     assert_waits, join_with_timeout, pattern, poll_once, wait_until, with_timeout,
 };
 
-/// What logrotate's `copytruncate` does to a log.
+/// Cuts a file as logrotate's `copytruncate` cuts a log.
 fn cut(path: &Path, len: u64) {
     let file = File::options().write(true).open(path).unwrap();
     file.set_len(len).unwrap();
@@ -53,13 +51,16 @@ fn cut_file_reopens_beside_view() {
                 "{refused:?}"
             );
         }
-        // What it adds would be seen in the view.
+        // The bytes that it adds would appear in the view.
         let mut created = Box::pin(MemoryMappedFile::open_or_create(&path, 5000));
         let spare = MemoryMappedFile::open_ro(&path).await.unwrap();
         assert!(poll_once(&mut created).await.is_none());
         for _ in 0..3 {
             assert_eq!(spare.refresh().await.unwrap(), 0);
-            assert!(poll_once(&mut created).await.is_none(), "it did not wait");
+            assert!(
+                poll_once(&mut created).await.is_none(),
+                "expected the operation to wait, but it completed"
+            );
         }
         drop((bytes, page));
         let created = created.await.unwrap();
@@ -91,7 +92,7 @@ fn refresh_adopts_changed_length() {
         assert_eq!(reader.refresh().await.unwrap(), 8192);
         assert_eq!((file.len(), file.pending_bytes()), (8192, 5));
 
-        // Once, and to all who wait for that flush.
+        // The error is reported once, to every waiter of that flush.
         assert_truncated(file.flush().await);
         file.flush().await.unwrap();
         file.update_region_async(20, b"durable").await.unwrap();
@@ -102,7 +103,7 @@ fn refresh_adopts_changed_length() {
             "{outside:?}"
         );
 
-        // Growth that covers nothing of the view waits for none.
+        // Growth that does not reach the bytes of the view does not wait for it.
         file.resize(16_384).await.unwrap();
         let mut resized = Box::pin(file.resize(65_536));
         let mut grown = Box::pin(file.grow_to(50_000));
@@ -133,8 +134,11 @@ fn growth_after_cut_adopts_regrown_file() {
         let mut grown = Box::pin(file.grow_to(5000));
         assert!(poll_once(&mut grown).await.is_none());
         assert_eq!(file.refresh().await.unwrap(), 100);
-        assert!(poll_once(&mut grown).await.is_none(), "it did not wait");
-        // Another process is faster than the view.
+        assert!(
+            poll_once(&mut grown).await.is_none(),
+            "expected the operation to wait, but it completed"
+        );
+        // Another process grows the file before the view is dropped.
         cut(&path, 20_000);
         assert_eq!(file.refresh().await.unwrap(), 20_000);
         drop(view);

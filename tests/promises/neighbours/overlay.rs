@@ -1,8 +1,7 @@
-//! On an overlayfs, a file that is opened for writing becomes another one, under readers of the first.
+//! On an overlayfs, a file that is opened for writing becomes another file, under the readers of
+//! the first.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 

@@ -1,8 +1,6 @@
 //! A full disk is an error before the first byte changes.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -87,7 +85,7 @@ async fn everything_on_a_full(disk: Disk) {
     assert_eq!((roomy.len(), roomy_len), (5000, 5000));
     roomy.update_region_async(4990, b"reserved").await.unwrap();
 
-    // Nothing has changed, and what is there can be read and written.
+    // Nothing has changed, and the bytes that have blocks can be read and written.
     assert!(fs::read(&path).unwrap() == content);
     assert_eq!(file.slice(0, 4096).await.unwrap(), &content[..4096]);
     // A tmpfs takes a page for a hole that is only read.
@@ -96,7 +94,7 @@ async fn everything_on_a_full(disk: Disk) {
         Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error:?}"),
     }
     assert_eq!(file.pending_bytes(), 0);
-    // Also beside one that fails.
+    // Also at the same time as a write that fails.
     let (fits, too_much) = zip(
         file.update_region(0, b"still"),
         file.update_region(MIB, b"x"),
@@ -123,8 +121,8 @@ fn free(path: &Path) -> u64 {
     stat.f_bfree * stat.f_frsize
 }
 
-/// A store into a hole may want the blocks of a whole large folio. Where those are not to be given,
-/// the bytes alone are written, and in the end the error says what is wrong.
+/// A store into a hole may need the blocks of a whole large folio. Where those are unavailable,
+/// only the bytes themselves are written, and in the end the error says that the disk is full.
 #[test]
 fn small_writes_fill_disk_completely() {
     let test = "small_writes_fill_disk_completely";
@@ -158,7 +156,7 @@ fn small_writes_fill_disk_completely() {
     });
 }
 
-/// What cannot be had as a whole is not begun.
+/// What does not fit as a whole is not begun.
 #[test]
 fn view_larger_than_disk_takes_nothing() {
     let test = "view_larger_than_disk_takes_nothing";
@@ -177,7 +175,7 @@ fn view_larger_than_disk_takes_nothing() {
             assert_full(file.update_region(100, &data).await);
             assert!(free(&path) > before / 2, "{} of {before}", free(&path));
             assert_eq!(file.as_slice(0, 5).unwrap(), b"the f");
-            // A part of it can be had.
+            // A part of it fits.
             let view = file.as_slice_mut(0, 12 * MIB).await.unwrap();
             assert!(view.starts_with(b"the first page"));
         });
@@ -217,7 +215,7 @@ fn failed_eager_create_leaves_no_file() {
         assert_full(block_on(builder().create_new()));
         assert!(!path.exists());
     }
-    // One that was there stays, and so does one that is opened.
+    // A file that existed before stays, and so does a file that is opened.
     fs::write(&path, b"there").unwrap();
     assert_full(block_on(builder().create()));
     assert!(path.exists());

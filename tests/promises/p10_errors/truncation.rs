@@ -1,8 +1,6 @@
 //! A file that another process has cut is an error of the operation that meets the cut.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError};
@@ -29,7 +27,7 @@ fn truncation_fails_lost_ranges_only() {
         let (path, file) = patterned(dir.path(), 100_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let of_the_lost = file.bytes(50_000, 10).unwrap();
-        // One that has passed every check but the last.
+        // This write has passed every check except the last.
         let view = reader.as_slice(60_000, 10).unwrap();
         let mut waiting = Box::pin(file.update_region(60_000, b"x"));
         assert!(poll_once(&mut waiting).await.is_none());
@@ -73,7 +71,7 @@ fn truncation_fails_lost_ranges_only() {
             assert_eq!(&buffer, b"unchanged!");
             assert_truncated(handle.touch_pages().await, (0, 100_000, 10_000));
             assert_truncated(handle.touch_pages_range(50_000, 10).await, told);
-            // A hint about what is not there does nothing.
+            // A hint about missing bytes does nothing.
             handle.prefetch_range(50_000, 10).await.unwrap();
             assert!(handle.copy_to(dir.path().join("copy")).await.is_err());
             assert!(!dir.path().join("copy").exists());
@@ -82,7 +80,7 @@ fn truncation_fails_lost_ranges_only() {
             assert_truncated(file.resize(size).await, (0, 100_000, 10_000));
         }
 
-        // Nothing of all that has been written, or made the file longer again.
+        // None of these operations has written anything or made the file longer.
         assert!(fs::read(&path).unwrap() == pattern(10_000));
         // What is left can be used.
         file.update_region(0, b"here").await.unwrap();
@@ -98,14 +96,14 @@ fn truncation_fails_lost_ranges_only() {
         assert_eq!(fs::metadata(&path).unwrap().len(), 10_000);
         wait_until(&file, is_quiet).await;
 
-        // And the rest, when it comes back.
+        // And the rest, after the file has its length again.
         truncate(&path, 100_000);
         assert_eq!(reader.slice(50_000, 10).await.unwrap(), [0; 10]);
         file.update_region_async(99_999, b"x").await.unwrap();
         file.resize(100_001).await.unwrap();
         assert_eq!(fs::read(&path).unwrap()[99_999..], *b"x\0");
 
-        // An opening takes note of the length.
+        // An opening adopts the length.
         truncate(&path, 10_000);
         let outside = mmap_io::write_mmap(&path, 10_000, b"x").await.unwrap_err();
         assert!(
@@ -135,7 +133,7 @@ fn flush_reports_bytes_cut_off() {
         );
         assert_eq!(file.pending_bytes(), 4);
         drop(file);
-        // Where nothing is lost there is nothing to say; nor for what is cut off here.
+        // Without lost bytes there is no error; nor for bytes that this process cuts off itself.
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
         file.update_region(10, b"kept").await.unwrap();
         truncate(&path, 20_000);
@@ -180,7 +178,7 @@ fn truncation_error_has_callers_range() {
             file.copy_to(dir.path().join("old")).await,
             (0, 100_000, 10_000),
         );
-        // There was nothing to replace it by.
+        // There was nothing to replace it with.
         assert_eq!(fs::read(dir.path().join("old")).unwrap(), b"keep");
     });
 }
@@ -198,7 +196,7 @@ fn emptied_file_fails_until_reopened() {
         assert_truncated(file.resize(1).await, told);
         assert!(file.as_slice_mut(0, 1).await.is_err());
         assert!(file.copy_to(dir.path().join("copy")).await.is_err());
-        // An opening takes note of the length.
+        // An opening adopts the length.
         assert!(MemoryMappedFile::open_rw(&path).await.is_err());
         assert!(MemoryMappedFile::open_ro(&path).await.unwrap().is_empty());
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);

@@ -1,5 +1,5 @@
-//! Handles on one file, opened in any way, share its leases; and no file is created or copied over a
-//! mapped one.
+//! Handles on one file, opened in any way, share its leases; and no file is created or copied over
+//! a mapped one.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -56,7 +56,7 @@ fn all_handles_share_leases() {
         write.await.unwrap();
         assert_eq!(reader.as_slice(0, 20).unwrap(), [7; 20]);
 
-        // Nobody sees what somebody changes.
+        // No reader sees bytes that a mutable view may change.
         let view = file.as_slice_mut(100, 100).await.unwrap();
         for other in others.iter().chain([&reader]) {
             assert!(matches!(
@@ -139,7 +139,7 @@ fn create_and_copy_over_mapped_file_fail() {
             assert!(fs::read(&path).unwrap() == pattern(1000));
         };
         assert_refused().await;
-        // A reader counts, and so does what is left of one.
+        // A reader counts, and so do the `Bytes` that are left of one.
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         drop(file);
         assert_refused().await;
@@ -149,7 +149,7 @@ fn create_and_copy_over_mapped_file_fail() {
         assert_eq!(bytes, pattern(1000));
         drop(bytes);
 
-        // Onto itself it is refused even when nobody else has it.
+        // A copy onto itself is refused even if nothing else has mapped the file.
         let itself = mmap_io::copy_mmap(&path, &hard_link).await;
         assert!(matches!(itself, Err(MmapIoError::Busy { .. })));
         assert!(fs::read(&path).unwrap() == pattern(1000));
@@ -165,13 +165,13 @@ fn create_and_copy_over_mapped_file_fail() {
 #[test]
 fn path_is_free_after_close() {
     if std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1") {
-        // It is that thread which is held up here.
+        // The test would block that thread.
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = block_on(patterned(dir.path(), 1000));
     let mut close = Box::pin(file.close());
-    // The job that flushes is not done with waking this thread when close returns.
+    // The job that flushes is still waking this thread when close returns.
     let (release, closed) = poll_until_woken(close.as_mut());
     closed.unwrap_or_else(|| block_on(&mut close)).unwrap();
     drop(close);
@@ -191,7 +191,7 @@ fn new_file_under_old_name_is_separate() {
         new.update_region(0, &[1; 500]).await.unwrap();
         assert_eq!(view, &pattern(1000)[..]);
         assert_eq!((old.len(), new.len()), (1000, 500));
-        // And one that is moved there.
+        // And a file that is moved there.
         fs::write(dir.path().join("moved"), [2; 100]).unwrap();
         fs::rename(dir.path().join("moved"), &path).unwrap();
         let moved = MemoryMappedFile::open_rw(&path).await.unwrap();
@@ -209,15 +209,15 @@ fn copy_is_not_visible_until_whole() {
         let copy_path = dir.path().join("copy");
         let view = file.as_slice_mut(50_000, 10).await.unwrap();
         let mut copy = Box::pin(file.copy_to(&copy_path));
-        // The snapshot waits for the view, and leaves the destination to others meanwhile.
+        // The snapshot waits for the view, and does not claim the destination in the meantime.
         while file.stats().oldest_blocked.is_none() {
             assert!(poll_once(&mut copy).await.is_none());
             std::thread::yield_now();
         }
         assert!(!copy_path.exists());
         drop(view);
-        // Whoever finds it, in whatever moment, finds all of it; or has it before it is claimed,
-        // and then there is no copy.
+        // An opening that finds the copy finds all of it, at any moment; or it opens the file
+        // before the copy claims it, and then the copy fails.
         let opener = std::thread::spawn(move || loop {
             match block_on(MemoryMappedFile::open_ro(&copy_path)) {
                 Ok(opened) => break opened,
@@ -272,17 +272,21 @@ fn concurrent_opens_share_new_file() {
             match opened {
                 Ok(file) => {
                     let inode = fs::metadata(&path).expect("the file is gone").ino();
-                    assert_eq!(identity(&file), (inode, 4096), "opened, and then replaced");
+                    assert_eq!(
+                        identity(&file),
+                        (inode, 4096),
+                        "the file was replaced after it was opened"
+                    );
                 }
-                // Somebody has it already; but not nobody.
+                // `Busy` only if another opener has the file.
                 Err(error) => assert!(matches!(error, MmapIoError::Busy { .. }), "{error:?}"),
             }
         }
     }
 }
 
-/// Between finding out a file's length and claiming it, somebody else may have created it anew,
-/// and closed it. That takes luck, or a kernel that is slow to tell the length.
+/// Between reading the length of a file and claiming the file, another thread may have created it
+/// anew and closed it. To hit that moment takes luck, or a kernel that is slow to tell the length.
 #[cfg(target_os = "linux")]
 #[test]
 fn handle_length_survives_racing_create() {
@@ -317,7 +321,7 @@ fn opening_child() {
                         _ => block_on(MemoryMappedFile::open_ro(path)),
                     };
                     match opened {
-                        // As long as it is open here, nobody else truncates it.
+                        // While it is open here, no other thread truncates it.
                         Ok(file) => assert_eq!(file.len(), identity(&file).1),
                         Err(MmapIoError::Busy { .. }) if opener < 2 => {}
                         Err(error) => panic!("{error:?}"),

@@ -25,7 +25,7 @@ enum Step {
     Write(u64, u64, u8),
     WriteOwnBytes(u64, u64, u64),
     Resize(u64),
-    /// Onto the file, by whatever name.
+    /// Creates or copies onto the file, by any of its names.
     Replace,
     Drop(usize),
     Withdraw(usize),
@@ -89,7 +89,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// An operation that something is in the way of.
+/// An operation that is blocked.
 struct Waiting<'a> {
     range: Range<u64>,
     kind: Kind,
@@ -115,7 +115,7 @@ fn indices(range: &Range<u64>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
-/// What the file is, who looks at it, and who waits, in the order of submission.
+/// The content of the file, its views, and the operations that wait, in the order of submission.
 struct Model<'a> {
     content: Vec<u8>,
     views: Vec<View<'a>>,
@@ -136,8 +136,8 @@ impl<'a> Model<'a> {
         mutable.any(|view| overlap(&view.range, range))
     }
 
-    /// Whether something is in the way of an operation: one of the first `earlier` that wait, or a
-    /// view. One that is out of bounds in its turn fails without waiting for views.
+    /// Whether an operation is blocked: by one of the first `earlier` operations that wait, or by a
+    /// view. An operation that is out of bounds in its turn fails without waiting for views.
     fn is_blocked(&self, range: &Range<u64>, kind: Kind, earlier: usize) -> bool {
         let mut earlier = self.waiting[..earlier].iter();
         let fails = kind != Kind::Resize && !self.has(range);
@@ -152,18 +152,24 @@ impl<'a> Model<'a> {
 
     fn take_mutable(&mut self, at: u64, mut view: MappedSliceMut<'a>) {
         let range = at..at + view.len() as u64;
-        assert!(!self.is_viewed(&range), "{range:?} has two holders");
+        assert!(
+            !self.is_viewed(&range),
+            "a mutable view of {range:?} was granted beside another view"
+        );
         assert!(*view == self.content[indices(&range)]);
         view.fill(at as u8);
         self.content[indices(&range)].fill(at as u8);
         self.take(at, Holder::Mutable(view));
     }
 
-    /// Submits an operation; one that nothing is in the way of is done when this returns.
+    /// Submits an operation. If nothing blocks it, it is complete when this returns.
     async fn submit(&mut self, range: Range<u64>, kind: Kind, mut future: Submitted<'a>) {
         if self.is_blocked(&range, kind, self.waiting.len()) {
             let outcome = poll_once(&mut future).await;
-            assert!(outcome.is_none(), "{kind:?} of {range:?} went through");
+            assert!(
+                outcome.is_none(),
+                "expected {kind:?} of {range:?} to be blocked, but it completed"
+            );
         }
         self.waiting.push(Waiting {
             range,
@@ -174,7 +180,7 @@ impl<'a> Model<'a> {
         self.settle().await;
     }
 
-    /// Awaits every operation that nothing is in the way of any more.
+    /// Awaits every operation that is no longer blocked.
     async fn settle(&mut self) {
         let mut next = 0;
         while next < self.waiting.len() {
@@ -200,10 +206,10 @@ impl<'a> Model<'a> {
                 Ok(Some(view)) => self.take_mutable(range.start, view),
                 Ok(None) => match kind {
                     Kind::Write(byte) => self.content[indices(&range)].fill(byte),
-                    _ => panic!("{kind:?} came to nothing"),
+                    _ => panic!("expected a view from {kind:?}"),
                 },
-                // A shrink went first; one that grew the file again may have ended before this one
-                // was awaited.
+                // A shrink went first; a growth may have completed before this operation was
+                // awaited.
                 Err(MmapIoError::OutOfBounds { .. }) => assert!(range.end > least_len as u64),
                 Err(error) => panic!("{kind:?} of {range:?}: {error:?}"),
             }
@@ -245,7 +251,7 @@ proptest! {
                 }
                 assert!(handles.iter().all(|file| file.len() == model.content.len() as u64));
             }
-            // Among them mutable ones that were waited for.
+            // Among them mutable views that were waited for.
             while model.views.pop().is_some() {
                 model.settle().await;
             }
@@ -264,7 +270,7 @@ async fn apply<'a>(
     step: Step,
 ) {
     let file = &handles[which % handles.len()];
-    // The last one only reads.
+    // The last handle is read-only.
     let writer = &handles[which % (handles.len() - 1)];
     macro_rules! assert_out_of_bounds {
         ($result:expr) => {
@@ -282,7 +288,7 @@ async fn apply<'a>(
         }
         Step::TrySlice(at, len) => match file.try_as_slice(at, len) {
             result if !model.has(&(at..at + len)) => assert_out_of_bounds!(result),
-            // The gate of an operation that waits may be up.
+            // The gate of a waiting operation may be up.
             result => {
                 if let Some(view) = result.unwrap() {
                     model.take(at, Holder::Slice(view));

@@ -12,7 +12,8 @@ fn mapped_source_keeps_write_order() {
     block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         for round in 0..100 {
-            // They are copied first, on the pool, and the write behind them is not.
+            // The mapped bytes are copied first, on the pool; the data of the write behind them is
+            // not.
             let mapped = file.bytes(5000, 10).unwrap();
             let first = file.write_bytes(0, mapped);
             let data = [round; 10];
@@ -21,8 +22,8 @@ fn mapped_source_keeps_write_order() {
             first.and(second).unwrap();
             assert_eq!(file.as_slice(0, 10).unwrap(), [round; 10]);
         }
-        // Nor does a lease on the source hold up what it waits for itself: the first waits for the
-        // second one's source, and the second for the first.
+        // Nor does the lease on a source block the operation that it waits for: the first write
+        // waits for the source of the second, and the second for the first.
         let mapped = file.bytes(5, 1).unwrap();
         let mut first = Box::pin(file.update_region(0, &[1; 10]));
         assert!(poll_once(&mut first).await.is_none());
@@ -71,7 +72,7 @@ fn bytes_can_be_written_to_own_file() {
     block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let other = MemoryMappedFile::open_ro(&path).await.unwrap();
-        // Onto themselves: the only view in the way is the one that is moved in.
+        // Onto themselves: the only view that conflicts is the one that is moved in.
         for handle in [&file, &other] {
             let same = handle.bytes(100, 5000).unwrap();
             file.write_bytes(100, same).await.unwrap();
@@ -83,7 +84,7 @@ fn bytes_can_be_written_to_own_file() {
         expected.copy_within(500..600, 550);
         assert_eq!(file.as_slice(0, 10_000).unwrap(), &expected[..]);
 
-        // A clone of them elsewhere is in the way like any view.
+        // Another clone of them blocks the write, as any view does.
         let bytes = file.bytes(0, 100).unwrap();
         let mut write = Box::pin(file.write_bytes(50, bytes.clone()));
         while file.stats().oldest_blocked.is_none() {
@@ -107,7 +108,7 @@ fn two_files_can_swap_bytes() {
         let two = MemoryMappedFile::create_rw(dir.path().join("two"), 1000)
             .await
             .unwrap();
-        // Each is the other's source: neither may wait for the other's view of it.
+        // Each is the source of the other: neither may wait for the other's view of it.
         let (from_one, from_two) = (one.bytes(0, 1000).unwrap(), two.bytes(0, 1000).unwrap());
         let swap = zip(two.write_bytes(0, from_one), one.write_bytes(0, from_two));
         let (first, second) = swap.await;

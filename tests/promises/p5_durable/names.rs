@@ -1,8 +1,6 @@
 //! The length and the name of a file are durable as well, by the system calls that `strace` shows.
 
-use std::fs::{
-    File, {self},
-};
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -12,7 +10,7 @@ use crate::common::child::{child, child_dir, Child};
 use crate::common::probe::{can_trace, end_of_step, trace};
 use crate::common::{block_on, on_a_disk, pattern, skip};
 
-/// What the child did for durability in one of its steps, as `strace` saw it.
+/// The system calls for durability that a child made in one of its steps, as `strace` saw them.
 struct Step(Vec<String>);
 
 impl Step {
@@ -23,7 +21,7 @@ impl Step {
         self.0.iter().any(by_name)
     }
 
-    /// Whether all of the file system was synced, and nothing less that has a name.
+    /// Whether the whole file system was synced.
     fn synced_all(&self) -> bool {
         self.0.iter().any(|line| line.contains("syncfs("))
     }
@@ -88,7 +86,7 @@ fn length_and_name_are_synced_once() {
         assert!(second.wrote_back() || second.synced(&new));
         assert!(!first.synced(&dir) && !second.synced(&dir));
     }
-    // Whatever process created it may have gone before its name was durable.
+    // The process that created the file may have ended before the name was durable.
     for what in ["a file that was there", "the same, through another handle"] {
         let first = step(what);
         assert!(first.wrote_back() || first.synced(&old));
@@ -158,7 +156,7 @@ fn traced_child() {
         }
         drop(old);
         let old = loop {
-            // The last job of the handle before may not have gone yet.
+            // The last job of the previous handle may still hold the file.
             match MemoryMappedFile::create_rw(dir.join("old"), 10).await {
                 Err(mmap_io::MmapIoError::Busy { .. }) => std::thread::yield_now(),
                 old => break old.unwrap(),
@@ -218,7 +216,7 @@ fn fd_exhaustion_does_not_skip_directory_sync() {
     let Some(steps) = traced(child!(poor_child), &dir) else {
         return;
     };
-    // Either it says that it cannot, or it does it.
+    // It either returns an error or syncs the directory.
     if dir.join("claimed").exists() {
         assert!(steps[0].synced(&dir), "{:?}", steps[0].0);
     } else if dir.join("refused").exists() {
@@ -226,7 +224,7 @@ fn fd_exhaustion_does_not_skip_directory_sync() {
     }
 }
 
-/// Takes all descriptors that the process may have, but for some.
+/// Takes all descriptors that the process may have, except `left`.
 fn take_descriptors(left: usize) -> Vec<File> {
     let limit = libc::rlimit {
         rlim_cur: 64,
@@ -248,7 +246,7 @@ fn poor_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    // One is left, for the file itself.
+    // One descriptor is left, for the file itself.
     let mut taken = take_descriptors(1);
     block_on(async {
         let file = MemoryMappedFile::create_rw(dir.join("new"), 10).await;
@@ -263,7 +261,8 @@ fn poor_child() {
     });
 }
 
-/// In a directory where the process may create files, and not look (as a spool for all users).
+/// In a directory in which the process may create files, but which it may not read (such as a spool
+/// for all users).
 #[test]
 fn name_in_unreadable_directory_is_synced() {
     let test = "name_in_unreadable_directory_is_synced";

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::{Came, Submitted};
 use crate::common::{block_on, is_quiet, patterned, wait_until, with_timeout, HeldQueue, TIMEOUT};
 
-/// The queue is held by a write to the first byte, which nobody else uses.
+/// The queue is held by a write to the first byte, which nothing else uses.
 const SPARE: u64 = 0;
 
 const LEN: u64 = 8_000;
@@ -37,7 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One step, whether it is withdrawn, and a range that is viewed when it is submitted.
+/// A step, whether its future is dropped, and a range that is viewed when it is submitted.
 type Turn = (Step, bool, Option<(u64, u64)>);
 
 fn turn() -> impl Strategy<Value = Turn> {
@@ -45,7 +45,7 @@ fn turn() -> impl Strategy<Value = Turn> {
     (step(), proptest::bool::weighted(0.2), view)
 }
 
-/// What a step comes to if every one before it has taken effect, and none after it.
+/// The outcome of a step if every earlier step has taken effect, and no later one.
 #[derive(Debug, PartialEq)]
 enum Expected {
     Done,
@@ -115,16 +115,16 @@ fn submission<'a>(
     }
 }
 
-#[allow(dead_code)] // They are there to be dropped.
+#[allow(dead_code)] // They exist to be dropped.
 enum View<'a> {
     Slice(MappedSlice<'a>),
     Bytes(Bytes),
     Mutable(MappedSliceMut<'a>),
 }
 
-/// Submits all, lets go of what is in the way bit by bit, and compares with the model. Held up by
-/// the queue, no step is looked at before the last is submitted; held up by a view, each is looked
-/// at and deferred on its own.
+/// Submits all steps, drops what blocks them bit by bit, and compares with the model. Held up by
+/// the queue, no step is examined before the last is submitted; held up by a view, each step is
+/// examined and deferred by itself.
 async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue: bool) {
     file.resize(LEN).await.unwrap();
     let mut content = fs::read(file.path()).unwrap();
@@ -144,15 +144,15 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
     let mut shortest = LEN;
     for (number, (step, is_withdrawn, view)) in turns.iter().enumerate() {
         if let Some((at, len)) = *view {
-            // The gate of what waits may be up, or a growth be over already.
+            // The gate of a waiting operation may be up, or a growth be over already.
             views.push(match number % 2 {
                 0 => View::Slice(file.as_slice(at, len).unwrap()),
                 _ => View::Bytes(file.bytes(at, len).unwrap()),
             });
         }
         match step {
-            // Copies are claimed on the pool before they take their place; and which length they
-            // are to have is told then.
+            // A copy is claimed on the pool before it takes its place in the queue, and its length
+            // is fixed at that moment.
             Step::Snapshot if by_the_queue || has_resized => continue,
             // Growth waits for nothing, so that nothing may be left to overtake it.
             Step::Resize(size) if !by_the_queue && *size >= LEN => continue,
@@ -170,9 +170,9 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
         let mut future = submission(file, step, byte, &copies[number]);
         let mut came = poll_once(&mut future).await;
         if let Step::Snapshot = step {
-            // Without anything before it, it is made at once.
+            // With nothing before it, it is made at once.
             if came.is_some() {
-                // It was quick.
+                // It completed at the first poll.
             } else if waiting.is_empty() && withdrawn.is_empty() {
                 came = Some(with_timeout(&mut future).await);
             } else {
@@ -190,7 +190,7 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
             Some(Ok(Came::Copied(copied))) if waiting.is_empty() && withdrawn.is_empty() => {
                 assert!(copied == content[1..]);
             }
-            Some(_) => panic!("{step:?} was done while something is in the way"),
+            Some(_) => panic!("expected {step:?} to be blocked, but it completed"),
             None if *is_withdrawn => withdrawn.push(future),
             None => waiting.push((step, byte, future)),
         }
@@ -228,7 +228,10 @@ async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue
                     Err(error) => panic!("{error:?}"),
                 };
                 let is_expected = Some(&came) == expected[number].take().as_ref();
-                assert!(is_expected, "{number}: {step:?} came to something else");
+                assert!(
+                    is_expected,
+                    "step {number}, {step:?}: the outcome differs from the model"
+                );
                 *slot = None;
             }
             if !views.is_empty() {

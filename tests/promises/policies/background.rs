@@ -32,30 +32,34 @@ fn every_millis_flushes_in_background() {
             // One write: of two, the first may be flushed before the second, on a busy machine.
             let parts = [(round * 5000, &[1; 100][..]), (90_000, &[1; 100][..])];
             file.update_regions(&parts).await.unwrap();
-            eventually("the tick", || state(&file) == (round + 1, 0) && is_clean());
+            eventually("the first flush", || {
+                state(&file) == (round + 1, 0) && is_clean()
+            });
             assert!(before.elapsed() >= Duration::from_millis(20));
         }
         // A view, and stores through a pointer, count from when they were asked for.
         file.as_slice_mut(0, 10).await.unwrap().fill(2);
-        eventually("the tick after a view", || {
+        eventually("the flush after a view", || {
             state(&file) == (6, 0) && is_clean()
         });
         // SAFETY: the pointer is not used.
         unsafe { file.as_mut_ptr() }.unwrap();
-        eventually("the tick after a pointer", || state(&file) == (7, 0));
+        eventually("the flush after a pointer", || state(&file) == (7, 0));
         // The earliest of two policies counts.
         let patient = open(&path, HOUR).await;
         patient.update_region(0, b"x").await.unwrap();
         assert_eq!(state(&file), (7, 1));
         file.update_region(1, b"x").await.unwrap();
-        eventually("the earlier tick", || state(&file) == (8, 0) && is_clean());
+        eventually("the flush at the earlier time", || {
+            state(&file) == (8, 0) && is_clean()
+        });
         assert!(file.last_flush_error().is_none());
     });
 }
 
 #[test]
 fn one_timer_serves_all_files() {
-    // In memory, where there is one: what is counted are threads.
+    // In memory, if there is a tmpfs: the test counts threads.
     let shared = Path::new("/dev/shm");
     let dir = match shared.is_dir() {
         true => tempfile::tempdir_in(shared),
@@ -88,7 +92,7 @@ fn thousand_files_child() {
         for number in 0..1000 {
             let path = dir.join(number.to_string());
             fs::write(&path, [0; 100]).unwrap();
-            // In turns: one that waits long, and one that does not.
+            // Alternately a file that waits long and one that does not.
             let policy = match number % 2 {
                 0 => HOUR,
                 _ => FlushPolicy::EveryMillis(50),
@@ -106,8 +110,8 @@ fn thousand_files_child() {
             let mut ticking = files.iter().skip(1).step_by(2);
             ticking.all(|file| state(file) == (1, 0))
         });
-        // One that waits for the time and two that flush; and the pool grows by one or two more when
-        // a job is submitted before the thread of the last one is idle.
+        // One that waits for the time and two that flush; and the pool grows by one or two more
+        // when a job is submitted before the thread of the last one is idle.
         assert!(most <= before + 5, "{most} threads, {before} before");
         for file in files.iter().step_by(2) {
             assert_eq!(state(file), (0, 5));
@@ -124,7 +128,7 @@ fn last_drop_keeps_scheduled_flush() {
         return;
     }
     let path = dir.path().join("data");
-    // Written to, seen dirty, and let go of in several ways.
+    // Written to, seen dirty, and dropped in several ways.
     let written = |path: PathBuf| async move {
         let file = settled(&path, 100_000, HOUR).await;
         file.update_region(50_000, b"scheduled").await.unwrap();
@@ -159,12 +163,13 @@ fn last_drop_keeps_scheduled_flush() {
         assert_eq!(fs::read(&path).unwrap()[50_000..50_009], *b"scheduled");
         create(&path);
     }
-    // It does not wait for the flush that is due, either; and the file is what was asked for.
+    // A creation does not wait for the flush that is due either; and the file has the requested
+    // length.
     let file = block_on(written(path.clone()));
     drop(file);
     create(&path);
     assert_eq!(fs::read(&path).unwrap().len(), 10);
-    // Nor for an alarm that has nothing to ring for.
+    // Nor for an alarm that has nothing left to flush.
     let file = block_on(written(path.clone()));
     block_on(file.flush()).unwrap();
     drop(file);
@@ -206,11 +211,13 @@ fn tick_never_fails_unmap_or_close() {
             let flushes = file.stats().flushes;
             file.update_region(round, b"x").await.unwrap();
             if round % 3 == 0 {
-                eventually("a tick has begun", || file.stats().flushes > flushes);
+                eventually("a background flush has begun", || {
+                    file.stats().flushes > flushes
+                });
                 file.update_region(round, b"y").await.unwrap();
             }
             match round % 2 {
-                0 => drop(file.unmap().expect("nobody else has it")),
+                0 => drop(file.unmap().expect("the only handle can be unmapped")),
                 _ => file.close().await.unwrap(),
             }
             file = open(&path, FlushPolicy::EveryMillis(round % 3)).await;
@@ -247,9 +254,12 @@ fn lonely_pool_child() {
                 other.touch_pages().await.unwrap();
                 turns += 1;
             }
-            assert!(turns > 1, "the pool served nobody else");
+            assert!(
+                turns > 1,
+                "expected the pool to serve the other file between two flushes"
+            );
         }
-        // While the timer has nothing to do for an hour.
+        // While the timer sleeps for an hour.
         let start = Instant::now();
         for _ in 0..100 {
             other.update_region(0, b"x").await.unwrap();
@@ -276,11 +286,11 @@ fn write_after_last_drop_leaves_no_alarm() {
             let file = settled(&path, 16 << 20, HOUR).await;
             let mut write = Box::pin(file.write_bytes(0, vec![1; 16 << 20].into()));
             if poll_once(&mut write).await.is_some() {
-                // The pool was faster.
+                // The pool completed the write before the poll.
                 continue;
             }
-            // It has started, and it sets the alarm when its handle has gone.
-            eventually("it has started", || file.stats().queued_bytes == 0);
+            // The write has started, and sets the alarm after its handle is dropped.
+            eventually("the write has started", || file.stats().queued_bytes == 0);
             drop((write, file));
             MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
         }

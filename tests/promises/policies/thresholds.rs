@@ -1,5 +1,5 @@
-//! Policies that flush with the write: what counts, when the threshold is reached, and what the flush
-//! covers.
+//! Policies that flush with the write: what counts, when the threshold is reached, and what the
+//! flush covers.
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
@@ -24,7 +24,7 @@ fn every_bytes_flushes_at_threshold() {
         assert_eq!(state(&file), (0, 8000));
         file.update_region(900_000, &[4; 999]).await.unwrap();
         assert_eq!(state(&file), (0, 8999));
-        // Exactly so many, however far apart.
+        // Exactly at the threshold; it does not matter how far apart the bytes are.
         file.update_region(500_000, b"x").await.unwrap();
         assert_eq!(state(&file), (1, 0));
         // The same bytes, ten times.
@@ -36,7 +36,7 @@ fn every_bytes_flushes_at_threshold() {
         assert_eq!(state(&file), (2, 0));
         assert!(is_clean());
 
-        // Whatever kind of write it is.
+        // Every kind of write counts.
         let big = [5; 10_000];
         file.update_region(0, &big).await.unwrap();
         assert_eq!((state(&file), is_clean()), ((3, 0), true));
@@ -59,7 +59,7 @@ fn every_bytes_flushes_at_threshold() {
             .unwrap();
         file.update_region(0, b"").await.unwrap();
         assert_eq!(state(&file), (7, 5999));
-        // A durable write covers its own bytes, and no others.
+        // A durable write flushes its own bytes only.
         file.update_region_async(0, &[7; 1000]).await.unwrap();
         assert_eq!(state(&file), (8, 4999));
     });
@@ -73,7 +73,7 @@ fn flush_range_debits_covered_bytes() {
         let file = settled(&path, 1 << 20, FlushPolicy::EveryBytes(20_000)).await;
         file.update_region(0, &[1; 10_000]).await.unwrap();
         file.update_region(500_000, &[1; 9_000]).await.unwrap();
-        // From inside a page into the next; what is not pending is debited by nobody.
+        // From inside a page into the next. Bytes that are not pending are not debited.
         file.flush_range(5000, 1000).await.unwrap();
         assert_eq!(state(&file), (1, 18_000));
         file.flush_range(5500, 1000).await.unwrap();
@@ -87,7 +87,7 @@ fn flush_range_debits_covered_bytes() {
         assert_eq!(state(&file), (4, 19_999));
         file.update_region(5000, &[1; 1]).await.unwrap();
         assert_eq!(state(&file), (5, 0));
-        // What is cut off is nobody's debt.
+        // Bytes that are cut off are no longer pending.
         file.update_region(900_000, &[1; 9_000]).await.unwrap();
         file.resize(901_000).await.unwrap();
         assert_eq!(state(&file), (5, 1000));
@@ -116,7 +116,7 @@ fn every_writes_flushes_at_threshold() {
         file.update_regions(&many).await.unwrap();
         file.update_regions(&[]).await.unwrap();
         assert_eq!(state(&file), (3, 10));
-        // A flush of all starts anew, one of a part does not.
+        // A flush of the whole file resets the count, a flush of a range does not.
         file.flush().await.unwrap();
         assert_eq!(state(&file), (4, 0));
         file.update_regions(&many).await.unwrap();
@@ -168,14 +168,14 @@ fn handles_follow_their_own_policy() {
         let always = open(&path, FlushPolicy::Always).await;
         let bytes = open(&path, FlushPolicy::EveryBytes(8000)).await;
         let writes = open(&path, FlushPolicy::EveryWrites(4)).await;
-        // What is pending is the file's, and so is the count.
+        // Pending bytes belong to the file, and so does the count.
         lazy.update_region(0, &[1; 7000]).await.unwrap();
         bytes.update_region(0, &[2; 900]).await.unwrap();
         assert_eq!(state(&lazy), (0, 7000));
-        // That one flushes what it has written itself.
+        // `Always` flushes only the bytes of its own write.
         always.update_region(50_000, &[3; 100]).await.unwrap();
         assert_eq!(state(&lazy), (1, 7000));
-        // These flush all.
+        // The thresholds flush all pending bytes.
         bytes.update_region(60_000, &[4; 1000]).await.unwrap();
         assert_eq!(state(&lazy), (2, 0));
         lazy.update_region(0, &[1; 9000]).await.unwrap();
@@ -213,8 +213,8 @@ fn tasks_share_one_threshold() {
                 for turn in 0..200_u64 {
                     let at = (task << 16) + turn * 300;
                     block_on(file.update_region(at, &[turn as u8; 300])).unwrap();
-                    // Whoever crosses it waits, so that no more is ever pending than one write of
-                    // each task beyond, besides what is being flushed.
+                    // The write that crosses the threshold waits. So at most one write of each task
+                    // is pending beyond it, besides the bytes that are being flushed.
                     assert!(file.pending_bytes() < 2 * (50_000 + 8 * 300));
                 }
             });
@@ -222,8 +222,8 @@ fn tasks_share_one_threshold() {
     });
     let (flushes, pending) = state(&file);
     assert!(pending < 50_000);
-    // A write that crosses it while a flush begins may find that its bytes were flushed by that one,
-    // and waits for another all the same.
+    // A write that crosses the threshold while a flush begins may find its bytes flushed by that
+    // flush, and waits for another one nevertheless.
     let written = 8 * 200 * 300;
     assert!((1..=2 * written / 50_000).contains(&flushes), "{flushes}");
 }

@@ -1,6 +1,6 @@
 //! What leaves memory: evicted pages, and a write-back that is only started.
 
-use std::fs::{self};
+use std::fs;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
@@ -8,7 +8,7 @@ use crate::common::probe::{cached, can_probe, Probe};
 use crate::common::{block_on, on_a_disk, pattern};
 use crate::policies::settled;
 
-/// Evicts a range until all of it is out of memory: a page that the kernel is busy with stays.
+/// Evicts a range until all of it is out of memory: a page that the kernel is using stays.
 async fn evict_all(file: &MemoryMappedFile, offset: u64, len: u64) {
     for _ in 0..1000 {
         file.evict(offset, len).await.unwrap();
@@ -34,7 +34,7 @@ fn evict_drops_pages_and_keeps_content() {
         file.update_region(0, &content).await.unwrap();
         reader.touch_pages().await.unwrap();
         assert_eq!(cached(&path, 0, len), len / 4096);
-        // Views keep their bytes, and are not waited for; what was written is not lost.
+        // Views keep their bytes, and `evict` does not wait for them; written bytes are not lost.
         let view = reader.as_slice(100, 1 << 20).unwrap();
         let bytes = file.bytes(3 << 20, 1 << 20).unwrap();
         assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
@@ -43,7 +43,7 @@ fn evict_drops_pages_and_keeps_content() {
         // Away from the views' pages, which the kernel may keep together with their neighbours.
         evict_all(&file, 4 << 20, 2 << 20).await;
         file.evict(0, len as u64).await.unwrap();
-        // And their pages, which may be touched where nothing may wait for the disk.
+        // The pages of views stay, since a thread that must not wait for the disk may touch them.
         assert_eq!(cached(&path, 0, 1 << 20), 256);
         assert_eq!(cached(&path, 3 << 20, 1 << 20), 256);
         assert_eq!(cached(&path, 6 << 20, 4096), 1);
@@ -97,16 +97,22 @@ fn schedule_flush_is_not_durable() {
         file.schedule_flush_range(0, 1 << 20).await.unwrap();
         assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
         if let Some(rest) = probe.unwritten(4 << 20, 1 << 20) {
-            assert_eq!(rest, 256, "only what was asked for");
+            assert_eq!(
+                rest, 256,
+                "expected only the requested range to be written back"
+            );
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
             while probe.unwritten(0, 1 << 20) != Some(0) {
-                assert!(std::time::Instant::now() < deadline, "it was never written");
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "timed out; expected the range to be written back"
+                );
                 std::thread::yield_now();
             }
         }
         file.schedule_flush().await.unwrap();
         probe.wait_until_clean();
-        // Written is not durable: it is still to be flushed, and then it is.
+        // Written back is not durable: the bytes still have to be flushed.
         assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
         file.flush().await.unwrap();
         assert_eq!((file.pending_bytes(), file.stats().flushes), (0, 1));

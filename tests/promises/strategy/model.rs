@@ -1,6 +1,6 @@
 //! Random writes by every way into the file, compared with a `Vec<u8>`.
 
-use std::fs::{self};
+use std::fs;
 use std::path::Path;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapMode};
@@ -137,7 +137,7 @@ async fn check(dir: &Path, before: Before, steps: &[Step]) {
                 model[at..at + len].copy_from_slice(&data);
             }
         }
-        // Whatever maps it sees it at once.
+        // Every map shows it at once.
         for handle in [&file, &reader] {
             assert!(
                 handle.as_slice(0, LEN as u64).unwrap() == model[..],

@@ -17,7 +17,7 @@ fn child_payload(life: usize, task: usize, number: usize) -> Vec<u8> {
     payload
 }
 
-/// Not a test by itself: appends until it is killed, and tells what was acknowledged.
+/// Appends until it is killed, and prints what was acknowledged.
 #[test]
 fn appending_child() {
     let Some(path) = child_dir() else {
@@ -50,7 +50,8 @@ fn appending_child() {
     });
 }
 
-/// Life, task, number and position of what a child was told, killed after so many of them.
+/// Life, task, number and position of each append that a child acknowledged before it was killed,
+/// which happens after `enough` of them.
 fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usize; 4]> {
     let mut child = child!(appending_child)
         .dir(path)
@@ -62,7 +63,7 @@ fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usiz
     let mut pipe = BufReader::new(child.stdout.take().unwrap());
     let mut acknowledged = Vec::new();
     let mut line = String::new();
-    // What it has written before it was killed counts, but for a line that was cut off.
+    // What it printed before it was killed counts, except for a line that was cut off.
     while pipe.read_line(&mut line).unwrap() > 0 {
         // The harness may have begun the line.
         if let (Some((_, ack)), true) = (line.split_once("ack "), line.ends_with('\n')) {
@@ -76,7 +77,10 @@ fn acknowledged_by_a_child(path: &Path, life: usize, enough: usize) -> Vec<[usiz
         line.clear();
     }
     let status = child.wait().unwrap();
-    assert!(acknowledged.len() >= enough, "it ended by itself: {status}");
+    assert!(
+        acknowledged.len() >= enough,
+        "the child ended before it was killed: {status}"
+    );
     acknowledged
 }
 
@@ -94,7 +98,7 @@ fn acknowledged_appends_survive_kill() {
             let payload = child_payload(*life, *task, *number);
             assert_eq!(found[at.unwrap()].1, payload, "{life} {task} {number}");
         }
-        // Of each task one append at most was not acknowledged when it was killed.
+        // At most one append of each task was not acknowledged when the process was killed.
         assert!(found.len() <= acknowledged.len() + (life + 1) * CHILD_TASKS);
         let mut next = vec![[0; CHILD_TASKS]; life + 1];
         for (_, payload) in &found {

@@ -103,8 +103,8 @@ fn lives_after_torn_opening_stay_dead() {
     });
 }
 
-/// A process that was killed may leave records in the page cache only. Those that come later are
-/// acknowledged, and lost with the first that a power cut takes.
+/// A process that was killed may leave records only in the page cache. Records that are appended
+/// later would be acknowledged, and be lost with the first record that a power cut takes.
 #[cfg(target_os = "linux")]
 #[test]
 fn recovery_flushes_before_first_append() {
