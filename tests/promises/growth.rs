@@ -1,7 +1,8 @@
 //! Growing beside other processes: bytes that they append are never cut, bytes that growth uncovers
 //! are zero, and a growth that fails removes nothing.
 //!
-//! Another process is another handle of the standard library here: the crate knows it no better.
+//! A plain handle of the standard library stands for another process here: the crate cannot tell
+//! them apart.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -111,7 +112,7 @@ fn dropped_growth_is_withdrawn() {
     fs::write(&path, pattern(100)).unwrap();
     block_on(async {
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-        // A shrink that waits for a view holds up what changes the length after it.
+        // A shrink that waits for a view blocks later changes of the length.
         let view = file.bytes(60, 10).unwrap();
         let mut shrink = Box::pin(file.resize(50));
         assert!(poll_once(&mut shrink).await.is_none());
@@ -214,7 +215,7 @@ mod on_linux {
             assert_eq!(file.len(), 100);
             assert_kept(&path, 100..1100);
             assert_eq!(fs::metadata(&path).unwrap().len(), 1100);
-            // It is seen by the next operation that has a turn to.
+            // The next operation that examines the length sees it.
             assert_eq!(file.grow_to(1).await.unwrap(), 1100);
         });
     }

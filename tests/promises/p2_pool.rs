@@ -253,8 +253,7 @@ fn one_pool_thread_is_enough() {
 }
 
 /// Processes of their own in which, from some moment on, no thread can be started: `RLIMIT_NPROC`
-/// is lowered. The limit does not apply to root, so a root
-/// process becomes another user first.
+/// is lowered. The limit does not apply to root, so a root process becomes another user first.
 #[cfg(target_os = "linux")]
 mod thread_limit {
     use std::time::Duration;

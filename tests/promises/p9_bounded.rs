@@ -18,7 +18,7 @@ use crate::common::{
 
 type Made = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-/// What a write of one range counts beside its data.
+/// The bytes that a write of one range counts in addition to its data.
 const OWN: usize = 512;
 
 /// A file of 10,000 bytes whose buffer has room for `writes` writes of one range, with `bytes`
@@ -52,7 +52,7 @@ async fn poll_all(line: &mut [Made]) {
     }
 }
 
-/// Polls all until `is_so` holds, as their tasks would.
+/// Polls all of them, as their tasks would, until the statistics satisfy `is_so`.
 async fn poll_until(file: &MemoryMappedFile, line: &mut [Made], is_so: impl Fn(&Stats) -> bool) {
     let look = async {
         while !is_so(&file.stats()) {
@@ -72,7 +72,7 @@ fn writers_wait_for_room_in_order() {
         let mut line = Vec::new();
         for turn in 0..50 {
             submit(&mut line, write(&file, turn, 300)).await;
-            // Some are queued, and some are known to be blocked.
+            // Some are queued, and the queue knows that some are blocked.
             assert!(file.stats().queued_bytes <= 2000);
         }
         let full = |stats: &Stats| (stats.queued_bytes, stats.queued_writes);
@@ -477,7 +477,7 @@ fn limit_holds_under_many_threads() {
             threads.spawn(move || {
                 let file = block_on(MemoryMappedFile::open_rw(file.path())).unwrap();
                 for turn in 0..100 {
-                    // Many at a time; every seventh is dropped half way.
+                    // Many at a time; the seventh of each eight is dropped before it completes.
                     let mut line: Vec<_> = (0..8)
                         .map(|at| write(&file, turn, 1 + (writer * 37 + at * 129) % LIMIT))
                         .collect();

@@ -26,7 +26,7 @@ async fn open(path: &Path, policy: FlushPolicy) -> MemoryMappedFile {
     builder.flush_policy(policy).open().await.unwrap()
 }
 
-/// A file of which nothing is pending but what is written to it from now on.
+/// A file without pending bytes: only later writes count.
 pub(crate) async fn settled(path: &Path, len: usize, policy: FlushPolicy) -> MemoryMappedFile {
     fs::write(path, vec![0; len]).unwrap();
     fs::File::open(path).unwrap().sync_all().unwrap();
@@ -35,7 +35,7 @@ pub(crate) async fn settled(path: &Path, len: usize, policy: FlushPolicy) -> Mem
     file
 }
 
-/// What a policy has done so far: flushes, and bytes that are still to be flushed.
+/// The number of flushes so far, and of bytes that are not flushed yet.
 fn state(file: &MemoryMappedFile) -> (u64, u64) {
     let stats = file.stats();
     (stats.flushes, stats.pending_bytes)
@@ -158,7 +158,7 @@ fn durable_operation_flushes_once() {
         let path = dir.path().join("data");
         let file = settled(&path, 64 << 20, FlushPolicy::Never).await;
         let probe = Probe::new(&path);
-        // Near each other, and too far for one hull.
+        // Near each other, and too far apart for one range.
         for step in [8192, 1 << 20] {
             let many: Vec<(u64, &[u8])> = (0..60).map(|at| (at * step, &b"data"[..])).collect();
             let before = file.stats();

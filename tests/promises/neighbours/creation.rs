@@ -1,5 +1,5 @@
-//! Creating and reserving beside other processes: a failure removes and empties none of
-//! their files.
+//! Creating and reserving beside other processes: a failure removes and empties none of their
+//! files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, MetadataExt};
@@ -88,7 +88,7 @@ fn slow_child() {
     }
 }
 
-/// The preallocation fails in one process while another one has opened, written and flushed.
+/// The preallocation fails in one process after another process has opened, written and flushed.
 #[test]
 fn failed_open_or_create_keeps_foreign_bytes() {
     let test = "failed_open_or_create_keeps_foreign_bytes";
@@ -159,7 +159,7 @@ fn failed_preallocate_empties_nothing() {
             assert!(error.to_string().contains("cannot be reserved"), "{error}");
         }
         assert!(content() == pattern(50_000) && !new.exists());
-        // Without reserving it works: a file is made longer under a lock there.
+        // Without reserving it works: the crate makes a file longer under a lock there.
         let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
         file.update_region_async(99_990, &[7; 10]).await.unwrap();
         drop(file);
@@ -172,7 +172,7 @@ fn failed_preallocate_empties_nothing() {
     });
 }
 
-/// A signal makes the kernel start a call over, and some file systems take back what it had done.
+/// A signal makes the kernel restart a call, and some file systems undo what the call had reserved.
 #[test]
 fn preallocate_resumes_after_eintr() {
     let test = "preallocate_resumes_after_eintr";
@@ -189,7 +189,8 @@ fn preallocate_resumes_after_eintr() {
         .lines()
         .filter(|line| line.contains("FALLOC_FL_KEEP_SIZE"))
         .map(|line| {
-            // A call during which another thread made one is cut short in the trace.
+            // The line of a call is cut short in the trace if another thread makes a call in the
+            // meantime.
             let len = line.split(", ").nth(3).unwrap();
             let digits = len.split(|character: char| !character.is_ascii_digit());
             digits.into_iter().next().unwrap().parse().unwrap()
@@ -284,7 +285,7 @@ fn only_the_kernel_follows_links() {
     let source = block_on(MemoryMappedFile::open_ro(source)).unwrap();
     beside(
         || {
-            // A file that is created here comes in between.
+            // Removes the file that the other thread may have created there.
             let _ = fs::remove_file(&path);
             let _ = symlink(&victim, &path);
         },
@@ -299,8 +300,8 @@ fn only_the_kernel_follows_links() {
     );
 }
 
-/// What protects files in directories that all may write to (`fs.protected_regular`) judges only
-/// openings that may create.
+/// The kernel's protection of files in directories that every user may write to
+/// (`fs.protected_regular`) checks only openings with `O_CREAT`.
 #[test]
 fn creating_opens_pass_o_creat() {
     let test = "creating_opens_pass_o_creat";
@@ -312,7 +313,7 @@ fn creating_opens_pass_o_creat() {
     let openings: Vec<_> = trace
         .lines()
         .filter(|line| line.contains("data\""))
-        // It opens nothing.
+        // `O_PATH` opens nothing.
         .filter(|line| !line.contains("O_PATH"))
         .collect();
     assert!(openings.len() >= 3, "{trace}");

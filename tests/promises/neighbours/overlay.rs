@@ -16,7 +16,7 @@ struct Overlay {
 }
 
 impl Overlay {
-    /// With files of 64 KiB of the letter L.
+    /// Has files of 64 KiB, filled with the letter L.
     fn new(test: &str, names: &[&str]) -> Option<Self> {
         let layers = on_a_disk();
         let [lower, upper, work] = ["lower", "upper", "work"].map(|name| layers.path().join(name));
@@ -50,13 +50,13 @@ fn overlayfs_reader_sees_first_write() {
         let assert_seen = |reader: MemoryMappedFile, writer: MemoryMappedFile| async move {
             writer.update_region_async(0, b"NEW!").await.unwrap();
             assert_eq!(reader.slice(0, 4).await.unwrap(), b"NEW!");
-            // Also in the maps that come with growth.
+            // Also in the maps that growth adds.
             writer.resize(5 * MIB).await.unwrap();
             writer.update_region(5 * MIB - 4, b"END!").await.unwrap();
             writer.update_region(4, b"MORE").await.unwrap();
             assert_eq!(reader.slice(5 * MIB - 4, 4).await.unwrap(), b"END!");
             assert_eq!(reader.as_slice(0, 9).unwrap(), b"NEW!MOREL");
-            // And of readers that come later.
+            // And by readers that are opened later.
             let path = writer.path().to_path_buf();
             let other = MemoryMappedFile::open_ro(path).await.unwrap();
             assert_eq!(other.as_slice(0, 9).unwrap(), b"NEW!MOREL");

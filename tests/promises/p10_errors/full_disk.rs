@@ -55,7 +55,7 @@ async fn everything_on_a_full(disk: Disk) {
     assert_full(file.copy_to(disk.path("copy")).await);
     assert!(!disk.path("copy").exists());
 
-    // Where blocks are reserved, that is what fails.
+    // With preallocation, reserving the blocks fails.
     let reserved = |name| {
         MemoryMappedFile::builder(disk.path(name))
             .size(100_000)
@@ -105,7 +105,7 @@ async fn everything_on_a_full(disk: Disk) {
     assert_eq!(file.as_slice(0, 5).unwrap(), b"still");
     file.flush().await.unwrap();
     wait_until(&file, is_quiet).await;
-    // With room again, so can the rest.
+    // With room again, the rest can be written.
     fs::remove_file(filler).unwrap();
     file.update_region_async(MIB, b"room").await.unwrap();
     assert_eq!(file.as_slice(MIB, 4).unwrap(), b"room");

@@ -153,7 +153,7 @@ fn truncation_inside_page_is_found() {
     block_on(async {
         let (path, file) = patterned(dir.path(), 12_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        // The page is still there, but its end is not the file's.
+        // The page still exists, but its end is past the end of the file.
         truncate(&path, 10_000);
         let told = (9_990, 20, 10_000);
         for handle in [&file, &reader] {

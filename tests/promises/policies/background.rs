@@ -37,7 +37,7 @@ fn every_millis_flushes_in_background() {
             });
             assert!(before.elapsed() >= Duration::from_millis(20));
         }
-        // A view, and stores through a pointer, count from when they were asked for.
+        // A view and a raw pointer count from the moment when they were requested.
         file.as_slice_mut(0, 10).await.unwrap().fill(2);
         eventually("the flush after a view", || {
             state(&file) == (6, 0) && is_clean()
@@ -110,8 +110,8 @@ fn thousand_files_child() {
             let mut ticking = files.iter().skip(1).step_by(2);
             ticking.all(|file| state(file) == (1, 0))
         });
-        // One that waits for the time and two that flush; and the pool grows by one or two more
-        // when a job is submitted before the thread of the last one is idle.
+        // One thread waits for the time and two flush; and the pool grows by one or two more
+        // threads when a job is submitted before the thread of the last job is idle.
         assert!(most <= before + 5, "{most} threads, {before} before");
         for file in files.iter().step_by(2) {
             assert_eq!(state(file), (0, 5));
@@ -153,7 +153,7 @@ fn last_drop_keeps_scheduled_flush() {
                 drop(view);
             }
             _ => {
-                // Another handle without a policy is the last one.
+                // A handle without a policy is the last to be dropped.
                 let lazy = block_on(open(&path, FlushPolicy::Never));
                 drop(other);
                 drop(lazy);
@@ -190,7 +190,7 @@ fn scheduled_flush_outlives_handle() {
             let path = dir.path().join(round.to_string());
             let file = settled(&path, 10_000, FlushPolicy::EveryMillis(1)).await;
             let probe = Probe::new(&path);
-            // The tick meets them at any moment.
+            // The background flush may begin at any moment of this.
             for at in 0..round % 7 {
                 file.update_region(at, b"x").await.unwrap();
             }
@@ -247,7 +247,7 @@ fn lonely_pool_child() {
         later.update_region(0, b"x").await.unwrap();
         for round in 0..5 {
             soon.update_region(0, b"x").await.unwrap();
-            // Others go on until it has ticked, and in between.
+            // The other file is served until the flush and in between.
             let mut turns = 0;
             while state(&soon) != (round + 1, 0) {
                 other.update_region(turns % 100, b"x").await.unwrap();

@@ -52,8 +52,8 @@ fn every_bytes_flushes_at_threshold() {
         // Through the descriptor as well as through the map.
         file.update_region(1, &vec![6; 600_000]).await.unwrap();
         assert_eq!((state(&file), is_clean()), ((7, 0), true));
-        // Overlapping ranges of one operation are written one after the other; one that writes
-        // nothing counts nothing.
+        // Overlapping ranges of one operation are written in order; a write of no bytes does not
+        // count.
         file.update_regions(&[(0, half), (1000, &other[..4999])])
             .await
             .unwrap();
@@ -82,7 +82,7 @@ fn flush_range_debits_covered_bytes() {
         assert_eq!(state(&file), (3, 17_498));
         file.flush_range(200_000, 1000).await.unwrap();
         assert_eq!(state(&file), (4, 17_498));
-        // It is these that count towards the next flush.
+        // The pending bytes count towards the next flush.
         file.update_region(200_000, &[1; 2_501]).await.unwrap();
         assert_eq!(state(&file), (4, 19_999));
         file.update_region(5000, &[1; 1]).await.unwrap();
@@ -111,7 +111,7 @@ fn every_writes_flushes_at_threshold() {
             file.update_region(50_000, b"x").await.unwrap();
             assert_eq!((state(&file), is_clean()), ((round + 1, 0), true));
         }
-        // An operation of many ranges is one write, and one of none is none.
+        // An operation of many ranges is one write; an operation without ranges is none.
         let many: Vec<(u64, &[u8])> = (0..10).map(|at| (at * 5000, &b"x"[..])).collect();
         file.update_regions(&many).await.unwrap();
         file.update_regions(&[]).await.unwrap();
