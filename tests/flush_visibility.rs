@@ -1,45 +1,38 @@
-//! What `flush` and `flush_range` promise to others: a process that maps the file afterwards, with
-//! this crate or in any other way, sees the bytes. It is this binary again, as a child.
+//! What `flush` and `flush_range` promise to other processes: a process that maps the file
+//! afterwards, with this crate or in any other way, sees the bytes. The other process is a child of
+//! this binary.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
 #[path = "common/mod.rs"]
 mod common;
 
-use common::{alone, pattern};
+use common::child::{child, child_dir};
+use common::{block_on, on_a_disk, pattern};
 
 const LEN: u64 = 3_000_000;
 const FIRST: (u64, usize) = (100, 50_000);
 const SECOND: (u64, usize) = (2_400_007, 500_000);
 
-/// Where the child finds the file, and where it leaves what it has seen.
-const CHILD: &str = "MMAP_IO_TEST_CHILD";
-
 /// The file as another process sees it: through a mapping of this crate, and by a plain read,
 /// which are the same.
 fn seen_from_outside(dir: &Path) -> Vec<u8> {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "--test-threads=1", "child"])
-        .env(CHILD, dir)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
+    child!(reading_child).dir(dir).passes();
     let mapped = fs::read(dir.join("mapped")).unwrap();
     let read = fs::read(dir.join("read")).unwrap();
-    assert!(mapped == read, "the two ways differ");
+    assert!(mapped == read, "the mapping and a plain read differ");
     mapped
 }
 
 #[test]
-fn child() {
-    let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else {
+fn reading_child() {
+    let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         let path = dir.join("data");
         let file = MemoryMappedFile::open_ro(&path).await.unwrap();
         let content = file.as_slice(0, file.len()).unwrap();
@@ -54,10 +47,6 @@ fn assert_seen(seen: &[u8], (offset, len): (u64, usize)) {
     assert!(region == pattern(len), "{offset}, {len}");
 }
 
-fn on_a_disk() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
-
 async fn write_both(file: &MemoryMappedFile) {
     for (offset, len) in [FIRST, SECOND] {
         file.update_region(offset, &pattern(len)).await.unwrap();
@@ -65,9 +54,9 @@ async fn write_both(file: &MemoryMappedFile) {
 }
 
 #[test]
-fn a_flush_shows_both_regions() {
+fn flush_shows_all_writes() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, LEN).await.unwrap();
         write_both(&file).await;
@@ -76,7 +65,7 @@ fn a_flush_shows_both_regions() {
         assert_eq!(seen.len() as u64, LEN);
         assert_seen(&seen, FIRST);
         assert_seen(&seen, SECOND);
-        // And nothing else.
+        // No other byte has changed.
         let between = FIRST.0 as usize + FIRST.1..SECOND.0 as usize;
         assert!(seen[between].iter().all(|byte| *byte == 0));
         assert!(seen[..FIRST.0 as usize].iter().all(|byte| *byte == 0));
@@ -84,12 +73,12 @@ fn a_flush_shows_both_regions() {
 }
 
 #[test]
-fn a_flush_of_a_range_shows_the_range_and_a_later_flush_the_rest() {
+fn flush_range_shows_its_range() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, LEN).await.unwrap();
-        // What a created file owes is paid before.
+        // A created file has to sync its length and name first.
         file.flush().await.unwrap();
         write_both(&file).await;
         file.flush_range(FIRST.0, FIRST.1 as u64).await.unwrap();
@@ -104,9 +93,9 @@ fn a_flush_of_a_range_shows_the_range_and_a_later_flush_the_rest() {
 }
 
 #[test]
-fn views_and_policies_show_theirs() {
+fn commit_and_policy_flush_are_visible() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::builder(&path)
             .size(LEN)
@@ -114,7 +103,7 @@ fn views_and_policies_show_theirs() {
             .create()
             .await
             .unwrap();
-        // The second crosses the threshold, and brings the first along.
+        // The second write crosses the threshold, and its flush covers the first.
         write_both(&file).await;
         assert_eq!(file.pending_bytes(), 0);
         let seen = seen_from_outside(dir.path());

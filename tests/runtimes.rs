@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::operations::{operations, Scene};
-use common::{is_quiet, pattern, patterned, rt_test, until};
+use common::operations::{operations, Fixture};
+use common::{is_quiet, pattern, patterned, rt_test, wait_until};
 use mmap_io::{
     manager, AnonymousMmap, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, TouchHint,
 };
@@ -91,7 +91,7 @@ rt_test!(reads, |dir| {
         .await
         .unwrap();
     assert_eq!(file.as_fd().as_raw_fd(), file.as_raw_fd());
-    // SAFETY: nobody writes, and the byte is inside the file.
+    // SAFETY: nothing writes, and the byte is inside the file.
     assert_eq!(unsafe { *file.as_ptr().add(7) }, expected[7]);
 });
 
@@ -149,7 +149,7 @@ rt_test!(writes, |dir| {
     assert_eq!(file.pending_bytes(), 1);
     file.flush_async().await.unwrap();
     file.flush_range_async(0, 5).await.unwrap();
-    // SAFETY: nobody looks at the byte, which is inside the file.
+    // SAFETY: nothing reads the byte, which is inside the file.
     unsafe { *file.as_mut_ptr().unwrap() = b'y' };
     assert_eq!(file.pending_bytes(), 20_000);
     file.close().await.unwrap();
@@ -235,7 +235,7 @@ rt_test!(many_tasks, |dir| {
     for (at, block) in std::fs::read(file.path()).unwrap().chunks(64).enumerate() {
         assert!(block.iter().all(|byte| *byte == at as u8));
     }
-    until(&file, is_quiet).await;
+    wait_until(&file, is_quiet).await;
     assert_eq!(file.stats().updates, 100);
 });
 
@@ -291,7 +291,7 @@ rt_test!(builders, |dir| {
         (file.mode(), file.flush_policy(), file.len()),
         (MmapMode::ReadWrite, FlushPolicy::Always, 5000)
     );
-    // One that is larger than the buffer goes alone.
+    // A write that is larger than the buffer is admitted alone.
     file.update_region(100, &[7; 1000]).await.unwrap();
     assert_eq!((file.pending_bytes(), file.stats().flushes), (0, 1));
     file.write_bytes(0, Bytes::from_static(b"xy"))
@@ -352,13 +352,13 @@ rt_test!(stats, |dir| {
     assert_eq!(file.stats().views, 2);
     let mut write = Box::pin(file.update_region(0, &[1; 300]));
     assert!(common::poll_once(&mut write).await.is_none());
-    until(&file, |stats| stats.oldest_blocked.is_some()).await;
+    wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
     let stats = file.stats();
     assert_eq!((stats.queued_writes, stats.queued_bytes), (1, 300));
     assert_eq!((stats.updates, stats.mapped_bytes), (0, 100_000));
     drop((slice, bytes));
     write.await.unwrap();
-    until(&file, is_quiet).await;
+    wait_until(&file, is_quiet).await;
     let stats = file.stats();
     assert_eq!((stats.updates, stats.pending_bytes), (1, 300));
     assert_eq!((stats.flushes, stats.flushed_waiters), (1, 1));
@@ -417,21 +417,21 @@ rt_test!(memory, |dir| {
 
 rt_test!(every_operation, |dir| {
     for operation in operations() {
-        let scene = Scene::new(dir).await;
+        let fixture = Fixture::new(dir).await;
         // And again, over what the first has left.
         for _ in 0..2 {
-            let result = (operation.run)(&scene).await;
+            let result = (operation.run)(&fixture).await;
             assert!(result.is_ok(), "{}: {result:?}", operation.name);
         }
-        scene.settled().await;
-        scene.written();
+        fixture.settled().await;
+        fixture.written();
     }
 });
 
 #[test]
-fn slices_compare_and_show_as_bytes_do() {
+fn slices_compare_and_print_as_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    common::alone(async {
+    common::block_on(async {
         let (path, file) = patterned(dir.path(), 100).await;
         let mut view = file.as_slice_mut(50, 3).await.unwrap();
         view.as_mut().copy_from_slice(b"abc");
@@ -454,7 +454,7 @@ fn slices_compare_and_show_as_bytes_do() {
     });
 }
 
-rt_test!(path_and_metadata_tell_what_became_of_the_file, |dir| {
+rt_test!(path_and_metadata_follow_the_file, |dir| {
     let path = dir.join("data");
     let file = mmap_io::create_mmap(&path, 100).await.unwrap();
     let reader = MemoryMappedFile::open_ro(&path).await.unwrap();

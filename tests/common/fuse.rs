@@ -1,18 +1,18 @@
-//! A file system of a test's own that may be remote, as far as the crate knows: [`fuse(4)`] spoken
-//! by hand, with answers that the test holds back or refuses.
+//! A file system that may be remote, as far as the crate knows: a server of [`fuse(4)`] inside the
+//! test, whose answers the test holds back or refuses.
 //!
-//! The files are in memory. One thread reads the requests, and answers those that are not held back;
-//! a second one answers the others when they are let go.
+//! The files are in memory. One thread reads the requests, and answers those that are not held
+//! back; a second one answers the others when they are released.
 //!
 //! A process that serves itself can lock itself up, in ways that no signal ends:
-//! - A close waits for FLUSH even when the process is being killed, and the device is closed when the
-//!   last thread that shares it has gone. So the serving threads have descriptor tables of their own,
-//!   which hold nothing but the device: when they die, the kernel answers for them.
-//! - A core dump stops the serving threads before it waits for the others, so that there is none.
+//! - A close waits for FLUSH even when the process is being killed, and the device is closed when
+//!   the last thread that shares it has ended. So the serving threads have descriptor tables of
+//!   their own, which hold only the device: when they die, the kernel answers for them.
+//! - A core dump stops the serving threads before it waits for the other threads, so there is none.
 //! - The kernel may wait for a page while it holds the lock of the address space. So the serving
 //!   threads allocate nothing while they serve, and touch no mapping of the mount.
-//! - A fork, and the exec after it, close copies of every descriptor, each with a FLUSH. So each test
-//!   runs in a process of its own; and in a mount namespace of its own, of which nothing is left.
+//! - A fork, and the exec after it, close copies of every descriptor, each with a FLUSH. So each
+//!   test runs in a process of its own, and in a mount namespace of its own, which ends with it.
 //!
 //! [`fuse(4)`]: https://man7.org/linux/man-pages/man4/fuse.4.html
 
@@ -29,39 +29,41 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use self::protocol::{Files, Head, MAX_WRITE};
-use super::{pattern, run_alone, skip, SOON};
+use super::child::Child;
+use super::{pattern, skip, TIMEOUT};
 
 pub(crate) use self::protocol::{
     Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE, SETATTR, STATFS,
     UNLINK, WRITE,
 };
 
-/// How long an answer is held back at most: what waits for it in vain is to fail, not to hang.
+/// How long an answer is held back at most: a thread that waits for it has to fail, not to hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Above every number of a request.
 const KINDS: usize = 64;
 
-/// Runs the body of `test`, named by its path, on a file system with `files` of those lengths, which
-/// hold [`pattern`]s; or says why it cannot.
-pub(crate) fn with_fuse(test: &str, files: &[(&str, usize)], body: impl FnOnce(&Fuse)) {
+/// Runs the body of a test, of which `this` is the child, on a file system with `files` of those
+/// lengths, which hold [`pattern`]s; or says why it cannot.
+pub(crate) fn with_fuse(this: Child, files: &[(&str, usize)], body: impl FnOnce(&Fuse)) {
     const CHILD: &str = "MMAP_IO_TEST_FUSE";
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        return skip(test, "needs root, for a file system of its own");
+        return skip(this.test(), "needs root, for a file system of its own");
     }
     if std::env::var_os(CHILD).is_none() {
-        return run_alone(&["env", &format!("{CHILD}=1")], test);
+        this.env(CHILD, "1").passes();
+        return;
     }
     thread::spawn(|| {
-        thread::sleep(3 * SOON);
-        eprintln!("a thread waits for ever");
+        thread::sleep(3 * TIMEOUT);
+        eprintln!("a thread waits forever");
         // SAFETY: the call takes no pointer, and does not return.
         unsafe { libc::_exit(1) };
     });
     match Fuse::mount(files) {
         Ok(fuse) => body(&fuse),
-        Err(error) => skip(test, &format!("no file system of its own: {error}")),
+        Err(error) => skip(this.test(), &format!("no file system of its own: {error}")),
     }
 }
 
@@ -94,7 +96,7 @@ impl Fuse {
                 ready.send(()).unwrap();
                 serve(&server, &device);
             }));
-            is_ready.recv_timeout(SOON).unwrap();
+            is_ready.recv_timeout(TIMEOUT).unwrap();
         }
         Ok(Self {
             dir,
@@ -114,8 +116,8 @@ impl Fuse {
 
     /// Holds the answers to requests of these kinds back.
     ///
-    /// The drop of what it returns fails the test if that took so long that they were answered all
-    /// the same: a thread that should not have waited for an answer did.
+    /// The drop of what it returns fails the test if the answers were given before, because it took
+    /// too long: then a thread waited for an answer that it must not wait for.
     pub(crate) fn hold(&self, kinds: &[Kind]) -> Held<'_> {
         let kinds = kinds.iter().fold(0, |kinds, kind| kinds | bit(*kind));
         let mut state = self.server.state();
@@ -134,7 +136,7 @@ impl Fuse {
         self.server.state().files.attributes_last = 0;
     }
 
-    /// Says that files have so many links.
+    /// Reports this number of links for each file.
     pub(crate) fn set_links(&self, links: u32) {
         self.server.state().files.links = links;
     }

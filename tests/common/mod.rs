@@ -11,12 +11,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mmap_io::{MemoryMappedFile, Stats};
 
+pub(crate) mod child;
+#[cfg(target_os = "linux")]
+pub(crate) mod disk;
 #[cfg(target_os = "linux")]
 pub(crate) mod fuse;
 pub(crate) mod operations;
+#[cfg(target_os = "linux")]
+pub(crate) mod probe;
 
-/// Makes a module with one test for each runtime out of one async body, which gets a directory of
-/// its own.
+/// Makes a module with one test for each runtime from one async body, which gets a directory of its
+/// own.
 macro_rules! rt_test {
     ($name:ident, |$dir:ident| $body:block) => {
         mod $name {
@@ -71,8 +76,8 @@ macro_rules! rt_test {
 }
 pub(crate) use rt_test;
 
-/// Runs a test without any runtime.
-pub(crate) fn alone<T>(body: impl Future<Output = T>) -> T {
+/// Runs a future without any runtime.
+pub(crate) fn block_on<T>(body: impl Future<Output = T>) -> T {
     futures_lite::future::block_on(body)
 }
 
@@ -88,23 +93,30 @@ pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at % 251) as u8).collect()
 }
 
-/// Polls once.
+/// A directory on a disk: a tmpfs has nothing to write back to.
+pub(crate) fn on_a_disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Polls a future once.
 pub(crate) async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     futures_lite::future::poll_once(future).await
 }
 
-/// Completes an operation where it is polled: at the first poll, or at the second where its thread owed
-/// other tasks a turn.
+/// Expects an operation to complete where it is polled: at the first poll, or at the second if its
+/// thread had to yield to other tasks.
 #[track_caller]
 pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
     let mut operation = std::pin::pin!(operation);
-    let first = alone(poll_once(&mut operation));
-    first.unwrap_or_else(|| alone(poll_once(&mut operation)).expect("it waits"))
+    let first = block_on(poll_once(&mut operation));
+    first.unwrap_or_else(|| {
+        block_on(poll_once(&mut operation))
+            .expect("expected completion at once, but the operation waits")
+    })
 }
 
-/// Waits until the pool has done what it does about the file, and `is_so` holds: a watchdog ends
-/// the test if it never does.
-pub(crate) async fn until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
+/// Waits until the statistics of the file satisfy `is_so`, and fails the test if they never do.
+pub(crate) async fn wait_until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
     for _ in 0..1_000_000 {
         if is_so(&file.stats()) {
             return;
@@ -112,15 +124,15 @@ pub(crate) async fn until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> boo
         std::thread::yield_now();
         futures_lite::future::yield_now().await;
     }
-    panic!("it never came to that: {:?}", file.stats());
+    panic!("the expected state was not reached: {:?}", file.stats());
 }
 
-/// Nothing is out, and nothing is queued.
+/// Whether no view of the file lives and no operation is queued.
 pub(crate) fn is_quiet(stats: &Stats) -> bool {
     stats.views == 0 && stats.queued_writes == 0 && stats.queued_bytes == 0
 }
 
-/// Says why a test cannot run here, where continuous integration looks for it.
+/// Prints why a test cannot run here, and writes it to the log that continuous integration reads.
 pub(crate) fn skip(test: &str, reason: &str) {
     let line = format!("skipped: {test}: {reason}\n");
     print!("{line}");
@@ -135,46 +147,49 @@ pub(crate) fn skip(test: &str, reason: &str) {
     }
 }
 
-/// A watchdog, for what nothing is in the way of.
-pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+/// Awaits what nothing blocks, and fails the test if it takes too long.
+pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     let too_late = async {
-        smol::Timer::after(SOON).await;
-        panic!("still waiting, for nothing");
+        smol::Timer::after(TIMEOUT).await;
+        panic!("the future still waits, although nothing blocks it");
     };
     futures_lite::future::or(future, too_late).await
 }
 
-/// Waits until the queue has looked at all that was submitted before. `spare` is a byte that
-/// nothing is in the way of.
-pub(crate) async fn until_looked_at(file: &MemoryMappedFile, spare: u64) {
-    // First in, first looked at.
-    soon(file.update_region(spare, b"-")).await.unwrap();
+/// Waits until the queue has examined every operation that was submitted before. Nothing may
+/// conflict with the byte at `spare`.
+pub(crate) async fn wait_until_examined(file: &MemoryMappedFile, spare: u64) {
+    // The queue examines operations in the order of submission.
+    with_timeout(file.update_region(spare, b"-")).await.unwrap();
 }
 
-/// Submits an operation, and shows that it waits: the queue has looked at it, and does not let it
-/// through. `spare` is as for [`until_looked_at`].
+/// Submits an operation and checks that it waits: the queue has examined it, and has not started
+/// it. `spare` is as for [`wait_until_examined`].
 pub(crate) async fn assert_waits<F: Future + Unpin>(
     file: &MemoryMappedFile,
     spare: u64,
     future: &mut F,
 ) {
     assert!(poll_once(&mut *future).await.is_none());
-    until_looked_at(file, spare).await;
-    assert!(poll_once(future).await.is_none(), "it did not wait");
+    wait_until_examined(file, spare).await;
+    assert!(
+        poll_once(future).await.is_none(),
+        "expected the operation to wait, but it completed"
+    );
 }
 
-/// Keeps the queue of a file from looking at anything: what is submitted meanwhile is found at once
-/// by the next look. Takes one thread of the pool, so that nothing else of the pool may be awaited
-/// meanwhile.
+/// Keeps the queue of a file busy, so that the operations that are submitted in the meantime are
+/// all examined together afterwards. It occupies one thread of the pool: until it is released, the
+/// test must not await anything that needs the pool.
 pub(crate) struct HeldQueue {
     _until_dropped: Sender<()>,
     write: Pin<Box<dyn Future<Output = mmap_io::Result<()>> + Send>>,
 }
 
 impl HeldQueue {
-    /// `spare` is a byte that nothing is in the way of.
+    /// Nothing may conflict with the byte at `spare`.
     pub(crate) fn new(file: &MemoryMappedFile, spare: u64) -> Self {
-        /// Data whose drop, which is the last thing done for a write, takes its time.
+        /// Data whose drop, the last step of a write, waits until the test lets it go on.
         struct Slow(Sender<()>, Receiver<()>);
 
         impl AsRef<[u8]> for Slow {
@@ -187,72 +202,56 @@ impl HeldQueue {
             fn drop(&mut self) {
                 // The other end is gone if the test has failed.
                 let _ = self.0.send(());
-                let let_go = self.1.recv_timeout(SOON);
-                assert_eq!(let_go, Err(RecvTimeoutError::Disconnected));
+                let release = self.1.recv_timeout(TIMEOUT);
+                assert_eq!(release, Err(RecvTimeoutError::Disconnected));
             }
         }
 
         let (entered, has_entered) = mpsc::channel();
-        let (until_dropped, let_go) = mpsc::channel();
-        let data = Bytes::from_owner(Slow(entered, let_go));
+        let (until_dropped, release) = mpsc::channel();
+        let data = Bytes::from_owner(Slow(entered, release));
         let mut write = Box::pin(file.write_bytes(spare, data));
-        assert!(alone(poll_once(&mut write)).is_none());
-        has_entered.recv_timeout(SOON).unwrap();
+        assert!(block_on(poll_once(&mut write)).is_none());
+        has_entered.recv_timeout(TIMEOUT).unwrap();
         Self {
             _until_dropped: until_dropped,
             write,
         }
     }
 
-    pub(crate) async fn let_go(self) {
+    pub(crate) async fn release(self) {
         drop(self._until_dropped);
-        soon(self.write).await.unwrap();
+        with_timeout(self.write).await.unwrap();
     }
 }
 
-/// Runs a test of this binary again, in a process of its own, under another program.
-pub(crate) fn run_alone(program: &[&str], test: &str) {
-    let this = std::env::current_exe().unwrap();
-    let output = std::process::Command::new(program[0])
-        .args(&program[1..])
-        .arg(this)
-        .args(["--exact", "--nocapture", "--test-threads=1", test])
-        .output()
-        .unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}\n{errors}");
-    assert!(printed.contains("1 passed"), "there is no {test}");
-    // It may say why it was skipped.
-    print!("{printed}");
-}
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(crate) const SOON: Duration = Duration::from_secs(60);
-
-/// Waits for something that happens on its own: a watchdog ends the test if it never does.
+/// Waits for something that happens by itself, and fails the test if it never does.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out; expected: {what}");
         std::thread::yield_now();
     }
 }
 
-/// Runs what must come to an end on its own, in a thread that is given up if it does not.
+/// Runs a future in a thread, and fails the test if it does not end; the thread is then left
+/// behind.
 #[track_caller]
-pub(crate) fn ends<T: Send + 'static>(
+pub(crate) fn join_with_timeout<T: Send + 'static>(
     what: &str,
     body: impl Future<Output = T> + Send + 'static,
 ) -> T {
     let (sender, receiver) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || sender.send(alone(body)));
-    match receiver.recv_timeout(SOON) {
+    let thread = std::thread::spawn(move || sender.send(block_on(body)));
+    match receiver.recv_timeout(TIMEOUT) {
         Ok(value) => value,
         Err(RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),
             Ok(_) => unreachable!("it sends before it ends"),
         },
-        Err(RecvTimeoutError::Timeout) => panic!("never ends: {what}"),
+        Err(RecvTimeoutError::Timeout) => panic!("timed out; expected to complete: {what}"),
     }
 }

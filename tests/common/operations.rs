@@ -1,4 +1,4 @@
-//! Every asynchronous operation there is, for the promises that hold for each of them.
+//! Every asynchronous operation, for the promises that hold for each of them.
 
 use std::fs;
 use std::future::Future;
@@ -23,16 +23,16 @@ pub(crate) const WRITTEN: (u64, u64) = (100, 3000);
 /// Where operations read, so that they have to read in.
 const COLD: (u64, u64) = (LEN / 4, 1 << 16);
 
-/// What was in the written range before.
+/// The bytes of the written range before.
 pub(crate) const BEFORE: u8 = 0xB0;
-/// What is in it after any operation that writes.
+/// Its bytes after any operation that writes.
 pub(crate) const AFTER: u8 = 0xAF;
 
 const PART: [u8; 1000] = [AFTER; 1000];
 const WHOLE: [u8; WRITTEN.1 as usize] = [AFTER; WRITTEN.1 as usize];
 
 /// Files for one operation, or several, to work on.
-pub(crate) struct Scene {
+pub(crate) struct Fixture {
     pub(crate) dir: PathBuf,
     pub(crate) file: MemoryMappedFile,
     /// Another file, whose mapping is a source of `Bytes`.
@@ -42,12 +42,12 @@ pub(crate) struct Scene {
     names: AtomicU32,
 }
 
-/// An operation that goes on.
+/// An operation in progress.
 pub(crate) type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// Which view of the whole file an operation has to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeldBy {
+pub(crate) enum BlockedBy {
     Nothing,
     MutableViews,
     AnyView,
@@ -56,11 +56,11 @@ pub(crate) enum HeldBy {
 #[derive(Clone, Copy)]
 pub(crate) struct Operation {
     pub(crate) name: &'static str,
-    pub(crate) held_by: HeldBy,
-    pub(crate) run: for<'a> fn(&'a Scene) -> Running<'a>,
+    pub(crate) blocked_by: BlockedBy,
+    pub(crate) run: for<'a> fn(&'a Fixture) -> Running<'a>,
 }
 
-impl Scene {
+impl Fixture {
     /// In a directory of its own, below `dir`.
     pub(crate) async fn new(dir: &Path) -> Self {
         let dir = tempfile::tempdir_in(dir).unwrap().keep();
@@ -86,7 +86,7 @@ impl Scene {
         }
     }
 
-    /// What is in the written range, throughout.
+    /// The byte that fills the written range.
     pub(crate) fn written(&self) -> u8 {
         let content = self.file.as_slice(0, 8192).unwrap();
         let (offset, len) = (WRITTEN.0 as usize, WRITTEN.1 as usize);
@@ -99,9 +99,9 @@ impl Scene {
         written[0]
     }
 
-    /// Waits until every file that was created is there as a whole, or is not there.
+    /// Waits until every file that was created is whole, or is removed.
     pub(crate) async fn settled(&self) {
-        super::until(&self.file, super::is_quiet).await;
+        super::wait_until(&self.file, super::is_quiet).await;
         for _ in 0..1_000_000 {
             if self.created().all(|(_, is_whole)| is_whole) {
                 return;
@@ -117,7 +117,7 @@ impl Scene {
         let entries = fs::read_dir(&self.dir).unwrap();
         entries.filter_map(|entry| {
             let path = entry.unwrap().path();
-            // Gone again, as what a withdrawn operation created is.
+            // A withdrawn operation has removed the file that it created.
             let len = fs::metadata(&path).ok()?.len();
             let name = path.file_name().unwrap().to_str().unwrap();
             let is_whole = match name.split('-').next().unwrap() {
@@ -142,20 +142,20 @@ impl Scene {
     }
 }
 
-impl Drop for Scene {
+impl Drop for Fixture {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 macro_rules! operations {
-    ($($(#[$attribute:meta])* $held_by:ident $name:literal: |$scene:ident| $body:expr;)*) => {
+    ($($(#[$attribute:meta])* $blocked_by:ident $name:literal: |$fixture:ident| $body:expr;)*) => {
         vec![$(
             $(#[$attribute])*
             Operation {
                 name: $name,
-                held_by: HeldBy::$held_by,
-                run: |$scene| Box::pin(async move {
+                blocked_by: BlockedBy::$blocked_by,
+                run: |$fixture| Box::pin(async move {
                     let _ = $body.await?;
                     Ok(())
                 }),
@@ -164,125 +164,129 @@ macro_rules! operations {
     };
 }
 
-/// Every operation, with parameters such that it has something to do on the pool.
+/// Every operation, with arguments that give it work on the pool.
 pub(crate) fn operations() -> Vec<Operation> {
     operations! {
-        Nothing "create_rw": |scene| MemoryMappedFile::create_rw(scene.path("created"), CREATED);
-        Nothing "create": |scene| MemoryMappedFile::builder(scene.path("created-b"))
+        Nothing "create_rw": |fixture| {
+            MemoryMappedFile::create_rw(fixture.path("created"), CREATED)
+        };
+        Nothing "create": |fixture| MemoryMappedFile::builder(fixture.path("created-b"))
             .size(CREATED)
             .preallocate(true)
             .touch_hint(TouchHint::Eager)
             .create();
-        Nothing "create, read-only": |scene| MemoryMappedFile::builder(scene.path("unmapped"))
+        Nothing "create, read-only": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
             .mode(MmapMode::ReadOnly)
             .create();
-        Nothing "create_new": |scene| MemoryMappedFile::builder(scene.fresh("created"))
+        Nothing "create_new": |fixture| MemoryMappedFile::builder(fixture.fresh("created"))
             .size(CREATED)
             .create_new();
-        Nothing "open_or_create, new": |scene| {
-            MemoryMappedFile::open_or_create(scene.fresh("created"), CREATED)
+        Nothing "open_or_create, new": |fixture| {
+            MemoryMappedFile::open_or_create(fixture.fresh("created"), CREATED)
         };
-        Nothing "open_or_create, old": |scene| {
-            MemoryMappedFile::open_or_create(scene.path("unmapped"), CREATED)
+        Nothing "open_or_create, old": |fixture| {
+            MemoryMappedFile::open_or_create(fixture.path("unmapped"), CREATED)
         };
-        Nothing "open_ro": |scene| MemoryMappedFile::open_ro(scene.path("unmapped"));
-        Nothing "open_rw": |scene| MemoryMappedFile::open_rw(scene.path("unmapped"));
-        Nothing "open_rw, mapped": |scene| MemoryMappedFile::open_rw(scene.path("data"));
-        Nothing "open": |scene| MemoryMappedFile::builder(scene.path("unmapped"))
+        Nothing "open_ro": |fixture| MemoryMappedFile::open_ro(fixture.path("unmapped"));
+        Nothing "open_rw": |fixture| MemoryMappedFile::open_rw(fixture.path("unmapped"));
+        Nothing "open_rw, mapped": |fixture| MemoryMappedFile::open_rw(fixture.path("data"));
+        Nothing "open": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
             .touch_hint(TouchHint::Eager)
             .flush_policy(FlushPolicy::Always)
             .open();
-        Nothing "from_file": |scene| {
-            let file = scene.plain.try_clone().unwrap();
+        Nothing "from_file": |fixture| {
+            let file = fixture.plain.try_clone().unwrap();
             MemoryMappedFile::from_file(file, MmapMode::ReadWrite, "name")
         };
-        AnyView "update_region": |scene| scene.file.update_region(WRITTEN.0, &WHOLE);
-        AnyView "update_region_async": |scene| scene.file.update_region_async(WRITTEN.0, &WHOLE);
-        AnyView "update_regions": |scene| {
-            scene.file.update_regions(&[(100, &PART), (1100, &PART), (2100, &PART)])
+        AnyView "update_region": |fixture| fixture.file.update_region(WRITTEN.0, &WHOLE);
+        AnyView "update_region_async": |fixture| {
+            fixture.file.update_region_async(WRITTEN.0, &WHOLE)
         };
-        AnyView "update_regions_async": |scene| {
-            scene.file.update_regions_async(&[(2100, &PART), (100, &PART), (1100, &PART)])
+        AnyView "update_regions": |fixture| {
+            fixture.file.update_regions(&[(100, &PART), (1100, &PART), (2100, &PART)])
         };
-        AnyView "write_bytes": |scene| {
-            scene.file.write_bytes(WRITTEN.0, Bytes::from_static(&WHOLE))
+        AnyView "update_regions_async": |fixture| {
+            fixture.file.update_regions_async(&[(2100, &PART), (100, &PART), (1100, &PART)])
         };
-        AnyView "write_bytes_async": |scene| {
-            scene.file.write_bytes_async(WRITTEN.0, Bytes::from_static(&WHOLE))
+        AnyView "write_bytes": |fixture| {
+            fixture.file.write_bytes(WRITTEN.0, Bytes::from_static(&WHOLE))
         };
-        AnyView "write_bytes of a mapping": |scene| {
-            let source = scene.other.bytes(0, WRITTEN.1)?;
-            scene.file.write_bytes(WRITTEN.0, source)
+        AnyView "write_bytes_async": |fixture| {
+            fixture.file.write_bytes_async(WRITTEN.0, Bytes::from_static(&WHOLE))
         };
-        Nothing "try_update_region": |scene| scene.file.try_update_region(WRITTEN.0, &WHOLE);
-        AnyView "as_slice_mut": |scene| async {
-            scene.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
+        AnyView "write_bytes of a mapping": |fixture| {
+            let source = fixture.other.bytes(0, WRITTEN.1)?;
+            fixture.file.write_bytes(WRITTEN.0, source)
+        };
+        Nothing "try_update_region": |fixture| fixture.file.try_update_region(WRITTEN.0, &WHOLE);
+        AnyView "as_slice_mut": |fixture| async {
+            fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
             Ok::<_, MmapIoError>(())
         };
-        AnyView "commit": |scene| async {
-            let mut view = scene.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?;
+        AnyView "commit": |fixture| async {
+            let mut view = fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?;
             view.fill(AFTER);
             view.commit().await
         };
-        Nothing "flush": |scene| scene.file.flush();
-        Nothing "flush_range": |scene| scene.file.flush_range(WRITTEN.0, WRITTEN.1);
-        Nothing "flush_async": |scene| scene.file.flush_async();
-        Nothing "flush_range_async": |scene| scene.file.flush_range_async(WRITTEN.0, WRITTEN.1);
-        Nothing "close": |scene| scene.file.clone().close();
-        Nothing "touch_pages": |scene| scene.file.touch_pages();
-        Nothing "touch_pages_range": |scene| scene.file.touch_pages_range(COLD.0, COLD.1);
-        Nothing "prefetch_range": |scene| scene.file.prefetch_range(COLD.0, COLD.1);
+        Nothing "flush": |fixture| fixture.file.flush();
+        Nothing "flush_range": |fixture| fixture.file.flush_range(WRITTEN.0, WRITTEN.1);
+        Nothing "flush_async": |fixture| fixture.file.flush_async();
+        Nothing "flush_range_async": |fixture| fixture.file.flush_range_async(WRITTEN.0, WRITTEN.1);
+        Nothing "close": |fixture| fixture.file.clone().close();
+        Nothing "touch_pages": |fixture| fixture.file.touch_pages();
+        Nothing "touch_pages_range": |fixture| fixture.file.touch_pages_range(COLD.0, COLD.1);
+        Nothing "prefetch_range": |fixture| fixture.file.prefetch_range(COLD.0, COLD.1);
         #[cfg(feature = "advise")]
-        Nothing "advise": |scene| {
-            scene.file.advise(COLD.0, COLD.1, mmap_io::MmapAdvice::WillNeed)
+        Nothing "advise": |fixture| {
+            fixture.file.advise(COLD.0, COLD.1, mmap_io::MmapAdvice::WillNeed)
         };
-        Nothing "metadata": |scene| scene.file.metadata();
-        Nothing "is_at_path": |scene| scene.file.is_at_path();
-        Nothing "is_hugepage_backed": |scene| async {
-            let _ = scene.file.is_hugepage_backed().await;
+        Nothing "metadata": |fixture| fixture.file.metadata();
+        Nothing "is_at_path": |fixture| fixture.file.is_at_path();
+        Nothing "is_hugepage_backed": |fixture| async {
+            let _ = fixture.file.is_hugepage_backed().await;
             Ok::<_, MmapIoError>(())
         };
-        MutableViews "slice": |scene| scene.file.slice(COLD.0, COLD.1);
-        MutableViews "read_bytes": |scene| scene.file.read_bytes(COLD.0, COLD.1);
-        MutableViews "read_into": |scene| async {
+        MutableViews "slice": |fixture| fixture.file.slice(COLD.0, COLD.1);
+        MutableViews "read_bytes": |fixture| fixture.file.read_bytes(COLD.0, COLD.1);
+        MutableViews "read_into": |fixture| async {
             let mut buffer = vec![1; COLD.1 as usize];
-            scene.file.read_into(COLD.0, &mut buffer).await?;
+            fixture.file.read_into(COLD.0, &mut buffer).await?;
             assert!(buffer.iter().all(|byte| *byte == 0));
             Ok::<_, MmapIoError>(())
         };
-        MutableViews "copy_to": |scene| scene.file.copy_to(scene.path("copy"));
-        MutableViews "copy_to, new": |scene| scene.file.copy_to(scene.fresh("copy"));
-        Nothing "resize, larger": |scene| scene.file.resize(scene.file.len() + 4 * LEN);
-        AnyView "resize, smaller": |scene| scene.file.resize(LEN / 2);
-        Nothing "create_mmap": |scene| mmap_io::create_mmap(scene.path("created-m"), CREATED);
-        Nothing "create_mmap_async": |scene| {
-            manager::r#async::create_mmap_async(scene.path("created-a"), CREATED)
+        MutableViews "copy_to": |fixture| fixture.file.copy_to(fixture.path("copy"));
+        MutableViews "copy_to, new": |fixture| fixture.file.copy_to(fixture.fresh("copy"));
+        Nothing "resize, larger": |fixture| fixture.file.resize(fixture.file.len() + 4 * LEN);
+        AnyView "resize, smaller": |fixture| fixture.file.resize(LEN / 2);
+        Nothing "create_mmap": |fixture| mmap_io::create_mmap(fixture.path("created-m"), CREATED);
+        Nothing "create_mmap_async": |fixture| {
+            manager::r#async::create_mmap_async(fixture.path("created-a"), CREATED)
         };
-        Nothing "load_mmap": |scene| {
-            mmap_io::load_mmap(scene.path("unmapped"), MmapMode::ReadWrite)
+        Nothing "load_mmap": |fixture| {
+            mmap_io::load_mmap(fixture.path("unmapped"), MmapMode::ReadWrite)
         };
-        AnyView "write_mmap": |scene| {
-            mmap_io::write_mmap(scene.path("data"), WRITTEN.0, &WHOLE)
+        AnyView "write_mmap": |fixture| {
+            mmap_io::write_mmap(fixture.path("data"), WRITTEN.0, &WHOLE)
         };
-        AnyView "manager::update_region": |scene| {
-            mmap_io::update_region(&scene.file, WRITTEN.0, &WHOLE)
+        AnyView "manager::update_region": |fixture| {
+            mmap_io::update_region(&fixture.file, WRITTEN.0, &WHOLE)
         };
-        Nothing "manager::flush": |scene| mmap_io::flush(&scene.file);
-        MutableViews "copy_mmap": |scene| {
-            mmap_io::copy_mmap(scene.path("data"), scene.path("copy-m"))
+        Nothing "manager::flush": |fixture| mmap_io::flush(&fixture.file);
+        MutableViews "copy_mmap": |fixture| {
+            mmap_io::copy_mmap(fixture.path("data"), fixture.path("copy-m"))
         };
-        Nothing "copy_mmap_async": |scene| {
-            let target = scene.path("small_copy");
-            manager::r#async::copy_mmap_async(scene.path("unmapped"), target)
+        Nothing "copy_mmap_async": |fixture| {
+            let target = fixture.path("small_copy");
+            manager::r#async::copy_mmap_async(fixture.path("unmapped"), target)
         };
-        Nothing "delete_mmap": |scene| deleted(mmap_io::delete_mmap(scene.path("doomed")));
-        Nothing "delete_mmap_async": |scene| {
-            deleted(manager::r#async::delete_mmap_async(scene.path("doomed")))
+        Nothing "delete_mmap": |fixture| deleted(mmap_io::delete_mmap(fixture.path("doomed")));
+        Nothing "delete_mmap_async": |fixture| {
+            deleted(manager::r#async::delete_mmap_async(fixture.path("doomed")))
         };
     }
 }
 
-/// It may have been deleted before.
+/// The file may have been deleted before.
 async fn deleted(deletion: impl Future<Output = Result<()>>) -> Result<()> {
     match deletion.await {
         Err(error) if error.io_kind() == Some(std::io::ErrorKind::NotFound) => Ok(()),
@@ -291,42 +295,18 @@ async fn deleted(deletion: impl Future<Output = Result<()>>) -> Result<()> {
 }
 
 /// Keeps the only thread of the pool busy until it is dropped.
-pub(crate) struct Gate(#[allow(unused)] mpsc::Sender<()>);
+pub(crate) struct BusyPool(#[allow(unused)] mpsc::Sender<()>);
 
-impl Gate {
-    pub(crate) fn shut() -> Self {
-        let (let_go, gate) = mpsc::channel::<()>();
+impl BusyPool {
+    pub(crate) fn new() -> Self {
+        let (release, gate) = mpsc::channel::<()>();
         let (shut, is_shut) = mpsc::channel();
         let job = move || {
             shut.send(()).unwrap();
             let _ = gate.recv();
         };
         blocking::unblock(job).detach();
-        is_shut.recv_timeout(super::SOON).unwrap();
-        Self(let_go)
+        is_shut.recv_timeout(super::TIMEOUT).unwrap();
+        Self(release)
     }
-}
-
-/// Runs the body of the test `name` in a process whose pool has one thread.
-pub(crate) fn with_one_pool_thread(name: &str, body: impl FnOnce()) {
-    const CHILD: &str = "MMAP_IO_TEST_ONE_THREAD";
-    if std::env::var_os(CHILD).is_some() {
-        // A blocked executor cannot end the test.
-        std::thread::spawn(|| {
-            std::thread::sleep(2 * super::SOON);
-            eprintln!("an operation blocks the thread that polls it");
-            std::process::abort();
-        });
-        return body();
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "--test-threads=1", name])
-        .env("BLOCKING_MAX_THREADS", "1")
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    let did_pass = output.status.success() && said.contains("1 passed");
-    assert!(did_pass, "{said}\n{errors}");
 }

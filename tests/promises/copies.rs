@@ -1,4 +1,4 @@
-//! Copies hold what the source holds: holes stay holes.
+//! A copy equals its source, and its holes stay holes.
 
 #![cfg(unix)]
 
@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 
 use mmap_io::{copy_mmap, MemoryMappedFile};
 
-use crate::common::{alone, pattern};
+use crate::common::on_a_disk;
+use crate::common::{block_on, pattern};
 
 const MIB: u64 = 1 << 20;
 
@@ -17,12 +18,12 @@ fn allocated(path: &std::path::Path) -> u64 {
 }
 
 #[test]
-fn a_copy_of_a_sparse_file_is_sparse() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+fn copy_of_sparse_file_is_sparse() {
+    let dir = on_a_disk();
     let (path, copy) = (dir.path().join("data"), dir.path().join("copy"));
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::create_rw(&path, 2 << 30).await.unwrap();
-        // Some on the disk, some in memory alone; the last ones before a hole.
+        // Some on the disk, some only in memory; the last bytes lie before a hole.
         let pieces = [(0, 4096), (100 * MIB - 50, 100), (1 << 30, 300_000)];
         for (at, len) in pieces {
             file.update_region(at, &pattern(len)).await.unwrap();
@@ -51,12 +52,12 @@ fn a_copy_of_a_sparse_file_is_sparse() {
 }
 
 #[test]
-fn a_copy_of_nothing_but_a_hole_has_its_length() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+fn copy_of_hole_keeps_length() {
+    let dir = on_a_disk();
     let (path, copy) = (dir.path().join("data"), dir.path().join("copy"));
     fs::File::create(&path).unwrap().set_len(10 * MIB).unwrap();
     fs::write(&copy, pattern(20_000)).unwrap();
-    alone(copy_mmap(&path, &copy)).unwrap();
+    block_on(copy_mmap(&path, &copy)).unwrap();
     let content = fs::read(&copy).unwrap();
     assert_eq!(content.len() as u64, 10 * MIB);
     assert!(content.iter().all(|byte| *byte == 0));

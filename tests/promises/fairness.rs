@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use mmap_io::MemoryMappedFile;
 
-use crate::common::{alone, patterned};
+use crate::common::{block_on, patterned};
 
 /// Rounds of each loop.
 const ROUNDS: u32 = 5000;
@@ -49,7 +49,7 @@ async fn resident_file(dir: &Path) -> MemoryMappedFile {
 #[test]
 fn reads_of_resident_bytes_are_fair() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = resident_file(dir.path()).await;
         assert_fair!("slice", file.slice(4000, 100));
         assert_fair!("read_bytes", file.read_bytes(4000, 100));
@@ -64,7 +64,7 @@ fn reads_of_resident_bytes_are_fair() {
 #[test]
 fn large_copies_yield_more_often() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = resident_file(dir.path()).await;
         let mut buffer = vec![0; 32 << 10];
         let looped = async {
@@ -77,9 +77,9 @@ fn large_copies_yield_more_often() {
 }
 
 #[test]
-fn operations_with_nothing_to_do_are_fair() {
+fn empty_operations_are_fair() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = resident_file(dir.path()).await;
         let reader = MemoryMappedFile::open_ro(file.path()).await.unwrap();
         assert_fair!("slice of nothing", file.slice(0, 0));
@@ -110,9 +110,9 @@ fn operations_with_nothing_to_do_are_fair() {
 }
 
 #[test]
-fn operations_that_are_refused_are_fair() {
+fn refused_operations_are_fair() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = resident_file(dir.path()).await;
         let reader = MemoryMappedFile::open_ro(file.path()).await.unwrap();
         let past_end = file.len();

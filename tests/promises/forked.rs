@@ -1,8 +1,7 @@
-//! A child that was forked off and executes no other program: the threads of the pool are the
-//! parent's, and any lock may be held for ever by a thread that is not there. What needs either is
-//! an error, views that can be had without are had, and handles can be dropped.
-
-#![cfg(target_os = "linux")]
+//! A child that was forked and executes no other program: the threads of the pool belong to the
+//! parent, and any lock may be held forever by a thread that does not exist in the child. What
+//! needs the pool or a lock is an error, views that need neither are granted, and handles can be
+//! dropped.
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -14,8 +13,8 @@ use mmap_io::{
     copy_mmap, AnonymousMmap, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result,
 };
 
-use crate::common::{alone, pattern, patterned, soon};
-use crate::p5_durable::{as_child, child_dir};
+use crate::common::child::{child, child_dir, Child};
+use crate::common::{block_on, pattern, patterned, with_timeout};
 
 /// Runs `body` in a forked child, and says whether it returned in time, with `true`.
 fn in_fork(body: impl FnOnce() -> bool) -> bool {
@@ -38,7 +37,7 @@ fn in_fork(body: impl FnOnce() -> bool) -> bool {
 
 /// Whether an operation ends in the error at its first poll.
 fn is_refused<T>(operation: impl Future<Output = Result<T>>) -> bool {
-    match alone(poll_once(operation)) {
+    match block_on(poll_once(operation)) {
         Some(Err(error)) => error.io_kind() == Some(ErrorKind::Unsupported),
         _ => false,
     }
@@ -87,15 +86,14 @@ fn all_are_refused(file: &MemoryMappedFile, memory: &AnonymousMmap) -> bool {
 }
 
 /// A test of its own process, which does nothing else at the time of the fork.
-fn in_child(test: &str) {
+fn in_child(child: Child) {
     let dir = tempfile::tempdir().unwrap();
-    let output = as_child(&["env"], &format!("forked::{test}"), dir.path());
-    assert!(output.status.success(), "{output:?}");
+    child.dir(dir.path()).passes();
 }
 
 #[test]
-fn a_forked_child_gets_errors_and_drops_handles() {
-    in_child("errors_child");
+fn forked_child_gets_errors() {
+    in_child(child!(errors_child));
 }
 
 #[test]
@@ -103,22 +101,22 @@ fn errors_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    let (path, file) = alone(patterned(&dir, 200_000));
+    let (path, file) = block_on(patterned(&dir, 200_000));
     // Views are out of it, whatever is dropped.
     let file: &MemoryMappedFile = Box::leak(Box::new(file));
     let memory = AnonymousMmap::new(200_000).unwrap();
-    let reader = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let kept = reader.as_slice_bytes(100, 10).unwrap().to_vec();
     let bytes = file.bytes(0, 100).unwrap();
     let slice = file.as_slice(0, 100).unwrap();
-    let mut view = alone(file.as_slice_mut(200, 100)).unwrap();
+    let mut view = block_on(file.as_slice_mut(200, 100)).unwrap();
     let mut waiting = Box::pin(file.update_region(0, b"waits"));
-    assert!(alone(poll_once(&mut waiting)).is_none());
+    assert!(block_on(poll_once(&mut waiting)).is_none());
     // The only handle on another file, of which something is to be flushed.
     let policy = FlushPolicy::EveryMillis(3_600_000);
     let lone = MemoryMappedFile::builder(dir.join("lone")).size(100);
-    let lone = alone(lone.flush_policy(policy).create()).unwrap();
-    alone(lone.update_region(0, b"pending")).unwrap();
+    let lone = block_on(lone.flush_policy(policy).create()).unwrap();
+    block_on(lone.update_region(0, b"pending")).unwrap();
 
     // What it owns is dropped in the child while the pool is gone; and in the parent, unused.
     assert!(in_fork(move || {
@@ -135,8 +133,10 @@ fn errors_child() {
         drop((waiting, slice, bytes, lone, reader, memory));
         is_right
     }));
-    alone(async {
-        soon(file.update_region_async(0, b"parent")).await.unwrap();
+    block_on(async {
+        with_timeout(file.update_region_async(0, b"parent"))
+            .await
+            .unwrap();
         assert_eq!(file.as_slice(0, 6).unwrap(), b"parent");
         // The mapping is shared with the child.
         assert_eq!(file.as_slice(200, 100).unwrap(), [1; 100]);
@@ -144,8 +144,8 @@ fn errors_child() {
 }
 
 #[test]
-fn a_child_forked_off_busy_threads_does_not_hang() {
-    in_child("busy_child");
+fn fork_beside_busy_threads_does_not_hang() {
+    in_child(child!(busy_child));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn busy_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    let (path, file) = alone(patterned(&dir, 200_000));
+    let (path, file) = block_on(patterned(&dir, 200_000));
     let memory = AnonymousMmap::new(200_000).unwrap();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|threads| {
@@ -163,9 +163,9 @@ fn busy_child() {
                 let policy = FlushPolicy::EveryMillis(1);
                 while !is_over.load(Ordering::Relaxed) {
                     let other = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
-                    let other = alone(other.flush_policy(policy).open()).unwrap();
+                    let other = block_on(other.flush_policy(policy).open()).unwrap();
                     for at in 0..20 {
-                        alone(other.update_region(thread * 100 + at, b"x")).unwrap();
+                        block_on(other.update_region(thread * 100 + at, b"x")).unwrap();
                         drop(file.bytes(at * 100, 100));
                         drop(file.as_slice(at * 100, 100));
                     }
@@ -189,8 +189,8 @@ fn busy_child() {
 }
 
 #[test]
-fn a_child_forked_before_any_file_is_opened_works() {
-    in_child("early_child");
+fn fork_before_first_open_works() {
+    in_child(child!(early_child));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn early_child() {
         return;
     };
     let path = dir.join("data");
-    assert!(in_fork(|| alone(async {
+    assert!(in_fork(|| block_on(async {
         let file = MemoryMappedFile::create_rw(&path, 100).await.unwrap();
         file.update_region_async(0, b"child").await.unwrap();
         file.close().await.is_ok()

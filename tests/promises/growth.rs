@@ -1,7 +1,8 @@
-//! Growing beside other processes: what they append is never cut, what growth uncovers is zero, and
-//! a growth that fails takes nothing back.
+//! Growing beside other processes: bytes that they append are never cut, bytes that growth uncovers
+//! are zero, and a growth that fails removes nothing.
 //!
-//! Another process is another handle of the standard library here: the crate knows it no better.
+//! A plain handle of the standard library stands for another process here: the crate cannot tell
+//! them apart.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -9,7 +10,8 @@ use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, pattern, poll_once, rt_test, skip, soon};
+use crate::common::on_a_disk;
+use crate::common::{block_on, pattern, poll_once, rt_test, skip, with_timeout};
 
 /// Appends as another process would.
 fn append(path: &Path, len: usize) {
@@ -23,7 +25,7 @@ fn assert_kept(path: &Path, appended: std::ops::Range<usize>) {
     assert!(content[appended].iter().all(|byte| *byte == b'p'));
 }
 
-rt_test!(resize_keeps_what_was_appended, |dir| {
+rt_test!(resize_keeps_appended_bytes, |dir| {
     let path = dir.join("data");
     for (appended, new_len) in [(100, 150), (20_000, 10_000), (100, 5000), (50, 150)] {
         fs::write(&path, pattern(100)).unwrap();
@@ -53,7 +55,7 @@ rt_test!(resize_keeps_what_was_appended, |dir| {
     }
 });
 
-rt_test!(resize_to_the_known_length_changes_nothing, |dir| {
+rt_test!(resize_to_known_length_is_noop, |dir| {
     let path = dir.join("data");
     fs::write(&path, pattern(100)).unwrap();
     let file = MemoryMappedFile::open_rw(&path).await.unwrap();
@@ -63,7 +65,7 @@ rt_test!(resize_to_the_known_length_changes_nothing, |dir| {
     assert_kept(&path, 100..130);
 });
 
-rt_test!(grow_to_adopts_what_is_longer, |dir| {
+rt_test!(grow_to_adopts_longer_file, |dir| {
     let path = dir.join("data");
     fs::write(&path, pattern(100)).unwrap();
     let file = MemoryMappedFile::open_rw(&path).await.unwrap();
@@ -104,13 +106,13 @@ rt_test!(grow_to_checks_mode_and_size, |dir| {
 
 /// A dropped future of a growth that waits for its turn does not grow the file later.
 #[test]
-fn a_dropped_growth_is_withdrawn() {
+fn dropped_growth_is_withdrawn() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     fs::write(&path, pattern(100)).unwrap();
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-        // A shrink that waits for a view holds up what changes the length after it.
+        // A shrink that waits for a view blocks later changes of the length.
         let view = file.bytes(60, 10).unwrap();
         let mut shrink = Box::pin(file.resize(50));
         assert!(poll_once(&mut shrink).await.is_none());
@@ -118,8 +120,8 @@ fn a_dropped_growth_is_withdrawn() {
         assert!(poll_once(&mut grow).await.is_none());
         drop(grow);
         drop(view);
-        soon(shrink).await.unwrap();
-        soon(file.update_region(0, b"-")).await.unwrap();
+        with_timeout(shrink).await.unwrap();
+        with_timeout(file.update_region(0, b"-")).await.unwrap();
         assert_eq!(file.len(), 50);
         assert_eq!(fs::metadata(&path).unwrap().len(), 50);
     });
@@ -130,7 +132,7 @@ mod on_linux {
     use std::os::fd::AsRawFd;
 
     use super::*;
-    use crate::p10_errors::{assert_full, Disk, MIB};
+    use crate::common::disk::{assert_full, Disk, MIB};
 
     /// Stores over what is left of the page in which a file ends, through a map of its own.
     fn store_past_end(path: &Path) {
@@ -158,7 +160,7 @@ mod on_linux {
     }
 
     fn growth_uncovers_zeroes(dir: &Path) {
-        alone(async {
+        block_on(async {
             for opened_before in [true, false] {
                 for new_len in [200, 4096, 1 << 20, 3 << 20] {
                     let path = dir.join(format!("{opened_before}-{new_len}"));
@@ -184,8 +186,8 @@ mod on_linux {
     }
 
     #[test]
-    fn growth_on_a_disk_uncovers_zeroes() {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    fn growth_on_disk_uncovers_zeroes() {
+        let dir = on_a_disk();
         growth_uncovers_zeroes(dir.path());
     }
 
@@ -199,12 +201,12 @@ mod on_linux {
 
     /// There is no room for the blocks: the length stays, here and in the file, and a peer's bytes.
     #[test]
-    fn a_growth_that_fails_cuts_nothing() {
-        let Some(disk) = Disk::tmpfs("a_growth_that_fails_cuts_nothing", 4 * MIB) else {
+    fn failed_growth_cuts_nothing() {
+        let Some(disk) = Disk::tmpfs("failed_growth_cuts_nothing", 4 * MIB) else {
             return;
         };
         let path = disk.path("data");
-        alone(async {
+        block_on(async {
             let builder = MemoryMappedFile::builder(&path).size(100).preallocate(true);
             let file = builder.create().await.unwrap();
             append(&path, 1000);
@@ -213,19 +215,19 @@ mod on_linux {
             assert_eq!(file.len(), 100);
             assert_kept(&path, 100..1100);
             assert_eq!(fs::metadata(&path).unwrap().len(), 1100);
-            // It is seen by the next operation that has a turn to.
+            // The next operation that examines the length sees it.
             assert_eq!(file.grow_to(1).await.unwrap(), 1100);
         });
     }
 
     /// Two processes double the length of one file in turns, and write into what they made.
     #[test]
-    fn peers_that_grow_in_turns_lose_nothing() {
+    fn processes_growing_in_turns_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         fs::write(&path, pattern(4096)).unwrap();
         let peer = File::options().write(true).open(&path).unwrap();
-        alone(async {
+        block_on(async {
             let file = MemoryMappedFile::open_rw(&path).await.unwrap();
             for _ in 0..6 {
                 let len = fs::metadata(&path).unwrap().len();
@@ -244,8 +246,8 @@ mod on_linux {
 /// A process with little address space may need it for the next file.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_large_file_in_memory_is_unmapped_at_its_last_drop() {
-    let test = "a_large_file_in_memory_is_unmapped_at_its_last_drop";
+fn last_drop_unmaps_large_tmpfs_file() {
+    let test = "last_drop_unmaps_large_tmpfs_file";
     let dir = match tempfile::tempdir_in("/dev/shm") {
         Ok(dir) => dir,
         Err(error) => return skip(test, &format!("/dev/shm: {error}")),
@@ -255,7 +257,7 @@ fn a_large_file_in_memory_is_unmapped_at_its_last_drop() {
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         maps.contains(path.to_str().unwrap())
     };
-    alone(async {
+    block_on(async {
         for _ in 0..10 {
             let file = MemoryMappedFile::create_rw(&path, 1 << 40).await.unwrap();
             file.update_region(1 << 39, &[1; 100_000]).await.unwrap();

@@ -1,527 +1,31 @@
-//! Errors, not signals: a full disk, a file that somebody else has truncated, a disk that fails. And
-//! a flush that failed is never forgotten, which takes a failing disk as well.
-
-#![cfg(target_os = "linux")]
+//! Errors, not signals: a full disk, a file that another process has truncated, a disk that fails.
+//! And a flush that failed is never forgotten, which takes a failing disk as well.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
-use futures_lite::future::{poll_once, yield_now, zip};
+use futures_lite::future::yield_now;
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, is_quiet, pattern, patterned, skip, until, SOON};
+use crate::common::disk::{truncate, Disk, MIB};
+use crate::common::{block_on, is_quiet, patterned, skip, wait_until, TIMEOUT};
 
-pub(crate) const MIB: u64 = 1 << 20;
-
-/// A small file system of the test's own, unmounted when dropped.
-pub(crate) struct Disk(tempfile::TempDir);
-
-impl Disk {
-    pub(crate) fn tmpfs(test: &str, size: u64) -> Option<Self> {
-        Self::tmpfs_with(test, size, "rw")
-    }
-
-    pub(crate) fn tmpfs_with(test: &str, size: u64, options: &str) -> Option<Self> {
-        let options = format!("size={size},{options}");
-        Self::mount(test, &options, "tmpfs", "tmpfs".as_ref())
-    }
-
-    /// An ext4 in a sparse image of that size, which is made at `image`.
-    pub(crate) fn ext4(test: &str, image: &Path, size: u64) -> Option<Self> {
-        Self::ext4_with(test, image, size, &["-b4096"])
-    }
-
-    pub(crate) fn ext4_with(test: &str, image: &Path, size: u64, options: &[&str]) -> Option<Self> {
-        Self::ext4_prepared(test, image, size, options, |_| Some(()))
-    }
-
-    /// One that something is done to before it is mounted.
-    pub(crate) fn ext4_prepared(
-        test: &str,
-        image: &Path,
-        size: u64,
-        options: &[&str],
-        prepare: impl FnOnce(&Path) -> Option<()>,
-    ) -> Option<Self> {
-        File::create(image).unwrap().set_len(size).unwrap();
-        let features = ["-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"];
-        let mut make = Command::new("mkfs.ext4");
-        make.args(["-q", "-m", "0"]).args(features).args(options);
-        try_run(test, make.arg(image))?;
-        prepare(image)?;
-        Self::loop_device(test, image)
-    }
-
-    fn loop_device(test: &str, image: &Path) -> Option<Self> {
-        Self::mount(test, "loop,noatime,errors=continue", "ext4", image)
-    }
-
-    pub(crate) fn mount(test: &str, options: &str, kind: &str, source: &Path) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", kind, "-o", options]);
-        try_run(test, mount.arg(source).arg(dir.path()))?;
-        Some(Self(dir))
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// Leaves no block free. What it takes is given back by removing the file.
-    pub(crate) fn fill(&self) -> PathBuf {
-        let path = self.path("filler");
-        let mut file = File::create(&path).unwrap();
-        // Blocks that were held back for a delayed allocation may turn up free once it is made.
-        while file.write_all(&[1; 4096]).is_ok() {
-            while file.write_all(&[1; 4096]).is_ok() {}
-            let _ = file.sync_all();
-        }
-        path
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let mut path = self.0.path().as_os_str().as_bytes().to_vec();
-        path.push(0);
-        // SAFETY: the string is live and ends in a zero byte.
-        unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_DETACH) };
-    }
-}
-
-/// Runs what only root may, or says why the test is skipped.
-pub(crate) fn try_run(test: &str, command: &mut Command) -> Option<()> {
-    // SAFETY: the call takes nothing and cannot fail.
-    let problem = if unsafe { libc::geteuid() } != 0 {
-        "needs root, for a disk of its own".to_owned()
-    } else {
-        match command.output() {
-            Ok(output) if output.status.success() => return Some(()),
-            Ok(output) => String::from_utf8_lossy(&output.stderr).replace('\n', " "),
-            Err(error) => format!("{:?}: {error}", command.get_program()),
-        }
-    };
-    skip(test, &problem);
-    None
-}
-
-/// In another process.
-pub(crate) fn truncate(path: &Path, len: u64) {
-    let mut truncate = Command::new("truncate");
-    let truncate = truncate.args(["--size", &len.to_string()]).arg(path);
-    assert!(truncate.status().unwrap().success());
-}
-
-#[track_caller]
-pub(crate) fn assert_full<T>(result: mmap_io::Result<T>) {
-    let error = result.map(drop).unwrap_err();
-    let full = std::io::Error::from_raw_os_error(libc::ENOSPC).kind();
-    assert_eq!(error.io_kind(), Some(full), "{error:?}");
-    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-}
-
-#[track_caller]
-fn assert_gone<T>(result: mmap_io::Result<T>, told: (u64, u64, u64)) {
-    match result.map(drop).unwrap_err() {
-        MmapIoError::Truncated {
-            offset,
-            len,
-            file_len,
-        } => assert_eq!((offset, len, file_len), told),
-        error => panic!("{error:?}"),
-    }
-}
+mod full_disk;
+mod truncation;
 
 #[test]
-fn a_full_tmpfs_is_found_before_the_first_byte_changes() {
-    if let Some(disk) = Disk::tmpfs("a_full_tmpfs", MIB) {
-        alone(everything_on_a_full(disk));
-    }
-}
-
-#[test]
-fn a_full_ext4_is_found_before_the_first_byte_changes() {
-    let dir = tempfile::tempdir().unwrap();
-    if let Some(disk) = Disk::ext4("a_full_ext4", &dir.path().join("image"), 4 * MIB) {
-        alone(everything_on_a_full(disk));
-    }
-}
-
-async fn everything_on_a_full(disk: Disk) {
-    let path = disk.path("data");
-    let file = MemoryMappedFile::create_rw(&path, 10 * MIB).await.unwrap();
-    let mut content = vec![0; 10 << 20];
-    content[..4096].copy_from_slice(&pattern(4096));
-    file.update_region_async(0, &content[..4096]).await.unwrap();
-    let roomy = MemoryMappedFile::builder(disk.path("roomy")).size(5000);
-    let roomy = roomy.preallocate(true).create().await.unwrap();
-    File::create(disk.path("empty")).unwrap();
-    let filler = disk.fill();
-
-    assert_full(file.update_region(4000, &[9; 5000]).await);
-    assert_full(file.update_region_async(MIB, b"x").await);
-    let first_is_fine: [(u64, &[u8]); 2] = [(0, b"x"), (2 * MIB, b"y")];
-    assert_full(file.update_regions(&first_is_fine).await);
-    assert_full(file.update_regions_async(&first_is_fine).await);
-    let data = || vec![9; 100].into();
-    assert_full(file.write_bytes(4090, data()).await);
-    assert_full(file.write_bytes_async(4090, data()).await);
-    assert_full(file.try_update_region(5000, b"x").await);
-    until(&file, |stats| stats.write_errors == 7).await;
-    assert_full(file.as_slice_mut(4090, 10).await);
-    assert_full(mmap_io::write_mmap(&path, 5000, b"x").await);
-    assert_full(file.copy_to(disk.path("copy")).await);
-    assert!(!disk.path("copy").exists());
-
-    // Where blocks are reserved, that is what fails.
-    let reserved = |name| {
-        MemoryMappedFile::builder(disk.path(name))
-            .size(100_000)
-            .preallocate(true)
-    };
-    for refused in [
-        reserved("new").create().await,
-        reserved("new").create_new().await,
-        reserved("new").open_or_create().await,
-        reserved("empty").open_or_create().await,
-    ] {
-        assert!(
-            matches!(refused, Err(MmapIoError::ResizeFailed(_))),
-            "{refused:?}"
-        );
-        assert_full(refused);
-        assert!(!disk.path("new").exists());
-        assert_eq!(fs::metadata(disk.path("empty")).unwrap().len(), 0);
-    }
-    let grown = roomy.resize(5 * MIB).await;
-    assert!(
-        matches!(grown, Err(MmapIoError::ResizeFailed(_))),
-        "{grown:?}"
-    );
-    assert_full(grown);
-    let roomy_len = fs::metadata(disk.path("roomy")).unwrap().len();
-    assert_eq!((roomy.len(), roomy_len), (5000, 5000));
-    roomy.update_region_async(4990, b"reserved").await.unwrap();
-
-    // Nothing has changed, and what is there can be read and written.
-    assert!(fs::read(&path).unwrap() == content);
-    assert_eq!(file.slice(0, 4096).await.unwrap(), &content[..4096]);
-    // A tmpfs takes a page for a hole that is only read.
-    match file.slice(5000, 10).await {
-        Ok(hole) => assert_eq!(hole, [0; 10]),
-        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error:?}"),
-    }
-    assert_eq!(file.pending_bytes(), 0);
-    // Also beside one that fails.
-    let (fits, too_much) = zip(
-        file.update_region(0, b"still"),
-        file.update_region(MIB, b"x"),
-    )
-    .await;
-    fits.unwrap();
-    assert_full(too_much);
-    assert_eq!(file.as_slice(0, 5).unwrap(), b"still");
-    file.flush().await.unwrap();
-    until(&file, is_quiet).await;
-    // With room again, so can the rest.
-    fs::remove_file(filler).unwrap();
-    file.update_region_async(MIB, b"room").await.unwrap();
-    assert_eq!(file.as_slice(MIB, 4).unwrap(), b"room");
-}
-
-/// Bytes that the file system can still give to unprivileged users and to root.
-fn free(path: &Path) -> u64 {
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
-    // SAFETY: an all-zero `statvfs` is valid, and the call fills it.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends in a zero byte, and `stat` is live for the call.
-    assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &mut stat) }, 0);
-    stat.f_bfree * stat.f_frsize
-}
-
-/// A store into a hole may want the blocks of a whole large folio. Where those are not to be given,
-/// the bytes alone are written, and in the end the error says what is wrong.
-#[test]
-fn small_writes_fill_a_disk_to_the_end() {
-    let test = "small_writes_fill_a_disk_to_the_end";
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let Some(disk) = Disk::ext4(test, &dir.path().join("image"), 32 * MIB) else {
-        return;
-    };
-    alone(async {
-        let path = disk.path("data");
-        let file = MemoryMappedFile::create_rw(&path, 1 << 30).await.unwrap();
-        let (mut written, mut at) = (0, 4000);
-        loop {
-            // Over the end of a page: two blocks.
-            match file.update_region(at, &[written as u8; 200]).await {
-                Ok(()) => written += 1,
-                Err(error) => {
-                    assert_full::<()>(Err(error));
-                    break;
-                }
-            }
-            at += 8192;
-        }
-        assert!(written > 1000, "{written}");
-        for number in 0..written {
-            let at = 4000 + 8192 * number as u64;
-            let slice = file.slice(at, 200).await.unwrap();
-            assert_eq!(slice, [number as u8; 200], "write {number} of {written}");
-        }
-        assert_full(file.as_slice_mut(900 * MIB, 4096).await);
-        assert_full(file.update_region(900 * MIB, &[1; 100_000]).await);
-    });
-}
-
-/// What cannot be had as a whole is not begun.
-#[test]
-fn a_view_larger_than_the_disk_takes_nothing() {
-    let test = "a_view_larger_than_the_disk_takes_nothing";
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let ext4 = Disk::ext4(test, &dir.path().join("image"), 32 * MIB);
-    for disk in [ext4, Disk::tmpfs(test, 32 * MIB)].into_iter().flatten() {
-        alone(async {
-            let path = disk.path("data");
-            let file = MemoryMappedFile::create_rw(&path, 1 << 30).await.unwrap();
-            file.update_region_async(0, b"the first page")
-                .await
-                .unwrap();
-            let before = free(&path);
-            assert_full(file.as_slice_mut(0, 1 << 30).await.map(drop));
-            let data = vec![1; 64 << 20];
-            assert_full(file.update_region(100, &data).await);
-            assert!(free(&path) > before / 2, "{} of {before}", free(&path));
-            assert_eq!(file.as_slice(0, 5).unwrap(), b"the f");
-            // A part of it can be had.
-            let view = file.as_slice_mut(0, 12 * MIB).await.unwrap();
-            assert!(view.starts_with(b"the first page"));
-        });
-    }
-}
-
-#[test]
-fn a_full_disk_is_not_taken_for_a_truncation_at_the_end_of_the_file() {
-    let Some(disk) = Disk::tmpfs("a_full_disk_at_the_end_of_the_file", MIB) else {
-        return;
-    };
-    alone(async {
-        // The last page, a hole, is not all inside the file.
-        let path = disk.path("data");
-        File::create(&path).unwrap().set_len(10_000).unwrap();
-        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-        disk.fill();
-        assert_full(file.update_region(9_000, b"x").await);
-        assert_full(file.as_slice_mut(9_000, 10).await);
-    });
-}
-
-#[test]
-fn a_file_that_another_process_truncates() {
-    let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        let (path, file) = patterned(dir.path(), 100_000).await;
-        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        let of_the_lost = file.bytes(50_000, 10).unwrap();
-        // One that has passed every check but the last.
-        let view = reader.as_slice(60_000, 10).unwrap();
-        let mut waiting = Box::pin(file.update_region(60_000, b"x"));
-        assert!(poll_once(&mut waiting).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
-        truncate(&path, 10_000);
-        drop(view);
-        assert_gone(waiting.await, (60_000, 1, 10_000));
-
-        assert_gone(file.update_region(50_000, b"x").await, (50_000, 1, 10_000));
-        assert_gone(
-            file.update_region_async(9_999, b"xx").await,
-            (9_999, 2, 10_000),
-        );
-        let first_is_there: [(u64, &[u8]); 2] = [(0, b"x"), (20_000, b"yy")];
-        assert_gone(
-            file.update_regions(&first_is_there).await,
-            (20_000, 2, 10_000),
-        );
-        assert_gone(
-            file.update_regions_async(&first_is_there).await,
-            (20_000, 2, 10_000),
-        );
-        let data = || vec![9; 100].into();
-        assert_gone(file.write_bytes(9_950, data()).await, (9_950, 100, 10_000));
-        assert_gone(
-            file.write_bytes_async(9_950, data()).await,
-            (9_950, 100, 10_000),
-        );
-        assert_gone(
-            file.try_update_region(10_000, b"x").await,
-            (10_000, 1, 10_000),
-        );
-        assert!(file.write_bytes(0, of_the_lost).await.is_err());
-        assert!(file.as_slice_mut(50_000, 10).await.is_err());
-        for handle in [&file, &reader] {
-            let told = (50_000, 10, 10_000);
-            assert_gone(handle.slice(50_000, 10).await, told);
-            assert_gone(handle.read_bytes(50_000, 10).await, told);
-            let mut buffer = *b"unchanged!";
-            assert_gone(handle.read_into(50_000, &mut buffer).await, told);
-            assert_eq!(&buffer, b"unchanged!");
-            assert_gone(handle.touch_pages().await, (0, 100_000, 10_000));
-            assert_gone(handle.touch_pages_range(50_000, 10).await, told);
-            // A hint about what is not there does nothing.
-            handle.prefetch_range(50_000, 10).await.unwrap();
-            assert!(handle.copy_to(dir.path().join("copy")).await.is_err());
-            assert!(!dir.path().join("copy").exists());
-        }
-        for size in [5_000, 10_000, 200_000] {
-            assert_gone(file.resize(size).await, (0, 100_000, 10_000));
-        }
-
-        // Nothing of all that has been written, or made the file longer again.
-        assert!(fs::read(&path).unwrap() == pattern(10_000));
-        // What is left can be used.
-        file.update_region(0, b"here").await.unwrap();
-        file.update_region_async(5_000, b"left").await.unwrap();
-        let mut view = file.as_slice_mut(9_990, 10).await.unwrap();
-        view.fill(7);
-        view.commit().await.unwrap();
-        assert_eq!(reader.slice(5_000, 4).await.unwrap(), b"left");
-        assert_eq!(reader.read_bytes(9_990, 10).await.unwrap(), [7; 10][..]);
-        file.flush().await.unwrap();
-        file.flush_range(0, 100_000).await.unwrap();
-        assert_eq!(fs::read(&path).unwrap()[..4], *b"here");
-        assert_eq!(fs::metadata(&path).unwrap().len(), 10_000);
-        until(&file, is_quiet).await;
-
-        // And the rest, when it comes back.
-        truncate(&path, 100_000);
-        assert_eq!(reader.slice(50_000, 10).await.unwrap(), [0; 10]);
-        file.update_region_async(99_999, b"x").await.unwrap();
-        file.resize(100_001).await.unwrap();
-        assert_eq!(fs::read(&path).unwrap()[99_999..], *b"x\0");
-
-        // An opening takes note of the length.
-        truncate(&path, 10_000);
-        let outside = mmap_io::write_mmap(&path, 10_000, b"x").await.unwrap_err();
-        assert!(
-            matches!(outside, MmapIoError::OutOfBounds { total: 10_000, .. }),
-            "{outside:?}"
-        );
-        for handle in [&file, &reader] {
-            assert_eq!(handle.len(), 10_000);
-            assert!(handle.slice(9_999, 2).await.is_err());
-        }
-    });
-}
-
-#[test]
-fn a_flush_whose_bytes_somebody_cut_off_says_so() {
-    let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        let (path, file) = patterned(dir.path(), 100_000).await;
-        file.flush().await.unwrap();
-        file.update_region(90_000, b"lost").await.unwrap();
-        truncate(&path, 50_000);
-        let told = file.flush().await;
-        assert!(matches!(told, Err(MmapIoError::FlushFailed(_))), "{told:?}");
-        assert_eq!(
-            file.last_flush_error().unwrap().io_kind(),
-            Some(std::io::ErrorKind::UnexpectedEof)
-        );
-        assert_eq!(file.pending_bytes(), 4);
-        drop(file);
-        // Where nothing is lost there is nothing to say; nor for what is cut off here.
-        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-        file.update_region(10, b"kept").await.unwrap();
-        truncate(&path, 20_000);
-        file.flush().await.unwrap();
-        drop(file);
-        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-        file.update_region(19_000, b"cut").await.unwrap();
-        file.resize(100).await.unwrap();
-        file.resize(50_000).await.unwrap();
-        file.flush().await.unwrap();
-    });
-}
-
-#[test]
-fn a_truncation_is_found_in_the_page_it_cuts() {
-    let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        let (path, file) = patterned(dir.path(), 12_000).await;
-        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        // The page is still there, but its end is not the file's.
-        truncate(&path, 10_000);
-        let told = (9_990, 20, 10_000);
-        for handle in [&file, &reader] {
-            assert_gone(handle.slice(9_990, 20).await, told);
-            assert_gone(handle.read_bytes(9_990, 20).await, told);
-            assert_gone(handle.read_into(9_990, &mut [0; 20]).await, told);
-            assert_gone(handle.touch_pages().await, (0, 12_000, 10_000));
-        }
-        assert_gone(file.as_slice_mut(9_990, 20).await, told);
-    });
-}
-
-#[test]
-fn a_truncation_is_told_in_the_callers_numbers() {
-    let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        let (path, file) = patterned(dir.path(), 100_000).await;
-        fs::write(dir.path().join("old"), b"keep").unwrap();
-        truncate(&path, 10_000);
-        assert_gone(file.as_slice_mut(50_000, 10).await, (50_000, 10, 10_000));
-        assert_gone(
-            file.copy_to(dir.path().join("old")).await,
-            (0, 100_000, 10_000),
-        );
-        // There was nothing to replace it by.
-        assert_eq!(fs::read(dir.path().join("old")).unwrap(), b"keep");
-    });
-}
-
-#[test]
-fn a_file_that_another_process_empties() {
-    let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        let (path, file) = patterned(dir.path(), 10_000).await;
-        truncate(&path, 0);
-        let told = (0, 10_000, 0);
-        assert_gone(file.update_region(0, b"x").await, (0, 1, 0));
-        assert_gone(file.slice(0, 1).await, (0, 1, 0));
-        assert_gone(file.touch_pages().await, told);
-        assert_gone(file.resize(1).await, told);
-        assert!(file.as_slice_mut(0, 1).await.is_err());
-        assert!(file.copy_to(dir.path().join("copy")).await.is_err());
-        // An opening takes note of the length.
-        assert!(MemoryMappedFile::open_rw(&path).await.is_err());
-        assert!(MemoryMappedFile::open_ro(&path).await.unwrap().is_empty());
-        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
-        let again = MemoryMappedFile::open_or_create(&path, 10).await.unwrap();
-        assert_eq!((again.len(), file.len()), (10, 10));
-        file.update_region(0, b"anew").await.unwrap();
-        assert_eq!(again.slice(0, 5).await.unwrap(), b"anew\0");
-        file.close().await.unwrap();
-    });
-}
-
-#[test]
-fn a_disk_that_cannot_be_read() {
+fn unreadable_disk_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("image");
-    let Some(disk) = Disk::ext4("a_disk_that_cannot_be_read", &image, 64 * MIB) else {
+    let Some(disk) = Disk::ext4("unreadable_disk_is_an_error", &image, 64 * MIB) else {
         return;
     };
     fs::write(disk.path("data"), vec![5; 32 << 20]).unwrap();
     File::open(disk.path("data")).unwrap().sync_all().unwrap();
     drop(disk);
-    // Mounted again, with a cold cache; then most of its blocks are no more.
-    let Some(disk) = Disk::loop_device("a_disk_that_cannot_be_read", &image) else {
+    // It is mounted again with a cold cache; then most of its blocks are removed.
+    let Some(disk) = Disk::loop_device("unreadable_disk_is_an_error", &image) else {
         return;
     };
     let path = disk.path("data");
@@ -537,7 +41,7 @@ fn a_disk_that_cannot_be_read() {
         assert!(matches!(error, MmapIoError::Io(_)), "{error:?}");
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
         assert_unreadable(file.slice(bad + 100, 100).await);
         assert_unreadable(file.read_bytes(bad, 10_000).await);
@@ -557,14 +61,14 @@ fn a_disk_that_cannot_be_read() {
         // The readable part can be used, and nothing of the above was written there.
         assert_eq!(file.slice(0, 4096).await.unwrap(), [5; 4096]);
         file.update_region_async(0, b"fine").await.unwrap();
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn a_failed_flush_is_never_forgotten() {
+fn flush_error_outlives_repair() {
     // The image is sparse, on a disk that has no room for it.
-    let test = "a_failed_flush_is_never_forgotten";
+    let test = "flush_error_outlives_repair";
     let Some(small) = Disk::tmpfs(test, 8 * MIB) else {
         return;
     };
@@ -572,7 +76,7 @@ fn a_failed_flush_is_never_forgotten() {
         return;
     };
     let path = disk.path("data");
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::create_rw(&path, 32 * MIB).await.unwrap();
         file.update_region_async(0, b"durable").await.unwrap();
         assert!(file.last_flush_error().is_none());
@@ -613,27 +117,30 @@ fn a_failed_flush_is_never_forgotten() {
         fails(always.update_region(0, b"x").await);
         fails(always.try_update_region(0, b"x").await.map(drop));
         assert!(file.pending_bytes() >= 8192);
-        // What is not durable goes on.
+        // Operations that are not durable proceed.
         file.update_region(0, b"visible").await.unwrap();
         assert_eq!(other.slice(0, 7).await.unwrap(), b"visible");
         assert_eq!(file.slice(MIB, 8192).await.unwrap(), [1; 8192]);
         file.resize(33 * MIB).await.unwrap();
         fails(file.flush().await);
 
-        // A `Bytes` keeps the file, and its error; then it is another opening.
+        // A `Bytes` keeps the file and its error alive; after that, an opening starts afresh.
         let bytes = file.bytes(0, 7).unwrap();
         drop((file, other, always));
         let again = MemoryMappedFile::open_rw(&path).await.unwrap();
         fails(again.flush().await);
         drop((bytes, again));
-        // The last job may not have gone yet.
-        let deadline = Instant::now() + SOON;
+        // The last job may still hold the file.
+        let deadline = Instant::now() + TIMEOUT;
         let fresh = loop {
             let again = MemoryMappedFile::open_rw(&path).await.unwrap();
             if again.last_flush_error().is_none() {
                 break again;
             }
-            assert!(Instant::now() < deadline, "never forgotten");
+            assert!(
+                Instant::now() < deadline,
+                "expected a fresh state after the last drop, but the error is still there"
+            );
             drop(again);
             yield_now().await;
         };
@@ -643,59 +150,8 @@ fn a_failed_flush_is_never_forgotten() {
 }
 
 #[test]
-fn a_creation_that_cannot_be_read_in_leaves_no_file() {
-    let test = "a_creation_that_cannot_be_read_in_leaves_no_file";
-    let Some(disk) = Disk::tmpfs(test, MIB) else {
-        return;
-    };
-    let path = disk.path("data");
-    let builder = || {
-        let builder = MemoryMappedFile::builder(&path).size(8 * MIB);
-        builder.touch_hint(mmap_io::TouchHint::Eager)
-    };
-    for _ in 0..2 {
-        assert_full(alone(builder().create()));
-        assert!(!path.exists());
-        assert_full(alone(builder().create_new()));
-        assert!(!path.exists());
-    }
-    // One that was there stays, and so does one that is opened.
-    fs::write(&path, b"there").unwrap();
-    assert_full(alone(builder().create()));
-    assert!(path.exists());
-    let opening = builder().mode(mmap_io::MmapMode::ReadWrite).open();
-    assert_full(alone(opening));
-    assert!(path.exists());
-}
-
-#[test]
-fn data_of_a_truncated_file_is_said_to_be_truncated() {
-    let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        let (_, file) = patterned(dir.path(), 100_000).await;
-        let path = dir.path().join("source");
-        fs::write(&path, pattern(100_000)).unwrap();
-        let source = MemoryMappedFile::open_ro(&path).await.unwrap();
-        for (len, at) in [(20_000, 50_000), (20_000, 20_100)] {
-            fs::write(&path, pattern(100_000)).unwrap();
-            let data = source.bytes(at, 1000).unwrap();
-            let file_len = File::options().write(true).open(&path).unwrap();
-            file_len.set_len(len).unwrap();
-            let error = file.write_bytes(0, data).await.unwrap_err();
-            match error {
-                MmapIoError::Truncated {
-                    offset, file_len, ..
-                } => assert_eq!((offset, file_len), (at, len)),
-                error => panic!("{error:?}"),
-            }
-        }
-        assert!(file.as_slice(0, 1000).unwrap() == pattern(1000)[..]);
-    });
-}
-
-#[test]
-fn a_file_of_huge_pages_is_refused_in_words() {
-    let test = "a_file_of_huge_pages_is_refused_in_words";
+fn hugetlbfs_file_is_refused() {
+    let test = "hugetlbfs_file_is_refused";
     // SAFETY: the name is live and ends in a zero byte.
     let memory = unsafe { libc::memfd_create(b"huge\0".as_ptr().cast(), libc::MFD_HUGETLB) };
     if memory < 0 {
@@ -706,7 +162,7 @@ fn a_file_of_huge_pages_is_refused_in_words() {
     memory.set_len(4 * MIB).unwrap();
     for mode in [mmap_io::MmapMode::ReadOnly, mmap_io::MmapMode::ReadWrite] {
         let copy = memory.try_clone().unwrap();
-        let refused = alone(MemoryMappedFile::from_file(copy, mode, "huge")).map(drop);
+        let refused = block_on(MemoryMappedFile::from_file(copy, mode, "huge")).map(drop);
         let error = refused.unwrap_err();
         assert_eq!(error.io_kind(), Some(std::io::ErrorKind::Unsupported));
         assert!(error.to_string().contains("hugetlbfs"), "{error}");
@@ -714,9 +170,9 @@ fn a_file_of_huge_pages_is_refused_in_words() {
 }
 
 #[test]
-fn a_large_range_counts_neither_as_resident_nor_as_not() {
+fn large_range_is_not_counted_as_resident() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 5 << 20).await;
         file.touch_pages().await.unwrap();
         let before = file.stats();

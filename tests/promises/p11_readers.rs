@@ -1,6 +1,6 @@
-//! No reader waits for a writer that waits; and short reads do not starve it. What could break: a
-//! write that leaves its claim on a range while it waits, a gate that stays up when its time is
-//! over, and a write that never finds a moment without readers.
+//! No reader waits for a writer that waits; and short reads do not starve the writer. What could
+//! break: a write that keeps its claim on a range while it waits, a gate that stays up when its
+//! time is over, and a write that never finds a moment without readers.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -9,13 +9,14 @@ use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{
-    alone, assert_waits, at_once, is_quiet, pattern, patterned, soon, until, until_looked_at, SOON,
+    assert_waits, at_once, block_on, is_quiet, pattern, patterned, wait_until, wait_until_examined,
+    with_timeout, TIMEOUT,
 };
 
 #[test]
-fn readers_go_on_while_a_write_waits_for_a_slow_one() {
+fn readers_proceed_beside_blocked_write() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let other = MemoryMappedFile::builder(&path)
             .mode(MmapMode::ReadOnly)
@@ -29,7 +30,8 @@ fn readers_go_on_while_a_write_waits_for_a_slow_one() {
             for file in [&file, &other] {
                 for _ in 0..5_000 {
                     assert_eq!(file.as_slice(100, 10).unwrap(), slow[100..110]);
-                    // It never waits, and so cannot be let through by somebody else's patience.
+                    // It never waits, so it does not succeed only because another reader has
+                    // waited.
                     assert!(file.try_as_slice(100, 10).unwrap().is_some());
                 }
                 // At the first poll: the pages are there.
@@ -52,18 +54,18 @@ fn readers_go_on_while_a_write_waits_for_a_slow_one() {
         });
         assert!(poll_once(&mut write).await.is_none());
         drop(slow);
-        // What was borrowed from it is out until it goes.
+        // What was borrowed from the reader stays leased until the reader is dropped.
         assert!(poll_once(&mut write).await.is_none());
         drop(other);
-        soon(write).await.unwrap();
+        with_timeout(write).await.unwrap();
         assert_eq!(file.as_slice(0, 9_000).unwrap(), [1; 9_000]);
     });
 }
 
 #[test]
-fn readers_go_on_whatever_waits() {
+fn readers_proceed_beside_any_blocked_op() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         let slow = file.bytes(1_000, 8_000).unwrap();
         let mut mutable = Box::pin(file.as_slice_mut(1_000, 5_000));
@@ -85,56 +87,59 @@ fn readers_go_on_whatever_waits() {
             assert_eq!(at_once(file.read_bytes(at, len)).unwrap(), expected);
         }
         drop((mutable, shrink, both, snapshot, slow));
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
-/// Has the queue look at everything again that waits for the first byte.
+/// Makes the queue examine again everything that waits for the first byte.
 async fn look_again(file: &MemoryMappedFile, spare: u64) {
     let mut withdrawn = Box::pin(file.update_region(0, b"withdrawn"));
     assert_waits(file, spare, &mut withdrawn).await;
     drop(withdrawn);
-    until_looked_at(file, spare).await;
+    wait_until_examined(file, spare).await;
 }
 
 #[test]
-fn the_gate_of_a_write_steps_back() {
+fn gate_of_blocked_write_steps_back() {
     let mut shortest = Duration::MAX;
     for _ in 0..10 {
         let dir = tempfile::tempdir().unwrap();
-        alone(async {
+        block_on(async {
             let (_, file) = patterned(dir.path(), 1_000).await;
             let slow = file.bytes(0, 900).unwrap();
             let mut write = Box::pin(file.update_region(0, &[1; 900]));
             assert_waits(&file, 999, &mut write).await;
-            // When it is looked at again, it raises its gate.
+            // When the queue examines it again, it raises its gate.
             let begin = Instant::now();
             look_again(&file, 999).await;
             let raised = Instant::now();
             assert_eq!(file.as_slice(10, 10).unwrap(), slow[10..20]);
             shortest = shortest.min(raised.elapsed());
-            // And not again soon.
+            // And it does not raise the gate again soon.
             for _ in 0..20 {
                 look_again(&file, 999).await;
                 let is_let_through = file.try_as_slice(10, 10).unwrap().is_some();
                 let is_soon = begin.elapsed() < Duration::from_millis(100);
-                assert!(is_let_through || !is_soon, "the gate is up again");
+                assert!(
+                    is_let_through || !is_soon,
+                    "expected the gate to stay down for 100 ms, but it is up again"
+                );
             }
             assert!(poll_once(&mut write).await.is_none());
             drop(slow);
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         });
     }
-    // The machine may be slow now and then, but not every time.
+    // The machine may be slow sometimes, but not every time.
     let about_a_millisecond = Duration::from_millis(30);
     assert!(shortest < about_a_millisecond, "{shortest:?}");
 }
 
 #[test]
-fn the_gate_steps_back_for_every_kind_of_reader() {
+fn gate_steps_back_for_every_reader() {
     for kind in 0..6 {
         let dir = tempfile::tempdir().unwrap();
-        alone(async {
+        block_on(async {
             let (_, file) = patterned(dir.path(), 1_000).await;
             let slow = file.bytes(0, 900).unwrap();
             let mut write = Box::pin(file.update_region(0, &[1; 900]));
@@ -143,31 +148,36 @@ fn the_gate_steps_back_for_every_kind_of_reader() {
             let begin = Instant::now();
             match kind {
                 0 => drop(file.as_slice(10, 10).unwrap()),
-                // Nobody is there who waits for the time to be over.
+                // No reader waits here for the time to be over.
                 1 => {
                     while file.try_as_slice(10, 10).unwrap().is_none() {
-                        assert!(begin.elapsed() < SOON, "the gate stays up");
+                        assert!(
+                            begin.elapsed() < TIMEOUT,
+                            "expected the gate to step back, but it stays up"
+                        );
                         std::thread::yield_now();
                     }
                 }
                 2 => drop(file.bytes(10, 10).unwrap()),
-                3 => drop(soon(file.slice(10, 10)).await.unwrap()),
-                4 => drop(soon(file.read_bytes(10, 10)).await.unwrap()),
-                _ => soon(file.read_into(10, &mut [0; 10])).await.unwrap(),
+                3 => drop(with_timeout(file.slice(10, 10)).await.unwrap()),
+                4 => drop(with_timeout(file.read_bytes(10, 10)).await.unwrap()),
+                _ => with_timeout(file.read_into(10, &mut [0; 10]))
+                    .await
+                    .unwrap(),
             }
             assert!(poll_once(&mut write).await.is_none());
             drop(slow);
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         });
     }
 }
 
 #[test]
-fn a_stream_of_short_reads_does_not_starve_a_write() {
+fn short_reads_do_not_starve_write() {
     const WRITES: u8 = 5;
     let dir = tempfile::tempdir().unwrap();
-    let (path, file) = alone(patterned(dir.path(), 10_000));
-    let other = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let (path, file) = block_on(patterned(dir.path(), 10_000));
+    let other = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let is_over = AtomicBool::new(false);
     let reads = [const { AtomicU32::new(0) }; 3];
     std::thread::scope(|threads| {
@@ -176,14 +186,14 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
             let is_over = &is_over;
             threads.spawn(move || {
                 let begin = Instant::now();
-                // There is nearly always a view: the next is taken before the last is dropped.
+                // There is almost always a view: the next is taken before the last is dropped.
                 let mut view = file.as_slice(0, 100).unwrap();
                 while !is_over.load(Ordering::Relaxed) {
-                    assert!(begin.elapsed() < SOON, "a write was starved");
+                    assert!(begin.elapsed() < TIMEOUT, "a write was starved");
                     view = file.as_slice(0, 100).unwrap();
                     drop(view);
                     if reader == 2 {
-                        alone(file.slice(0, 100)).unwrap();
+                        block_on(file.slice(0, 100)).unwrap();
                         drop(file.bytes(20, 80).unwrap());
                     }
                     view = file.as_slice(0, 100).unwrap();
@@ -192,15 +202,15 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
                 drop(view);
             });
         }
-        alone(async {
+        block_on(async {
             for turn in 0..WRITES {
                 let before = reads.each_ref().map(|reads| reads.load(Ordering::Relaxed));
                 file.update_region(50, &[turn; 10]).await.unwrap();
-                // Nor does the write starve them.
+                // Nor does the write starve the readers.
                 for (reads, before) in reads.iter().zip(before) {
                     let begin = Instant::now();
                     while reads.load(Ordering::Relaxed) == before {
-                        assert!(begin.elapsed() < SOON, "a reader was starved");
+                        assert!(begin.elapsed() < TIMEOUT, "a reader was starved");
                         std::thread::yield_now();
                     }
                 }
@@ -212,9 +222,9 @@ fn a_stream_of_short_reads_does_not_starve_a_write() {
 }
 
 #[test]
-fn ranges_that_stay_leased_are_joined() {
+fn kept_ranges_are_merged() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, _) = patterned(dir.path(), 100_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let pattern = pattern(100_000);
@@ -229,7 +239,7 @@ fn ranges_that_stay_leased_are_joined() {
         assert_eq!(look(10, 49_000), 1);
         assert_eq!(look(60_000, 60_010), 2);
         assert_eq!(look(60_020, 60_030), 3);
-        // Over a gap, and touching both of its neighbours.
+        // Fills a gap, and touches both of its neighbours.
         assert_eq!(look(60_010, 60_020), 2);
         assert_eq!(look(49_999, 60_001), 1);
         assert_eq!(look(0, 100_000), 1);
@@ -237,9 +247,9 @@ fn ranges_that_stay_leased_are_joined() {
 }
 
 #[test]
-fn a_refused_range_keeps_nothing() {
+fn refused_range_keeps_no_lease() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         reader.as_slice_bytes(500, 10).unwrap();
@@ -257,9 +267,9 @@ fn a_refused_range_keeps_nothing() {
             "{refused:?}"
         );
         drop(view);
-        // What lay before the obstacle is free, and after it.
-        soon(file.update_region(100, b"x")).await.unwrap();
-        soon(file.update_region(949, b"x")).await.unwrap();
+        // The bytes before and after the conflict are free.
+        with_timeout(file.update_region(100, b"x")).await.unwrap();
+        with_timeout(file.update_region(949, b"x")).await.unwrap();
         assert!(!file.try_update_region(505, b"x").await.unwrap());
     });
 }

@@ -1,5 +1,5 @@
-//! No executor thread is blocked: a ticker on a one-threaded runtime goes on while an operation is
-//! stuck, behind a view or a busy pool; a runtime that is shut down leaves nothing behind; and the
+//! No executor thread is blocked: a ticker on a one-threaded runtime runs while an operation is
+//! stuck behind a view or a busy pool; a runtime that is shut down leaves nothing behind; and the
 //! thread that polls makes no system call that may wait for a disk.
 
 use std::future::{poll_fn, Future};
@@ -13,10 +13,11 @@ use futures_lite::future::{or, yield_now};
 use mmap_io::MemoryMappedFile;
 use smol::channel::{self, Receiver};
 
+use crate::common::child::{child, with_one_pool_thread};
 use crate::common::operations::{
-    operations, with_one_pool_thread, Gate, HeldBy, Operation, Running, Scene, AFTER, BEFORE, LEN,
+    operations, BlockedBy, BusyPool, Fixture, Operation, Running, AFTER, BEFORE, LEN,
 };
-use crate::common::{alone, is_quiet, until, SOON};
+use crate::common::{block_on, is_quiet, wait_until, TIMEOUT};
 
 type Body = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -62,7 +63,7 @@ fn on_nothing(body: &dyn Fn(Receiver<()>) -> Body) {
             yield_now().await;
         }
     };
-    alone(or(body(ticks), ticker));
+    block_on(or(body(ticks), ticker));
 }
 
 fn current_thread() -> tokio::runtime::Runtime {
@@ -72,7 +73,7 @@ fn current_thread() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// The ticker goes on while an operation is stuck.
+/// Checks that the ticker runs while an operation is stuck.
 async fn ticks_beside(name: &str, stuck: &mut Running<'_>, ticks: &Receiver<()>) {
     for _ in 0..4 {
         let tick = async {
@@ -80,13 +81,17 @@ async fn ticks_beside(name: &str, stuck: &mut Running<'_>, ticks: &Receiver<()>)
             None
         };
         let ended = or(async { Some(stuck.as_mut().await) }, tick).await;
-        assert!(ended.is_none(), "nothing is in the way of {name}");
+        assert!(
+            ended.is_none(),
+            "expected {name} to be blocked, but it completed"
+        );
     }
 }
 
 /// What the written range holds after an operation.
 fn expected(operation: &Operation) -> u8 {
-    let writes = operation.held_by == HeldBy::AnyView && !operation.name.starts_with("resize");
+    let writes =
+        operation.blocked_by == BlockedBy::AnyView && !operation.name.starts_with("resize");
     match writes || operation.name == "try_update_region" {
         true => AFTER,
         false => BEFORE,
@@ -94,7 +99,7 @@ fn expected(operation: &Operation) -> u8 {
 }
 
 #[test]
-fn a_ticker_goes_on_while_each_operation_is_stuck_behind_a_view() {
+fn ticker_runs_beside_ops_behind_view() {
     let dir = tempfile::tempdir().unwrap();
     for on_one_thread in ONE_THREAD {
         on_one_thread(&|ticks| Box::pin(all_behind_views(dir.path().to_path_buf(), ticks)));
@@ -103,31 +108,35 @@ fn a_ticker_goes_on_while_each_operation_is_stuck_behind_a_view() {
 
 async fn all_behind_views(dir: PathBuf, ticks: Receiver<()>) {
     for operation in operations() {
-        let scene = Scene::new(&dir).await;
-        if operation.held_by == HeldBy::AnyView {
-            let view = scene.file.bytes(0, LEN).unwrap();
-            let mut stuck = (operation.run)(&scene);
+        let fixture = Fixture::new(&dir).await;
+        if operation.blocked_by == BlockedBy::AnyView {
+            let view = fixture.file.bytes(0, LEN).unwrap();
+            let mut stuck = (operation.run)(&fixture);
             ticks_beside(operation.name, &mut stuck, &ticks).await;
             drop(view);
             stuck.await.unwrap();
         }
-        // A file that is smaller now has no such view.
-        if operation.held_by != HeldBy::Nothing && scene.file.len() == LEN {
-            let view = scene.file.as_slice_mut(0, LEN).await.unwrap();
-            let mut stuck = (operation.run)(&scene);
+        // A file that is shorter by now has no such view.
+        if operation.blocked_by != BlockedBy::Nothing && fixture.file.len() == LEN {
+            let view = fixture.file.as_slice_mut(0, LEN).await.unwrap();
+            let mut stuck = (operation.run)(&fixture);
             ticks_beside(operation.name, &mut stuck, &ticks).await;
             drop(view);
             stuck.await.unwrap();
-            scene.settled().await;
-            assert_eq!(scene.written(), expected(&operation), "{}", operation.name);
+            fixture.settled().await;
+            assert_eq!(
+                fixture.written(),
+                expected(&operation),
+                "{}",
+                operation.name
+            );
         }
     }
 }
 
 #[test]
-fn a_ticker_goes_on_while_the_pool_is_busy() {
-    let name = "p1_never_blocks::a_ticker_goes_on_while_the_pool_is_busy";
-    with_one_pool_thread(name, || {
+fn ticker_runs_while_pool_is_busy() {
+    with_one_pool_thread(child!(ticker_runs_while_pool_is_busy), || {
         let dir = tempfile::tempdir().unwrap();
         for on_one_thread in ONE_THREAD {
             on_one_thread(&|ticks| {
@@ -139,18 +148,23 @@ fn a_ticker_goes_on_while_the_pool_is_busy() {
 
 async fn all_beside_a_busy_pool(dir: PathBuf, ticks: Receiver<()>) {
     for operation in operations() {
-        let scene = Scene::new(&dir).await;
-        let gate = Gate::shut();
-        let mut stuck = (operation.run)(&scene);
+        let fixture = Fixture::new(&dir).await;
+        let gate = BusyPool::new();
+        let mut stuck = (operation.run)(&fixture);
         ticks_beside(operation.name, &mut stuck, &ticks).await;
         drop(gate);
         stuck.await.unwrap();
-        scene.settled().await;
-        assert_eq!(scene.written(), expected(&operation), "{}", operation.name);
+        fixture.settled().await;
+        assert_eq!(
+            fixture.written(),
+            expected(&operation),
+            "{}",
+            operation.name
+        );
     }
 }
 
-/// Something that is in the way of operations for as long as it lives.
+/// Something that blocks operations for as long as it lives.
 trait Obstacle {}
 impl<T> Obstacle for T {}
 
@@ -158,16 +172,16 @@ impl<T> Obstacle for T {}
 /// that was held up takes effect any more.
 fn shut_down_with_all_in_flight(
     runtime: tokio::runtime::Runtime,
-    behind: for<'a> fn(&'a Scene) -> Box<dyn Obstacle + 'a>,
-) -> Arc<Scene> {
-    let scene = Arc::new(alone(Scene::new(&std::env::temp_dir())));
-    let obstacle = behind(&scene);
+    behind: for<'a> fn(&'a Fixture) -> Box<dyn Obstacle + 'a>,
+) -> Arc<Fixture> {
+    let fixture = Arc::new(block_on(Fixture::new(&std::env::temp_dir())));
+    let obstacle = behind(&fixture);
     let polled = Arc::new(AtomicUsize::new(0));
     let all = operations();
     for operation in all.clone() {
-        let (scene, polled) = (scene.clone(), polled.clone());
+        let (fixture, polled) = (fixture.clone(), polled.clone());
         runtime.spawn(async move {
-            let mut running = (operation.run)(&scene);
+            let mut running = (operation.run)(&fixture);
             let mut is_first = true;
             poll_fn(|context| {
                 let poll = running.as_mut().poll(context);
@@ -185,27 +199,27 @@ fn shut_down_with_all_in_flight(
         }
     });
     // Tasks are dropped on whatever thread the runtime likes.
-    runtime.shutdown_timeout(SOON);
-    let stats = scene.file.stats();
+    runtime.shutdown_timeout(TIMEOUT);
+    let stats = fixture.file.stats();
     assert_eq!((stats.queued_writes, stats.queued_bytes), (0, 0));
     drop(obstacle);
-    alone(async {
-        scene.settled().await;
-        assert_eq!(scene.written(), BEFORE);
-        assert_eq!(scene.file.stats().updates, 0);
+    block_on(async {
+        fixture.settled().await;
+        assert_eq!(fixture.written(), BEFORE);
+        assert_eq!(fixture.file.stats().updates, 0);
     });
-    scene
+    fixture
 }
 
-/// Every operation works as if nothing had been before.
-fn all_go_on(scene: &Scene) {
-    alone(async {
+/// Every operation works as if nothing had happened before.
+fn all_go_on(fixture: &Fixture) {
+    block_on(async {
         for operation in operations() {
-            let result = (operation.run)(scene).await;
+            let result = (operation.run)(fixture).await;
             assert!(result.is_ok(), "{}: {result:?}", operation.name);
         }
-        scene.settled().await;
-        assert_eq!(scene.written(), AFTER);
+        fixture.settled().await;
+        assert_eq!(fixture.written(), AFTER);
     });
 }
 
@@ -214,32 +228,30 @@ fn runtimes() -> [tokio::runtime::Runtime; 2] {
 }
 
 #[test]
-fn a_runtime_that_is_shut_down_behind_a_view_leaves_nothing_behind() {
+fn shutdown_behind_view_leaves_nothing() {
     for runtime in runtimes() {
-        let scene = shut_down_with_all_in_flight(runtime, |scene| {
-            Box::new(scene.file.bytes(0, LEN).unwrap())
+        let fixture = shut_down_with_all_in_flight(runtime, |fixture| {
+            Box::new(fixture.file.bytes(0, LEN).unwrap())
         });
-        all_go_on(&scene);
+        all_go_on(&fixture);
     }
     for runtime in runtimes() {
-        let scene = shut_down_with_all_in_flight(runtime, |scene| {
-            Box::new(alone(scene.file.as_slice_mut(0, LEN)).unwrap())
+        let fixture = shut_down_with_all_in_flight(runtime, |fixture| {
+            Box::new(block_on(fixture.file.as_slice_mut(0, LEN)).unwrap())
         });
-        all_go_on(&scene);
+        all_go_on(&fixture);
     }
 }
 
 #[test]
-fn a_runtime_that_is_shut_down_beside_a_busy_pool_leaves_nothing_behind() {
-    let name =
-        "p1_never_blocks::a_runtime_that_is_shut_down_beside_a_busy_pool_leaves_nothing_behind";
-    with_one_pool_thread(name, || {
+fn shutdown_beside_busy_pool_leaves_nothing() {
+    with_one_pool_thread(child!(shutdown_beside_busy_pool_leaves_nothing), || {
         for runtime in runtimes() {
-            let scene = shut_down_with_all_in_flight(runtime, |_| Box::new(Gate::shut()));
-            assert_eq!(scene.created().count(), 0);
-            assert_eq!(scene.file.len(), LEN);
-            assert!(scene.dir.join("doomed").exists());
-            all_go_on(&scene);
+            let fixture = shut_down_with_all_in_flight(runtime, |_| Box::new(BusyPool::new()));
+            assert_eq!(fixture.created().count(), 0);
+            assert_eq!(fixture.file.len(), LEN);
+            assert!(fixture.dir.join("doomed").exists());
+            all_go_on(&fixture);
         }
     });
 }
@@ -247,12 +259,13 @@ fn a_runtime_that_is_shut_down_beside_a_busy_pool_leaves_nothing_behind() {
 /// By `strace`: which thread makes which calls.
 #[cfg(target_os = "linux")]
 mod calls {
-    use std::fs;
 
     use futures_lite::future::poll_once;
 
     use super::*;
-    use crate::p5_durable::{as_child, can_trace, child_dir};
+    use crate::common::child::child_dir;
+    use crate::common::on_a_disk;
+    use crate::common::probe::{can_trace, trace};
 
     /// What may wait for a disk, or for other processors.
     const CALLS: [&str; 30] = [
@@ -288,7 +301,7 @@ mod calls {
         "statx",
     ];
 
-    /// Tells where the child is: what follows is operation `number`; 0 is none.
+    /// Marks in the trace that operation `number` follows; 0 stands for none.
     fn mark(number: usize) {
         // SAFETY: the call takes no pointer; the descriptor is invalid.
         unsafe { libc::fsync(-1 - number as i32) };
@@ -302,22 +315,18 @@ mod calls {
     }
 
     #[test]
-    fn the_thread_that_polls_makes_no_call_that_may_wait() {
-        let test = "the_thread_that_polls_makes_no_call_that_may_wait";
+    fn polling_thread_makes_no_blocking_call() {
+        let test = "polling_thread_makes_no_blocking_call";
         if !can_trace(test) {
             return;
         }
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = on_a_disk();
         let dir = dir.path().canonicalize().unwrap();
-        let trace = dir.join("trace");
         // A question mark: not every system has the call.
         let traced = CALLS.map(|call| format!("?{call}")).join(",");
         let traced = format!("-etrace={traced}");
-        let program = ["strace", "-f", "-y", &traced, "-o", trace.to_str().unwrap()];
-        let output = as_child(&program, "p1_never_blocks::calls::traced_child", &dir);
-        assert!(output.status.success(), "{output:?}");
+        let trace = trace(child!(traced_child), &dir, &["-y", &traced]);
 
-        let trace = fs::read_to_string(trace).unwrap();
         let dir = dir.to_str().unwrap();
         let thread = |line: &str| line.split_whitespace().next().unwrap().to_owned();
         let begin = trace.lines().find(|line| marked(line).is_some());
@@ -349,7 +358,7 @@ mod calls {
                 elsewhere.push_str(line);
             }
         }
-        // It does see what it looks for.
+        // The trace does contain what the test looks for.
         for call in [
             "openat(",
             "ftruncate(",
@@ -384,17 +393,21 @@ mod calls {
         let Some(dir) = child_dir() else {
             return;
         };
-        alone(async {
-            let mut scenes = Vec::new();
+        block_on(async {
+            let mut fixtures = Vec::new();
             for operation in operations() {
-                scenes.push((operation, Scene::new(&dir).await, Scene::new(&dir).await));
+                fixtures.push((
+                    operation,
+                    Fixture::new(&dir).await,
+                    Fixture::new(&dir).await,
+                ));
             }
-            for (number, (operation, scene, held)) in scenes.iter().enumerate() {
+            for (number, (operation, fixture, held)) in fixtures.iter().enumerate() {
                 mark(number + 1);
-                (operation.run)(scene).await.unwrap();
-                // Given up after its first step, and behind a view.
-                let _ = poll_once((operation.run)(scene)).await;
-                until(&scene.file, is_quiet).await;
+                (operation.run)(fixture).await.unwrap();
+                // Dropped after its first poll, and behind a view.
+                let _ = poll_once((operation.run)(fixture)).await;
+                wait_until(&fixture.file, is_quiet).await;
                 let view = held.file.as_slice_mut(0, LEN).await.unwrap();
                 let mut running = (operation.run)(held);
                 for _ in 0..100 {
@@ -405,7 +418,7 @@ mod calls {
                 }
                 drop(running);
                 drop(view);
-                until(&held.file, is_quiet).await;
+                wait_until(&held.file, is_quiet).await;
                 mark(0);
             }
         });
@@ -421,7 +434,7 @@ mod cold {
     use std::path::Path;
 
     use super::*;
-    use crate::common::skip;
+    use crate::common::{on_a_disk, skip};
 
     /// As much as is asked for without a hop.
     const LEN: usize = 4 << 20;
@@ -446,7 +459,7 @@ mod cold {
 
     /// Reads of a cold file fault on the pool, and of a resident one make no hop if `probes`.
     fn reads_on_the_pool(path: &Path, probes: bool) {
-        alone(async {
+        block_on(async {
             let file = MemoryMappedFile::open_ro(path).await.unwrap();
             let before = major_faults();
             let slice = file.slice(0, LEN as u64).await.unwrap();
@@ -459,22 +472,22 @@ mod cold {
     }
 
     #[test]
-    fn cold_pages_are_read_on_the_pool() {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    fn cold_pages_fault_on_the_pool() {
+        let dir = on_a_disk();
         let path = dir.path().join("cold");
         cold_file(&path);
         reads_on_the_pool(&path, true);
     }
 
-    /// The kernel calls every page resident for a process that neither owns nor may write a file, and
-    /// has no capability that stands for that.
+    /// The kernel calls every page resident for a process that neither owns nor may write a file,
+    /// and has no capability that stands for that.
     #[test]
-    fn cold_pages_are_read_on_the_pool_without_capabilities() {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    fn cold_pages_fault_on_pool_unprivileged() {
+        let dir = on_a_disk();
         let path = dir.path().join("cold");
         cold_file(&path);
         if let Err(error) = chown(&path, Some(12_345), None) {
-            let test = "cold_pages_are_read_on_the_pool_without_capabilities";
+            let test = "cold_pages_fault_on_pool_unprivileged";
             return skip(test, &format!("no file of another user: {error}"));
         }
         let without = std::thread::spawn(move || {

@@ -1,6 +1,6 @@
 //! No pool thread waits for a view, a lease or another pool job: thousands of operations that wait
-//! take none of them, and everything else goes on. Most plainly so with a pool of one thread, in
-//! which one that waited would be the last. (The whole suite also passes with that.)
+//! occupy no thread, and everything else proceeds. A pool of one thread shows it most plainly: one
+//! job that waited would stop all others. (The whole suite also passes with one.)
 
 use std::future::Future;
 use std::path::Path;
@@ -9,20 +9,21 @@ use std::pin::Pin;
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapMode, Result};
 
-use crate::common::{alone, is_quiet, pattern, patterned, run_alone, soon, until};
+use crate::common::child::child;
+use crate::common::{block_on, is_quiet, pattern, patterned, wait_until, with_timeout};
 
 type Made<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 /// Operations that are waited for together.
 #[derive(Default)]
-struct Crowd<'a>(Vec<Made<'a>>);
+struct Waiters<'a>(Vec<Made<'a>>);
 
-impl<'a> Crowd<'a> {
+impl<'a> Waiters<'a> {
     fn join(&mut self, operation: impl Future<Output = Result<()>> + 'a) {
         self.0.push(Box::pin(operation));
     }
 
-    /// Polls all of them until `count` stand in the queue, and shows that all of them wait.
+    /// Polls all of them until `count` are queued, and checks that all of them wait.
     async fn all_wait(&mut self, file: &MemoryMappedFile, count: usize) {
         let poll = async {
             while file.stats().queued_writes < count || file.stats().oldest_blocked.is_none() {
@@ -32,37 +33,37 @@ impl<'a> Crowd<'a> {
                 futures_lite::future::yield_now().await;
             }
         };
-        soon(poll).await;
+        with_timeout(poll).await;
     }
 
     async fn all_end(self) {
         for operation in self.0 {
-            soon(operation).await.unwrap();
+            with_timeout(operation).await.unwrap();
         }
     }
 }
 
 #[test]
-fn two_thousand_writers_wait_for_a_view_and_another_file_goes_on() {
+fn blocked_writers_leave_pool_free() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         let other = MemoryMappedFile::create_rw(dir.path().join("other"), 100)
             .await
             .unwrap();
         let view = file.bytes(0, 10_000).unwrap();
-        let mut writers = Crowd::default();
+        let mut writers = Waiters::default();
         for at in 0..2000_u64 {
             let file = file.clone();
             writers.join(async move { file.update_region(at, &[at as u8 | 1]).await });
         }
         writers.all_wait(&file, 2000).await;
-        soon(other.update_region_async(0, b"durable"))
+        with_timeout(other.update_region_async(0, b"durable"))
             .await
             .unwrap();
         drop(view);
         writers.all_end().await;
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
         for at in 0..2000 {
             assert_eq!(file.as_slice(at, 1).unwrap(), [at as u8 | 1]);
         }
@@ -70,29 +71,29 @@ fn two_thousand_writers_wait_for_a_view_and_another_file_goes_on() {
 }
 
 #[test]
-fn everything_waits_for_one_view_and_another_file_goes_on() {
+fn blocked_ops_leave_pool_free() {
     const TURNS: u64 = 100;
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         let view = file.bytes(0, 10_000).unwrap();
         // None of them is out of bounds after the shrinks before it.
         let parts: [(u64, &[u8]); 2] = [(0, b"both"), (7_000, b"both")];
-        let mut crowd = Crowd::default();
+        let mut waiters = Waiters::default();
         let data = || bytes::Bytes::from_static(b"owned");
         for turn in 0..TURNS {
-            crowd.join(file.update_region(turn, b"write"));
-            crowd.join(file.update_region_async(turn * 50, b"durable"));
-            crowd.join(file.update_regions(&parts));
-            crowd.join(file.update_regions_async(&parts));
-            crowd.join(file.write_bytes(turn, data()));
-            crowd.join(file.write_bytes_async(turn, data()));
-            crowd.join(async { file.as_slice_mut(0, 5_000).await.map(drop) });
-            crowd.join(async { file.as_slice_mut(9, 90).await?.commit().await });
-            crowd.join(file.resize(9_900 - turn));
+            waiters.join(file.update_region(turn, b"write"));
+            waiters.join(file.update_region_async(turn * 50, b"durable"));
+            waiters.join(file.update_regions(&parts));
+            waiters.join(file.update_regions_async(&parts));
+            waiters.join(file.write_bytes(turn, data()));
+            waiters.join(file.write_bytes_async(turn, data()));
+            waiters.join(async { file.as_slice_mut(0, 5_000).await.map(drop) });
+            waiters.join(async { file.as_slice_mut(9, 90).await?.commit().await });
+            waiters.join(file.resize(9_900 - turn));
         }
         let waiting = TURNS as usize * 9;
-        crowd.all_wait(&file, waiting).await;
+        waiters.all_wait(&file, waiting).await;
         // Snapshots behind them. What they copy is cut off before their turn.
         let mut copies = Vec::new();
         for turn in 0..10 {
@@ -107,39 +108,44 @@ fn everything_waits_for_one_view_and_another_file_goes_on() {
                 }
             }
         };
-        soon(submit).await;
+        with_timeout(submit).await;
         // The same file, as far as it needs no turn.
-        soon(file.flush()).await.unwrap();
-        soon(file.flush_range(5, 5)).await.unwrap();
-        soon(file.touch_pages()).await.unwrap();
-        assert_eq!(soon(file.read_bytes(0, 10_000)).await.unwrap(), view);
-        assert!(!soon(file.try_update_region(0, b"x")).await.unwrap());
-        soon(MemoryMappedFile::open_ro(file.path())).await.unwrap();
-        soon(everything(&dir.path().join("other"))).await;
+        with_timeout(file.flush()).await.unwrap();
+        with_timeout(file.flush_range(5, 5)).await.unwrap();
+        with_timeout(file.touch_pages()).await.unwrap();
+        assert_eq!(
+            with_timeout(file.read_bytes(0, 10_000)).await.unwrap(),
+            view
+        );
+        assert!(!with_timeout(file.try_update_region(0, b"x")).await.unwrap());
+        with_timeout(MemoryMappedFile::open_ro(file.path()))
+            .await
+            .unwrap();
+        with_timeout(everything(&dir.path().join("other"))).await;
         assert_eq!(view, pattern(10_000));
         drop(view);
-        crowd.all_end().await;
+        waiters.all_end().await;
         for copy in copies {
-            // It waits for its turn, which is all that this is about.
-            let _ = soon(copy).await;
+            // It waits for its turn; its result does not matter here.
+            let _ = with_timeout(copy).await;
         }
         assert_eq!(file.len(), 9_900 - (TURNS - 1));
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn readers_wait_for_mutable_views_and_another_file_goes_on() {
+fn blocked_readers_leave_pool_free() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let view = file.as_slice_mut(0, 10_000).await.unwrap();
-        let mut crowd = Crowd::default();
+        let mut waiters = Waiters::default();
         let copy = dir.path().join("copy");
-        crowd.join(async { reader.copy_to(copy).await.map(drop) });
-        crowd.all_wait(&file, 1).await;
-        let mut readers = Crowd::default();
+        waiters.join(async { reader.copy_to(copy).await.map(drop) });
+        waiters.all_wait(&file, 1).await;
+        let mut readers = Waiters::default();
         for turn in 0..500 {
             let (file, at) = (if turn % 2 == 0 { &file } else { &reader }, turn * 10);
             readers.join(async move { file.slice(at, 10).await.map(drop) });
@@ -151,29 +157,29 @@ fn readers_wait_for_mutable_views_and_another_file_goes_on() {
                 assert!(poll_once(read).await.is_none());
             }
         }
-        soon(everything(&dir.path().join("other"))).await;
+        with_timeout(everything(&dir.path().join("other"))).await;
         drop(view);
         readers.all_end().await;
-        crowd.all_end().await;
-        until(&file, is_quiet).await;
+        waiters.all_end().await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn files_that_write_each_others_bytes_and_open_at_once() {
+fn mapped_sources_and_opens_leave_pool_free() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 10_000).await;
         let view = file.bytes(0, 10_000).unwrap();
-        let mut crowd = Crowd::default();
+        let mut waiters = Waiters::default();
         // Their data lies in a mapping, so that each is copied on the pool first.
         for turn in 0..200 {
-            crowd.join(file.write_bytes(turn * 10, file.bytes(turn * 20, 10).unwrap()));
+            waiters.join(file.write_bytes(turn * 10, file.bytes(turn * 20, 10).unwrap()));
         }
-        crowd.all_wait(&file, 200).await;
-        // One opens the file, all others wait for that.
+        waiters.all_wait(&file, 200).await;
+        // One call opens the file, and all others wait for it.
         let path = dir.path().join("new");
-        let mut opening = Crowd::default();
+        let mut opening = Waiters::default();
         for turn in 0..200 {
             let path = &path;
             opening.join(async move {
@@ -191,10 +197,10 @@ fn files_that_write_each_others_bytes_and_open_at_once() {
             let _ = poll_once(open).await;
         }
         drop(view);
-        crowd.all_end().await;
+        waiters.all_end().await;
         opening.0.clear();
-        soon(everything(&path.with_extension("other"))).await;
-        until(&file, is_quiet).await;
+        with_timeout(everything(&path.with_extension("other"))).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
@@ -234,22 +240,20 @@ async fn everything(path: &Path) {
     mmap_io::delete_mmap(&copy).await.unwrap();
 }
 
-#[cfg(unix)]
 #[test]
-fn the_same_with_a_pool_of_one_thread() {
-    let program = ["env", "BLOCKING_MAX_THREADS=1"];
-    for test in [
-        "two_thousand_writers_wait_for_a_view_and_another_file_goes_on",
-        "everything_waits_for_one_view_and_another_file_goes_on",
-        "readers_wait_for_mutable_views_and_another_file_goes_on",
-        "files_that_write_each_others_bytes_and_open_at_once",
+fn one_pool_thread_is_enough() {
+    for child in [
+        child!(blocked_writers_leave_pool_free),
+        child!(blocked_ops_leave_pool_free),
+        child!(blocked_readers_leave_pool_free),
+        child!(mapped_sources_and_opens_leave_pool_free),
     ] {
-        run_alone(&program, &format!("p2_pool::{test}"));
+        child.one_pool_thread().passes();
     }
 }
 
-/// Processes of their own, in which no thread can be started from some time on: `RLIMIT_NPROC` is
-/// lowered. Root is no subject to it, and becomes another user first.
+/// Processes of their own in which, from some moment on, no thread can be started: `RLIMIT_NPROC`
+/// is lowered. The limit does not apply to root, so a root process becomes another user first.
 #[cfg(target_os = "linux")]
 mod thread_limit {
     use std::time::Duration;
@@ -257,10 +261,10 @@ mod thread_limit {
     use mmap_io::FlushPolicy;
 
     use super::*;
+    use crate::common::child::{abort_if_stuck, child, child_dir, Child};
     use crate::common::{eventually, skip, HeldQueue};
-    use crate::p5_durable::{as_child, child_dir};
 
-    /// Lets this user have so many threads, as far as the process may say so.
+    /// Limits the threads of this user, as far as the process is permitted to.
     fn set_limit(threads: libc::rlim_t) {
         let mut limit = libc::rlimit {
             rlim_cur: 0,
@@ -278,7 +282,7 @@ mod thread_limit {
         std::thread::Builder::new().spawn(|| ()).is_ok()
     }
 
-    /// No other thread can be started from now on; says whether that is so.
+    /// Lets no other thread be started from now on; returns whether the limit works.
     fn no_more_threads() -> bool {
         set_limit(1);
         // SAFETY: the calls take no pointers.
@@ -290,33 +294,17 @@ mod thread_limit {
         !can_start()
     }
 
-    fn in_child(test: &str) {
+    fn in_child(child: Child) {
         let dir = tempfile::tempdir().unwrap();
-        // The other user finds its way.
+        // Another user can reach it.
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(dir.path(), permissions).unwrap();
-        let program = ["env", "--unset=BLOCKING_MAX_THREADS"];
-        let output = as_child(
-            &program,
-            &format!("p2_pool::thread_limit::{test}"),
-            dir.path(),
-        );
-        assert!(output.status.success(), "{output:?}");
-        print!("{}", String::from_utf8_lossy(&output.stdout));
-    }
-
-    /// Ends the process if the test does not: the thread that spins cannot be told to.
-    fn watch() {
-        std::thread::spawn(|| {
-            std::thread::sleep(Duration::from_secs(60));
-            eprintln!("the child hangs");
-            std::process::abort();
-        });
+        child.dir(dir.path()).usual_pool().passes();
     }
 
     #[test]
-    fn without_any_thread_an_open_ends_in_an_error() {
-        in_child("cold_child");
+    fn open_without_threads_is_an_error() {
+        in_child(child!(cold_child));
     }
 
     #[test]
@@ -326,14 +314,11 @@ mod thread_limit {
         };
         let path = dir.join("data");
         std::fs::write(&path, pattern(100)).unwrap();
-        watch();
+        abort_if_stuck();
         if !no_more_threads() {
-            return skip(
-                "without_any_thread_an_open_ends_in_an_error",
-                "no limit holds",
-            );
+            return skip("open_without_threads_is_an_error", "no limit holds");
         }
-        alone(async {
+        block_on(async {
             for _ in 0..10 {
                 let opened = poll_once(Box::pin(MemoryMappedFile::open_ro(&path))).await;
                 let error = opened.expect("at once").unwrap_err();
@@ -355,8 +340,8 @@ mod thread_limit {
     }
 
     #[test]
-    fn at_a_thread_limit_operations_take_turns_on_a_warm_pool() {
-        in_child("warm_child");
+    fn warm_pool_works_at_thread_limit() {
+        in_child(child!(warm_child));
     }
 
     #[test]
@@ -364,8 +349,8 @@ mod thread_limit {
         let Some(dir) = child_dir() else {
             return;
         };
-        watch();
-        alone(async {
+        abort_if_stuck();
+        block_on(async {
             let mut files = Vec::new();
             for name in 0..20 {
                 let builder = MemoryMappedFile::builder(dir.join(name.to_string()));
@@ -374,36 +359,33 @@ mod thread_limit {
                     .flush_policy(FlushPolicy::EveryMillis(5));
                 files.push(builder.create().await.unwrap());
             }
-            // The watchdog of `soon` has a thread of its own.
-            soon(async { futures_lite::future::yield_now().await }).await;
+            // The watchdog of `with_timeout` has a thread of its own.
+            with_timeout(async { futures_lite::future::yield_now().await }).await;
             // What was found out before, about room to grow, is forgotten after a moment.
             std::thread::sleep(Duration::from_millis(50));
             if !no_more_threads() {
-                return skip(
-                    "at_a_thread_limit_operations_take_turns_on_a_warm_pool",
-                    "no limit holds",
-                );
+                return skip("warm_pool_works_at_thread_limit", "no limit holds");
             }
             let everything = async {
-                // One thread waits, and what is submitted meanwhile would need others.
+                // One thread waits, and what is submitted in the meantime would need other threads.
                 let held = HeldQueue::new(&files[0], 9_999);
-                let mut crowd = Crowd::default();
+                let mut waiters = Waiters::default();
                 for (turn, file) in files[1..].iter().enumerate() {
-                    crowd.join(file.update_region(0, b"write"));
-                    crowd.join(file.update_region_async(100, b"durable"));
-                    crowd.join(async { file.as_slice_mut(200, 10).await?.commit().await });
-                    crowd.join(file.resize(20_000 + turn as u64));
-                    crowd.join(async { MemoryMappedFile::open_ro(file.path()).await.map(drop) });
-                    crowd.join(file.flush());
+                    waiters.join(file.update_region(0, b"write"));
+                    waiters.join(file.update_region_async(100, b"durable"));
+                    waiters.join(async { file.as_slice_mut(200, 10).await?.commit().await });
+                    waiters.join(file.resize(20_000 + turn as u64));
+                    waiters.join(async { MemoryMappedFile::open_ro(file.path()).await.map(drop) });
+                    waiters.join(file.flush());
                 }
-                let mut pending = Crowd::default();
-                for mut operation in crowd.0 {
+                let mut pending = Waiters::default();
+                for mut operation in waiters.0 {
                     match poll_once(&mut operation).await {
                         Some(ended) => ended.unwrap(),
                         None => pending.0.push(operation),
                     }
                 }
-                held.let_go().await;
+                held.release().await;
                 pending.all_end().await;
                 // One after the other, too.
                 for turn in 0..1_000_u64 {
@@ -427,9 +409,9 @@ mod thread_limit {
                 .iter()
                 .map(|file| HeldQueue::new(file, 9_999))
                 .collect();
-            first.let_go().await;
+            first.release().await;
             for queue in held {
-                queue.let_go().await;
+                queue.release().await;
             }
         });
     }

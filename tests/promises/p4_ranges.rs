@@ -1,6 +1,6 @@
-//! A write waits only for views that overlap it; growing waits for none, shrinking for those of the
-//! tail. What could break: a border that is off by one, a coarse comparison by pages or by the
-//! 32 KiB blocks of the lease table that is taken for the truth, and a view of a map that has been
+//! A write waits only for views that overlap it; growing waits for no view, shrinking for views of
+//! the tail. What could break: a border that is off by one, a coarse comparison by pages or by the
+//! 32 KiB blocks of the lease table that is taken as exact, and a view of a map that has been
 //! outgrown.
 
 use std::future::Future;
@@ -12,13 +12,15 @@ use bytes::Bytes;
 use futures_lite::future::{or, poll_once, yield_now};
 use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode};
 
-use crate::common::{alone, assert_waits, is_quiet, pattern, patterned, soon, until};
+use crate::common::{
+    assert_waits, block_on, is_quiet, pattern, patterned, wait_until, with_timeout,
+};
 
 const BLOCK: u64 = 32 << 10;
 const LEN: u64 = 5 * BLOCK;
 
 /// A view of one kind or another.
-#[allow(dead_code)] // They are there to be dropped.
+#[allow(dead_code)] // They exist to be dropped.
 enum View<'a> {
     Slice(MappedSlice<'a>),
     Resident(MappedSlice<'a>),
@@ -55,26 +57,26 @@ fn places() -> impl Iterator<Item = (u64, u64)> {
 }
 
 #[test]
-fn a_write_waits_for_what_overlaps_it_and_for_nothing_else() {
+fn write_waits_only_for_overlap() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), LEN as usize).await;
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         for (turn, (at, len)) in places().enumerate() {
             let end = at + len;
-            // The first two are its neighbours, with no gap; the others are all that is free.
+            // The first two are its neighbours, with no gap; the others are the whole free ranges.
             let free = [(at - 1, 1), (end, 1), (0, at), (end, LEN - end)];
             let taken = [(at - 1, 2), (end - 1, 2), (at, 1), (end - 1, 1), (0, LEN)];
             for kind in 0..View::KINDS {
                 let view = View::new(kind, &file, at, len).await;
                 for (at, len) in free {
                     let data = vec![kind as u8; len as usize];
-                    soon(other.update_region(at, &data)).await.unwrap();
+                    with_timeout(other.update_region(at, &data)).await.unwrap();
                     assert!(other.try_update_region(at, &data).await.unwrap());
-                    drop(soon(other.as_slice_mut(at, len)).await.unwrap());
+                    drop(with_timeout(other.as_slice_mut(at, len)).await.unwrap());
                     drop(other.try_as_slice_mut(at, len).unwrap().unwrap());
                     drop(other.try_as_slice(at, len).unwrap().unwrap());
-                    drop(soon(other.slice(at, len)).await.unwrap());
+                    drop(with_timeout(other.slice(at, len)).await.unwrap());
                 }
                 for (at, len) in taken {
                     let data = vec![kind as u8; len as usize];
@@ -83,20 +85,20 @@ fn a_write_waits_for_what_overlaps_it_and_for_nothing_else() {
                     let reads = other.try_as_slice(at, len).unwrap().is_some();
                     assert_eq!(reads, !view.is_mutable());
                 }
-                // One that waits, each time.
+                // One write that waits, each time.
                 let (wanted, len) = taken[turn % taken.len()];
                 let data = vec![7; len as usize];
                 let mut write = Box::pin(other.update_region(wanted, &data));
                 let spare = if at > 1 { 0 } else { LEN - 1 };
                 if (wanted..wanted + len).contains(&spare) {
                     assert!(poll_once(&mut write).await.is_none());
-                    until(&file, |stats| stats.oldest_blocked.is_some()).await;
+                    wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
                 } else {
                     assert_waits(&other, spare, &mut write).await;
                 }
                 drop(view);
-                soon(write).await.unwrap();
-                until(&file, is_quiet).await;
+                with_timeout(write).await.unwrap();
+                wait_until(&file, is_quiet).await;
                 let written = file.as_slice(wanted, len).unwrap();
                 assert!(written.iter().all(|byte| *byte == 7));
             }
@@ -107,49 +109,53 @@ fn a_write_waits_for_what_overlaps_it_and_for_nothing_else() {
 #[test]
 fn growing_waits_for_no_view() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 9_000).await;
         let slice = file.as_slice(0, 3_000).unwrap();
         let bytes = file.bytes(3_000, 3_000).unwrap();
         let mut mutable = file.as_slice_mut(6_000, 3_000).await.unwrap();
-        // It has its own turn, and that is not behind this one.
+        // A growth does not wait for its turn behind this write.
         let mut write = Box::pin(file.update_region(0, &[1; 9_000]));
         assert!(poll_once(&mut write).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         // Inside the address space that was reserved, and beyond it, again and again.
         for size in [9_001, 500_000, 1 << 20, (1 << 20) + 1, 9 << 20, 40 << 20] {
-            soon(file.resize(size)).await.unwrap();
+            with_timeout(file.resize(size)).await.unwrap();
             assert_eq!(file.len(), size);
-            // What is new is zero, and as good as the rest.
+            // The new bytes are zero, and can be used like the rest.
             assert_eq!(file.as_slice(size - 1, 1).unwrap(), [0]);
-            soon(file.update_region(size - 1, b"x")).await.unwrap();
-            soon(file.update_region(size - 1, &[0])).await.unwrap();
+            with_timeout(file.update_region(size - 1, b"x"))
+                .await
+                .unwrap();
+            with_timeout(file.update_region(size - 1, &[0]))
+                .await
+                .unwrap();
             assert_eq!(slice, &pattern(9_000)[..3_000]);
             assert_eq!(bytes, pattern(9_000)[3_000..6_000]);
             assert_eq!(mutable[..], pattern(9_000)[6_000..]);
         }
-        // What is stored through an old map is seen through the new one.
+        // A store through an old map is seen through the new one.
         mutable.fill(9);
         drop(mutable);
         assert_eq!(file.as_slice(6_000, 3_000).unwrap(), [9; 3_000]);
         assert!(poll_once(&mut write).await.is_none());
         drop((slice, bytes));
-        soon(write).await.unwrap();
+        with_timeout(write).await.unwrap();
     });
 }
 
 #[test]
-fn shrinking_waits_for_views_of_the_tail_and_for_no_others() {
+fn shrinking_waits_only_for_tail_views() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), LEN as usize).await;
         for new_len in [1, 4095, 4096, 4097, BLOCK, BLOCK + 1, LEN - 1] {
             for kind in 0..View::KINDS {
-                // All that is kept is viewed, up to the last byte.
+                // All bytes that stay are viewed, up to the last.
                 let kept = View::new(kind, &file, 0, new_len).await;
-                soon(file.resize(new_len)).await.unwrap();
+                with_timeout(file.resize(new_len)).await.unwrap();
                 assert_eq!(file.len(), new_len);
-                soon(file.resize(LEN)).await.unwrap();
+                with_timeout(file.resize(LEN)).await.unwrap();
                 drop(kept);
                 for (at, len) in [(new_len, 1), (LEN - 1, 1), (new_len - 1, 2)] {
                     let view = View::new(kind, &file, at, len).await;
@@ -158,41 +164,41 @@ fn shrinking_waits_for_views_of_the_tail_and_for_no_others() {
                         assert_waits(&file, 0, &mut shrink).await;
                     } else {
                         assert!(poll_once(&mut shrink).await.is_none());
-                        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+                        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
                     }
                     assert_eq!(file.len(), LEN);
                     drop(view);
-                    soon(shrink).await.unwrap();
+                    with_timeout(shrink).await.unwrap();
                     assert_eq!(file.len(), new_len);
-                    soon(file.resize(LEN)).await.unwrap();
+                    with_timeout(file.resize(LEN)).await.unwrap();
                 }
-                until(&file, is_quiet).await;
+                wait_until(&file, is_quiet).await;
             }
         }
     });
 }
 
 #[test]
-fn a_view_stays_good_whatever_happens_to_its_handle() {
+fn bytes_outlive_resize_drop_and_replace() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 9_000).await;
         let mut views = Vec::new();
         for size in [1 << 20, 5 << 20, 50 << 20, 10_000, 3 << 20, 9_000] {
             views.push(file.bytes(0, 9_000).unwrap());
-            soon(file.resize(size)).await.unwrap();
+            with_timeout(file.resize(size)).await.unwrap();
         }
         let are_whole = |views: &[Bytes]| views.iter().all(|view| *view == pattern(9_000));
         assert!(are_whole(&views));
         drop(file);
         assert!(are_whole(&views));
 
-        // The file is still in use: who opens it now waits for the views.
+        // The file is still in use: a handle that is opened now waits for the views.
         let again = MemoryMappedFile::open_rw(&path).await.unwrap();
         assert!(!again.try_update_region(8_999, b"x").await.unwrap());
         let mut write = Box::pin(again.update_region(0, b"x"));
         assert!(poll_once(&mut write).await.is_none());
-        until(&again, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&again, |stats| stats.oldest_blocked.is_some()).await;
         let busy = MemoryMappedFile::create_rw(&path, 10).await.unwrap_err();
         assert!(matches!(busy, MmapIoError::Busy { .. }), "{busy:?}");
         drop(write);
@@ -201,7 +207,9 @@ fn a_view_stays_good_whatever_happens_to_its_handle() {
         // Another file has its name.
         std::fs::remove_file(&path).unwrap();
         let new = MemoryMappedFile::create_rw(&path, 9_000).await.unwrap();
-        soon(new.update_region_async(0, &[1; 9_000])).await.unwrap();
+        with_timeout(new.update_region_async(0, &[1; 9_000]))
+            .await
+            .unwrap();
         assert!(are_whole(&views));
         // In parts, by other threads, one after the other.
         let part = views[0].slice(4_000..5_000);
@@ -213,17 +221,19 @@ fn a_view_stays_good_whatever_happens_to_its_handle() {
 }
 
 #[test]
-fn slices_stay_good_while_the_file_grows_and_shrinks_elsewhere() {
+fn slices_survive_growth_and_shrinking() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 9_000).await;
         let expected = pattern(9_000);
         let mut slices = Vec::new();
         let mut mutable = file.as_slice_mut(8_000, 1_000).await.unwrap();
         for size in [2 << 20, 9_000, 9 << 20, 10_000, 33 << 20] {
             slices.push(file.as_slice(100, 5_000).unwrap());
-            soon(file.resize(size)).await.unwrap();
-            soon(file.update_region(5_100, &[1; 100])).await.unwrap();
+            with_timeout(file.resize(size)).await.unwrap();
+            with_timeout(file.update_region(5_100, &[1; 100]))
+                .await
+                .unwrap();
             mutable[..10].copy_from_slice(&[2; 10]);
             assert!(slices.iter().all(|slice| *slice == expected[100..5_100]));
         }
@@ -235,9 +245,9 @@ fn slices_stay_good_while_the_file_grows_and_shrinks_elsewhere() {
 }
 
 #[test]
-fn a_write_of_many_ranges_waits_for_all_and_holds_none_meanwhile() {
+fn multi_range_write_holds_none_while_blocked() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), LEN as usize).await;
         let before = pattern(LEN as usize);
         let ranges = [(100, 50), (BLOCK - 10, 20), (3 * BLOCK, 100)];
@@ -250,20 +260,25 @@ fn a_write_of_many_ranges_waits_for_all_and_holds_none_meanwhile() {
         let mut write = Box::pin(file.update_regions(&parts));
         assert_waits(&file, 0, &mut write).await;
         while let Some(last) = in_the_way.pop() {
-            // Readers of what nobody else has go on, and nothing is written yet.
+            // Readers of the other ranges proceed, and nothing is written yet.
             for (at, len) in ranges {
                 let expected = &before[at as usize..(at + len) as usize];
                 assert_eq!(file.as_slice(at, len).unwrap(), expected);
-                let slice = soon(file.slice(at, len)).await.unwrap();
+                let slice = with_timeout(file.slice(at, len)).await.unwrap();
                 assert_eq!(slice, expected);
             }
-            // Bytes between its ranges are not its own.
-            soon(file.update_region(150, b"x")).await.unwrap();
-            soon(file.update_region(BLOCK + 10, b"x")).await.unwrap();
-            assert!(poll_once(&mut write).await.is_none(), "one is enough");
+            // Bytes between its ranges do not belong to it.
+            with_timeout(file.update_region(150, b"x")).await.unwrap();
+            with_timeout(file.update_region(BLOCK + 10, b"x"))
+                .await
+                .unwrap();
+            assert!(
+                poll_once(&mut write).await.is_none(),
+                "expected the write to wait for the views that are left"
+            );
             drop(last);
         }
-        soon(write).await.unwrap();
+        with_timeout(write).await.unwrap();
         for (at, len) in ranges {
             let written = file.as_slice(at, len).unwrap();
             assert!(written.iter().all(|byte| *byte == 7));
@@ -272,14 +287,14 @@ fn a_write_of_many_ranges_waits_for_all_and_holds_none_meanwhile() {
 }
 
 #[test]
-fn blocked_writes_take_no_room_from_the_others() {
+fn blocked_writes_leave_buffer_to_others() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, _) = patterned(dir.path(), 10_000).await;
         let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
         let file = builder.write_buffer(1000).open().await.unwrap();
         let view = file.bytes(0, 10).unwrap();
-        // As many as fill the buffer several times over.
+        // Enough to fill the buffer several times.
         let mut blocked: Vec<_> = (0..10)
             .map(|byte| Box::pin(file.update_region(0, &[[1; 700], [2; 700]][byte % 2])))
             .collect();
@@ -294,7 +309,7 @@ fn blocked_writes_take_no_room_from_the_others() {
                 let parts: [(u64, &[u8]); 2] = [(7000, &data[..500]), (8000, &data[..500])];
                 file.update_regions(&parts).await
             };
-            // Each of them is a task's: it is polled when there is room for it.
+            // Each belongs to a task, which polls it when there is room for it.
             let tasks = async {
                 loop {
                     for write in &mut blocked {
@@ -303,11 +318,11 @@ fn blocked_writes_take_no_room_from_the_others() {
                     yield_now().await;
                 }
             };
-            soon(or(others, tasks)).await.unwrap();
+            with_timeout(or(others, tasks)).await.unwrap();
         }
         drop(view);
         for write in blocked {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         assert_eq!(file.as_slice(0, 700).unwrap(), [2; 700]);
         assert_eq!(file.as_slice(5000, 2000).unwrap(), [19; 2000]);
@@ -324,9 +339,9 @@ impl Wake for Woken {
 }
 
 #[test]
-fn a_waiting_reader_sleeps_through_writes_of_other_bytes() {
+fn blocked_reader_ignores_disjoint_writes() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), LEN as usize).await;
         let view = file.as_slice_mut(0, 4096).await.unwrap();
         let other_view = file.as_slice_mut(4096, 100).await.unwrap();
@@ -347,9 +362,9 @@ fn a_waiting_reader_sleeps_through_writes_of_other_bytes() {
         drop(other_view);
         file.resize(3 * BLOCK).await.unwrap();
         wakes += woken.0.load(Ordering::SeqCst);
-        // It may come back from the pool, and find its pages there.
-        assert!(wakes <= 2, "woken {wakes} times for nothing");
+        // It may return from the pool, and find its pages resident.
+        assert!(wakes <= 2, "expected at most 2 wake-ups, found {wakes}");
         drop(view);
-        soon(reader).await.unwrap();
+        with_timeout(reader).await.unwrap();
     });
 }

@@ -1,102 +1,24 @@
-//! Durable means durable, as far as a running system shows it: when a durable call returns, no page
-//! of its range is dirty or being written back, the calls that make it so were made, and a process
-//! that maps the file then sees the bytes. (A power cut shows the rest.)
+//! Durable means durable, as far as a running system can show it: when a durable call returns, no
+//! page of its range is dirty or being written back, the necessary system calls were made, and a
+//! process that maps the file then sees the bytes. (`tests/power_cut` shows the rest.)
 
-#![cfg(target_os = "linux")]
-
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fs;
 
 use mmap_io::{FlushPolicy, MemoryMappedFile};
 
-use crate::common::{alone, at_once, pattern, skip};
+use crate::common::child::{child, child_dir};
+use crate::common::probe::Probe;
+use crate::common::{at_once, block_on, on_a_disk, pattern, skip};
 
-/// On a disk: a tmpfs has nothing to write back to.
-pub(crate) fn on_a_disk() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
-}
+mod names;
 
-/// Looks at a file's pages from outside.
-pub(crate) struct Probe {
-    path: PathBuf,
-    file: File,
-}
-
-impl Probe {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_path_buf(),
-            file: File::open(path).unwrap(),
-        }
-    }
-
-    /// Whether no page of the file is dirty or being written back.
-    pub(crate) fn is_clean(&self) -> bool {
-        match self.unwritten(0, 0) {
-            Some(pages) => pages == 0,
-            // The kernel's older way to tell, for what is mapped here.
-            None => self.dirty_and_mapped() == 0,
-        }
-    }
-
-    /// Pages that are dirty or being written back, by `cachestat(2)` (Linux 6.5). All of them if
-    /// `len` is 0.
-    pub(crate) fn unwritten(&self, offset: u64, len: u64) -> Option<u64> {
-        #[repr(C)]
-        struct Range {
-            offset: u64,
-            len: u64,
-        }
-        #[repr(C)]
-        #[derive(Default)]
-        struct CacheStat {
-            cached: u64,
-            dirty: u64,
-            writeback: u64,
-            evicted: u64,
-            recently_evicted: u64,
-        }
-        const SYS_CACHESTAT: libc::c_long = 451;
-        let range = Range { offset, len };
-        let mut stat = CacheStat::default();
-        let descriptor = self.file.as_raw_fd();
-        // SAFETY: both structures are live for the call, and laid out as it says.
-        let result = unsafe { libc::syscall(SYS_CACHESTAT, descriptor, &range, &mut stat, 0) };
-        (result == 0).then_some(stat.dirty + stat.writeback)
-    }
-
-    /// KiB, by `/proc/self/smaps`.
-    fn dirty_and_mapped(&self) -> u64 {
-        let name = self.path.to_str().unwrap();
-        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut is_ours = false;
-        let mut dirty = 0;
-        for line in maps.lines() {
-            if line.contains('/') || line.contains('-') {
-                is_ours = line.ends_with(name);
-            }
-            let value = ["Shared_Dirty:", "Private_Dirty:"]
-                .iter()
-                .find_map(|key| line.strip_prefix(key));
-            if let (true, Some(value)) = (is_ours, value) {
-                let value = value.trim().trim_end_matches(" kB");
-                dirty += value.parse::<u64>().unwrap();
-            }
-        }
-        dirty
-    }
-}
-
-/// Changes a range without making it durable, shows that the probe sees it, and runs what is to
-/// make it durable.
+/// Changes a range without making it durable, checks that the probe sees the change, and runs the
+/// operation that has to make it durable.
 macro_rules! assert_cleans {
     ($probe:ident, $file:ident, $offset:expr, $len:expr, $durable:expr) => {
         let data = vec![7; $len];
         $file.update_region($offset, &data).await.unwrap();
-        assert!(!$probe.is_clean(), "the probe sees nothing");
+        assert!(!$probe.is_clean(), "expected the probe to see dirty pages");
         $durable.await.unwrap();
         assert!($probe.is_clean(), stringify!($durable));
         assert_eq!($file.pending_bytes(), 0, stringify!($durable));
@@ -104,16 +26,16 @@ macro_rules! assert_cleans {
 }
 
 #[test]
-fn nothing_is_left_to_write_when_a_durable_call_returns() {
+fn durable_calls_leave_no_dirty_page() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, 1 << 20).await.unwrap();
         let probe = Probe::new(&path);
         file.update_region(0, &[1; 1 << 20]).await.unwrap();
         if probe.is_clean() {
             return skip(
-                "p5_durable",
+                "durable_calls_leave_no_dirty_page",
                 "neither cachestat(2) nor smaps sees a dirty page",
             );
         }
@@ -166,7 +88,7 @@ fn nothing_is_left_to_write_when_a_durable_call_returns() {
         assert_eq!((probe.is_clean(), file.pending_bytes()), (false, 5000));
         file.flush().await.unwrap();
         assert_eq!((probe.is_clean(), file.pending_bytes()), (true, 0));
-        // SAFETY: nobody looks at the byte.
+        // SAFETY: nothing reads the byte.
         unsafe { file.as_mut_ptr().unwrap().add(200_000).write(1) };
         assert!(!probe.is_clean());
         file.flush().await.unwrap();
@@ -189,9 +111,9 @@ fn nothing_is_left_to_write_when_a_durable_call_returns() {
 }
 
 #[test]
-fn nothing_is_left_to_write_under_the_policy_always() {
+fn policy_always_leaves_no_dirty_page() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::builder(&path)
             .size(100_000)
@@ -216,7 +138,7 @@ fn nothing_is_left_to_write_under_the_policy_always() {
         let lazy = MemoryMappedFile::open_rw(&path).await.unwrap();
         lazy.update_region(0, b"x").await.unwrap();
         assert!(!is_durable());
-        // Close reports it for the last handle, too.
+        // The close of the last handle flushes, too.
         drop(file);
         lazy.close().await.unwrap();
         assert!(probe.is_clean());
@@ -224,23 +146,26 @@ fn nothing_is_left_to_write_under_the_policy_always() {
 }
 
 #[test]
-fn each_of_many_writers_finds_its_own_bytes_durable() {
+fn concurrent_durable_writes_are_clean() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
-    let file = alone(MemoryMappedFile::create_rw(&path, 4 << 12)).unwrap();
+    let file = block_on(MemoryMappedFile::create_rw(&path, 4 << 12)).unwrap();
     let probe = Probe::new(&path);
     if probe.unwritten(0, 0).is_none() {
-        return skip("p5_durable_writers", "no cachestat(2) in this kernel");
+        return skip(
+            "concurrent_durable_writes_are_clean",
+            "no cachestat(2) in this kernel",
+        );
     }
-    // Each has a page of its own, so that it sees whether the flush it shared was the right one:
-    // one that ran when its bytes came may have passed them already.
+    // Each writer has a page of its own, so that it sees whether it shared the right flush: a flush
+    // that was running when the bytes arrived may have passed them already.
     std::thread::scope(|threads| {
         for page in 0..4 {
             let (file, probe) = (&file, &probe);
             threads.spawn(move || {
                 for turn in 0..100_u8 {
                     let data = [turn; 100];
-                    alone(file.update_region_async(page << 12, &data)).unwrap();
+                    block_on(file.update_region_async(page << 12, &data)).unwrap();
                     assert_eq!(probe.unwritten(page << 12, 1), Some(0));
                 }
             });
@@ -250,35 +175,16 @@ fn each_of_many_writers_finds_its_own_bytes_durable() {
     assert!(stats.flushes <= stats.flushed_waiters);
 }
 
-/// Runs a test in a process of its own, on a directory, and maybe under another program.
-pub(crate) fn as_child(program: &[&str], child: &str, dir: &Path) -> std::process::Output {
-    let this = std::env::current_exe().unwrap();
-    let mut words: Vec<_> = program.iter().map(|word| word.as_ref()).collect();
-    words.push(this.as_os_str());
-    let output = Command::new(words[0])
-        .args(&words[1..])
-        .args(["--exact", "--nocapture", "--test-threads=1", child])
-        .env("MMAP_IO_TEST_CHILD", dir)
-        .output();
-    output.unwrap()
-}
-
-/// The directory to work on, if the test was run by [`as_child`].
-pub(crate) fn child_dir() -> Option<PathBuf> {
-    std::env::var_os("MMAP_IO_TEST_CHILD").map(PathBuf::from)
-}
-
 #[test]
-fn a_process_that_maps_the_file_sees_what_was_flushed() {
+fn other_process_sees_flushed_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
         file.update_region(100, &pattern(5000)).await.unwrap();
         file.update_region(90_000, &pattern(10_000)).await.unwrap();
         let seen = || {
-            let output = as_child(&[], "p5_durable::reading_child", dir.path());
-            assert!(output.status.success(), "{output:?}");
+            child!(reading_child).dir(dir.path()).passes();
             fs::read(dir.path().join("seen")).unwrap()
         };
         file.flush_range(100, 5000).await.unwrap();
@@ -300,343 +206,23 @@ fn reading_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_ro(dir.join("data")).await.unwrap();
         let content = file.as_slice(0, file.len()).unwrap();
         fs::write(dir.join("seen"), content).unwrap();
     });
 }
 
-/// What the child did for durability in one of its steps, as `strace` saw it.
-struct Step(Vec<String>);
-
-impl Step {
-    /// Whether `file` was synced: its content, and its length if that had changed.
-    fn synced(&self, file: &Path) -> bool {
-        let name = format!("<{}>", file.display());
-        let by_name = |line: &String| line.contains("sync(") && line.contains(&name);
-        self.0.iter().any(by_name)
-    }
-
-    /// Whether all of the file system was synced, and nothing less that has a name.
-    fn synced_all(&self) -> bool {
-        self.0.iter().any(|line| line.contains("syncfs("))
-    }
-
-    fn wrote_back(&self) -> bool {
-        let waits = |line: &String| line.contains("msync(") && line.contains("MS_SYNC");
-        self.0.iter().any(waits)
-    }
-}
-
-/// An invalid descriptor ends a step.
-fn end_of_step() {
-    // SAFETY: the call takes no pointer.
-    unsafe { libc::fsync(-1) };
-}
-
-/// Whether `strace` is there and may trace; says so if not.
-pub(crate) fn can_trace(test: &str) -> bool {
-    let mut trial = Command::new("strace");
-    let problem = match trial.args(["-o", "/dev/null", "true"]).output() {
-        Ok(output) if output.status.success() => return true,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).replace('\n', " "),
-        Err(error) => format!("strace: {error}"),
-    };
-    skip(test, &problem);
-    false
-}
-
-/// Runs a child under `strace`, and tells its steps apart; `None` where that cannot be done.
-fn traced(test: &str, child: &str, dir: &Path) -> Option<Vec<Step>> {
-    if !can_trace(test) {
-        return None;
-    }
-    let trace = dir.join("trace");
-    let program = [
-        "strace",
-        "-f",
-        "-y",
-        "-etrace=fsync,fdatasync,syncfs,msync,sync_file_range",
-        "-o",
-        trace.to_str().unwrap(),
-    ];
-    let output = as_child(&program, child, dir);
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
-    assert!(!trace.contains("MS_ASYNC"), "{trace}");
-    let mut steps = vec![Step(Vec::new())];
-    for line in trace.lines() {
-        if line.contains("sync(-1") {
-            steps.push(Step(Vec::new()));
-        } else if line.contains("sync") && !line.contains("resumed>") {
-            steps.last_mut().unwrap().0.push(line.to_owned());
-        }
-    }
-    Some(steps)
-}
-
 #[test]
-fn the_length_and_the_name_become_durable_once() {
-    let dir = on_a_disk();
-    let dir = dir.path().canonicalize().unwrap();
-    fs::write(dir.join("old"), pattern(10_000)).unwrap();
-    fs::write(dir.join("empty"), b"").unwrap();
-    fs::create_dir(dir.join("elsewhere")).unwrap();
-    std::os::unix::fs::symlink(dir.join("elsewhere/target"), dir.join("link")).unwrap();
-    let test = "the_length_and_the_name_become_durable_once";
-    let Some(steps) = traced(test, "p5_durable::traced_child", &dir) else {
-        return;
-    };
-    let mut steps = steps.iter();
-    let mut step = |what: &str| {
-        let step = steps.next().unwrap();
-        println!("{what}: {:#?}", step.0);
-        step
-    };
-    let (new, old) = (dir.join("new"), dir.join("old"));
-
-    assert!(step("created, and written, not durably").0.is_empty());
-    let first = step("first durable write");
-    assert!(first.synced(&new) && first.synced(&dir));
-    for what in ["second durable write", "flush of a range", "commit"] {
-        let later = step(what);
-        assert!(later.wrote_back() || later.synced(&new));
-        assert!(!later.synced(&dir));
-    }
-    for what in ["grown", "shrunk"] {
-        assert!(step(what).0.is_empty());
-        let first = step("first durable operation on it");
-        assert!(first.synced(&new));
-        let second = step("second durable operation on it");
-        assert!(second.wrote_back() || second.synced(&new));
-        assert!(!first.synced(&dir) && !second.synced(&dir));
-    }
-    // Whatever process created it may have gone before its name was durable.
-    for what in ["a file that was there", "the same, through another handle"] {
-        let first = step(what);
-        assert!(first.wrote_back() || first.synced(&old));
-        assert!(first.synced(&dir));
-        let second = step("second durable write to it");
-        assert!(second.wrote_back() && !second.synced(&dir));
-    }
-    let created_over = step("created over it");
-    assert!(created_over.synced(&old) && created_over.synced(&dir));
-    let given_a_length = step("an empty file was given its first length");
-    assert!(given_a_length.synced(&dir.join("empty")) && given_a_length.synced(&dir));
-    for name in ["a", "b"] {
-        let created = step("created in another way");
-        assert!(created.synced(&dir.join(name)) && created.synced(&dir));
-    }
-    let linked = step("created through a link that dangled");
-    assert!(linked.synced(&dir.join("elsewhere/target")));
-    assert!(linked.synced(&dir.join("elsewhere")));
-    let relative = step("opened by a relative path, from elsewhere by now");
-    assert!(relative.synced(&dir) && !relative.synced_all());
-    let moved = step("moved since it was opened");
-    assert!(moved.synced(&dir.join("moved")) && moved.synced_all());
-    let removed = step("removed since it was opened");
-    assert!(!removed.synced(&dir) && !removed.synced_all());
-    let given = step("given as a descriptor");
-    assert!(!given.synced(&dir) && !given.synced_all());
-    assert!(step("without a descriptor for the directory").synced_all());
-    assert!(step("read-only").0.is_empty());
-}
-
-#[test]
-fn traced_child() {
-    let Some(dir) = child_dir() else {
-        return;
-    };
-    alone(async {
-        let path = dir.join("new");
-        let file = MemoryMappedFile::create_rw(&path, 100_000).await.unwrap();
-        file.update_region(0, b"x").await.unwrap();
-        end_of_step();
-        file.update_region_async(50_000, b"x").await.unwrap();
-        end_of_step();
-        file.update_region_async(60_000, b"x").await.unwrap();
-        end_of_step();
-        file.update_region(0, b"x").await.unwrap();
-        file.flush_range(0, 1).await.unwrap();
-        end_of_step();
-        let view = file.as_slice_mut(0, 10).await.unwrap();
-        view.commit().await.unwrap();
-        end_of_step();
-        for size in [200_000, 90_000] {
-            file.resize(size).await.unwrap();
-            end_of_step();
-            file.update_region_async(0, b"x").await.unwrap();
-            end_of_step();
-            file.update_region(0, b"x").await.unwrap();
-            file.flush().await.unwrap();
-            end_of_step();
-        }
-        let old = MemoryMappedFile::open_rw(dir.join("old")).await.unwrap();
-        for _ in 0..2 {
-            let handle = MemoryMappedFile::open_rw(dir.join("old")).await.unwrap();
-            for _ in 0..2 {
-                handle.update_region_async(0, b"x").await.unwrap();
-                end_of_step();
-            }
-        }
-        drop(old);
-        let old = loop {
-            // The last job of the handle before may not have gone yet.
-            match MemoryMappedFile::create_rw(dir.join("old"), 10).await {
-                Err(mmap_io::MmapIoError::Busy { .. }) => std::thread::yield_now(),
-                old => break old.unwrap(),
-            }
-        };
-        old.flush().await.unwrap();
-        end_of_step();
-        for (name, builder_method) in [("empty", true), ("a", true), ("b", false)] {
-            let builder = MemoryMappedFile::builder(dir.join(name)).size(10);
-            let file = match builder_method {
-                true => builder.open_or_create().await.unwrap(),
-                false => builder.create_new().await.unwrap(),
-            };
-            file.update_region_async(0, b"x").await.unwrap();
-            end_of_step();
-        }
-        let file = MemoryMappedFile::create_rw(dir.join("link"), 10)
-            .await
-            .unwrap();
-        file.flush().await.unwrap();
-        end_of_step();
-        std::env::set_current_dir(&dir).unwrap();
-        let file = MemoryMappedFile::open_rw("old").await.unwrap();
-        std::env::set_current_dir("/").unwrap();
-        file.flush().await.unwrap();
-        end_of_step();
-        let name = dir.join("moving");
-        let file = MemoryMappedFile::create_rw(&name, 10).await.unwrap();
-        fs::rename(&name, dir.join("moved")).unwrap();
-        file.flush().await.unwrap();
-        end_of_step();
-        let file = MemoryMappedFile::create_rw(&name, 10).await.unwrap();
-        fs::remove_file(&name).unwrap();
-        file.flush().await.unwrap();
-        end_of_step();
-        let given = File::options().read(true).write(true).open(&path).unwrap();
-        let file = MemoryMappedFile::from_file(given, mmap_io::MmapMode::ReadWrite, &path);
-        file.await.unwrap().flush().await.unwrap();
-        end_of_step();
-        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-        let mut taken = take_descriptors(0);
-        file.flush().await.unwrap();
-        end_of_step();
-        taken.clear();
-        let file = MemoryMappedFile::open_ro(&path).await.unwrap();
-        file.flush().await.unwrap();
-        file.flush_range(0, 10).await.unwrap();
-        file.close().await.unwrap();
-        end_of_step();
-    });
-}
-
-#[test]
-fn a_name_is_not_called_durable_for_lack_of_descriptors() {
-    let dir = on_a_disk();
-    let dir = dir.path().canonicalize().unwrap();
-    let test = "a_name_is_not_called_durable_for_lack_of_descriptors";
-    let Some(steps) = traced(test, "p5_durable::poor_child", &dir) else {
-        return;
-    };
-    // Either it says that it cannot, or it does it.
-    if dir.join("claimed").exists() {
-        assert!(steps[0].synced(&dir), "{:?}", steps[0].0);
-    } else if dir.join("refused").exists() {
-        assert!(!dir.join("new").exists());
-    }
-}
-
-/// Takes all descriptors that the process may have, but for some.
-fn take_descriptors(left: usize) -> Vec<File> {
-    let limit = libc::rlimit {
-        rlim_cur: 64,
-        rlim_max: 64,
-    };
-    // SAFETY: the structure is live for the call.
-    let limited = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-    assert_eq!(limited, 0);
-    let mut taken = Vec::new();
-    while let Ok(file) = File::open("/dev/null") {
-        taken.push(file);
-    }
-    taken.truncate(taken.len() - left);
-    taken
-}
-
-#[test]
-fn poor_child() {
-    let Some(dir) = child_dir() else {
-        return;
-    };
-    // One is left, for the file itself.
-    let mut taken = take_descriptors(1);
-    alone(async {
-        let file = MemoryMappedFile::create_rw(dir.join("new"), 10).await;
-        taken.clear();
-        let outcome = match file {
-            Ok(file) if file.update_region_async(0, b"x").await.is_ok() => "claimed",
-            Ok(_) => "failed",
-            Err(_) => "refused",
-        };
-        fs::write(dir.join(outcome), b"").unwrap();
-        end_of_step();
-    });
-}
-
-/// In a directory where the process may create files, and not look (as a spool for all users).
-#[test]
-fn a_name_in_an_unreadable_directory_becomes_durable() {
-    let test = "a_name_in_an_unreadable_directory_becomes_durable";
-    // SAFETY: the call takes nothing and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
-        return skip(test, "needs root, to become another user");
-    }
-    let dir = on_a_disk();
-    let spool = dir.path().join("spool");
-    fs::create_dir(&spool).unwrap();
-    for (dir, mode) in [(dir.path(), 0o755), (&spool, 0o1733)] {
-        fs::set_permissions(dir, PermissionsExt::from_mode(mode)).unwrap();
-    }
-    let Some(steps) = traced(test, "p5_durable::spooling_child", dir.path()) else {
-        return;
-    };
-    assert!(steps[0].synced_all(), "{:?}", steps[0].0);
-    assert!(!steps[1].synced_all(), "{:?}", steps[1].0);
-}
-
-#[test]
-fn spooling_child() {
-    let Some(dir) = child_dir() else {
-        return;
-    };
-    // SAFETY: the calls take no pointer.
-    let other = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
-    assert!(other);
-    alone(async {
-        let path = dir.join("spool/new");
-        let file = MemoryMappedFile::create_rw(path, 10).await.unwrap();
-        for _ in 0..2 {
-            file.update_region_async(0, b"x").await.unwrap();
-            end_of_step();
-        }
-    });
-}
-
-#[test]
-fn a_flush_of_nothing_does_nothing() {
+fn clean_file_flush_is_noop() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
-    let file = alone(MemoryMappedFile::create_rw(&path, 100_000)).unwrap();
+    let file = block_on(MemoryMappedFile::create_rw(&path, 100_000)).unwrap();
     let flushes = || file.stats().flushes;
     let assert_done = |does: bool| {
         let before = (flushes(), file.stats().pool_hops);
         if does {
-            alone(file.flush()).unwrap();
+            block_on(file.flush()).unwrap();
             assert_eq!(flushes(), before.0 + 1);
             return;
         }
@@ -644,14 +230,14 @@ fn a_flush_of_nothing_does_nothing() {
         at_once(file.flush_range(10, 10)).unwrap();
         assert_eq!((flushes(), file.stats().pool_hops), before);
     };
-    // The length and the name are owed.
+    // The length and the name are not synced yet.
     assert_done(true);
     assert_done(false);
-    alone(file.update_region(0, b"x")).unwrap();
+    block_on(file.update_region(0, b"x")).unwrap();
     assert_done(true);
     assert_done(false);
     // Stores through a view count, before and after it ends.
-    let mut view = alone(file.as_slice_mut(0, 10)).unwrap();
+    let mut view = block_on(file.as_slice_mut(0, 10)).unwrap();
     view[0] = b'y';
     assert_done(true);
     view[1] = b'y';
@@ -659,11 +245,11 @@ fn a_flush_of_nothing_does_nothing() {
     drop(view);
     assert_done(true);
     assert_done(false);
-    alone(file.resize(200_000)).unwrap();
+    block_on(file.resize(200_000)).unwrap();
     assert_done(true);
     assert_done(false);
-    // Another handle opens it, and answers for its name.
-    drop(alone(MemoryMappedFile::open_rw(&path)).unwrap());
+    // Another handle opens it, and has to sync its name.
+    drop(block_on(MemoryMappedFile::open_rw(&path)).unwrap());
     assert_done(true);
     assert_done(false);
     // Stores by address are not seen.

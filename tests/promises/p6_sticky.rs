@@ -1,8 +1,6 @@
-//! A failed flush is never forgotten, whoever asked for it: a threshold, the background, a dropped
+//! A failed flush is never forgotten, whatever started it: a threshold, the background, a dropped
 //! view, or many waiters at once. The disk is a real one that runs full under its file system; what
-//! each durable call says afterwards is also in `p10_errors`.
-
-#![cfg(target_os = "linux")]
+//! each durable call returns afterwards is also in `p10_errors`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,10 +9,10 @@ use std::time::Instant;
 use futures_lite::future::{poll_once, yield_now};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
 
-use crate::common::{alone, ends, eventually, SOON};
-use crate::p10_errors::{Disk, MIB};
+use crate::common::disk::{Disk, MIB};
+use crate::common::{block_on, eventually, join_with_timeout, TIMEOUT};
 
-/// A disk that has room for what is on it, and for nothing else.
+/// A disk that has room for its content, and for nothing else.
 struct Failing {
     /// Unmounted in this order.
     disk: Disk,
@@ -31,7 +29,7 @@ impl Failing {
         let small = Disk::tmpfs(test, 8 * MIB)?;
         let disk = Disk::ext4(test, &small.path("image"), 64 * MIB)?;
         let path = disk.path("data");
-        alone(async {
+        block_on(async {
             let file = MemoryMappedFile::create_rw(&path, 32 * MIB).await.unwrap();
             file.update_region_async(0, b"durable").await.unwrap();
             file.close().await.unwrap();
@@ -53,28 +51,31 @@ impl Failing {
         self.filler = Some(self.small.fill());
     }
 
-    /// From now on a flush would succeed, and lie.
+    /// From now on a flush would succeed although bytes are lost.
     fn repair(&mut self) {
         fs::remove_file(self.filler.take().unwrap()).unwrap();
     }
 
-    /// When every handle and `Bytes` has gone: what nobody remembers.
+    /// Opens the file when every handle and `Bytes` is gone, and the error with them.
     async fn open_afresh(&self) -> MemoryMappedFile {
-        // The last job may not have gone yet.
-        let deadline = Instant::now() + SOON;
+        // The last job may still hold the file.
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let again = self.open(FlushPolicy::Never).await;
             if again.last_flush_error().is_none() {
                 return again;
             }
-            assert!(Instant::now() < deadline, "never forgotten");
+            assert!(
+                Instant::now() < deadline,
+                "expected a fresh state after the last drop, but the error is still there"
+            );
             drop(again);
             yield_now().await;
         }
     }
 }
 
-/// The cause, if it is one that a disk without room has.
+/// The cause, which has to be one of a full disk.
 #[track_caller]
 fn cause(result: mmap_io::Result<()>) -> i32 {
     let error = result.unwrap_err();
@@ -87,7 +88,7 @@ fn cause(result: mmap_io::Result<()>) -> i32 {
     cause.unwrap()
 }
 
-/// Everything that is to be durable fails, with that cause, and everything else goes on.
+/// Checks that every durable operation fails with that cause, and that everything else proceeds.
 async fn assert_sticks(file: &MemoryMappedFile, lost: i32) {
     assert_eq!(cause(Err(file.last_flush_error().unwrap())), lost);
     assert_eq!(cause(file.flush().await), lost);
@@ -111,7 +112,7 @@ async fn assert_sticks(file: &MemoryMappedFile, lost: i32) {
     assert!(lazy.try_update_region(4 * MIB, b"x").await.unwrap());
     file.schedule_flush().await.unwrap();
     assert_eq!(cause(lazy.flush().await), lost);
-    // It was met once, and is not tried again.
+    // The error occurred once, and the flush is not tried again.
     assert_eq!(file.stats().flush_errors, 1);
 }
 
@@ -121,20 +122,19 @@ async fn write_what_is_lost(file: &MemoryMappedFile) -> mmap_io::Result<()> {
 }
 
 #[test]
-fn every_waiter_of_the_flush_is_told_and_every_later_one() {
-    let Some(mut failing) = Failing::new("p6_waiters") else {
+fn flush_error_reaches_all_waiters() {
+    let Some(mut failing) = Failing::new("flush_error_reaches_all_waiters") else {
         return;
     };
-    let file = alone(failing.open(FlushPolicy::Never));
+    let file = block_on(failing.open(FlushPolicy::Never));
     failing.fail();
-    alone(write_what_is_lost(&file)).unwrap();
+    block_on(write_what_is_lost(&file)).unwrap();
     let mut waiters = Vec::new();
     for waiter in 0..12_u64 {
         let file = file.clone();
         waiters.push(std::thread::spawn(move || {
-            ends("a waiter", async move {
-                // None of these bytes is what is lost; but whoever comes later is not told that
-                // all is well.
+            join_with_timeout("a waiter", async move {
+                // None of these bytes is lost; but no later call may report that all is well.
                 let mut results = Vec::new();
                 for turn in 0..20 {
                     results.push(match (waiter + turn) % 3 {
@@ -151,17 +151,17 @@ fn every_waiter_of_the_flush_is_told_and_every_later_one() {
     for waiter in waiters {
         let results = waiter.join().unwrap();
         let first_error = results.iter().position(Result::is_err).unwrap();
-        // One error, and nothing but that from then on.
+        // From the first error on, every call returns that error.
         told.extend(results.into_iter().skip(first_error).map(cause));
     }
     let lost = told[0];
     assert!(told.iter().all(|cause| *cause == lost), "{told:?}");
     failing.repair();
-    alone(assert_sticks(&file, lost));
+    block_on(assert_sticks(&file, lost));
 }
 
 #[test]
-fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
+fn threshold_flush_error_fails_later_writes() {
     for (test, policy) in [
         ("p6_always", FlushPolicy::Always),
         ("p6_every_bytes", FlushPolicy::EveryBytes(1 << 20)),
@@ -170,7 +170,7 @@ fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
         let Some(mut failing) = Failing::new(test) else {
             return;
         };
-        alone(async {
+        block_on(async {
             let file = failing.open(policy).await;
             failing.fail();
             let lost = loop {
@@ -180,8 +180,7 @@ fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
                 assert!(file.stats().updates < 3, "{policy:?}");
             };
             failing.repair();
-            // What it has written and could not flush stays pending, so the threshold stays
-            // crossed.
+            // The bytes that it could not flush stay pending, so the threshold stays crossed.
             assert!(file.pending_bytes() >= 8 * MIB);
             for _ in 0..4 {
                 let bytes = vec![1].into();
@@ -197,19 +196,21 @@ fn a_threshold_tells_the_write_that_crosses_it_and_those_after() {
 }
 
 #[test]
-fn a_failure_of_the_background_surfaces_and_outlives_the_handles() {
-    let Some(mut failing) = Failing::new("p6_every_millis") else {
+fn background_flush_error_outlives_handles() {
+    let Some(mut failing) = Failing::new("background_flush_error_outlives_handles") else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = failing.open(FlushPolicy::EveryMillis(5)).await;
         failing.fail();
-        // The tick may come before this returns.
+        // The background may flush before this returns.
         let _ = write_what_is_lost(&file).await;
-        eventually("the background fails", || file.last_flush_error().is_some());
+        eventually("the background flush fails", || {
+            file.last_flush_error().is_some()
+        });
         failing.repair();
         let lost = cause(Err(file.last_flush_error().unwrap()));
-        // Writes under the policy say so, each of them.
+        // Each write under the policy returns the error.
         for _ in 0..3 {
             let bytes = vec![1].into();
             assert_eq!(cause(file.update_region(MIB, b"x").await), lost);
@@ -218,7 +219,7 @@ fn a_failure_of_the_background_surfaces_and_outlives_the_handles() {
         assert_eq!(file.slice(MIB, 1).await.unwrap(), [1], "it is in place");
         assert_sticks(&file, lost).await;
 
-        // A `Bytes` is the last that holds the file; the error waits with it.
+        // The last `Bytes` keeps the file alive, and the error with it.
         let bytes = file.bytes(0, 7).unwrap();
         drop(file);
         let again = failing.open(FlushPolicy::EveryMillis(5)).await;
@@ -247,15 +248,15 @@ fn a_failure_of_the_background_surfaces_and_outlives_the_handles() {
 }
 
 #[test]
-fn a_flush_that_a_view_started_is_not_forgotten_either() {
-    let Some(mut failing) = Failing::new("p6_views") else {
+fn view_flush_error_is_kept() {
+    let Some(mut failing) = Failing::new("view_flush_error_is_kept") else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = failing.open(FlushPolicy::Always).await;
         failing.fail();
         file.as_slice_mut(8 * MIB, 8 * MIB).await.unwrap().fill(1);
-        eventually("what it started fails", || {
+        eventually("the flush that the view started fails", || {
             file.last_flush_error().is_some()
         });
         failing.repair();
@@ -266,17 +267,17 @@ fn a_flush_that_a_view_started_is_not_forgotten_either() {
 }
 
 #[test]
-fn a_flush_whose_future_was_dropped_is_not_forgotten_either() {
-    let Some(mut failing) = Failing::new("p6_dropped") else {
+fn dropped_flush_error_is_kept() {
+    let Some(mut failing) = Failing::new("dropped_flush_error_is_kept") else {
         return;
     };
-    alone(async {
+    block_on(async {
         let file = failing.open(FlushPolicy::Never).await;
         failing.fail();
         write_what_is_lost(&file).await.unwrap();
-        // Most often it has only begun by then.
+        // Usually the flush has only begun by then.
         drop(poll_once(Box::pin(file.flush())).await);
-        eventually("it fails all the same", || {
+        eventually("the flush fails although its future was dropped", || {
             file.last_flush_error().is_some()
         });
         failing.repair();

@@ -1,5 +1,5 @@
-//! All or nothing: whatever future is dropped, after however many polls, nothing is torn, leaked or
-//! stuck.
+//! All or nothing: any future may be dropped after any number of polls, and nothing is torn, leaked
+//! or stuck.
 
 use std::future::Future;
 use std::path::Path;
@@ -11,16 +11,19 @@ use std::task::{Context, Wake, Waker};
 use futures_lite::future::{or, poll_once, yield_now};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
+use crate::common::child::{child, with_one_pool_thread};
 use crate::common::operations::{
-    operations, with_one_pool_thread, Gate, HeldBy, Operation, Running, Scene, BEFORE, LEN,
+    operations, BlockedBy, BusyPool, Fixture, Operation, Running, BEFORE, LEN,
 };
-use crate::common::{alone, ends, eventually, is_quiet, patterned, until, HeldQueue, SOON};
+use crate::common::{
+    block_on, eventually, is_quiet, join_with_timeout, patterned, wait_until, HeldQueue, TIMEOUT,
+};
 
 /// How far a future gets before it is dropped.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     polls: usize,
-    /// It was woken after the last poll: what it waits for is there, and nobody has taken it.
+    /// It was woken after the last poll: what it waits for is ready, and not taken yet.
     is_woken: bool,
 }
 
@@ -28,12 +31,12 @@ struct Woken(mpsc::Sender<()>);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
-        // Nobody listens when the future is dropped.
+        // The receiver is gone when the future is dropped.
         let _ = self.0.send(());
     }
 }
 
-/// Polls a future whenever it is woken; whether it has come to its end.
+/// Polls a future whenever it is woken; returns whether it has completed.
 fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
     let (wake, woken) = mpsc::channel();
     let waker = Waker::from(Arc::new(Woken(wake)));
@@ -44,7 +47,9 @@ fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
             return true;
         }
         if poll < progress.polls || progress.is_woken {
-            woken.recv_timeout(SOON).expect("nobody wakes it");
+            woken
+                .recv_timeout(TIMEOUT)
+                .expect("the future was not woken");
         }
     }
     false
@@ -58,24 +63,28 @@ fn drop_it(running: Running<'_>, elsewhere: bool) {
     });
 }
 
-/// The same operation, and another over all of the file, find nothing in their way.
-async fn goes_on(operation: &Operation, scene: &Scene) {
+/// The same operation, and one over the whole file, are blocked by nothing.
+async fn goes_on(operation: &Operation, fixture: &Fixture) {
     for _ in 0..2 {
-        let result = (operation.run)(scene).await;
+        let result = (operation.run)(fixture).await;
         assert!(result.is_ok(), "{}: {result:?}", operation.name);
     }
-    for (path, _) in scene.created().collect::<Vec<_>>() {
+    for (path, _) in fixture.created().collect::<Vec<_>>() {
         MemoryMappedFile::open_rw(path).await.unwrap();
     }
-    let view = scene.file.try_as_slice_mut(0, scene.file.len());
-    assert!(view.unwrap().is_some(), "{} holds a lease", operation.name);
-    scene.file.flush().await.unwrap();
-    scene.settled().await;
-    scene.written();
+    let view = fixture.file.try_as_slice_mut(0, fixture.file.len());
+    assert!(
+        view.unwrap().is_some(),
+        "{} still holds a lease",
+        operation.name
+    );
+    fixture.file.flush().await.unwrap();
+    fixture.settled().await;
+    fixture.written();
 }
 
 #[test]
-fn every_future_may_be_dropped_after_every_poll() {
+fn futures_can_be_dropped_after_any_poll() {
     let dir = tempfile::tempdir().unwrap();
     for operation in operations() {
         let mut polls = 0;
@@ -86,66 +95,66 @@ fn every_future_may_be_dropped_after_every_poll() {
     }
 }
 
-/// Drops an operation after so many polls, in all ways; whether it was done by then.
+/// Drops an operation after `polls` polls, in each way; returns whether it was complete by then.
 fn is_done_after(polls: usize, operation: &Operation, dir: &Path) -> bool {
     let mut is_done = true;
     for (is_woken, elsewhere) in [(false, false), (false, true), (true, false), (true, true)] {
-        let scene = alone(Scene::new(dir));
-        let mut running = (operation.run)(&scene);
+        let fixture = block_on(Fixture::new(dir));
+        let mut running = (operation.run)(&fixture);
         is_done &= advance(&mut running, Progress { polls, is_woken });
         drop_it(running, elsewhere);
-        alone(async {
-            scene.settled().await;
-            scene.written();
-            goes_on(operation, &scene).await;
+        block_on(async {
+            fixture.settled().await;
+            fixture.written();
+            goes_on(operation, &fixture).await;
         });
     }
     is_done
 }
 
-/// Nothing has happened, and everything can.
-async fn is_untouched(operation: &Operation, scene: &Scene) {
-    scene.settled().await;
+/// Checks that nothing has happened, and that everything still can.
+async fn is_untouched(operation: &Operation, fixture: &Fixture) {
+    fixture.settled().await;
     let name = operation.name;
-    assert_eq!(scene.written(), BEFORE, "{name}");
-    assert_eq!(scene.file.len(), LEN, "{name}");
-    assert_eq!(scene.file.stats().updates, 0, "{name}");
-    assert_eq!(scene.created().count(), 0, "{name}");
-    assert!(scene.dir.join("doomed").exists(), "{name}");
-    goes_on(operation, scene).await;
+    assert_eq!(fixture.written(), BEFORE, "{name}");
+    assert_eq!(fixture.file.len(), LEN, "{name}");
+    assert_eq!(fixture.file.stats().updates, 0, "{name}");
+    assert_eq!(fixture.created().count(), 0, "{name}");
+    assert!(fixture.dir.join("doomed").exists(), "{name}");
+    goes_on(operation, fixture).await;
 }
 
 #[test]
-fn what_is_dropped_behind_a_view_never_happens() {
+fn op_dropped_behind_view_never_happens() {
     let dir = tempfile::tempdir().unwrap();
     for operation in operations() {
         for elsewhere in [false, true] {
-            if operation.held_by == HeldBy::AnyView {
-                let scene = alone(Scene::new(dir.path()));
-                let view = scene.file.bytes(0, LEN).unwrap();
-                alone(drop_behind_a_view(&operation, &scene, elsewhere));
+            if operation.blocked_by == BlockedBy::AnyView {
+                let fixture = block_on(Fixture::new(dir.path()));
+                let view = fixture.file.bytes(0, LEN).unwrap();
+                block_on(drop_behind_a_view(&operation, &fixture, elsewhere));
                 drop(view);
-                alone(is_untouched(&operation, &scene));
+                block_on(is_untouched(&operation, &fixture));
             }
-            if operation.held_by != HeldBy::Nothing {
-                let scene = alone(Scene::new(dir.path()));
-                let view = alone(scene.file.as_slice_mut(0, LEN)).unwrap();
-                alone(drop_behind_a_view(&operation, &scene, elsewhere));
+            if operation.blocked_by != BlockedBy::Nothing {
+                let fixture = block_on(Fixture::new(dir.path()));
+                let view = block_on(fixture.file.as_slice_mut(0, LEN)).unwrap();
+                block_on(drop_behind_a_view(&operation, &fixture, elsewhere));
                 drop(view);
-                alone(is_untouched(&operation, &scene));
+                block_on(is_untouched(&operation, &fixture));
             }
         }
     }
 }
 
-async fn drop_behind_a_view(operation: &Operation, scene: &Scene, elsewhere: bool) {
+async fn drop_behind_a_view(operation: &Operation, fixture: &Fixture, elsewhere: bool) {
     let name = operation.name;
     let is_queued = !["slice", "read_bytes", "read_into"].contains(&name);
-    let mut running = (operation.run)(scene);
+    let mut running = (operation.run)(fixture);
     for polls in 0.. {
         assert!(polls < 1_000_000, "{name} is not found to be blocked");
         assert!(poll_once(&mut running).await.is_none(), "{name}");
-        let is_stuck = !is_queued || scene.file.stats().oldest_blocked.is_some();
+        let is_stuck = !is_queued || fixture.file.stats().oldest_blocked.is_some();
         if polls > 100 && is_stuck {
             break;
         }
@@ -153,40 +162,39 @@ async fn drop_behind_a_view(operation: &Operation, scene: &Scene, elsewhere: boo
         yield_now().await;
     }
     drop_it(running, elsewhere);
-    let stats = scene.file.stats();
+    let stats = fixture.file.stats();
     assert_eq!((stats.queued_writes, stats.queued_bytes), (0, 0), "{name}");
     assert_eq!(stats.views, 1, "{name}");
 }
 
 #[test]
-fn what_is_dropped_before_the_pool_takes_it_up_never_happens() {
-    let name = "p7_cancel::what_is_dropped_before_the_pool_takes_it_up_never_happens";
-    with_one_pool_thread(name, || {
+fn op_dropped_before_pool_never_happens() {
+    with_one_pool_thread(child!(op_dropped_before_pool_never_happens), || {
         let dir = tempfile::tempdir().unwrap();
         for operation in operations() {
             for elsewhere in [false, true] {
-                let scene = alone(Scene::new(dir.path()));
-                let gate = Gate::shut();
-                let mut running = (operation.run)(&scene);
-                assert!(alone(poll_once(&mut running)).is_none());
+                let fixture = block_on(Fixture::new(dir.path()));
+                let gate = BusyPool::new();
+                let mut running = (operation.run)(&fixture);
+                assert!(block_on(poll_once(&mut running)).is_none());
                 drop_it(running, elsewhere);
-                let stats = scene.file.stats();
+                let stats = fixture.file.stats();
                 assert_eq!((stats.queued_writes, stats.queued_bytes), (0, 0));
                 drop(gate);
-                // The one thread takes its jobs in order: after these, whatever was left.
+                // The one thread runs its jobs in order: these jobs come after any that were left.
                 for _ in 0..4 {
-                    alone(blocking::unblock(|| ()));
+                    block_on(blocking::unblock(|| ()));
                 }
-                alone(is_untouched(&operation, &scene));
+                block_on(is_untouched(&operation, &fixture));
             }
         }
     });
 }
 
 #[test]
-fn a_write_that_was_dropped_before_it_was_admitted_is_in_nobodys_way() {
+fn unadmitted_dropped_write_blocks_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         std::fs::write(&path, [0; 1000]).unwrap();
         let file = MemoryMappedFile::builder(&path)
@@ -198,7 +206,7 @@ fn a_write_that_was_dropped_before_it_was_admitted_is_in_nobodys_way() {
         let mut first = Box::pin(file.update_region(0, &[1; 100]));
         let mut second = Box::pin(file.update_region(200, &[2; 100]));
         let mut third = Box::pin(file.write_bytes(400, vec![3; 100].into()));
-        // Behind the second one, which has its place already.
+        // Behind the second write, which has its place already.
         let mut fourth = Box::pin(file.as_slice_mut(250, 10));
         assert!(poll_once(&mut first).await.is_none());
         assert!(poll_once(&mut second).await.is_none());
@@ -210,10 +218,10 @@ fn a_write_that_was_dropped_before_it_was_admitted_is_in_nobodys_way() {
         assert!(poll_once(&mut third).await.is_none());
         drop(first);
         assert_eq!(file.stats().queued_bytes, 100);
-        held.let_go().await;
+        held.release().await;
         third.await.unwrap();
         assert_eq!(fourth.await.unwrap()[..], [0; 10]);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
         let mut expected = [0; 999];
         expected[400..500].fill(3);
         assert_eq!(file.as_slice(0, 999).unwrap(), expected);
@@ -221,22 +229,22 @@ fn a_write_that_was_dropped_before_it_was_admitted_is_in_nobodys_way() {
 }
 
 #[test]
-fn a_write_that_was_dropped_in_the_queue_is_never_applied() {
+fn queued_dropped_write_is_never_applied() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         file.update_region(0, &[0; 1000]).await.unwrap();
         let view = file.bytes(0, 10).unwrap();
         let mut dropped = Box::pin(file.update_region(5, &[1; 100]));
-        // Behind it, over bytes that the view does not hold.
+        // Behind it, over bytes that the view does not cover.
         let mut behind = Box::pin(file.update_region(50, &[2; 10]));
         assert!(poll_once(&mut dropped).await.is_none());
         assert!(poll_once(&mut behind).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         drop(dropped);
         let in_time = or(behind, async {
-            smol::Timer::after(SOON).await;
-            panic!("it waits for one that was withdrawn");
+            smol::Timer::after(TIMEOUT).await;
+            panic!("the write still waits for a write that was dropped");
         });
         in_time.await.unwrap();
         drop(view);
@@ -244,25 +252,27 @@ fn a_write_that_was_dropped_in_the_queue_is_never_applied() {
         let mut expected = [0; 1000];
         expected[50..60].fill(2);
         assert_eq!(file.as_slice(0, 1000).unwrap(), expected);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn a_view_that_was_granted_and_not_taken_goes_with_its_future() {
+fn granted_view_drops_with_its_future() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), 10_000));
+    let (_, file) = block_on(patterned(dir.path(), 10_000));
     let (wake, woken) = mpsc::channel();
     let waker = Waker::from(Arc::new(Woken(wake)));
     for _ in 0..100 {
         let mut future = Box::pin(file.as_slice_mut(0, 10_000));
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
         if polled.is_ready() {
-            // The drain was quick.
+            // The drain granted it before the poll.
             continue;
         }
-        // It has the lease now, and may keep it for as long as it likes.
-        woken.recv_timeout(SOON).expect("not granted");
+        // The future holds the lease now, and may keep it for any time.
+        woken
+            .recv_timeout(TIMEOUT)
+            .expect("the view was not granted");
         assert_eq!(file.stats().views, 1);
         let busy = file.as_slice(5_000, 1).unwrap_err();
         assert!(matches!(busy, MmapIoError::Busy { .. }), "{busy:?}");
@@ -273,26 +283,26 @@ fn a_view_that_was_granted_and_not_taken_goes_with_its_future() {
 }
 
 #[test]
-fn readers_are_never_told_of_a_view_whose_future_was_dropped() {
+fn dropped_view_future_never_makes_busy() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), 10_000));
+    let (_, file) = block_on(patterned(dir.path(), 10_000));
     for turn in 0..3_000 {
         let mut future = Box::pin(file.as_slice_mut(0, 10_000));
-        drop(alone(poll_once(&mut future)));
-        // Before the drain takes it up, while it does, and after.
+        drop(block_on(poll_once(&mut future)));
+        // Before the drain starts it, while it does, and after.
         for _ in 0..turn % 100 * 20 {
             std::hint::spin_loop();
         }
         drop(future);
         drop(file.as_slice(0, 10_000).unwrap());
     }
-    alone(until(&file, is_quiet));
+    block_on(wait_until(&file, is_quiet));
 }
 
 #[test]
-fn readers_of_a_tail_that_is_cut_and_grown_are_never_told_busy() {
+fn resizing_tail_never_makes_busy() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), 100_000));
+    let (_, file) = block_on(patterned(dir.path(), 100_000));
     let is_over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         threads.spawn(|| {
@@ -309,17 +319,17 @@ fn readers_of_a_tail_that_is_cut_and_grown_are_never_told_busy() {
             }
         });
         for _ in 0..500 {
-            alone(file.resize(4_096)).unwrap();
-            alone(file.resize(100_000)).unwrap();
+            block_on(file.resize(4_096)).unwrap();
+            block_on(file.resize(100_000)).unwrap();
         }
         is_over.store(true, Ordering::Relaxed);
     });
 }
 
-/// Forgets a future after its first poll, and then its handle goes.
+/// Forgets a future after its first poll, and then drops its handle.
 fn forget(dir: &Path, name: &str, begin: impl FnOnce(&MemoryMappedFile)) {
     let path = dir.join(name);
-    let file = alone(
+    let file = block_on(
         MemoryMappedFile::builder(&path)
             .size(100_000)
             .write_buffer(100)
@@ -328,7 +338,7 @@ fn forget(dir: &Path, name: &str, begin: impl FnOnce(&MemoryMappedFile)) {
     let file = file.unwrap();
     begin(&file);
     drop(file);
-    let again = ends(name, MemoryMappedFile::create_rw(path, 10));
+    let again = join_with_timeout(name, MemoryMappedFile::create_rw(path, 10));
     match again {
         Ok(_) | Err(MmapIoError::Busy { .. }) => {}
         Err(error) => panic!("{name}: {error:?}"),
@@ -336,10 +346,10 @@ fn forget(dir: &Path, name: &str, begin: impl FnOnce(&MemoryMappedFile)) {
 }
 
 #[test]
-fn a_forgotten_future_does_not_hold_up_a_creation() {
+fn forgotten_future_does_not_block_create() {
     fn forgotten<'a>(future: impl Future + 'a) {
         let mut future = Box::pin(future);
-        let _ = alone(poll_once(&mut future));
+        let _ = block_on(poll_once(&mut future));
         std::mem::forget(future);
     }
 
@@ -383,17 +393,17 @@ fn a_forgotten_future_does_not_hold_up_a_creation() {
 }
 
 #[test]
-fn a_commit_that_is_dropped_unpolled_is_like_a_dropped_view() {
+fn unpolled_commit_acts_like_dropped_view() {
     let dir = tempfile::tempdir().unwrap();
     let create = |policy| {
         let path = dir.path().join(format!("{policy:?}"));
         let builder = MemoryMappedFile::builder(path).size(10_000);
-        let file = alone(builder.flush_policy(policy).create()).unwrap();
-        alone(file.flush()).unwrap();
+        let file = block_on(builder.flush_policy(policy).create()).unwrap();
+        block_on(file.flush()).unwrap();
         file
     };
     let drop_commit = |file: &MemoryMappedFile| {
-        let mut view = alone(file.as_slice_mut(0, 100)).unwrap();
+        let mut view = block_on(file.as_slice_mut(0, 100)).unwrap();
         view.fill(1);
         drop(view.commit());
     };

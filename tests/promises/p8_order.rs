@@ -1,6 +1,6 @@
 //! Overlapping operations take effect in the order of submission, and each of them whole. What
-//! could break: a look at the queue that lets one pass another, one that is deferred for the sake of
-//! a third, and a write that is seen in part.
+//! could break: a pass over the queue that lets one operation overtake another, an operation that
+//! is deferred because of a third, and a write that is seen in part.
 
 use std::fs;
 use std::future::Future;
@@ -12,17 +12,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
-use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode, Result};
-use proptest::prelude::*;
+use mmap_io::{MappedSliceMut, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
 use crate::common::{
-    alone, assert_waits, is_quiet, pattern, patterned, soon, until, HeldQueue, SOON,
+    assert_waits, block_on, is_quiet, pattern, patterned, wait_until, with_timeout, HeldQueue,
 };
 
+mod model;
+
 #[test]
-fn what_overlaps_keeps_its_order_and_what_does_not_goes_ahead() {
+fn only_overlapping_writes_keep_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         file.update_region(0, &[0; 1000]).await.unwrap();
         let view = file.as_slice(0, 10).unwrap();
@@ -38,7 +39,7 @@ fn what_overlaps_keeps_its_order_and_what_does_not_goes_ahead() {
         assert_eq!(file.as_slice(10, 90).unwrap(), [0; 90]);
         drop(view);
         third.await.unwrap();
-        // The other two went before it.
+        // The other two were applied before it.
         let mut expected = [0; 100];
         expected[5..25].fill(1);
         expected[20..40].fill(2);
@@ -50,9 +51,9 @@ fn what_overlaps_keeps_its_order_and_what_does_not_goes_ahead() {
 }
 
 #[test]
-fn views_resizes_and_snapshots_take_their_turn() {
+fn views_resizes_and_copies_take_turns() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         file.update_region(0, &[0; 1000]).await.unwrap();
         let blocker = file.bytes(900, 1).unwrap();
@@ -69,7 +70,7 @@ fn views_resizes_and_snapshots_take_their_turn() {
         grow.await.unwrap();
         write.await.unwrap();
         shrink.await.unwrap();
-        // It was submitted before the growth: what it was to write was cut off.
+        // It was submitted before the growth: its range was cut off.
         assert!(late.await.is_err());
         assert_eq!(file.len(), 2000);
         assert_eq!(
@@ -85,15 +86,15 @@ fn views_resizes_and_snapshots_take_their_turn() {
 }
 
 #[test]
-fn try_update_region_does_not_overtake_what_waits() {
+fn try_update_region_does_not_overtake() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         let before = pattern(1000);
         let view = file.bytes(0, 10).unwrap();
         let mut first = Box::pin(file.update_region(5, &[1; 15]));
         assert_waits(&file, 999, &mut first).await;
-        // No view is in the way of these, only those that wait.
+        // No view conflicts with these, only the operations that wait.
         assert!(!file.try_update_region(19, &[9; 2]).await.unwrap());
         assert!(file.try_as_slice_mut(19, 2).unwrap().is_none());
         let mut second = Box::pin(file.as_slice_mut(15, 15));
@@ -106,18 +107,18 @@ fn try_update_region_does_not_overtake_what_waits() {
             assert!(file.try_as_slice_mut(at, 1).unwrap().is_none());
         }
         assert_eq!(file.as_slice(0, 200).unwrap(), &before[..200]);
-        // Beside them there is nothing.
+        // The bytes beside them are free.
         for at in [34, 99, 105] {
             assert!(file.try_update_region(at, &[9; 1]).await.unwrap(), "{at}");
         }
         drop(view);
-        soon(first).await.unwrap();
-        let mut view = soon(second).await.unwrap();
+        with_timeout(first).await.unwrap();
+        let mut view = with_timeout(second).await.unwrap();
         assert_eq!(view[..5], [1; 5]);
         view.fill(2);
         assert!(poll_once(&mut third).await.is_none());
         drop(view);
-        soon(third).await.unwrap();
+        with_timeout(third).await.unwrap();
         let mut expected = before[..200].to_vec();
         expected[5..20].fill(1);
         expected[15..30].fill(2);
@@ -130,8 +131,7 @@ fn try_update_region_does_not_overtake_what_waits() {
     });
 }
 
-/// A file whose write buffer is full, and whose queue looks at nothing: what is written next waits
-/// for room.
+/// A file whose write buffer is full and whose queue is held: the next write waits for room.
 async fn with_a_full_buffer<'a>(file: &'a MemoryMappedFile) -> (HeldQueue, Submitted<'a>) {
     let held = HeldQueue::new(file, 0);
     let mut full: Submitted<'a> = Box::pin(async move {
@@ -149,9 +149,9 @@ async fn small_buffer(dir: &Path) -> MemoryMappedFile {
 }
 
 #[test]
-fn a_write_without_room_keeps_its_place_before_a_resize() {
+fn unadmitted_write_precedes_later_resize() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = small_buffer(dir.path()).await;
         let (held, full) = with_a_full_buffer(&file).await;
         let mut write = Box::pin(file.update_region(500, &[2; 100]));
@@ -160,9 +160,9 @@ fn a_write_without_room_keeps_its_place_before_a_resize() {
         assert!(poll_once(&mut shrink).await.is_none());
         let mut grow = Box::pin(file.resize(700));
         assert!(poll_once(&mut grow).await.is_none());
-        held.let_go().await;
+        held.release().await;
         let all = zip(zip(full, write), zip(shrink, grow));
-        let ((full, write), (shrink, grow)) = soon(all).await;
+        let ((full, write), (shrink, grow)) = with_timeout(all).await;
         full.unwrap();
         write.and(shrink).and(grow).unwrap();
         let mut expected = [0; 150];
@@ -173,9 +173,9 @@ fn a_write_without_room_keeps_its_place_before_a_resize() {
 }
 
 #[test]
-fn a_write_without_room_keeps_its_place_before_views_and_writes() {
+fn unadmitted_write_precedes_later_ops() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = small_buffer(dir.path()).await;
         let copy = dir.path().join("copy");
         for withdrawn in [false, true] {
@@ -194,13 +194,13 @@ fn a_write_without_room_keeps_its_place_before_views_and_writes() {
             let parts: [(u64, &[u8]); 2] = [(600, &[4; 20]), (700, &[4; 20])];
             let mut later = Box::pin(file.update_regions(&parts));
             assert!(poll_once(&mut later).await.is_none());
-            held.let_go().await;
+            held.release().await;
             let seen = if withdrawn {
                 drop(write);
-                soon(zip(full, zip(mutable, later))).await.1 .0
+                with_timeout(zip(full, zip(mutable, later))).await.1 .0
             } else {
                 let all = zip(zip(full, write), zip(mutable, later));
-                let ((_, write), (seen, later)) = soon(all).await;
+                let ((_, write), (seen, later)) = with_timeout(all).await;
                 write.and(later).unwrap();
                 seen
             };
@@ -219,9 +219,9 @@ fn a_write_without_room_keeps_its_place_before_views_and_writes() {
         assert!(poll_once(&mut snapshot).await.is_none());
         let mut later = Box::pin(file.update_region(550, &[6; 100]));
         assert!(poll_once(&mut later).await.is_none());
-        held.let_go().await;
+        held.release().await;
         let all = zip(zip(full, write), zip(snapshot, later));
-        let ((_, write), (snapshot, later)) = soon(all).await;
+        let ((_, write), (snapshot, later)) = with_timeout(all).await;
         write.and(snapshot.map(drop)).and(later).unwrap();
         assert_eq!(fs::read(&copy).unwrap()[500..600], [5; 100]);
         assert_eq!(file.as_slice(550, 100).unwrap(), [6; 100]);
@@ -229,14 +229,15 @@ fn a_write_without_room_keeps_its_place_before_views_and_writes() {
 }
 
 #[test]
-fn writes_that_are_sent_back_to_the_door_keep_their_places() {
+fn readmitted_writes_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = small_buffer(dir.path()).await;
         let view = file.bytes(10, 1).unwrap();
         let copies: Vec<[u8; 60]> = (0..20).map(|byte| [byte; 60]).collect();
         let mut line: Vec<Submitted<'_>> = Vec::new();
-        // Each overlaps the one before it, and all but the first find no room among the blocked.
+        // Each overlaps the one before it, and all except the first find no room for blocked
+        // writes.
         for (number, data) in copies.iter().enumerate() {
             let (file, at) = (&file, 10 + number as u64 * 20);
             line.push(Box::pin(async move {
@@ -246,26 +247,27 @@ fn writes_that_are_sent_back_to_the_door_keep_their_places() {
             let write = line.last_mut().unwrap();
             assert!(poll_once(write).await.is_none());
             let rest = [number as u8; 100];
-            soon(file.update_region(900, &rest)).await.unwrap();
+            with_timeout(file.update_region(900, &rest)).await.unwrap();
         }
-        // The futures are awaited one after the other; none has to be polled for another's sake.
+        // The futures are awaited one after the other; no future has to be polled for another to
+        // proceed.
         drop(view);
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         let mut expected = [19; 20 * 19 + 60];
         for (number, part) in expected.chunks_mut(20).enumerate() {
             part.fill(number.min(19) as u8);
         }
         assert_eq!(file.as_slice(10, 20 * 19 + 60).unwrap(), expected);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
+fn write_cut_by_earlier_shrink_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let before = pattern(10_000);
         let view = file.bytes(9_500, 1).unwrap();
@@ -281,12 +283,12 @@ fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
         assert_waits(&file, 0, &mut owned).await;
         assert_waits(&file, 0, &mut mutable).await;
         drop(view);
-        soon(shrink).await.unwrap();
+        with_timeout(shrink).await.unwrap();
         let failed = [
-            soon(many).await,
-            soon(one).await,
-            soon(owned).await,
-            soon(mutable).await.map(drop),
+            with_timeout(many).await,
+            with_timeout(one).await,
+            with_timeout(owned).await,
+            with_timeout(mutable).await.map(drop),
         ];
         for failed in failed {
             let total = match failed.unwrap_err() {
@@ -302,18 +304,18 @@ fn what_a_shrink_cut_off_before_its_turn_is_not_written_in_part() {
 }
 
 #[test]
-fn a_reader_sees_a_write_whole_or_not_at_all() {
+fn reader_sees_whole_writes() {
     // Across pages, across blocks of the lease table, and of more than a mebibyte, for which
     // `as_slice` does not wait.
     for (offset, len, turns) in [(10, 5_000, 300), (30_000, 40_000, 200), (1, 1_500_000, 10)] {
         let dir = tempfile::tempdir().unwrap();
-        let file = alone(MemoryMappedFile::create_rw(
+        let file = block_on(MemoryMappedFile::create_rw(
             dir.path().join("data"),
             2_000_000,
         ));
         let file = file.unwrap();
         let is_over = AtomicBool::new(false);
-        // Reads without end may starve a write, which is not what this is about.
+        // Endless reads may starve a write, which this test does not examine.
         let lets_writes_through = |file: &MemoryMappedFile| {
             let long = Duration::from_millis(100);
             while file
@@ -326,8 +328,11 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
         };
         let check = |view: &[u8]| {
             assert_eq!(view.len(), len);
-            // Each byte is the next one's. Quick, since endless long reads do starve a write.
-            assert!(view[1..] == view[..len - 1], "seen in part");
+            // Each byte equals the next. This is quick, since endless long reads do starve a write.
+            assert!(
+                view[1..] == view[..len - 1],
+                "a reader saw a part of a write"
+            );
         };
         std::thread::scope(|threads| {
             for reader in 0..3 {
@@ -341,7 +346,7 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
                                 Err(MmapIoError::Busy { .. }) if len > 1 << 20 => {}
                                 slice => check(&slice.unwrap()),
                             },
-                            1 => check(&alone(file.slice(offset, len)).unwrap()),
+                            1 => check(&block_on(file.slice(offset, len)).unwrap()),
                             _ => {
                                 if let Some(slice) = file.try_as_slice(offset, len).unwrap() {
                                     check(&slice);
@@ -363,77 +368,12 @@ fn a_reader_sees_a_write_whole_or_not_at_all() {
                     }
                 }
             };
-            // The readers end also if it does not, so that it is told.
-            let written = std::panic::catch_unwind(AssertUnwindSafe(|| alone(soon(write))));
+            // The readers end also if the write fails, so that the failure is reported.
+            let written =
+                std::panic::catch_unwind(AssertUnwindSafe(|| block_on(with_timeout(write))));
             is_over.store(true, Ordering::Relaxed);
             written.unwrap();
         });
-    }
-}
-
-/// The queue is held by a write to the first byte, which nobody else uses.
-const SPARE: u64 = 0;
-const LEN: u64 = 8_000;
-
-#[derive(Clone, Debug)]
-enum Step {
-    Write(u64, u64),
-    WriteMany(Vec<(u64, u64)>),
-    Mutable(u64, u64),
-    Resize(u64),
-    Snapshot,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let range = || (1..LEN - 3_000, 1..3_000_u64);
-    prop_oneof![
-        4 => range().prop_map(|(at, len)| Step::Write(at, len)),
-        2 => proptest::collection::vec(range(), 1..4).prop_map(Step::WriteMany),
-        2 => range().prop_map(|(at, len)| Step::Mutable(at, len)),
-        2 => prop_oneof![3 => 1_000..LEN, 1 => LEN..2 * LEN, 1 => 1_u64 << 20..3 << 20]
-            .prop_map(Step::Resize),
-        1 => Just(Step::Snapshot),
-    ]
-}
-
-/// One step, whether it is withdrawn, and a range that is viewed when it is submitted.
-type Turn = (Step, bool, Option<(u64, u64)>);
-
-fn turn() -> impl Strategy<Value = Turn> {
-    let view = proptest::option::of((1..LEN - 500, 1..500_u64));
-    (step(), proptest::bool::weighted(0.2), view)
-}
-
-/// What a step comes to if every one before it has taken effect, and none after it.
-#[derive(Debug, PartialEq)]
-enum Expected {
-    Done,
-    OutOfBounds,
-    Content(Vec<u8>),
-}
-
-/// Applies a step to `content`.
-fn model(content: &mut Vec<u8>, step: &Step, byte: u8) -> Expected {
-    let range = |(at, len): (u64, u64)| at as usize..(at + len) as usize;
-    let ranges = match step {
-        Step::Write(at, len) | Step::Mutable(at, len) => vec![range((*at, *len))],
-        Step::WriteMany(ranges) => ranges.iter().copied().map(range).collect(),
-        Step::Resize(size) => {
-            content.resize(*size as usize, 0);
-            return Expected::Done;
-        }
-        Step::Snapshot => return Expected::Content(content[1..].to_vec()),
-    };
-    if ranges.iter().any(|range| range.end > content.len()) {
-        return Expected::OutOfBounds;
-    }
-    let before = content[ranges[0].clone()].to_vec();
-    for range in ranges {
-        content[range].fill(byte);
-    }
-    match step {
-        Step::Mutable(..) => Expected::Content(before),
-        _ => Expected::Done,
     }
 }
 
@@ -444,198 +384,3 @@ enum Came<'a> {
 }
 
 type Submitted<'a> = Pin<Box<dyn Future<Output = Result<Came<'a>>> + 'a>>;
-
-fn submission<'a>(
-    file: &'a MemoryMappedFile,
-    step: &Step,
-    byte: u8,
-    copy: &'a Path,
-) -> Submitted<'a> {
-    let data = move |len: u64| vec![byte; len as usize];
-    match step.clone() {
-        Step::Write(at, len) if byte % 2 == 0 => Box::pin(async move {
-            file.update_region(at, &data(len)).await?;
-            Ok(Came::Nothing)
-        }),
-        Step::Write(at, len) => Box::pin(async move {
-            file.write_bytes(at, data(len).into()).await?;
-            Ok(Came::Nothing)
-        }),
-        Step::WriteMany(ranges) => Box::pin(async move {
-            let data = data(3_000);
-            let part = |(at, len): &(u64, u64)| (*at, &data[..*len as usize]);
-            let parts: Vec<_> = ranges.iter().map(part).collect();
-            file.update_regions(&parts).await?;
-            Ok(Came::Nothing)
-        }),
-        Step::Mutable(at, len) => {
-            Box::pin(async move { file.as_slice_mut(at, len).await.map(Came::Mutable) })
-        }
-        Step::Resize(size) => Box::pin(async move {
-            file.resize(size).await?;
-            Ok(Came::Nothing)
-        }),
-        Step::Snapshot => Box::pin(async move {
-            file.copy_to(copy).await?;
-            Ok(Came::Copied(fs::read(copy).unwrap()[1..].to_vec()))
-        }),
-    }
-}
-
-#[allow(dead_code)] // They are there to be dropped.
-enum View<'a> {
-    Slice(MappedSlice<'a>),
-    Bytes(Bytes),
-    Mutable(MappedSliceMut<'a>),
-}
-
-/// Submits all, lets go of what is in the way bit by bit, and compares with the model. Held up by
-/// the queue, no step is looked at before the last is submitted; held up by a view, each is looked
-/// at and deferred on its own.
-async fn round(dir: &Path, file: &MemoryMappedFile, turns: &[Turn], by_the_queue: bool) {
-    file.resize(LEN).await.unwrap();
-    let mut content = fs::read(file.path()).unwrap();
-    let copies: Vec<_> = (0..turns.len())
-        .map(|turn| dir.join(format!("copy {turn}")))
-        .collect();
-    let mut views = Vec::new();
-    let (mut held, mut in_the_way) = (None, None);
-    if by_the_queue {
-        held = Some(HeldQueue::new(file, SPARE));
-    } else {
-        in_the_way = Some(file.bytes(1, LEN - 1).unwrap());
-    }
-    let mut waiting = Vec::new();
-    let mut withdrawn = Vec::new();
-    let mut has_resized = false;
-    let mut shortest = LEN;
-    for (number, (step, is_withdrawn, view)) in turns.iter().enumerate() {
-        if let Some((at, len)) = *view {
-            // The gate of what waits may be up, or a growth be over already.
-            views.push(match number % 2 {
-                0 => View::Slice(file.as_slice(at, len).unwrap()),
-                _ => View::Bytes(file.bytes(at, len).unwrap()),
-            });
-        }
-        match step {
-            // Copies are claimed on the pool before they take their place; and which length they
-            // are to have is told then.
-            Step::Snapshot if by_the_queue || has_resized => continue,
-            // Growth waits for nothing, so that nothing may be left to overtake it.
-            Step::Resize(size) if !by_the_queue && *size >= LEN => continue,
-            // What was cut off is not grown again: a growth goes ahead of what it has no byte in
-            // common with, and a write that the shrink has put out of bounds may find itself in
-            // bounds again.
-            Step::Resize(size) if shortest < LEN && *size > shortest => continue,
-            Step::Resize(size) => {
-                has_resized = true;
-                shortest = shortest.min(*size);
-            }
-            _ => {}
-        }
-        let byte = number as u8 + 1;
-        let mut future = submission(file, step, byte, &copies[number]);
-        let mut came = poll_once(&mut future).await;
-        if let Step::Snapshot = step {
-            // Without anything before it, it is made at once.
-            if came.is_some() {
-                // It was quick.
-            } else if waiting.is_empty() && withdrawn.is_empty() {
-                came = Some(soon(&mut future).await);
-            } else {
-                let count = waiting.len() + withdrawn.len() + 1;
-                let place = async {
-                    while came.is_none() && file.stats().queued_writes < count {
-                        came = poll_once(&mut future).await;
-                        futures_lite::future::yield_now().await;
-                    }
-                };
-                soon(place).await;
-            }
-        }
-        match came {
-            Some(Ok(Came::Copied(copied))) if waiting.is_empty() && withdrawn.is_empty() => {
-                assert!(copied == content[1..]);
-            }
-            Some(_) => panic!("{step:?} was done while something is in the way"),
-            None if *is_withdrawn => withdrawn.push(future),
-            None => waiting.push((step, byte, future)),
-        }
-    }
-    drop(withdrawn);
-    let mut expected: Vec<_> = waiting
-        .iter()
-        .map(|(step, byte, _)| Some(model(&mut content, step, *byte)))
-        .collect();
-    drop(in_the_way);
-    if let Some(held) = held {
-        held.let_go().await;
-    }
-
-    let mut waiting: Vec<_> = waiting.into_iter().map(Some).collect();
-    let end = async {
-        while waiting.iter().any(Option::is_some) || !views.is_empty() {
-            for (number, slot) in waiting.iter_mut().enumerate() {
-                let Some((step, byte, future)) = slot else {
-                    continue;
-                };
-                let Some(came) = poll_once(future).await else {
-                    continue;
-                };
-                let came = match came {
-                    Ok(Came::Nothing) => Expected::Done,
-                    Ok(Came::Copied(copied)) => Expected::Content(copied),
-                    Ok(Came::Mutable(mut view)) => {
-                        let before = view.to_vec();
-                        view.fill(*byte);
-                        views.push(View::Mutable(view));
-                        Expected::Content(before)
-                    }
-                    Err(MmapIoError::OutOfBounds { .. }) => Expected::OutOfBounds,
-                    Err(error) => panic!("{error:?}"),
-                };
-                let is_expected = Some(&came) == expected[number].take().as_ref();
-                assert!(is_expected, "{number}: {step:?} came to something else");
-                *slot = None;
-            }
-            if !views.is_empty() {
-                let which = (content.len() + waiting.len()) % views.len();
-                drop(views.swap_remove(which));
-            }
-            futures_lite::future::yield_now().await;
-        }
-    };
-    soon(end).await;
-    until(file, is_quiet).await;
-    assert_eq!(file.len(), content.len() as u64);
-    assert!(file.as_slice(1, file.len() - 1).unwrap() == content[1..]);
-    assert!(fs::read(file.path()).unwrap()[1..] == content[1..]);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 150,
-        failure_persistence: None,
-        max_shrink_time: SOON.as_millis() as u32,
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn the_file_is_what_one_after_the_other_makes_of_it(
-        rounds in proptest::collection::vec(
-            (proptest::collection::vec(turn(), 1..16), any::<bool>()),
-            1..4,
-        ),
-        buffer in prop_oneof![Just(0), Just(2_000), Just(8_000), Just(1 << 20)],
-    ) {
-        let dir = tempfile::tempdir().unwrap();
-        alone(async {
-            let (path, _) = patterned(dir.path(), LEN as usize).await;
-            let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
-            let file = builder.write_buffer(buffer).open().await.unwrap();
-            for (turns, by_the_queue) in rounds {
-                round(dir.path(), &file, &turns, by_the_queue).await;
-            }
-        });
-    }
-}

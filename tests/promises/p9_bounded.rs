@@ -1,7 +1,7 @@
-//! Queued write data is bounded, first come, first served. What could break: a limit that is passed
-//! when many threads write at once, a newcomer that overtakes the line, bytes that never come back,
-//! so that a file takes no writes any more, and writes that wait for the room of those that a view
-//! blocks.
+//! Queued write data is bounded, first come, first served. What could break: a limit that is
+//! exceeded when many threads write at once, a newcomer that overtakes the waiters, bytes that are
+//! never returned to the budget, so that a file accepts no more writes, and writes that wait for
+//! the room of writes that a view blocks.
 
 use std::future::Future;
 use std::path::Path;
@@ -12,14 +12,17 @@ use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
 use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode, Result, Stats};
 
-use crate::common::{alone, assert_waits, is_quiet, patterned, soon, until, HeldQueue};
+use crate::common::{
+    assert_waits, block_on, is_quiet, patterned, wait_until, with_timeout, HeldQueue,
+};
 
 type Made = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-/// What a write of one range counts beside its data.
+/// The bytes that a write of one range counts in addition to its data.
 const OWN: usize = 512;
 
-/// A file of 10,000 bytes that takes so many writes, of one range and so many bytes in all.
+/// A file of 10,000 bytes whose buffer has room for `writes` writes of one range, with `bytes`
+/// bytes in total.
 async fn with_room(dir: &Path, writes: usize, bytes: usize) -> MemoryMappedFile {
     limited(dir, writes * OWN + bytes).await
 }
@@ -37,7 +40,7 @@ fn write(file: &MemoryMappedFile, byte: u8, len: usize) -> Made {
     Box::pin(async move { file.update_region(0, &vec![byte; len]).await })
 }
 
-/// Submits one that has to wait, in the queue or for room in it.
+/// Submits a write that has to wait, in the queue or for room in it.
 async fn submit(line: &mut Vec<Made>, mut write: Made) {
     assert!(poll_once(&mut write).await.is_none());
     line.push(write);
@@ -49,7 +52,7 @@ async fn poll_all(line: &mut [Made]) {
     }
 }
 
-/// Polls all until `is_so` holds, as their tasks would.
+/// Polls all of them, as their tasks would, until the statistics satisfy `is_so`.
 async fn poll_until(file: &MemoryMappedFile, line: &mut [Made], is_so: impl Fn(&Stats) -> bool) {
     let look = async {
         while !is_so(&file.stats()) {
@@ -57,136 +60,145 @@ async fn poll_until(file: &MemoryMappedFile, line: &mut [Made], is_so: impl Fn(&
             futures_lite::future::yield_now().await;
         }
     };
-    soon(look).await;
+    with_timeout(look).await;
 }
 
 #[test]
-fn writers_wait_for_room_in_their_order() {
+fn writers_wait_for_room_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 3, 1000).await;
         let view = file.bytes(0, 10_000).unwrap();
         let mut line = Vec::new();
         for turn in 0..50 {
             submit(&mut line, write(&file, turn, 300)).await;
-            // Some are queued, and some are known to be blocked.
+            // Some are queued, and the queue knows that some are blocked.
             assert!(file.stats().queued_bytes <= 2000);
         }
         let full = |stats: &Stats| (stats.queued_bytes, stats.queued_writes);
         poll_until(&file, &mut line, |stats| full(stats) == (900, 50)).await;
-        // Two that leave give their place to the next.
+        // Two writes that are dropped leave their room to the next.
         drop(line.drain(..2));
         poll_until(&file, &mut line, |stats| full(stats) == (900, 48)).await;
         drop(view);
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         assert_eq!(file.as_slice(0, 300).unwrap(), [49; 300]);
-        // One that is larger than the buffer goes alone.
-        soon(file.update_region(0, &[7; 5000])).await.unwrap();
-        until(&file, is_quiet).await;
+        // A write that is larger than the buffer is admitted alone.
+        with_timeout(file.update_region(0, &[7; 5000]))
+            .await
+            .unwrap();
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn a_newcomer_overtakes_nobody() {
+fn newcomer_does_not_overtake_notified_waiter() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 3, 100).await;
         let held = HeldQueue::new(&file, 9_999);
         let mut line = Vec::new();
         for (byte, len) in [(1, 50), (2, 40), (3, 50)] {
             submit(&mut line, write(&file, byte, len)).await;
         }
-        // This one would fit, if the third were not there.
+        // This write would fit if the third did not wait before it.
         submit(&mut line, write(&file, 4, 10)).await;
-        assert_eq!(file.stats().queued_bytes, 90, "it has overtaken the line");
-        // Room for both: it is theirs, though they have not been polled again when a newcomer comes.
+        assert_eq!(
+            file.stats().queued_bytes,
+            90,
+            "a newcomer overtook a waiting write"
+        );
+        // Room for both. It belongs to them, although they have not been polled again when a
+        // newcomer arrives.
         drop(line.remove(0));
         submit(&mut line, write(&file, 5, 10)).await;
         assert_eq!(file.stats().queued_bytes, 100);
         poll_all(&mut line).await;
         assert_eq!(file.stats().queued_bytes, 100);
-        held.let_go().await;
+        held.release().await;
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         assert_eq!(
             file.as_slice(0, 10).unwrap(),
             [5; 10],
-            "it was not the last"
+            "expected the newest write to be applied last"
         );
     });
 }
 
 #[test]
-fn a_larger_write_is_admitted_alone() {
+fn oversized_write_is_admitted_alone() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         for limit in [0, 1, 100] {
             let file = limited(dir.path(), limit).await;
             let held = HeldQueue::new(&file, 9_999);
             let mut line = Vec::new();
             submit(&mut line, write(&file, 1, 1)).await;
             submit(&mut line, write(&file, 2, 5000)).await;
-            // Small ones do not keep it out for ever.
+            // Small writes do not keep it out forever.
             submit(&mut line, write(&file, 3, 1)).await;
             assert_eq!(file.stats().queued_bytes, 1);
             drop(line.remove(0));
             poll_all(&mut line).await;
             assert_eq!(file.stats().queued_bytes, 5000);
-            held.let_go().await;
+            held.release().await;
             for write in line {
-                soon(write).await.unwrap();
+                with_timeout(write).await.unwrap();
             }
             let (first, rest) = (file.as_slice(0, 1), file.as_slice(1, 4999));
             assert_eq!(first.unwrap(), [3]);
             assert_eq!(rest.unwrap(), [2; 4999]);
-            until(&file, is_quiet).await;
+            wait_until(&file, is_quiet).await;
         }
     });
 }
 
 #[test]
-fn blocked_writes_are_bounded_on_their_own() {
+fn blocked_writes_have_their_own_limit() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 1, 1000).await;
         let view = file.bytes(0, 10).unwrap();
         let mut line = Vec::new();
         // One of them as large as the buffer, and more.
         submit(&mut line, write(&file, 1, 5000)).await;
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         for byte in 2..20 {
             submit(&mut line, write(&file, byte, 600)).await;
-            // The others have all of the buffer.
-            soon(file.update_region(6000, &[byte; 1000])).await.unwrap();
+            // The other writes can use the whole buffer.
+            with_timeout(file.update_region(6000, &[byte; 1000]))
+                .await
+                .unwrap();
             poll_all(&mut line).await;
             assert!(file.stats().queued_bytes <= 6000);
         }
         poll_until(&file, &mut line, |stats| stats.queued_bytes == 5000).await;
-        // The first leaves: one of those that were sent back takes the room.
+        // The first is dropped: one of the writes that were sent back takes its room.
         drop(line.remove(0));
         poll_until(&file, &mut line, |stats| stats.queued_bytes == 600).await;
         drop(view);
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         assert_eq!(file.as_slice(0, 600).unwrap(), [19; 600]);
         assert_eq!(file.as_slice(6000, 1000).unwrap(), [19; 1000]);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn handed_over_bytes_come_back_to_the_door_whole() {
+fn readmitted_bytes_stay_whole() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 1, 100).await;
         let view = file.bytes(0, 10).unwrap();
         let mut line = Vec::new();
         submit(&mut line, write(&file, 1, 100)).await;
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         for byte in 2..5 {
             let (file, data) = (file.clone(), vec![byte; 100]);
             let write = async move { file.write_bytes(5, data.into()).await };
@@ -195,7 +207,7 @@ fn handed_over_bytes_come_back_to_the_door_whole() {
         poll_until(&file, &mut line, |stats| stats.queued_bytes == 100).await;
         drop(view);
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
         assert_eq!(file.as_slice(0, 5).unwrap(), [1; 5]);
         assert_eq!(file.as_slice(5, 100).unwrap(), [4; 100]);
@@ -203,9 +215,9 @@ fn handed_over_bytes_come_back_to_the_door_whole() {
 }
 
 #[test]
-fn small_writes_count_what_they_cost_themselves() {
+fn small_writes_count_their_overhead() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 10, 10).await;
         let _view = file.bytes(0, 10).unwrap();
         let mut line = Vec::new();
@@ -215,12 +227,12 @@ fn small_writes_count_what_they_cost_themselves() {
         }
         let full = |stats: &Stats| (stats.queued_bytes, stats.queued_writes);
         poll_until(&file, &mut line, |stats| full(stats) == (10, 100)).await;
-        // So do the ranges of one write.
+        // The ranges of one write count likewise.
         line.clear();
         let parts: Vec<(u64, &[u8])> = (0..100).map(|at| (at, &b"x"[..])).collect();
         let mut wide = Box::pin(file.update_regions(&parts));
         assert!(poll_once(&mut wide).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
         submit(&mut line, write(&file, 1, 1)).await;
         poll_until(&file, &mut line, |stats| full(stats) == (100, 2)).await;
     });
@@ -229,56 +241,62 @@ fn small_writes_count_what_they_cost_themselves() {
 #[test]
 fn try_update_region_does_not_wait_for_room() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 1, 100).await;
         let held = HeldQueue::new(&file, 9_999);
         let mut full = write(&file, 1, 100);
         assert!(poll_once(&mut full).await.is_none());
         let tried = poll_once(file.try_update_region(5000, b"x")).await;
-        assert!(!tried.expect("it waits").unwrap());
+        assert!(!tried
+            .expect("expected completion at once, but the operation waits")
+            .unwrap());
         let stats = file.stats();
         assert_eq!((stats.queued_writes, stats.queued_bytes), (1, 100));
-        held.let_go().await;
-        soon(full).await.unwrap();
-        assert!(soon(file.try_update_region(5000, b"x")).await.unwrap());
+        held.release().await;
+        with_timeout(full).await.unwrap();
+        assert!(with_timeout(file.try_update_region(5000, b"x"))
+            .await
+            .unwrap());
 
-        // Nor for what is blocked, which takes no room from it.
+        // Nor for blocked writes, which take no room from it.
         let view = file.bytes(0, 10).unwrap();
         let mut full = write(&file, 2, 100);
         assert!(poll_once(&mut full).await.is_none());
-        until(&file, |stats| stats.oldest_blocked.is_some()).await;
-        assert!(soon(file.try_update_region(5000, b"y")).await.unwrap());
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        assert!(with_timeout(file.try_update_region(5000, b"y"))
+            .await
+            .unwrap());
         drop(view);
-        soon(full).await.unwrap();
+        with_timeout(full).await.unwrap();
     });
 }
 
 #[test]
-fn bytes_of_a_mapping_are_let_go_before_they_wait() {
+fn mapped_source_is_released_before_waiting() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
-        // Elsewhere, and onto what waits for them.
+    block_on(async {
+        // Onto other bytes, and onto the bytes of a write that waits for them.
         for target in [8_000, 50] {
             let file = with_room(dir.path(), 1, 4096).await;
             let block = file.bytes(0, 100).unwrap();
             let content = block.to_vec();
-            // It waits for the block, and takes all the room there is for such.
+            // It waits for the block, and takes all the room for blocked writes.
             let mut writer = write(&file, 1, 4096);
             assert!(poll_once(&mut writer).await.is_none());
-            until(&file, |stats| stats.oldest_blocked.is_some()).await;
+            wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
             let mover = file.write_bytes(target, block);
-            let (writer, mover) = soon(zip(writer, mover)).await;
+            let (writer, mover) = with_timeout(zip(writer, mover)).await;
             writer.and(mover).unwrap();
             assert_eq!(file.as_slice(target, 100).unwrap(), &content[..]);
-            until(&file, is_quiet).await;
+            wait_until(&file, is_quiet).await;
         }
     });
 }
 
 #[test]
-fn bytes_of_a_mapping_are_let_go_at_the_door() {
+fn mapped_source_is_released_without_room() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 1, 100).await;
         let content = file.as_slice(5000, 100).unwrap().to_vec();
         let held = HeldQueue::new(&file, 9_999);
@@ -289,18 +307,21 @@ fn bytes_of_a_mapping_are_let_go_at_the_door() {
         assert!(poll_once(&mut never).await.is_none());
         let mut mover = Box::pin(file.write_bytes(7000, file.bytes(5000, 100).unwrap()));
         assert!(poll_once(&mut mover).await.is_none());
-        held.let_go().await;
-        soon(full).await.unwrap();
-        soon(file.as_slice_mut(5000, 100)).await.unwrap().fill(9);
-        soon(mover).await.unwrap();
+        held.release().await;
+        with_timeout(full).await.unwrap();
+        with_timeout(file.as_slice_mut(5000, 100))
+            .await
+            .unwrap()
+            .fill(9);
+        with_timeout(mover).await.unwrap();
         assert_eq!(file.as_slice(7000, 100).unwrap(), &content[..]);
     });
 }
 
 #[test]
-fn whoever_leaves_the_line_lets_the_others_go_on() {
+fn dropped_waiter_passes_its_room_on() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         for leaver in 0..4 {
             let file = with_room(dir.path(), 4, 100).await;
             let held = HeldQueue::new(&file, 9_999);
@@ -310,7 +331,7 @@ fn whoever_leaves_the_line_lets_the_others_go_on() {
             for byte in 1..=4 {
                 submit(&mut line, write(&file, byte, 25)).await;
             }
-            // Before it is told of room, and after.
+            // Before it is notified of room, and after.
             if leaver % 2 == 0 {
                 drop(line.remove(leaver));
                 drop(queued);
@@ -320,19 +341,19 @@ fn whoever_leaves_the_line_lets_the_others_go_on() {
             }
             poll_all(&mut line).await;
             assert_eq!(file.stats().queued_bytes, 75, "{leaver} left");
-            held.let_go().await;
+            held.release().await;
             for write in line {
-                soon(write).await.unwrap();
+                with_timeout(write).await.unwrap();
             }
-            until(&file, is_quiet).await;
+            wait_until(&file, is_quiet).await;
         }
     });
 }
 
 #[test]
-fn what_fails_or_is_withdrawn_gives_its_room_back() {
+fn failed_and_dropped_writes_free_room() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 3, 1000).await;
         let path = file.path().to_owned();
         let is_empty = || assert_eq!(file.stats().queued_bytes, 0);
@@ -345,11 +366,11 @@ fn what_fails_or_is_withdrawn_gives_its_room_back() {
             .unwrap_err();
         is_empty();
 
-        // Something is in the way.
+        // A view conflicts with the range.
         let view = file.bytes(0, 1).unwrap();
         assert!(!file.try_update_region(0, &data).await.unwrap());
         is_empty();
-        // Of those that wait, all kinds count.
+        // Every kind of write counts while it waits.
         let parts = [(0, &data[..400]), (5000, &data[..200])];
         let mut both = Box::pin(file.update_regions(&parts));
         assert_waits(&file, 9_999, &mut both).await;
@@ -359,13 +380,13 @@ fn what_fails_or_is_withdrawn_gives_its_room_back() {
         let mut mutable = Box::pin(file.as_slice_mut(0, 9_000));
         assert_waits(&file, 9_999, &mut mutable).await;
         assert_eq!(file.stats().queued_bytes, 900);
-        until(&file, |stats| stats.queued_writes == 3).await;
+        wait_until(&file, |stats| stats.queued_writes == 3).await;
         // Withdrawn.
         drop((both, owned, mutable));
         is_empty();
         drop(view);
 
-        // What it was to write is cut off before its turn.
+        // Its range is cut off before its turn.
         let view = file.bytes(9_000, 1).unwrap();
         let mut shrink = Box::pin(file.resize(9_000));
         assert_waits(&file, 0, &mut shrink).await;
@@ -373,29 +394,33 @@ fn what_fails_or_is_withdrawn_gives_its_room_back() {
         assert_waits(&file, 0, &mut late).await;
         assert_eq!(file.stats().queued_bytes, 900);
         drop(view);
-        soon(shrink).await.unwrap();
-        let cut = soon(late).await.unwrap_err();
+        with_timeout(shrink).await.unwrap();
+        let cut = with_timeout(late).await.unwrap_err();
         assert!(matches!(cut, MmapIoError::OutOfBounds { .. }), "{cut:?}");
         is_empty();
 
-        // The file itself is gone.
-        let somebody_else = std::fs::File::options().write(true).open(&path).unwrap();
-        somebody_else.set_len(4096).unwrap();
+        // Another process cuts the file.
+        let outside = std::fs::File::options().write(true).open(&path).unwrap();
+        outside.set_len(4096).unwrap();
         for _ in 0..3 {
-            let gone = soon(file.update_region(5_000, &data)).await.unwrap_err();
+            let gone = with_timeout(file.update_region(5_000, &data))
+                .await
+                .unwrap_err();
             assert!(matches!(gone, MmapIoError::Truncated { .. }), "{gone:?}");
         }
-        somebody_else.set_len(9_000).unwrap();
+        outside.set_len(9_000).unwrap();
         is_empty();
-        soon(file.update_region(0, &[3; 1000])).await.unwrap();
-        until(&file, is_quiet).await;
+        with_timeout(file.update_region(0, &[3; 1000]))
+            .await
+            .unwrap();
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn data_from_a_mapping_counts_while_it_is_copied() {
+fn mapped_source_counts_while_copied() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 1, 1000).await;
         let source = file.bytes(5000, 800).unwrap();
         let held = HeldQueue::new(&file, 9_999);
@@ -408,16 +433,16 @@ fn data_from_a_mapping_counts_while_it_is_copied() {
         drop(copied);
         assert!(poll_once(&mut next).await.is_none());
         assert_eq!(file.stats().queued_bytes, 300);
-        held.let_go().await;
-        soon(next).await.unwrap();
-        until(&file, is_quiet).await;
+        held.release().await;
+        with_timeout(next).await.unwrap();
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
 fn all_handles_share_one_limit() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let file = with_room(dir.path(), 2, 100).await;
         let other = MemoryMappedFile::open_rw(file.path()).await.unwrap();
         let clone = other.clone();
@@ -429,40 +454,40 @@ fn all_handles_share_one_limit() {
         }
         for file in [&file, &other, &clone] {
             assert_eq!(file.stats().queued_bytes, 100);
-            until(file, |stats| stats.queued_writes == 4).await;
+            wait_until(file, |stats| stats.queued_writes == 4).await;
         }
-        held.let_go().await;
+        held.release().await;
         for write in line {
-            soon(write).await.unwrap();
+            with_timeout(write).await.unwrap();
         }
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
     });
 }
 
 #[test]
-fn the_limit_holds_while_many_threads_write() {
+fn limit_holds_under_many_threads() {
     const LIMIT: usize = 1000;
     const WRITERS: usize = 4;
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(with_room(dir.path(), 4, LIMIT));
+    let file = block_on(with_room(dir.path(), 4, LIMIT));
     let writers_left = AtomicUsize::new(WRITERS);
     std::thread::scope(|threads| {
         for writer in 0..WRITERS {
             let (file, writers_left) = (&file, &writers_left);
             threads.spawn(move || {
-                let file = alone(MemoryMappedFile::open_rw(file.path())).unwrap();
+                let file = block_on(MemoryMappedFile::open_rw(file.path())).unwrap();
                 for turn in 0..100 {
-                    // Many at a time; every seventh is dropped half way.
+                    // Many at a time; the seventh of each eight is dropped before it completes.
                     let mut line: Vec<_> = (0..8)
                         .map(|at| write(&file, turn, 1 + (writer * 37 + at * 129) % LIMIT))
                         .collect();
                     let polled: Vec<_> = line
                         .iter_mut()
-                        .map(|write| alone(poll_once(write)).is_some())
+                        .map(|write| block_on(poll_once(write)).is_some())
                         .collect();
                     for (at, (write, is_done)) in line.into_iter().zip(polled).enumerate() {
                         if !is_done && at != 6 {
-                            alone(soon(write)).unwrap();
+                            block_on(with_timeout(write)).unwrap();
                         }
                     }
                 }
@@ -474,11 +499,11 @@ fn the_limit_holds_while_many_threads_write() {
                 let _view = file.as_slice(0, 1).unwrap();
                 for _ in 0..100 {
                     let queued = file.stats().queued_bytes;
-                    // As many again may be known to be blocked.
+                    // As many bytes again may belong to blocked writes.
                     assert!(queued <= 2 * (LIMIT + 4 * OWN), "{queued} bytes are queued");
                 }
             }
         });
     });
-    alone(until(&file, is_quiet));
+    block_on(wait_until(&file, is_quiet));
 }

@@ -1,22 +1,20 @@
-//! Sandboxes refuse system calls: everything works all the same, or ends in an error.
+//! Sandboxes refuse system calls: every operation works nevertheless, or returns an error.
 //!
 //! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
-
-#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, pattern};
-use crate::p5_durable::{as_child, child_dir};
+use crate::common::child::{child, child_dir};
+use crate::common::{block_on, on_a_disk, pattern};
 
 const MIB: u64 = 1 << 20;
 const CACHESTAT: libc::c_long = 451;
 
-/// The calls that the crate makes and can do without. Those that open, map, cut and sync are not among
-/// them.
+/// The calls that the crate makes and can do without. Calls that open, map, cut and sync are not
+/// among them.
 const CALLS: [(&str, libc::c_long); 17] = [
     ("fallocate", libc::SYS_fallocate),
     ("sync_file_range", libc::SYS_sync_file_range),
@@ -74,7 +72,7 @@ fn filter(call: libc::c_long, action: u32) {
     assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Advice is all that may fail for want of a call.
+/// Only advice may fail because a call is refused.
 fn may_be_refused(advised: mmap_io::Result<()>, errno: libc::c_int) {
     match advised {
         Err(MmapIoError::AdviceFailed(error)) => assert_eq!(error.raw_os_error(), Some(errno)),
@@ -89,7 +87,7 @@ async fn everything(dir: &Path, errno: libc::c_int) {
     let file = builder.touch_mtime(true).create().await.unwrap();
     let mut write = |at: usize, data: &[u8]| content[at..at + data.len()].copy_from_slice(data);
 
-    // Small and large, into holes and over what is there.
+    // Small and large writes, into holes and over written bytes.
     for _ in 0..2 {
         let (small, large) = (pattern(100), pattern(MIB as usize));
         file.update_region(10, &small).await.unwrap();
@@ -134,19 +132,18 @@ async fn everything(dir: &Path, errno: libc::c_int) {
 }
 
 #[test]
-fn every_operation_works_without_optional_calls() {
+fn operations_work_without_optional_calls() {
     for (name, _) in CALLS {
         for errno in [libc::EPERM, libc::ENOSYS] {
             if (name, errno) == ("statx", libc::EPERM) {
                 // The standard library asks for metadata that way, and takes this for the answer.
                 continue;
             }
-            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let dir = on_a_disk();
             let order = format!("{name} {errno}");
             fs::write(dir.path().join("refused"), order).unwrap();
-            let output = as_child(&[], "refused_calls::refusing_child", dir.path());
-            assert!(output.status.success(), "{name}, {errno}: {output:?}");
-            let printed = String::from_utf8_lossy(&output.stdout);
+            println!("{name}, {errno}");
+            let printed = child!(refusing_child).dir(dir.path()).passes();
             assert!(printed.contains("works without"), "{printed}");
         }
     }
@@ -162,16 +159,14 @@ fn refusing_child() {
     let errno = errno.parse().unwrap();
     let call = CALLS.iter().find(|(known, _)| *known == name).unwrap().1;
     refuse(call, errno);
-    alone(everything(&dir, errno));
+    block_on(everything(&dir, errno));
     println!("works without {name}");
 }
 
 #[test]
-fn no_call_asks_for_residency_once_that_is_stopped() {
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let output = as_child(&[], "refused_calls::unprobing_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let printed = String::from_utf8_lossy(&output.stdout);
+fn stopped_probing_makes_no_probe_call() {
+    let dir = on_a_disk();
+    let printed = child!(unprobing_child).dir(dir.path()).passes();
     assert!(printed.contains("works without"), "{printed}");
 }
 
@@ -183,8 +178,8 @@ fn unprobing_child() {
     mmap_io::utils::stop_probing_residency();
     kill_for(libc::SYS_mincore);
     kill_for(CACHESTAT);
-    alone(everything(&dir, 0));
-    alone(async {
+    block_on(everything(&dir, 0));
+    block_on(async {
         let memory = mmap_io::AnonymousMmap::new(100_000).unwrap();
         assert_eq!(memory.slice(0, 10).await.unwrap(), [0; 10]);
         // Every read hops.

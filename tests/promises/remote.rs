@@ -1,5 +1,5 @@
 //! Files on a file system that may be remote: no thread that polls a future or drops a handle waits
-//! for the server, a slow server holds up no file of another one, and what a server refuses is an
+//! for the server, a slow server delays no file of another one, and what a server refuses is an
 //! error.
 //!
 //! The server is the test's own ([`with_fuse`]). It does not answer late: it holds its answers back
@@ -16,11 +16,12 @@ use std::task::{Context, Wake, Waker};
 
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
+use crate::common::child::child;
 use crate::common::fuse::{
     with_fuse, Fuse, Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE,
     SETATTR, WRITE,
 };
-use crate::common::{alone, ends, eventually, pattern, poll_once, soon};
+use crate::common::{block_on, eventually, join_with_timeout, pattern, poll_once, with_timeout};
 
 /// Bytes of the file `data`.
 const LEN: u64 = 1 << 20;
@@ -31,15 +32,13 @@ macro_rules! fuse_test {
         #[test]
         fn $name() {
             let files = [("data", LEN as usize), ("other", 8192)];
-            with_fuse(concat!("remote::", stringify!($name)), &files, |$fuse| {
-                alone(async { $body })
-            });
+            with_fuse(child!($name), &files, |$fuse| block_on(async { $body }));
         }
     };
 }
 
-/// Whether the pool has a single thread, which would wait for the server: a test of what goes on beside
-/// it has nothing to look at then.
+/// Whether the pool has a single thread. That thread would wait for the server, so a test of what
+/// proceeds in the meantime makes no sense.
 fn is_single_threaded() -> bool {
     std::env::var("BLOCKING_MAX_THREADS").is_ok_and(|threads| threads == "1")
 }
@@ -61,8 +60,8 @@ fn all_close(fuse: &Fuse) {
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
-/// Operations on ranges of their own. What is opened is put into `opened`, since this is not about
-/// closing.
+/// Operations on separate ranges. The handles that they open are put into `opened`, since closing
+/// is not tested here.
 fn operations<'a>(
     fuse: &Fuse,
     file: &'a MemoryMappedFile,
@@ -113,7 +112,7 @@ fn operations<'a>(
     }
 }
 
-/// Polls every operation while such answers are held back.
+/// Polls every operation while the answers to requests of those kinds are held back.
 async fn no_poll_asks(fuse: &Fuse, held: &[Kind]) {
     fuse.expire_attributes();
     let file = open_rw(fuse).await;
@@ -134,24 +133,27 @@ async fn no_poll_asks(fuse: &Fuse, held: &[Kind]) {
             assert_eq!(fuse.asked_here(), [], "{name}");
         }
         running = left;
-        // What needs no server.
+        // These need no server.
         assert_eq!(file.as_slice(100, 100).unwrap(), &pattern(200)[100..]);
         assert_eq!(file.bytes(100, 100).unwrap(), &pattern(200)[100..]);
         assert_eq!(file.len(), LEN);
     }
-    assert!(running.len() > all / 2, "not much was held back");
+    assert!(
+        running.len() > all / 2,
+        "expected most operations to wait for the server"
+    );
     drop(held);
     for (name, operation) in running {
-        soon(operation).await.unwrap();
+        with_timeout(operation).await.unwrap();
         assert_eq!(fuse.asked_here(), [], "{name}, at its end");
     }
 }
 
-fuse_test!(no_poll_asks_for_attributes, |fuse| {
+fuse_test!(polls_request_no_attributes, |fuse| {
     no_poll_asks(fuse, &[GETATTR]).await;
 });
 
-fuse_test!(no_poll_waits_for_the_server, |fuse| {
+fuse_test!(polls_never_wait_for_server, |fuse| {
     let all = [
         LOOKUP, GETATTR, SETATTR, OPEN, READ, WRITE, FSYNC, FALLOCATE,
     ];
@@ -168,7 +170,7 @@ fn drop_waits_for_nothing<T>(fuse: &Fuse, what: &str, value: T) {
     assert_eq!(fuse.asked_here(), [], "the drop of {what} asked");
 }
 
-fuse_test!(a_dropped_second_handle_waits_for_no_close, |fuse| {
+fuse_test!(drop_of_second_handle_does_not_wait, |fuse| {
     let (writer, reader) = (open_rw(fuse).await, open_ro(fuse).await);
     drop_waits_for_nothing(fuse, "a second reader", open_ro(fuse).await);
     drop_waits_for_nothing(fuse, "a second writer", open_rw(fuse).await);
@@ -177,7 +179,7 @@ fuse_test!(a_dropped_second_handle_waits_for_no_close, |fuse| {
     all_close(fuse);
 });
 
-fuse_test!(a_dropped_last_handle_waits_for_no_close, |fuse| {
+fuse_test!(drop_of_last_handle_does_not_wait, |fuse| {
     drop_waits_for_nothing(fuse, "a reader", open_ro(fuse).await);
     drop_waits_for_nothing(fuse, "a writer", open_rw(fuse).await);
     let created = MemoryMappedFile::create_rw(fuse.path("created"), 5000).await;
@@ -188,7 +190,7 @@ fuse_test!(a_dropped_last_handle_waits_for_no_close, |fuse| {
     all_close(fuse);
 });
 
-fuse_test!(dropped_unflushed_writes_wait_for_no_close, |fuse| {
+fuse_test!(drop_with_dirty_bytes_does_not_wait, |fuse| {
     const HOUR: u64 = 3_600_000;
     for policy in [FlushPolicy::Never, FlushPolicy::EveryMillis(HOUR)] {
         let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
@@ -200,7 +202,7 @@ fuse_test!(dropped_unflushed_writes_wait_for_no_close, |fuse| {
     }
 });
 
-fuse_test!(dropped_bytes_wait_for_no_close, |fuse| {
+fuse_test!(drop_of_bytes_does_not_wait, |fuse| {
     for mode in [MmapMode::ReadOnly, MmapMode::ReadWrite] {
         let builder = MemoryMappedFile::builder(fuse.path("data")).mode(mode);
         let file = builder.open().await.unwrap();
@@ -213,7 +215,7 @@ fuse_test!(dropped_bytes_wait_for_no_close, |fuse| {
     all_close(fuse);
 });
 
-fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
+fuse_test!(drop_of_views_does_not_wait, |fuse| {
     let builder = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
     let file = builder
         .flush_policy(FlushPolicy::Always)
@@ -228,8 +230,8 @@ fuse_test!(dropped_views_wait_for_no_flush, |fuse| {
     assert_eq!(fuse.content("data")[..100], [1; 100]);
 });
 
-fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
-    /// Says that it was woken.
+fuse_test!(drop_of_open_future_does_not_wait, |fuse| {
+    /// Records that it was woken.
     struct Woken(AtomicBool);
 
     impl Wake for Woken {
@@ -240,10 +242,10 @@ fuse_test!(a_dropped_opening_waits_for_no_close, |fuse| {
 
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(woken.clone());
-    // Alone, and beside a handle whose descriptor it does not share.
+    // First alone, then beside a handle whose descriptor it does not share.
     let mut first = None;
     loop {
-        // Its job is over, and it was not asked for the result.
+        // Its job is over, and its result has not been taken.
         let opened = fuse.count(OPEN);
         let held = fuse.hold(&[OPEN]);
         let mut opening = Box::pin(MemoryMappedFile::open_ro(fuse.path("data")));
@@ -278,19 +280,25 @@ async fn close_waits_elsewhere(fuse: &Fuse, file: MemoryMappedFile) {
     let held = fuse.hold(&[FLUSH]);
     let mut close = Box::pin(file.close());
     eventually("a thread closes it", || {
-        assert!(alone(poll_once(&mut close)).is_none(), "it is not closed");
+        assert!(
+            block_on(poll_once(&mut close)).is_none(),
+            "close completed before the file was closed"
+        );
         fuse.count(FLUSH) > flushed
     });
     for _ in 0..10 {
-        assert!(poll_once(&mut close).await.is_none(), "it is not closed");
+        assert!(
+            poll_once(&mut close).await.is_none(),
+            "close completed before the file was closed"
+        );
     }
     assert_eq!(fuse.asked_here(), [], "while it closes");
     drop(held);
-    soon(close).await.unwrap();
+    with_timeout(close).await.unwrap();
     assert_eq!(fuse.asked_here(), [], "when it is closed");
 }
 
-fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
+fuse_test!(close_resolves_after_file_is_closed, |fuse| {
     for _ in 0..5 {
         close_waits_elsewhere(fuse, open_ro(fuse).await).await;
         assert_eq!(fuse.count(RELEASE), fuse.count(OPEN));
@@ -302,7 +310,7 @@ fuse_test!(close_resolves_once_the_file_is_closed, |fuse| {
     assert_eq!(&fuse.content("data")[100..107], b"written");
 });
 
-fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
+fuse_test!(slow_flush_delays_no_other_file, |fuse| {
     if is_single_threaded() {
         return;
     }
@@ -326,11 +334,11 @@ fuse_test!(a_slow_flush_delays_no_other_file, |fuse| {
     eventually("the slow one is flushed", || slow.pending_bytes() == 0);
 });
 
-fuse_test!(a_file_without_links_opens_or_fails, |fuse| {
+fuse_test!(file_without_links_opens_or_fails, |fuse| {
     fuse.set_links(0);
     for what in ["open_ro", "open_rw", "open_or_create", "create_rw"] {
         let path = fuse.path("data");
-        let opened = ends(what, async move {
+        let opened = join_with_timeout(what, async move {
             match what {
                 "open_ro" => MemoryMappedFile::open_ro(path).await,
                 "open_rw" => MemoryMappedFile::open_rw(path).await,
@@ -352,7 +360,7 @@ fn assert_errno<T>(result: Result<T>, errno: i32) {
     assert_eq!(error.raw_os_error(), Some(errno), "{error:?}");
 }
 
-fuse_test!(a_refused_read_is_an_error, |fuse| {
+fuse_test!(refused_read_is_an_error, |fuse| {
     for file in [open_ro(fuse).await, open_rw(fuse).await] {
         fuse.refuse(READ, libc::EIO);
         assert_errno(file.slice(0, 100).await, libc::EIO);
@@ -371,7 +379,7 @@ fuse_test!(a_refused_read_is_an_error, |fuse| {
     }
 });
 
-fuse_test!(a_refused_sync_sticks, |fuse| {
+fuse_test!(refused_sync_error_sticks, |fuse| {
     for kind in [FSYNC, WRITE] {
         let file = open_rw(fuse).await;
         fuse.refuse(kind, libc::EIO);
@@ -421,12 +429,15 @@ fuse_test!(files_grow_without_fallocate, |fuse| {
     }
 });
 
-fuse_test!(a_refused_preallocation_empties_nothing, |fuse| {
+fuse_test!(refused_preallocate_empties_nothing, |fuse| {
     fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
     let builder = MemoryMappedFile::builder(fuse.path("data"));
     let created = builder.size(5000).preallocate(true).create().await;
     if created.is_err() {
-        assert!(fuse.content("data") == pattern(LEN as usize), "it is empty");
+        assert!(
+            fuse.content("data") == pattern(LEN as usize),
+            "the failed creation changed the file"
+        );
     }
 });
 
@@ -439,7 +450,7 @@ fn lock(file: &File, command: libc::c_int) {
     assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), command, &whole) }, 0);
 }
 
-fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
+fuse_test!(growth_beside_lock_cuts_nothing, |fuse| {
     fuse.refuse(FALLOCATE, libc::EOPNOTSUPP);
     for command in [libc::F_OFD_SETLK, libc::F_SETLK] {
         let peer = File::options()
@@ -459,11 +470,11 @@ fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
             assert_errno(Err::<(), _>(error), libc::EAGAIN);
         }
         assert_eq!((file.len(), fuse.content("other")), (len, content));
-        // What the peer appends under its lock stays.
+        // Bytes that the peer appends under its lock stay.
         peer.write_all_at(b"peer", len).unwrap();
         assert_eq!(file.grow_to(len + 4).await.unwrap(), len + 4);
         assert_eq!(file.slice(len, 4).await.unwrap(), b"peer");
-        // The end of its lock.
+        // Its lock ends.
         drop(peer);
         assert_eq!(file.grow_to(len + 5000).await.unwrap(), len + 5000);
         assert_eq!(&fuse.content("other")[len as usize..][..4], b"peer");
@@ -472,7 +483,7 @@ fuse_test!(growth_beside_a_lock_fails_and_cuts_nothing, |fuse| {
     }
 });
 
-fuse_test!(cold_reads_leave_room_for_a_durable_write, |fuse| {
+fuse_test!(cold_reads_leave_pool_to_writes, |fuse| {
     if is_single_threaded() {
         return;
     }
@@ -491,32 +502,34 @@ fuse_test!(cold_reads_leave_room_for_a_durable_write, |fuse| {
     eventually("pages are asked for", || fuse.count(READ) > 0);
     assert_eq!(file.stats().resident_misses, READS);
     for _ in 0..5 {
-        soon(local.update_region_async(100, b"durable"))
+        with_timeout(local.update_region_async(100, b"durable"))
             .await
             .unwrap();
-        soon(local.read_bytes(100, 7)).await.unwrap();
+        with_timeout(local.read_bytes(100, 7)).await.unwrap();
     }
     for read in &mut reads {
         assert!(poll_once(read).await.is_none());
     }
     drop(held);
     for (expected, read) in pattern(LEN as usize).chunks(4096).zip(reads) {
-        assert_eq!(soon(read).await.unwrap(), expected);
+        assert_eq!(with_timeout(read).await.unwrap(), expected);
     }
 });
 
-fuse_test!(two_files_of_one_inode_number_are_two, |fuse| {
+fuse_test!(birth_time_separates_equal_inodes, |fuse| {
     fuse.repeat_inode_number();
     let plain = ["data", "other"].map(|name| fs::metadata(fuse.path(name)).unwrap());
     assert_eq!(plain[0].ino(), plain[1].ino());
-    // What tells them apart.
+    // The birth times tell them apart.
     let born = plain.map(|plain| plain.created().unwrap());
     assert_ne!(born[0], born[1]);
     let data = open_rw(fuse).await;
     let other = MemoryMappedFile::open_rw(fuse.path("other")).await.unwrap();
     assert_eq!((data.len(), other.len()), (LEN, 8192));
     let view = data.bytes(0, 100).unwrap();
-    soon(other.update_region_async(0, b"other")).await.unwrap();
+    with_timeout(other.update_region_async(0, b"other"))
+        .await
+        .unwrap();
     assert_eq!(view, pattern(100));
     assert!(fuse.content("data") == pattern(LEN as usize));
     assert_eq!(&fuse.content("other")[..5], b"other");

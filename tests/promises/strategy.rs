@@ -1,80 +1,22 @@
-//! However a write gets into the file, through the map or through the descriptor, the bytes are the
-//! same for everybody who looks: through this handle, another one, or none of this crate. And what
-//! holds for small writes holds for large ones: a full disk is found before the first byte changes,
-//! a truncated file is not made longer again, a reader sees all of a write or nothing.
+//! Whether a write goes through the map or through the descriptor, every reader sees the same
+//! bytes: through this handle, through another handle, or without this crate. And what holds for
+//! small writes holds for large ones: a full disk is found before the first byte changes, a
+//! truncated file is not made longer again, and a reader sees all of a write or nothing.
 
-#![cfg(target_os = "linux")]
-
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
-use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
-use crate::common::{alone, pattern, skip};
-use crate::p10_errors::{assert_full, truncate, Disk, MIB};
-use crate::p5_durable::{as_child, can_trace, child_dir, on_a_disk, Probe};
-use crate::policies::{can_probe, settled, soon_clean};
+use crate::common::child::{child, child_dir};
+use crate::common::disk::{assert_full, truncate, Disk, MIB};
+use crate::common::probe::{can_trace, trace};
+use crate::common::{block_on, on_a_disk, pattern, skip};
 
-/// Bytes of the file in the model; not a whole number of pages.
-const LEN: usize = (6 << 20) + 1234;
-
-#[derive(Clone, Copy, Debug)]
-enum Before {
-    Sparse,
-    Preallocated,
-    Written,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Write(usize, usize, u8),
-    WriteBytes(usize, usize, u8),
-    /// Of two ranges, as one operation.
-    WriteMany([(usize, usize); 2], u8),
-    Durable(usize, usize, u8),
-    View(usize, usize, u8),
-    Evict(usize, usize),
-    Touch(usize, usize),
-    FlushRange(usize, usize),
-    Flush,
-    Schedule,
-    /// Through the other handle.
-    Other(usize, usize, u8),
-}
-
-/// A range of at least a byte: short ones, and some of up to 3 MiB.
-fn range() -> impl Strategy<Value = (usize, usize)> {
-    let len = prop_oneof![
-        1..200_usize,
-        3000..10_000_usize,
-        60_000..300_000_usize,
-        250_000..(3_usize << 20),
-    ];
-    (0..LEN, len).prop_map(|(offset, len)| (offset, len.min(LEN - offset)))
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let write = || (range(), any::<u8>());
-    prop_oneof![
-        4 => write().prop_map(|((at, len), seed)| Step::Write(at, len, seed)),
-        2 => write().prop_map(|((at, len), seed)| Step::WriteBytes(at, len, seed)),
-        2 => (range(), range(), any::<u8>())
-            .prop_map(|(one, two, seed)| Step::WriteMany([one, two], seed)),
-        1 => write().prop_map(|((at, len), seed)| Step::Durable(at, len, seed)),
-        1 => write().prop_map(|((at, len), seed)| Step::View(at, len, seed)),
-        2 => range().prop_map(|(at, len)| Step::Evict(at, len)),
-        1 => Just(Step::Evict(0, LEN)),
-        1 => range().prop_map(|(at, len)| Step::Touch(at, len)),
-        1 => range().prop_map(|(at, len)| Step::FlushRange(at, len)),
-        1 => Just(Step::Flush),
-        1 => Just(Step::Schedule),
-        2 => write().prop_map(|((at, len), seed)| Step::Other(at, len, seed)),
-    ]
-}
+mod evict;
+mod model;
 
 fn data(len: usize, seed: u8) -> Vec<u8> {
     let mut data = pattern(len);
@@ -82,133 +24,11 @@ fn data(len: usize, seed: u8) -> Vec<u8> {
     data
 }
 
-async fn check(dir: &Path, before: Before, steps: &[Step]) {
-    let path = dir.join("data");
-    let _ = fs::remove_file(&path);
-    let mut model = vec![0; LEN];
-    let file = match before {
-        Before::Sparse => MemoryMappedFile::create_rw(&path, LEN as u64).await,
-        Before::Preallocated => {
-            let builder = MemoryMappedFile::builder(&path).size(LEN as u64);
-            builder.preallocate(true).create().await
-        }
-        Before::Written => {
-            model = pattern(LEN);
-            fs::write(&path, &model).unwrap();
-            MemoryMappedFile::open_rw(&path).await
-        }
-    };
-    let file = file.unwrap();
-    let other = MemoryMappedFile::builder(&path)
-        .mode(MmapMode::ReadWrite)
-        .flush_policy(FlushPolicy::EveryBytes(1 << 20))
-        .open()
-        .await
-        .unwrap();
-    let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-    for step in steps {
-        match *step {
-            Step::Write(at, len, seed) => {
-                let data = data(len, seed);
-                file.update_region(at as u64, &data).await.unwrap();
-                model[at..at + len].copy_from_slice(&data);
-            }
-            Step::WriteBytes(at, len, seed) => {
-                let data = data(len, seed);
-                model[at..at + len].copy_from_slice(&data);
-                file.write_bytes(at as u64, data.into()).await.unwrap();
-            }
-            Step::WriteMany(ranges, seed) => {
-                let [one, two] = ranges.map(|(_, len)| data(len, seed));
-                let [(at_one, _), (at_two, _)] = ranges;
-                let regions: [(u64, &[u8]); 2] = [(at_one as u64, &one), (at_two as u64, &two)];
-                file.update_regions(&regions).await.unwrap();
-                model[at_one..at_one + one.len()].copy_from_slice(&one);
-                model[at_two..at_two + two.len()].copy_from_slice(&two);
-            }
-            Step::Durable(at, len, seed) => {
-                let data = data(len, seed);
-                file.update_region_async(at as u64, &data).await.unwrap();
-                model[at..at + len].copy_from_slice(&data);
-            }
-            Step::View(at, len, seed) => {
-                let data = data(len, seed);
-                let mut view = file.as_slice_mut(at as u64, len as u64).await.unwrap();
-                assert!(*view == model[at..at + len]);
-                view.copy_from_slice(&data);
-                model[at..at + len].copy_from_slice(&data);
-            }
-            Step::Evict(at, len) => file.evict(at as u64, len as u64).await.unwrap(),
-            Step::Touch(at, len) => {
-                let (at, len) = (at as u64, len as u64);
-                file.touch_pages_range(at, len).await.unwrap();
-            }
-            Step::FlushRange(at, len) => file.flush_range(at as u64, len as u64).await.unwrap(),
-            Step::Flush => file.flush().await.unwrap(),
-            Step::Schedule => file.schedule_flush().await.unwrap(),
-            Step::Other(at, len, seed) => {
-                let data = data(len, seed);
-                other.update_region(at as u64, &data).await.unwrap();
-                model[at..at + len].copy_from_slice(&data);
-            }
-        }
-        // Whatever maps it sees it at once.
-        for handle in [&file, &reader] {
-            assert!(
-                handle.as_slice(0, LEN as u64).unwrap() == model[..],
-                "{step:?}"
-            );
-        }
-    }
-    assert!(other.slice(0, LEN as u64).await.unwrap() == model[..]);
-    assert!(fs::read(&path).unwrap() == model, "read without a map");
-    file.evict(0, LEN as u64).await.unwrap();
-    assert!(fs::read(&path).unwrap() == model, "read from the disk");
-    assert!(reader.read_bytes(0, LEN as u64).await.unwrap() == model[..]);
-}
-
-fn contents_are_right(dir: &Path, cases: u32) {
-    let config = ProptestConfig {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 200,
-        ..ProptestConfig::default()
-    };
-    let before = prop_oneof![
-        Just(Before::Sparse),
-        Just(Before::Preallocated),
-        Just(Before::Written)
-    ];
-    let steps = proptest::collection::vec(step(), 1..12);
-    TestRunner::new(config)
-        .run(&(before, steps), |(before, steps)| {
-            alone(check(dir, before, &steps));
-            Ok(())
-        })
-        .unwrap();
-}
-
 #[test]
-fn contents_are_right_on_a_disk() {
-    contents_are_right(on_a_disk().path(), 40);
-}
-
-#[test]
-fn contents_are_right_in_memory() {
-    match tempfile::tempdir_in("/dev/shm") {
-        Ok(dir) => contents_are_right(dir.path(), 40),
-        Err(error) => skip(
-            "contents_are_right_in_memory",
-            &format!("/dev/shm: {error}"),
-        ),
-    }
-}
-
-#[test]
-fn every_end_of_a_large_write_is_exact() {
+fn large_write_ends_are_exact() {
     let dir = on_a_disk();
-    alone(async {
-        // Ends on and beside the boundaries of pages, on cold pages with other bytes around.
+    block_on(async {
+        // Ends on and beside page boundaries, on cold pages with other bytes around them.
         let path = dir.path().join("data");
         let mut model = pattern(1 << 20);
         fs::write(&path, &model).unwrap();
@@ -241,22 +61,25 @@ fn every_end_of_a_large_write_is_exact() {
 }
 
 #[test]
-fn a_reader_sees_all_of_a_large_write_or_nothing() {
+fn reader_sees_whole_large_writes() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
     let (offset, len) = (4000, 300_000);
     fs::write(&path, vec![0; 1 << 20]).unwrap();
-    let file = alone(MemoryMappedFile::open_rw(&path)).unwrap();
-    let reader = alone(MemoryMappedFile::open_ro(&path)).unwrap();
+    let file = block_on(MemoryMappedFile::open_rw(&path)).unwrap();
+    let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|threads| {
         for reader in [&file, &reader] {
             let is_over = &is_over;
             threads.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
-                    let seen = alone(reader.slice(offset, len)).unwrap();
-                    // All are the same; and short, so that a writer's moment comes.
-                    assert!(seen[1..] == seen[..seen.len() - 1], "it is torn");
+                    let seen = block_on(reader.slice(offset, len)).unwrap();
+                    // All bytes are equal. The view is short, so that the writer gets its turn.
+                    assert!(
+                        seen[1..] == seen[..seen.len() - 1],
+                        "a reader saw a part of a write"
+                    );
                     drop(seen);
                     std::thread::yield_now();
                 }
@@ -265,11 +88,11 @@ fn a_reader_sees_all_of_a_large_write_or_nothing() {
         for turn in 0..60_u32 {
             let data = vec![turn as u8; len as usize];
             match turn % 3 {
-                0 => alone(file.update_region(offset, &data)).unwrap(),
-                _ => alone(file.write_bytes(offset, data.into())).unwrap(),
+                0 => block_on(file.update_region(offset, &data)).unwrap(),
+                _ => block_on(file.write_bytes(offset, data.into())).unwrap(),
             }
             if turn % 20 == 0 {
-                alone(file.flush()).unwrap();
+                block_on(file.flush()).unwrap();
             }
         }
         is_over.store(true, Ordering::Relaxed);
@@ -285,7 +108,7 @@ async fn large_writes_on_a_full(disk: Disk) {
         .await
         .unwrap();
     let filler = disk.fill();
-    // Into a hole, and from what is there into a hole.
+    // Into a hole, and across the end of the written bytes into a hole.
     let large = vec![9; 600_000];
     let huge = vec![9; 9 << 20];
     for (offset, data) in [
@@ -307,7 +130,7 @@ async fn large_writes_on_a_full(disk: Disk) {
         assert!(file.as_slice(0, 400_000).unwrap() == content[..400_000]);
         assert_eq!(file.pending_bytes(), 0);
     }
-    // What has its blocks can be overwritten, in whatever way that goes.
+    // Bytes that have blocks can be overwritten, in every way of writing.
     for seed in 1..4 {
         let new = data(390_000, seed);
         file.update_region(5000, &new).await.unwrap();
@@ -324,24 +147,28 @@ async fn large_writes_on_a_full(disk: Disk) {
 }
 
 #[test]
-fn a_large_write_finds_a_full_tmpfs_before_the_first_byte_changes() {
-    if let Some(disk) = Disk::tmpfs("strategy_full_tmpfs", MIB) {
-        alone(large_writes_on_a_full(disk));
+fn large_write_finds_full_tmpfs_first() {
+    if let Some(disk) = Disk::tmpfs("large_write_finds_full_tmpfs_first", MIB) {
+        block_on(large_writes_on_a_full(disk));
     }
 }
 
 #[test]
-fn a_large_write_finds_a_full_ext4_before_the_first_byte_changes() {
+fn large_write_finds_full_ext4_first() {
     let dir = tempfile::tempdir().unwrap();
-    if let Some(disk) = Disk::ext4("strategy_full_ext4", &dir.path().join("image"), 4 * MIB) {
-        alone(large_writes_on_a_full(disk));
+    if let Some(disk) = Disk::ext4(
+        "large_write_finds_full_ext4_first",
+        &dir.path().join("image"),
+        4 * MIB,
+    ) {
+        block_on(large_writes_on_a_full(disk));
     }
 }
 
 #[test]
-fn a_large_write_does_not_make_a_truncated_file_longer() {
+fn large_write_never_reextends_file() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         fs::write(&path, pattern(2 << 20)).unwrap();
         let file = MemoryMappedFile::open_rw(&path).await.unwrap();
@@ -384,23 +211,26 @@ async fn direct(path: &Path) -> Option<MemoryMappedFile> {
             Some(file.await.unwrap())
         }
         Err(error) => {
-            skip("strategy_direct", &format!("O_DIRECT: {error}"));
+            skip(
+                "no_pwrite_through_o_direct_descriptor",
+                &format!("O_DIRECT: {error}"),
+            );
             None
         }
     }
 }
 
 #[test]
-fn a_descriptor_that_goes_around_the_page_cache_is_not_written_through() {
+fn no_pwrite_through_o_direct_descriptor() {
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         let mut content = pattern(2 << 20);
         fs::write(&path, &content).unwrap();
         let Some(file) = direct(&path).await else {
             return;
         };
-        // The map is that descriptor's, whoever asks for it.
+        // The map belongs to that descriptor, whichever handle uses it.
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         for (turn, offset) in [0, 1, 4095, 4096, 700_001, MIB].into_iter().enumerate() {
             let handle = [&file, &other][turn % 2];
@@ -419,22 +249,12 @@ fn a_descriptor_that_goes_around_the_page_cache_is_not_written_through() {
         content.copy_within(..MIB as usize, 5);
         assert!(fs::read(&path).unwrap() == content);
     });
-    let test = "a_descriptor_that_goes_around_the_page_cache";
+    let test = "no_pwrite_through_o_direct_descriptor";
     if !can_trace(test) {
         return;
     }
-    let trace = dir.path().join("trace");
-    let program = [
-        "strace",
-        "-f",
-        "-y",
-        "-etrace=pwrite64,pwritev2",
-        "-o",
-        trace.to_str().unwrap(),
-    ];
-    let output = as_child(&program, "strategy::traced_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
-    let trace = fs::read_to_string(trace).unwrap();
+    let calls = "-etrace=pwrite64,pwritev2";
+    let trace = trace(child!(traced_child), dir.path(), &["-y", calls]);
     assert!(!trace.contains("/around>"), "{trace}");
     // And another one is.
     let is_there = trace.contains("/usual>");
@@ -447,7 +267,7 @@ fn traced_child() {
     let Some(dir) = child_dir() else {
         return;
     };
-    alone(async {
+    block_on(async {
         fs::write(dir.join("around"), vec![1; 2 << 20]).unwrap();
         fs::write(dir.join("usual"), vec![1; 2 << 20]).unwrap();
         let usual = MemoryMappedFile::open_rw(dir.join("usual")).await.unwrap();
@@ -458,135 +278,11 @@ fn traced_child() {
     });
 }
 
-/// Pages of a part of a file that are in the page cache (`mincore(2)`).
-fn cached(path: &Path, offset: usize, len: usize) -> usize {
-    let file = File::open(path).unwrap();
-    // SAFETY: nothing is read through the map.
-    let map = unsafe { memmap2::MmapOptions::new().map(&file) }.unwrap();
-    let mut present = vec![0_u8; len.div_ceil(4096)];
-    let addr = map.as_ptr().wrapping_add(offset).cast_mut();
-    // SAFETY: the range lies in the live map, and there is a byte for each of its pages.
-    let result = unsafe { libc::mincore(addr.cast(), len, present.as_mut_ptr()) };
-    assert_eq!(result, 0);
-    present.iter().filter(|page| **page & 1 == 1).count()
-}
-
-/// Evicts a range until all of it is out of memory: a page that the kernel is busy with stays.
-async fn evict_all(file: &MemoryMappedFile, offset: u64, len: u64) {
-    for _ in 0..1000 {
-        file.evict(offset, len).await.unwrap();
-        if cached(file.path(), offset as usize, len as usize) == 0 {
-            return;
-        }
-    }
-    panic!("{len} bytes at {offset} stay in memory");
-}
-
 #[test]
-fn what_is_evicted_is_out_of_memory_and_intact() {
-    let dir = on_a_disk();
-    if !can_probe("strategy_evict", dir.path()) {
-        return;
-    }
-    alone(async {
-        let path = dir.path().join("data");
-        let len = 8 << 20;
-        let file = settled(&path, len, FlushPolicy::Never).await;
-        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        let mut content = pattern(len);
-        file.update_region(0, &content).await.unwrap();
-        reader.touch_pages().await.unwrap();
-        assert_eq!(cached(&path, 0, len), len / 4096);
-        // Views keep their bytes, and are not waited for; what was written is not lost.
-        let view = reader.as_slice(100, 1 << 20).unwrap();
-        let bytes = file.bytes(3 << 20, 1 << 20).unwrap();
-        assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
-        let mut written = file.as_slice_mut(6 << 20, 4096).await.unwrap();
-        written[0] = content[6 << 20];
-        // Away from the views' pages, which the kernel may keep together with their neighbours.
-        evict_all(&file, 4 << 20, 2 << 20).await;
-        file.evict(0, len as u64).await.unwrap();
-        // And their pages, which may be touched where nothing may wait for the disk.
-        assert_eq!(cached(&path, 0, 1 << 20), 256);
-        assert_eq!(cached(&path, 3 << 20, 1 << 20), 256);
-        assert_eq!(cached(&path, 6 << 20, 4096), 1);
-        drop(written);
-        assert_eq!(file.pending_bytes(), 4096);
-        assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
-        drop((view, bytes));
-        file.evict(0, len as u64).await.unwrap();
-        assert_eq!(cached(&path, 0, len), 0);
-        assert!(fs::read(&path).unwrap() == content);
-        // After it grew: the maps that were outgrown hold no page either.
-        file.resize(3 * len as u64).await.unwrap();
-        content.resize(3 * len, 0);
-        file.update_region(2 * len as u64 - 5, b"grown")
-            .await
-            .unwrap();
-        content[2 * len - 5..2 * len].copy_from_slice(b"grown");
-        file.touch_pages().await.unwrap();
-        evict_all(&file, 0, 3 * len as u64).await;
-        // A part goes, and the rest stays.
-        file.touch_pages().await.unwrap();
-        evict_all(&file, len as u64, len as u64).await;
-        assert_eq!(cached(&path, 0, len), len / 4096);
-        assert!(reader.read_bytes(0, 3 * len as u64).await.unwrap() == content[..]);
-        // Without a right to flush, nothing that is dirty is thrown away.
-        file.update_region(1000, b"dirty").await.unwrap();
-        content[1000..1005].copy_from_slice(b"dirty");
-        reader.evict(0, 3 * len as u64).await.unwrap();
-        assert!(file.as_slice(0, 3 * len as u64).unwrap() == content[..]);
-        assert!(fs::read(&path).unwrap() == content);
-        file.evict(0, 0).await.unwrap();
-        let out = file.evict(3 * len as u64, 1).await.unwrap_err();
-        assert!(matches!(out, MmapIoError::OutOfBounds { .. }), "{out:?}");
-    });
-}
-
-#[test]
-fn write_out_is_started_and_is_not_called_durable() {
-    let dir = on_a_disk();
-    if !can_probe("strategy_schedule", dir.path()) {
-        return;
-    }
-    alone(async {
-        let path = dir.path().join("data");
-        let file = settled(&path, 8 << 20, FlushPolicy::Never).await;
-        let probe = Probe::new(&path);
-        file.update_region(0, &vec![1; 1 << 20]).await.unwrap();
-        file.update_region(4 << 20, &vec![1; 1 << 20])
-            .await
-            .unwrap();
-        file.schedule_flush_range(0, 1 << 20).await.unwrap();
-        assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
-        if let Some(rest) = probe.unwritten(4 << 20, 1 << 20) {
-            assert_eq!(rest, 256, "only what was asked for");
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
-            while probe.unwritten(0, 1 << 20) != Some(0) {
-                assert!(std::time::Instant::now() < deadline, "it was never written");
-                std::thread::yield_now();
-            }
-        }
-        file.schedule_flush().await.unwrap();
-        soon_clean(&probe);
-        // Written is not durable: it is still to be flushed, and then it is.
-        assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
-        file.flush().await.unwrap();
-        assert_eq!((file.pending_bytes(), file.stats().flushes), (0, 1));
-        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
-        file.update_region(0, b"x").await.unwrap();
-        reader.schedule_flush().await.unwrap();
-        assert_eq!(file.pending_bytes(), 1);
-        let out = file.schedule_flush_range(8 << 20, 1).await.unwrap_err();
-        assert!(matches!(out, MmapIoError::OutOfBounds { .. }), "{out:?}");
-    });
-}
-
-#[test]
-fn flags_that_are_set_later_are_heeded() {
+fn descriptor_flags_set_later_count() {
     use std::os::fd::AsRawFd;
     let dir = on_a_disk();
-    alone(async {
+    block_on(async {
         for flag in [libc::O_APPEND, libc::O_DIRECT] {
             let path = dir.path().join("data");
             fs::write(&path, vec![1; 4 << 20]).unwrap();
@@ -604,11 +300,11 @@ fn flags_that_are_set_later_are_heeded() {
 }
 
 #[test]
-fn a_full_disk_is_found_first_whatever_was_written_before() {
-    let Some(disk) = Disk::tmpfs("a_full_disk_is_found_first", 2 * MIB) else {
+fn raw_pointer_does_not_hide_full_disk() {
+    let Some(disk) = Disk::tmpfs("raw_pointer_does_not_hide_full_disk", 2 * MIB) else {
         return;
     };
-    alone(async {
+    block_on(async {
         let path = disk.path("data");
         let file = MemoryMappedFile::create_rw(&path, 16 * MIB).await.unwrap();
         for marked in [false, true] {
@@ -624,11 +320,10 @@ fn a_full_disk_is_found_first_whatever_was_written_before() {
 }
 
 #[test]
-fn a_limit_on_file_sizes_is_an_error_and_no_signal() {
+fn file_size_limit_is_an_error() {
     let dir = on_a_disk();
     fs::write(dir.path().join("data"), vec![0; 8 << 20]).unwrap();
-    let output = as_child(&[], "strategy::limited_child", dir.path());
-    assert!(output.status.success(), "{output:?}");
+    child!(limited_child).dir(dir.path()).passes();
 }
 
 #[test]
@@ -642,7 +337,7 @@ fn limited_child() {
     };
     // SAFETY: the structure is live for the call.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
-    alone(async {
+    block_on(async {
         let file = MemoryMappedFile::open_rw(dir.join("data")).await.unwrap();
         // Inside the file there is no limit for a mapping.
         file.update_region(4 << 20, &[1; 1 << 20]).await.unwrap();

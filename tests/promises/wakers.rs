@@ -1,6 +1,6 @@
-//! Wakers are other people's code. What could break: a waker that panics and takes the wake-ups of
-//! others with it, or the process; and one that drops or polls another future of the same file, and
-//! meets a lock that its caller holds.
+//! Wakers are foreign code. What could break: a waker that panics and thereby loses the wake-ups of
+//! other tasks, or ends the process; and a waker that drops or polls another future of the same
+//! file, and deadlocks on a lock that its caller holds.
 
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
@@ -11,11 +11,11 @@ use std::task::{Context, Wake, Waker};
 
 use mmap_io::{MemoryMappedFile, MmapMode};
 
-use crate::common::{alone, ends, eventually, patterned, SOON};
+use crate::common::{block_on, eventually, join_with_timeout, patterned, TIMEOUT};
 
 type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A waker that counts, and then does something.
+/// A waker that counts its calls, and runs a closure at the first.
 struct Does<F>(AtomicUsize, Mutex<Option<F>>);
 
 impl<F: FnOnce() + Send + 'static> Does<F> {
@@ -38,7 +38,7 @@ impl<F: FnOnce() + Send + 'static> Wake for Does<F> {
     }
 }
 
-/// A waker that panics when it is dropped, as well.
+/// A waker that panics when it wakes and when it is dropped.
 struct PanicsInDrop;
 
 impl Wake for PanicsInDrop {
@@ -55,14 +55,14 @@ impl Drop for PanicsInDrop {
     }
 }
 
-/// Ends the process if it lives too long: a thread that is stuck in a lock cannot be given up.
+/// Ends the process if it lives too long: a thread that is stuck in a lock cannot be stopped.
 struct Watchdog(#[allow(dead_code)] mpsc::Sender<()>);
 
 impl Watchdog {
     fn new(what: &'static str) -> Self {
         let (alive, gone) = mpsc::channel::<()>();
         std::thread::spawn(move || {
-            if gone.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if gone.recv_timeout(TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("a deadlock: {what}");
                 std::process::abort();
             }
@@ -71,23 +71,23 @@ impl Watchdog {
     }
 }
 
-/// Polls once; `None` if that was enough, as it may be where a job is quick.
+/// Polls once; `None` if the future completed, which happens when a job is quick.
 fn begin(mut future: Waiting, waker: &Waker) -> Option<Waiting> {
     let polled = future.as_mut().poll(&mut Context::from_waker(waker));
     polled.is_pending().then_some(future)
 }
 
-/// Futures that wait for one and the same thing, under wakers of all kinds. `hold` makes them wait
-/// until what it returns is run.
+/// Futures that wait for the same thing, under wakers of all kinds. `hold` makes them wait until
+/// the closure that it returns is run.
 fn check<'a>(
     what: &'static str,
     hold: impl Fn() -> Box<dyn FnOnce() + 'a>,
     wait: impl Fn() -> Waiting,
 ) {
     let _watchdog = Watchdog::new(what);
-    // One that panics, before others and behind them.
+    // A waker that panics, before other wakers and after them.
     for bad_at in 0..3 {
-        let let_go = hold();
+        let release = hold();
         let futures = [0, 1, 2].map(|at| {
             let good = Does::new(|| ());
             let waker = match at == bad_at {
@@ -99,7 +99,7 @@ fn check<'a>(
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(waker)));
             (at, future, good)
         });
-        let_go();
+        release();
         for (at, future, good) in futures {
             let Some(future) = future else {
                 continue;
@@ -107,12 +107,12 @@ fn check<'a>(
             if at != bad_at {
                 eventually(what, || good.is_woken());
             }
-            ends(what, future);
+            join_with_timeout(what, future);
         }
     }
-    // One that drops another future, and one that polls it.
+    // A waker that drops another future, and one that polls it.
     for polls in [false, true] {
-        let let_go = hold();
+        let release = hold();
         let mut other = begin(wait(), &idle());
         let waker = Does::new(move || match (&mut other, polls) {
             (Some(other), true) => {
@@ -121,10 +121,10 @@ fn check<'a>(
             _ => drop(other),
         });
         let first = begin(wait(), &Waker::from(waker.clone()));
-        let_go();
+        release();
         if let Some(first) = first {
             eventually(what, || waker.is_woken());
-            ends(what, first);
+            join_with_timeout(what, first);
         }
     }
 }
@@ -133,15 +133,15 @@ async fn small_buffer(dir: &std::path::Path) -> MemoryMappedFile {
     let (path, _) = patterned(dir, 10_000).await;
     let builder = MemoryMappedFile::builder(path).mode(MmapMode::ReadWrite);
     let file = builder.write_buffer(100).open().await.unwrap();
-    // In memory: reads wait for views alone.
+    // The pages are resident: reads wait only for views.
     file.update_region(0, &[7; 10_000]).await.unwrap();
     file
 }
 
 #[test]
-fn wakers_of_readers_may_panic_drop_and_poll() {
+fn reader_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(small_buffer(dir.path()));
+    let file = block_on(small_buffer(dir.path()));
     let hold = || -> Box<dyn FnOnce() + '_> {
         let view = file.try_as_slice_mut(0, 100).unwrap().unwrap();
         Box::new(move || drop(view))
@@ -157,9 +157,9 @@ fn wakers_of_readers_may_panic_drop_and_poll() {
 }
 
 #[test]
-fn wakers_of_writers_may_panic_drop_and_poll() {
+fn writer_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(small_buffer(dir.path()));
+    let file = block_on(small_buffer(dir.path()));
     let hold = || -> Box<dyn FnOnce() + '_> {
         let view = file.bytes(0, 100).unwrap();
         Box::new(move || drop(view))
@@ -179,16 +179,17 @@ fn wakers_of_writers_may_panic_drop_and_poll() {
     let number = AtomicUsize::new(0);
     check("mutable view", hold, || {
         let file = file.clone();
-        // Each of other bytes: one that is granted lasts until its future is polled or dropped.
+        // Each view has bytes of its own: a granted view lasts until its future is polled or
+        // dropped.
         let at = number.fetch_add(1, Ordering::Relaxed) as u64 % 10 * 10;
         Box::pin(async move { drop(file.as_slice_mut(at, 10).await.unwrap()) })
     });
 }
 
 #[test]
-fn wakers_of_jobs_may_panic_drop_and_poll() {
+fn job_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
-    let file = alone(small_buffer(dir.path()));
+    let file = block_on(small_buffer(dir.path()));
     let hold = || -> Box<dyn FnOnce()> { Box::new(|| ()) };
     let path = dir.path().join("another");
     std::fs::write(&path, [0; 100]).unwrap();

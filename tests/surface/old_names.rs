@@ -1,4 +1,5 @@
-//! What programs written for the synchronous crate name: it is there, or is refused with a clear error.
+//! Names that programs for the synchronous crate use: each exists, or is refused with a clear
+//! error.
 
 use std::fs;
 
@@ -8,12 +9,12 @@ use mmap_io::errors::MmapIoError;
 use mmap_io::mmap::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapMode};
 use mmap_io::{load_mmap, utils};
 
-use crate::common::{alone, patterned};
+use crate::common::{block_on, patterned};
 
 #[test]
-fn old_names_name_the_same() {
+fn old_names_work() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 1000).await;
         let view: MappedSlice<'_> = file.as_slice(10, 5).unwrap();
         let bytes: &[u8] = view.as_slice();
@@ -33,9 +34,9 @@ fn old_names_name_the_same() {
 }
 
 #[test]
-fn anonymous_pointers_reach_the_bytes() {
+fn anonymous_pointers_reach_bytes() {
     let memory = AnonymousMmap::new(1000).unwrap();
-    alone(memory.update_region(10, b"before")).unwrap();
+    block_on(memory.update_region(10, b"before")).unwrap();
     // SAFETY: no operation and no view is under way, and the store is inside the memory.
     unsafe { memory.as_mut_ptr().add(10).write(b'B') };
     assert_eq!(memory.as_slice(10, 6).unwrap(), b"Before");
@@ -45,7 +46,7 @@ fn anonymous_pointers_reach_the_bytes() {
 }
 
 #[test]
-fn copy_on_write_is_refused_everywhere() {
+fn copy_on_write_mode_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (there, missing) = (dir.path().join("there"), dir.path().join("missing"));
     fs::write(&there, b"bytes").unwrap();
@@ -60,13 +61,13 @@ fn copy_on_write_is_refused_everywhere() {
     let mode = MmapMode::CopyOnWrite;
     for path in [&there, &missing] {
         let builder = || MemoryMappedFile::builder(path).mode(mode).size(100);
-        refused("create", alone(builder().create()));
-        refused("create_new", alone(builder().create_new()));
-        refused("open", alone(builder().open()));
-        refused("open_or_create", alone(builder().open_or_create()));
-        refused("load_mmap", alone(load_mmap(path, mode)));
+        refused("create", block_on(builder().create()));
+        refused("create_new", block_on(builder().create_new()));
+        refused("open", block_on(builder().open()));
+        refused("open_or_create", block_on(builder().open_or_create()));
+        refused("load_mmap", block_on(load_mmap(path, mode)));
         let file = fs::File::open(&there).unwrap();
-        let opened = alone(MemoryMappedFile::from_file(file, mode, path));
+        let opened = block_on(MemoryMappedFile::from_file(file, mode, path));
         refused("from_file", opened);
     }
     assert_eq!(fs::read(&there).unwrap(), b"bytes");
@@ -76,7 +77,7 @@ fn copy_on_write_is_refused_everywhere() {
 #[test]
 fn small_file_has_no_huge_pages() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 10_000).await;
         let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
         let empty = dir.path().join("empty");

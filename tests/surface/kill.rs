@@ -1,19 +1,16 @@
-//! A writer that is killed in the middle of what it does loses nothing that it was told is done:
-//! each write whose call had returned is in the file, whole, and so is the length after a resize.
-//! (What a power cut leaves is another matter; the pages of a killed process stay in the kernel.)
+//! A process that is killed in the middle of its writes loses no write that was acknowledged: each
+//! write whose call had returned is in the file, whole, and so is the length after a resize. (A
+//! power cut is another matter; the pages of a killed process stay in the kernel.)
 
-#![cfg(target_os = "linux")]
-
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Stdio;
+use std::{fs, thread};
 
 use mmap_io::MemoryMappedFile;
 
-use crate::common::alone;
-use crate::p5_durable::{child_dir, on_a_disk};
+use crate::common::child::{child, child_dir};
+use crate::common::{block_on, on_a_disk};
 
 const WRITERS: u64 = 3;
 /// Each writer has slots of its own, and goes through them in turn.
@@ -21,7 +18,7 @@ const SLOTS: u64 = 8;
 /// Slots are not at page boundaries.
 const SLOT: u64 = 300_000 + 123;
 const BODY: u64 = WRITERS * SLOTS * SLOT;
-/// What is written into a slot is small and copied, or large and goes another way.
+/// The data of a slot is small and copied, or large and written in another way.
 const LENGTHS: [u64; 4] = [1, 5_000, 70_000, 300_000];
 
 /// Where the n-th write of a writer goes, how long it is, and the byte it is made of.
@@ -36,9 +33,9 @@ fn length_of(number: u64) -> u64 {
     BODY + 1 + number * 7919 % 1_000_000
 }
 
-/// Says that an operation has returned, to whoever survives.
+/// Tells the parent, which survives, that an operation has returned.
 fn acknowledge(line: &str) {
-    // One call, so that a line is there as a whole or not at all.
+    // One call, so that a line arrives whole or not at all.
     std::io::stdout().write_all(line.as_bytes()).unwrap();
     std::io::stdout().flush().unwrap();
 }
@@ -52,7 +49,7 @@ fn writing_child() {
         let number = std::env::var(name).unwrap();
         number.parse().unwrap()
     };
-    let file = alone(MemoryMappedFile::open_rw(dir.join("data"))).unwrap();
+    let file = block_on(MemoryMappedFile::open_rw(dir.join("data"))).unwrap();
     thread::scope(|threads| {
         for writer in 0..WRITERS {
             let (file, from) = (&file, first(&format!("MMAP_IO_TEST_WRITE_{writer}")));
@@ -61,14 +58,14 @@ fn writing_child() {
                     let (offset, len, byte) = write_of(writer, number);
                     let data = vec![byte; len];
                     let written = match number % 3 {
-                        0 => alone(file.update_region(offset, &data)),
-                        1 => alone(file.write_bytes(offset, data.into())),
-                        _ if writer == 0 => alone(file.update_region_async(offset, &data)),
+                        0 => block_on(file.update_region(offset, &data)),
+                        1 => block_on(file.write_bytes(offset, data.into())),
+                        _ if writer == 0 => block_on(file.update_region_async(offset, &data)),
                         // Two ranges of one operation.
                         _ => {
                             let (one, two) = data.split_at(len / 2);
                             let regions = [(offset, one), (offset + len as u64 / 2, two)];
-                            alone(file.update_regions(&regions))
+                            block_on(file.update_regions(&regions))
                         }
                     };
                     written.unwrap();
@@ -77,7 +74,7 @@ fn writing_child() {
             });
         }
         for number in first("MMAP_IO_TEST_RESIZE").. {
-            alone(file.resize(length_of(number))).unwrap();
+            block_on(file.resize(length_of(number))).unwrap();
             acknowledge(&format!("\n{WRITERS} {number}\n"));
         }
     });
@@ -85,25 +82,24 @@ fn writing_child() {
 
 /// The next number of each writer, and of the resizes, after a child was killed.
 fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child
-        .args(["--exact", "--nocapture", "--test-threads=1"])
-        .arg("kill::writing_child")
-        .env("MMAP_IO_TEST_CHILD", dir)
-        .env("MMAP_IO_TEST_RESIZE", next[WRITERS as usize].to_string());
+    let resize = next[WRITERS as usize].to_string();
+    let mut child = child!(writing_child)
+        .dir(dir)
+        .env("MMAP_IO_TEST_RESIZE", &resize);
     for writer in 0..WRITERS {
         let from = next[writer as usize].to_string();
-        child.env(format!("MMAP_IO_TEST_WRITE_{writer}"), from);
+        child = child.env(&format!("MMAP_IO_TEST_WRITE_{writer}"), &from);
     }
-    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = child.command();
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     let mut acknowledge = |line: &str| {
         let mut words = line.split(' ').map(|word| word.trim().parse::<u64>());
         match (words.next(), words.next(), words.next()) {
-            (Some(Ok(who)), Some(Ok(number)), None) => {
-                assert_eq!(number, next[who as usize]);
-                next[who as usize] += 1;
+            (Some(Ok(writer)), Some(Ok(number)), None) => {
+                assert_eq!(number, next[writer as usize]);
+                next[writer as usize] += 1;
                 true
             }
             _ => false,
@@ -112,13 +108,16 @@ fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
     let mut heard = 0;
     while heard < acknowledgements {
         line.clear();
-        assert!(output.read_line(&mut line).unwrap() > 0, "the child ended");
+        assert!(
+            output.read_line(&mut line).unwrap() > 0,
+            "the child ended before it was killed"
+        );
         heard += usize::from(acknowledge(&line));
     }
     // SIGKILL: no destructor, no flush, no time.
     child.kill().unwrap();
     child.wait().unwrap();
-    // What it said before it died.
+    // What it printed before it died.
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     rest.split_inclusive('\n')
@@ -129,7 +128,7 @@ fn killed_after(dir: &Path, next: &mut [u64], acknowledgements: usize) {
 }
 
 #[test]
-fn what_was_acknowledged_is_whole_after_a_kill() {
+fn acknowledged_writes_survive_kill() {
     let dir = on_a_disk();
     let path = dir.path().join("data");
     fs::File::create(&path)
@@ -146,8 +145,8 @@ fn what_was_acknowledged_is_whole_after_a_kill() {
         assert!(lengths.contains(&(content.len() as u64)), "{lengths:?}");
         for writer in 0..WRITERS {
             let next = next[writer as usize];
-            // The last that was acknowledged in each slot. The one after that, of which nobody
-            // has heard, may have been under way; it has a slot of its own.
+            // The last write that was acknowledged in each slot. The next write was not
+            // acknowledged and may have been in progress; it has a slot of its own.
             for number in (1..next).rev().take(SLOTS as usize - 1) {
                 let (offset, len, byte) = write_of(writer, number);
                 let slot = &content[offset as usize..][..len];
@@ -156,8 +155,8 @@ fn what_was_acknowledged_is_whole_after_a_kill() {
             }
         }
         assert_ne!(before, next);
-        // And the file can be used: also what was under way is done again in the next round.
-        alone(async {
+        // And the file can be used; a write that was in progress is repeated in the next round.
+        block_on(async {
             let file = MemoryMappedFile::open_rw(&path).await.unwrap();
             assert_eq!(file.len(), content.len() as u64);
             assert!(file.as_slice(0, file.len()).unwrap() == content[..]);

@@ -35,8 +35,8 @@ const _: () = {
     plain::<mmap_io::MmapAdvice>();
 };
 
-/// For every life of the handle, not only the longest.
-#[allow(dead_code)] // To be compiled is all it is for.
+/// For every lifetime of the handle, not only for `'static`.
+#[allow(dead_code)] // It only has to compile.
 fn views<'a>(_: &'a MemoryMappedFile) {
     shared::<MappedSlice<'a>>();
     shared::<MappedSliceMut<'a>>();
@@ -46,10 +46,10 @@ fn sendable<F: Future + Send>(_: F) {}
 fn spawnable<F: Future + Send + 'static>(_: F) {}
 
 #[test]
-fn every_future_can_be_spawned() {
+fn every_future_is_send() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    let file = crate::common::alone(MemoryMappedFile::create_rw(&path, 100)).unwrap();
+    let file = crate::common::block_on(MemoryMappedFile::create_rw(&path, 100)).unwrap();
 
     // What borrows nothing. The path is not borrowed either.
     {

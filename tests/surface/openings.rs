@@ -1,5 +1,6 @@
-//! Files that are opened, created, copied and removed beside each other: nobody waits for what is not
-//! his, nobody's file is lost, and nobody is told of a file that he made himself.
+//! Files that are opened, created, copied and removed at the same time: an opening waits for no
+//! view, no file is lost, and a call that creates a file never gets the error that its own file
+//! exists.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -8,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use crate::common::{alone, is_quiet, patterned, until};
+use crate::common::{block_on, is_quiet, patterned, wait_until};
 
 #[test]
-fn opening_a_file_that_has_grown_waits_for_no_view() {
+fn opening_grown_file_waits_for_no_view() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (path, file) = patterned(dir.path(), 8192).await;
         let view = file.bytes(0, 10).unwrap();
         let mut write = Box::pin(file.update_region(0, &[1; 10]));
@@ -21,7 +22,7 @@ fn opening_a_file_that_has_grown_waits_for_no_view() {
             assert!(poll_once(&mut write).await.is_none());
             std::thread::yield_now();
         }
-        // Somebody else appends to it.
+        // Another process appends to it.
         let mut other = fs::File::options().append(true).open(&path).unwrap();
         other.write_all(&[7; 100]).unwrap();
         let opened = MemoryMappedFile::open_ro(&path).await.unwrap();
@@ -34,14 +35,14 @@ fn opening_a_file_that_has_grown_waits_for_no_view() {
 }
 
 #[test]
-fn a_file_is_in_use_from_the_moment_it_is_open() {
+fn file_is_busy_once_opened() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let path = dir.path().join("data");
         fs::write(&path, [1; 100]).unwrap();
         let opening = loop {
             let mut opening = Box::pin(MemoryMappedFile::open_rw(&path));
-            // The pool may have been fast.
+            // The pool may have opened it before the poll.
             if poll_once(&mut opening).await.is_none() {
                 break opening;
             }
@@ -63,9 +64,9 @@ fn a_file_is_in_use_from_the_moment_it_is_open() {
 }
 
 #[test]
-fn what_somebody_has_put_in_the_place_of_a_failed_creation_stays() {
+fn failed_create_keeps_replacement_file() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 8192).await;
         let copy = dir.path().join("copy");
         let view = file.as_slice_mut(0, 10).await.unwrap();
@@ -77,13 +78,13 @@ fn what_somebody_has_put_in_the_place_of_a_failed_creation_stays() {
         fs::write(&copy, b"precious").unwrap();
         drop(copying);
         drop(view);
-        until(&file, is_quiet).await;
+        wait_until(&file, is_quiet).await;
         assert_eq!(fs::read(&copy).unwrap(), b"precious");
     });
 }
 
 #[test]
-fn whoever_creates_a_file_is_not_told_that_it_was_there() {
+fn creator_never_gets_already_exists() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     let stop = AtomicBool::new(false);
@@ -91,7 +92,7 @@ fn whoever_creates_a_file_is_not_told_that_it_was_there() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    match alone(MemoryMappedFile::open_rw(&path)) {
+                    match block_on(MemoryMappedFile::open_rw(&path)) {
                         Ok(file) => assert_eq!(file.len(), 4096),
                         Err(MmapIoError::ResizeFailed(_)) => {}
                         Err(error) => assert_eq!(error.io_kind(), Some(ErrorKind::NotFound)),
@@ -101,7 +102,7 @@ fn whoever_creates_a_file_is_not_told_that_it_was_there() {
         }
         for _ in 0..300 {
             let builder = MemoryMappedFile::builder(&path).size(4096);
-            let created = alone(builder.create_new()).unwrap();
+            let created = block_on(builder.create_new()).unwrap();
             assert_eq!(created.len(), 4096);
             fs::remove_file(&path).unwrap();
         }
@@ -110,9 +111,9 @@ fn whoever_creates_a_file_is_not_told_that_it_was_there() {
 }
 
 #[test]
-fn touching_all_pages_means_those_that_are_there_by_then() {
+fn touch_pages_uses_current_length() {
     let dir = tempfile::tempdir().unwrap();
-    alone(async {
+    block_on(async {
         let (_, file) = patterned(dir.path(), 100_000).await;
         let touching = file.touch_pages();
         file.resize(100).await.unwrap();
@@ -122,10 +123,10 @@ fn touching_all_pages_means_those_that_are_there_by_then() {
 
 #[cfg(unix)]
 #[test]
-fn links_that_point_nowhere_are_followed() {
+fn create_follows_dangling_links() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    alone(async {
+    block_on(async {
         std::os::unix::fs::symlink("second", at("first")).unwrap();
         std::os::unix::fs::symlink(at("data"), at("second")).unwrap();
         let file = MemoryMappedFile::create_rw(at("first"), 100).await.unwrap();
@@ -139,27 +140,28 @@ fn links_that_point_nowhere_are_followed() {
     });
 }
 
-/// The kernel asks the process that has the lease to give way, and an opening waits for that.
+/// The kernel asks the process that holds the lease to release it, and an opening waits for that.
 #[cfg(target_os = "linux")]
 #[test]
-fn opening_waits_for_the_lease_of_another_process() {
+fn open_waits_for_foreign_lease() {
     use std::os::fd::AsRawFd;
 
-    use crate::p5_durable::{as_child, on_a_disk};
+    use crate::common::child::child;
+    use crate::common::on_a_disk;
 
     let dir = on_a_disk();
     let (path, ready) = (dir.path().join("data"), dir.path().join("ready"));
     let open: [fn(&std::path::Path) -> mmap_io::Result<MemoryMappedFile>; 4] = [
-        |path| alone(MemoryMappedFile::open_ro(path)),
-        |path| alone(MemoryMappedFile::open_rw(path)),
-        |path| alone(MemoryMappedFile::open_or_create(path, 10)),
-        |path| alone(MemoryMappedFile::create_rw(path, 10)),
+        |path| block_on(MemoryMappedFile::open_ro(path)),
+        |path| block_on(MemoryMappedFile::open_rw(path)),
+        |path| block_on(MemoryMappedFile::open_or_create(path, 10)),
+        |path| block_on(MemoryMappedFile::create_rw(path, 10)),
     ];
     for open in open {
         fs::write(&path, [7; 5000]).unwrap();
         let _ = fs::remove_file(&ready);
         std::thread::scope(|scope| {
-            let holder = scope.spawn(|| as_child(&[], "openings::leasing_child", dir.path()));
+            let holder = scope.spawn(|| child!(leasing_child).dir(dir.path()).passes());
             while !ready.exists() {
                 assert!(!holder.is_finished(), "{:?}", holder.join());
                 std::thread::yield_now();
@@ -169,31 +171,30 @@ fn opening_waits_for_the_lease_of_another_process() {
             // SAFETY: the call takes no pointer, and the handle keeps the descriptor open.
             let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
             assert_eq!(flags & libc::O_NONBLOCK, 0);
-            let output = holder.join().unwrap();
-            assert!(output.status.success(), "{output:?}");
+            holder.join().unwrap();
         });
     }
     // No other opening leaves it, either; and a pipe is waited for by none.
     let fifo = dir.path().join("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();
     assert!(made.unwrap().success());
-    let refused = alone(MemoryMappedFile::open_ro(&fifo)).map(drop);
+    let refused = block_on(MemoryMappedFile::open_ro(&fifo)).map(drop);
     assert_eq!(
         refused.unwrap_err().io_kind(),
         Some(ErrorKind::InvalidInput)
     );
 }
 
-/// Has a lease until another process opens the file.
+/// Holds a lease until another process opens the file.
 #[cfg(target_os = "linux")]
 #[test]
 fn leasing_child() {
     use std::os::fd::AsRawFd;
 
-    let Some(dir) = crate::p5_durable::child_dir() else {
+    let Some(dir) = crate::common::child::child_dir() else {
         return;
     };
-    // SAFETY: to ignore a signal is to run no code.
+    // SAFETY: ignoring a signal runs no code.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     let file = fs::File::options()
         .read(true)

@@ -1,6 +1,5 @@
 //! What a read and a queued write cost in allocations and system calls. What could break: a view
-//! that goes through the heap, and a batch that pays for each of its writes what it should pay
-//! once.
+//! that is allocated on the heap, and a batch that pays for each write what it should pay once.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -11,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, Result};
 
-use crate::common::{alone, at_once, pattern, patterned, run_alone, soon, HeldQueue};
+use crate::common::child::{child, child_dir};
+use crate::common::{at_once, block_on, pattern, patterned, with_timeout, HeldQueue};
 
-/// The system's allocator, and a count of what is asked of it.
+/// The system's allocator, which counts allocations.
 struct Counting;
 
 #[global_allocator]
@@ -29,7 +29,7 @@ thread_local! {
 
 fn count() {
     ALL.fetch_add(1, Ordering::Relaxed);
-    // A thread that ends may allocate after its values are gone.
+    // A thread that ends may allocate after its thread-local values are dropped.
     let _ = MINE.try_with(|mine| mine.set(mine.get() + 1));
 }
 
@@ -61,7 +61,7 @@ unsafe impl GlobalAlloc for Counting {
 
 /// Allocations of this thread in 100 calls.
 fn in_a_hundred<T>(mut call: impl FnMut() -> T) -> u64 {
-    // What is made once, and kept: the thread's slots, the room of a set.
+    // Some memory is allocated once and kept: the slots of the thread, the room of a set.
     drop(call());
     let before = MINE.get();
     for _ in 0..100 {
@@ -71,10 +71,10 @@ fn in_a_hundred<T>(mut call: impl FnMut() -> T) -> u64 {
 }
 
 #[test]
-fn a_read_allocates_nothing() {
+fn read_does_not_allocate() {
     let dir = tempfile::tempdir().unwrap();
-    let (path, file) = alone(patterned(dir.path(), 100_000));
-    let reader = alone(MemoryMappedFile::open_ro(path)).unwrap();
+    let (path, file) = block_on(patterned(dir.path(), 100_000));
+    let reader = block_on(MemoryMappedFile::open_ro(path)).unwrap();
     for file in [&file, &reader] {
         // Twice: the second time all slots of the thread are taken.
         let mut held = Vec::with_capacity(20);
@@ -84,20 +84,20 @@ fn a_read_allocates_nothing() {
             let slice = || at_once(file.slice(5, 70_000)).unwrap();
             assert_eq!(in_a_hundred(slice), 0);
             let mut buffer = [0; 100];
-            let read = || alone(file.read_into(70_000, &mut buffer)).unwrap();
+            let read = || block_on(file.read_into(70_000, &mut buffer)).unwrap();
             assert_eq!(in_a_hundred(read), 0);
             held.extend((0..20).map(|_| file.as_slice(0, 10).unwrap()));
         }
     }
-    // Where a writer was, the way is another one.
-    alone(file.update_region(0, b"x")).unwrap();
+    // After a write, a read takes another path.
+    block_on(file.update_region(0, b"x")).unwrap();
     assert_eq!(in_a_hundred(|| file.as_slice(0, 10).unwrap()), 0);
 }
 
 #[test]
-fn bytes_allocate_once_and_their_clones_never() {
+fn bytes_allocate_once() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), 100_000));
+    let (_, file) = block_on(patterned(dir.path(), 100_000));
     assert_eq!(in_a_hundred(|| file.bytes(5, 70_000).unwrap()), 100);
     let read = || at_once(file.read_bytes(5, 70_000));
     assert_eq!(in_a_hundred(|| read().unwrap()), 100);
@@ -108,7 +108,7 @@ fn bytes_allocate_once_and_their_clones_never() {
 
 const WRITES: usize = 64;
 
-/// A hundred bytes for each write, and some that are nobody's.
+/// A hundred bytes for each write; the bytes from here on belong to no write.
 const SPARE: u64 = 100 * WRITES as u64;
 
 type Submitted<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -126,56 +126,57 @@ async fn submit(writes: &mut [Submitted<'_>]) {
 }
 
 #[test]
-fn a_write_that_is_queued_allocates_twice() {
+fn queued_write_allocates_twice() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), SPARE as usize + 1));
-    alone(async {
+    let (_, file) = block_on(patterned(dir.path(), SPARE as usize + 1));
+    block_on(async {
         let held = HeldQueue::new(&file, SPARE);
         let mut batch = writes(&file);
         let before = MINE.get();
         submit(&mut batch).await;
         let submitted = MINE.get() - before;
-        // Its data, and itself; the queue grows by doubling.
+        // Its data, and the operation itself; the queue grows by doubling.
         let growth = u64::from(WRITES.ilog2()) + 1;
         let twice = 2 * WRITES as u64;
         assert!((twice..=twice + growth).contains(&submitted), "{submitted}");
-        held.let_go().await;
+        held.release().await;
         for write in batch {
             write.await.unwrap();
         }
     });
 }
 
-#[cfg(unix)]
 #[test]
-fn a_batch_of_writes_allocates_as_one() {
-    let program = ["env", "MMAP_IO_TEST_CHILD=", "BLOCKING_MAX_THREADS=1"];
-    run_alone(&program, "allocations::batch_child");
+fn batch_allocates_less_than_its_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    child!(batch_child)
+        .dir(dir.path())
+        .one_pool_thread()
+        .passes();
 }
 
-/// Counts what all threads do, and so needs a process of its own.
+/// Counts the allocations of all threads, and so needs a process of its own.
 #[test]
 fn batch_child() {
-    if std::env::var_os("MMAP_IO_TEST_CHILD").is_none() {
+    let Some(dir) = child_dir() else {
         return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (_, file) = alone(patterned(dir.path(), SPARE as usize + 1));
-    alone(async {
+    };
+    let (_, file) = block_on(patterned(&dir, SPARE as usize + 1));
+    block_on(async {
         for is_measured in [false, true] {
             let updates = file.stats().updates;
             let held = HeldQueue::new(&file, SPARE);
             let mut batch = writes(&file);
             let before = ALL.load(Ordering::Relaxed);
             submit(&mut batch).await;
-            held.let_go().await;
+            held.release().await;
             for write in batch {
                 write.await.unwrap();
             }
             let shared = ALL.load(Ordering::Relaxed) - before - 2 * WRITES as u64;
-            // And the one that held the queue.
+            // And the write that held the queue.
             assert_eq!(file.stats().updates - updates, WRITES as u64 + 1);
-            // Vectors that grow by doubling, and the tree of what is to be flushed.
+            // Vectors that grow by doubling, and the tree of dirty ranges.
             println!("{shared} allocations are the batch's own");
             assert!(!is_measured || shared < WRITES as u64, "{shared}");
         }
@@ -184,18 +185,10 @@ fn batch_child() {
 
 #[cfg(target_os = "linux")]
 mod system_calls {
-    use std::fs;
-
     use super::*;
-    use crate::p5_durable::{as_child, can_trace, child_dir};
+    use crate::common::probe::{can_trace, end_of_step, trace};
 
     const WRITES: u64 = 1000;
-
-    /// A call that cannot succeed, to tell the steps of a trace apart.
-    fn end_of_step() {
-        // SAFETY: the call takes no pointer.
-        unsafe { libc::fsync(-1) };
-    }
 
     /// The allocator takes its memory from the system page by page.
     fn is_of_the_heap(line: &str) -> bool {
@@ -204,17 +197,12 @@ mod system_calls {
     }
 
     #[test]
-    fn a_thousand_writes_make_no_more_system_calls_than_a_few() {
-        if !can_trace("a_thousand_writes_make_no_more_system_calls_than_a_few") {
+    fn batch_of_writes_makes_few_syscalls() {
+        if !can_trace("batch_of_writes_makes_few_syscalls") {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let trace = dir.path().join("trace");
-        let program = ["strace", "-f", "-qq", "-o", trace.to_str().unwrap()];
-        let child = "allocations::system_calls::thousand_child";
-        let output = as_child(&program, child, dir.path());
-        assert!(output.status.success(), "{output:?}");
-        let trace = fs::read_to_string(trace).unwrap();
+        let trace = trace(child!(thousand_child), dir.path(), &["-qq"]);
         let steps: Vec<Vec<&str>> = trace
             .split_inclusive('\n')
             .filter(|line| !line.contains("resumed>") && !is_of_the_heap(line))
@@ -241,10 +229,10 @@ mod system_calls {
         let Some(dir) = child_dir() else {
             return;
         };
-        // No more than one batch takes, of neighbours.
+        // Adjacent writes, at most as many as fit in one batch.
         let len = WRITES * 64;
-        let (_, file) = alone(patterned(&dir, len as usize + 1));
-        alone(async {
+        let (_, file) = block_on(patterned(&dir, len as usize + 1));
+        block_on(async {
             file.update_region(0, &pattern(len as usize)).await.unwrap();
             let held = HeldQueue::new(&file, len);
             let write = |at| Box::pin(file.update_region(at * 64, &[7; 64])) as Submitted<'_>;
@@ -252,9 +240,9 @@ mod system_calls {
             end_of_step();
             submit(&mut batch).await;
             end_of_step();
-            held.let_go().await;
+            held.release().await;
             for write in batch {
-                soon(write).await.unwrap();
+                with_timeout(write).await.unwrap();
             }
             end_of_step();
             assert_eq!(file.as_slice(0, len).unwrap(), &vec![7; len as usize][..]);

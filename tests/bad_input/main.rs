@@ -1,0 +1,68 @@
+//! Bad input is a clear error, and changes nothing.
+
+#![cfg(unix)]
+
+use mmap_io::MemoryMappedFile;
+use mmap_io::Stats;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod limits;
+mod modes;
+mod paths;
+mod ranges;
+
+const TOO_LARGE: u64 = (128 << 40) + 1;
+
+macro_rules! assert_error {
+    ($result:expr, $pattern:pat) => {
+        let result = $result.map(drop);
+        assert!(matches!(result, Err($pattern)), "{result:?}");
+    };
+}
+pub(crate) use assert_error;
+
+macro_rules! assert_kind {
+    ($result:expr, $kind:ident) => {
+        let result = $result.map(drop);
+        let kind = result
+            .as_ref()
+            .err()
+            .and_then(mmap_io::MmapIoError::io_kind);
+        assert_eq!(kind, Some(std::io::ErrorKind::$kind), "{result:?}");
+    };
+}
+pub(crate) use assert_kind;
+
+/// A file as it was.
+struct Before {
+    path: PathBuf,
+    content: Vec<u8>,
+    stats: Stats,
+}
+
+impl Before {
+    fn new(path: &Path, file: &MemoryMappedFile) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            content: fs::read(path).unwrap(),
+            stats: file.stats(),
+        }
+    }
+
+    /// Bad input is found before anything is done, or even queued.
+    fn assert_unchanged(&self, file: &MemoryMappedFile) {
+        assert!(fs::read(&self.path).unwrap() == self.content);
+        assert_eq!(file.len(), self.content.len() as u64);
+        let mut stats = file.stats();
+        // Opening the file in another mode maps it again, and changes nothing.
+        stats.mapped_bytes = self.stats.mapped_bytes;
+        // A copy takes its turn before it knows where to.
+        stats.pool_hops = self.stats.pool_hops;
+        assert_eq!(stats, self.stats);
+    }
+}

@@ -1,0 +1,173 @@
+//! Another process cuts the file: it opens again, `refresh` adopts its length, and growth ends.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use mmap_io::{MemoryMappedFile, MmapIoError};
+
+use crate::common::{
+    assert_waits, join_with_timeout, pattern, poll_once, wait_until, with_timeout,
+};
+
+/// Cuts a file as logrotate's `copytruncate` cuts a log.
+fn cut(path: &Path, len: u64) {
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_len(len).unwrap();
+}
+
+fn assert_truncated<T>(result: mmap_io::Result<T>) {
+    let result = result.map(drop);
+    assert!(
+        matches!(result, Err(MmapIoError::Truncated { .. })),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn cut_file_reopens_beside_view() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    join_with_timeout("opening a log that was cut", async move {
+        fs::write(&path, pattern(65_536)).unwrap();
+        let old = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let bytes = old.bytes(0, 4096).unwrap();
+        let page = bytes.slice(..100);
+        drop(old);
+
+        cut(&path, 100);
+        for _ in 0..2 {
+            let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+            assert_eq!(reader.len(), 100);
+            assert_eq!(reader.slice(0, 100).await.unwrap(), &pattern(100)[..]);
+        }
+        assert_eq!(MemoryMappedFile::open_rw(&path).await.unwrap().len(), 100);
+
+        cut(&path, 0);
+        assert_eq!(MemoryMappedFile::open_ro(&path).await.unwrap().len(), 0);
+        for _ in 0..2 {
+            let refused = MemoryMappedFile::open_rw(&path).await.map(drop);
+            assert!(
+                matches!(refused, Err(MmapIoError::ResizeFailed(_))),
+                "{refused:?}"
+            );
+        }
+        // The bytes that it adds would appear in the view.
+        let mut created = Box::pin(MemoryMappedFile::open_or_create(&path, 5000));
+        let spare = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert!(poll_once(&mut created).await.is_none());
+        for _ in 0..3 {
+            assert_eq!(spare.refresh().await.unwrap(), 0);
+            assert!(
+                poll_once(&mut created).await.is_none(),
+                "expected the operation to wait, but it completed"
+            );
+        }
+        drop((bytes, page));
+        let created = created.await.unwrap();
+        assert_eq!((created.len(), spare.len()), (5000, 5000));
+        created
+            .update_region_async(4990, b"0123456789")
+            .await
+            .unwrap();
+        assert_eq!(fs::read(&path).unwrap()[4990..], *b"0123456789");
+    });
+}
+
+#[test]
+fn refresh_adopts_changed_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("taking note of a length", async move {
+        let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        file.flush().await.unwrap();
+        file.update_region(10, b"stays").await.unwrap();
+        file.update_region(50_000, b"goes").await.unwrap();
+        let view = reader.as_slice(40_000, 10).unwrap();
+
+        cut(&path, 8192);
+        assert_truncated(file.update_region(9000, b"x").await);
+        assert_truncated(file.resize(70_000).await);
+        assert_eq!(file.len(), 65_536);
+        assert_eq!(reader.refresh().await.unwrap(), 8192);
+        assert_eq!((file.len(), file.pending_bytes()), (8192, 5));
+
+        // The error is reported once, to every waiter of that flush.
+        assert_truncated(file.flush().await);
+        file.flush().await.unwrap();
+        file.update_region_async(20, b"durable").await.unwrap();
+        assert!(file.last_flush_error().is_none());
+        let outside = file.update_region(9000, b"x").await;
+        assert!(
+            matches!(outside, Err(MmapIoError::OutOfBounds { .. })),
+            "{outside:?}"
+        );
+
+        // Growth that does not reach the bytes of the view does not wait for it.
+        file.resize(16_384).await.unwrap();
+        let mut resized = Box::pin(file.resize(65_536));
+        let mut grown = Box::pin(file.grow_to(50_000));
+        assert_waits(&file, 0, &mut resized).await;
+        assert_waits(&file, 0, &mut grown).await;
+        drop(resized);
+        assert_waits(&file, 0, &mut grown).await;
+        drop(view);
+        assert_eq!(with_timeout(grown).await.unwrap(), 50_000);
+        assert!(fs::read(&path).unwrap()[8192..] == [0; 50_000 - 8192]);
+
+        // Another process appends.
+        cut(&path, 100_000);
+        assert_eq!(file.refresh().await.unwrap(), 100_000);
+        assert_eq!(reader.as_slice(99_990, 10).unwrap(), [0; 10]);
+    });
+}
+
+#[test]
+fn growth_after_cut_adopts_regrown_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("growing after a cut", async move {
+        let file = MemoryMappedFile::create_rw(&path, 8192).await.unwrap();
+        let view = file.as_slice(0, 4096).unwrap();
+        cut(&path, 100);
+        assert_eq!(file.refresh().await.unwrap(), 100);
+        let mut grown = Box::pin(file.grow_to(5000));
+        assert!(poll_once(&mut grown).await.is_none());
+        assert_eq!(file.refresh().await.unwrap(), 100);
+        assert!(
+            poll_once(&mut grown).await.is_none(),
+            "expected the operation to wait, but it completed"
+        );
+        // Another process grows the file before the view is dropped.
+        cut(&path, 20_000);
+        assert_eq!(file.refresh().await.unwrap(), 20_000);
+        drop(view);
+        assert_eq!(grown.await.unwrap(), 20_000);
+    });
+}
+
+#[test]
+fn background_flush_keeps_truncation_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("flushing in the background", async move {
+        let file = MemoryMappedFile::builder(&path)
+            .size(65_536)
+            .flush_policy(mmap_io::FlushPolicy::EveryMillis(1))
+            .create()
+            .await
+            .unwrap();
+        let quiet = MemoryMappedFile::open_rw(&path).await.unwrap();
+        quiet.update_region(50_000, b"goes").await.unwrap();
+        cut(&path, 8192);
+        quiet.refresh().await.unwrap();
+        let flushes = file.stats().flushes;
+        file.update_region(0, b"in the background").await.unwrap();
+        wait_until(&file, |stats| {
+            stats.flushes > flushes && stats.pending_bytes == 0
+        })
+        .await;
+        assert_truncated(quiet.update_region_async(0, b"durable").await);
+        quiet.update_region_async(0, b"durable").await.unwrap();
+    });
+}

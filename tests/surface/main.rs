@@ -1,0 +1,16 @@
+//! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
+//! crate, which types and futures can be sent to another thread, the cost of a read and a write,
+//! openings at the same time, a writer that is killed, and the log of the example.
+//!
+//! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod allocations;
+mod auto_traits;
+mod durable_log;
+#[cfg(target_os = "linux")]
+mod kill;
+mod old_names;
+mod openings;
