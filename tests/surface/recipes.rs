@@ -1,7 +1,5 @@
 //! The recipes of the crate page.
 
-mod common;
-
 use std::future::poll_fn;
 use std::io::Cursor;
 use std::pin::{pin, Pin};
@@ -10,7 +8,7 @@ use bytes::Bytes;
 use mmap_io::{create_mmap, MemoryMappedFile};
 use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 
-use common::{poll_once, rt_test, until};
+use crate::common::{block_on, poll_once, rt_test, wait_until};
 
 /// Reads to the end through tokio's `AsyncRead`.
 async fn read_to_end(reader: impl AsyncRead) -> Vec<u8> {
@@ -71,14 +69,14 @@ rt_test!(cursor_of_bytes_is_a_tokio_reader, |dir| {
 });
 
 rt_test!(parts_of_bytes_share_the_mapping, |dir| {
-    let (_, file) = common::patterned(dir, 8192).await;
+    let (_, file) = crate::common::patterned(dir, 8192).await;
     let bytes: Bytes = file.read_bytes(0, 8192).await.unwrap();
     // A footer, and a column chunk that it points to.
     let (footer, chunk) = (bytes.slice(8184..), bytes.slice(100..200));
     assert_eq!(footer.as_ptr(), bytes[8184..].as_ptr());
     assert_eq!(chunk.as_ptr(), bytes[100..].as_ptr());
     drop((file, bytes));
-    assert_eq!(chunk, common::pattern(8192)[100..200]);
+    assert_eq!(chunk, crate::common::pattern(8192)[100..200]);
 });
 
 rt_test!(slow_client_delays_only_overlapping_writes, |dir| {
@@ -86,7 +84,7 @@ rt_test!(slow_client_delays_only_overlapping_writes, |dir| {
     let body = file.read_bytes(0, 4096).await.unwrap();
     let mut blocked = pin!(file.update_region(0, b"new"));
     assert!(poll_once(blocked.as_mut()).await.is_none());
-    until(&file, |stats| stats.oldest_blocked.is_some()).await;
+    wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
 
     file.update_region(4096, b"elsewhere").await.unwrap();
     file.resize(16384).await.unwrap();
@@ -115,18 +113,18 @@ rt_test!(slow_client_delays_only_overlapping_writes, |dir| {
 });
 
 rt_test!(body_keeps_the_file_mapped, |dir| {
-    let (_, file) = common::patterned(dir, 4096).await;
+    let (_, file) = crate::common::patterned(dir, 4096).await;
     let body = file.read_bytes(0, 4096).await.unwrap();
     let file = file.unmap().expect_err("the body lives");
     drop(file);
-    assert_eq!(body, common::pattern(4096));
+    assert_eq!(body, crate::common::pattern(4096));
 });
 
 #[cfg(target_os = "linux")]
 rt_test!(
     truncated_page_is_an_error_before_its_bytes_are_used,
     |dir| {
-        let (path, file) = common::patterned(dir, 3 * 4096).await;
+        let (path, file) = crate::common::patterned(dir, 3 * 4096).await;
         let mut first = vec![0; 4096];
         file.read_into(0, &mut first).await.unwrap();
         // What another process would do.
@@ -146,7 +144,7 @@ rt_test!(
         // Below the cut all goes on, and a copy that was made before stays.
         file.read_into(0, &mut page).await.unwrap();
         other.set_len(0).unwrap();
-        let crc = crc32fast::hash(&common::pattern(4096));
+        let crc = crc32fast::hash(&crate::common::pattern(4096));
         assert_eq!(
             (crc32fast::hash(&first), crc32fast::hash(&page)),
             (crc, crc)
@@ -189,8 +187,8 @@ fn mapped_pages_count_as_resident_set() {
         fields.iter().sum()
     };
     let dir = tempfile::tempdir().unwrap();
-    common::alone(async {
-        let (_, file) = common::patterned(dir.path(), LEN as usize).await;
+    block_on(async {
+        let (_, file) = crate::common::patterned(dir.path(), LEN as usize).await;
         let before = mapped_kib();
         let sum = |slice: &[u8]| slice.iter().map(|byte| u64::from(*byte)).sum::<u64>();
         let touched = sum(&file.slice(0, LEN).await.unwrap());
