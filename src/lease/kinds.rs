@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Exclusive,
     /// To use through 4-byte atomics, together with other holders of the same kind.
     #[allow(dead_code)]
-    // Atomic views are its callers to be; the oracle and the models drive it.
+    // No caller yet: meant for atomic views. The oracle tests and the models use it.
     Atomic4,
     /// To use through 8-byte atomics, together with other holders of the same kind.
     #[allow(dead_code)]
