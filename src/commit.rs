@@ -32,7 +32,22 @@ const LINGER: u32 = 4;
 const LONGEST_LINGER: Duration = Duration::from_micros(500);
 
 /// A file that can be flushed.
+///
+/// The constants are steps of the protocol: `true` in the crate. The loom models leave out one at a
+/// time, and must fail then.
 pub(crate) trait Durable: Send + Sync + Sized + 'static {
+    /// There is one turn at a time. A second flush beside the first would make the outcome of each
+    /// depend on the other: a write-back error is reported to one of them only.
+    const ONE_TURN: bool = true;
+    /// A flush serves the waiters that were there when it began. It may have passed the bytes of a
+    /// later waiter already.
+    const SERVES_EARLIER_WAITERS_ONLY: bool = true;
+    /// A turn checks for new waiters and gives up its right in one critical section. Otherwise a
+    /// waiter that is added between the two would start no flush.
+    const CLEARS_WHERE_IT_CHECKS: bool = true;
+    /// After a failed flush no other flush is tried; see the module's documentation.
+    const ERROR_STICKS: bool = true;
+
     /// Returns the durable waiters of the file.
     fn commits(&self) -> &Commits;
 
@@ -189,8 +204,11 @@ impl Commits {
     /// Returns the turn, if there are waiters and the turn is free.
     pub(crate) fn turn<D: Durable>(target: &Arc<D>) -> Option<FlushTurn<D>> {
         let mut state = lock(&target.commits().state);
-        let is_free = !state.waiting.is_empty() && !std::mem::replace(&mut state.is_flushing, true);
-        is_free.then(|| FlushTurn(target.clone()))
+        if state.waiting.is_empty() {
+            return None;
+        }
+        let is_taken = std::mem::replace(&mut state.is_flushing, true);
+        (!is_taken || !D::ONE_TURN).then(|| FlushTurn(target.clone()))
     }
 
     /// Starts a job that flushes, if there are waiters and the turn is free.
@@ -230,19 +248,22 @@ impl Commits {
         !lock(&self.state).waiting.is_empty()
     }
 
-    /// Flushes once, unless a flush has failed before. An error is stored in `failed`.
-    fn flush(&self, target: &impl Durable, extent: Extent<'_>) {
-        if self.failed.get().is_some() {
-            return;
+    /// Flushes once. If a flush has failed before, returns its error instead.
+    fn flush<D: Durable>(&self, target: &D, extent: Extent<'_>) -> Result<()> {
+        match self.failed.get() {
+            Some(failed) if D::ERROR_STICKS => return Err(failed.clone()),
+            _ => {}
         }
         self.flushes.fetch_add(1, Ordering::Relaxed);
         let result = contain(|| target.flush(extent))
             .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));
-        if let Err(error) = result {
+        result.map_err(|error| {
             let failed = MmapIoError::FlushFailed(error.into());
+            let failed = failed.during("flushing", Subject::Nothing);
             // Only the holder of the turn sets the error, and there is one turn at a time.
-            let _ = self.failed.set(failed.during("flushing", Subject::Nothing));
-        }
+            let _ = self.failed.set(failed.clone());
+            failed
+        })
     }
 }
 
@@ -284,7 +305,7 @@ impl<D: Durable> FlushTurn<D> {
                 target.commits().linger();
             }
             let began = Instant::now();
-            let (waiting, everything) = {
+            let (mut waiting, everything) = {
                 let mut state = lock(&target.commits().state);
                 let waiting = std::mem::take(&mut state.waiting);
                 (waiting, std::mem::take(&mut state.everything))
@@ -292,23 +313,28 @@ impl<D: Durable> FlushTurn<D> {
             let commits = target.commits();
             let is_heeded = waiting.iter().any(|waiter| waiter.is_heeded());
             let lost = is_heeded.then(|| target.take_lost()).flatten();
-            if everything {
-                commits.flush(&*target, Extent::Everything);
+            let flushed = if everything {
+                commits.flush(&*target, Extent::Everything)
             } else {
                 let ranges: Vec<ByteRange> = waiting
                     .iter()
                     .flat_map(|waiter| match waiter.extent() {
                         Extent::Ranges(ranges) => ranges,
-                        Extent::Everything => unreachable!("`add` notes that everything is flushed"),
+                        Extent::Everything => {
+                            unreachable!("`add` notes that everything is flushed")
+                        }
                     })
                     .copied()
                     .collect();
-                commits.flush(&*target, Extent::Ranges(&ranges));
+                commits.flush(&*target, Extent::Ranges(&ranges))
+            };
+            if !D::SERVES_EARLIER_WAITERS_ONLY {
+                waiting.append(&mut lock(&commits.state).waiting);
             }
             // Relaxed: these are counters.
             let served = waiting.len() as u64;
             commits.served.fetch_add(served, Ordering::Relaxed);
-            let failed = commits.failed.get().cloned().or(lost);
+            let failed = flushed.err().or(lost);
             let is_over = {
                 let mut state = lock(&commits.state);
                 let ended = Instant::now();
@@ -317,8 +343,13 @@ impl<D: Durable> FlushTurn<D> {
                     ended,
                     took: ended - began,
                 });
-                state.is_flushing = !state.waiting.is_empty();
-                !state.is_flushing
+                let is_over = state.waiting.is_empty();
+                if !D::CLEARS_WHERE_IT_CHECKS {
+                    drop(state);
+                    state = lock(&commits.state);
+                }
+                state.is_flushing = !is_over;
+                is_over
             };
             let tell = || {
                 let mut wakers: Vec<Waker> = waiting

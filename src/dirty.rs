@@ -478,7 +478,11 @@ mod tests {
         assert!(dirty.bytes() <= page * 1000);
         flush(&dirty, &[range(0, page * 1000)]);
         write(7);
-        assert_eq!(dirty.bytes(), 1, "the set counts single bytes again once it was empty");
+        assert_eq!(
+            dirty.bytes(),
+            1,
+            "the set counts single bytes again once it was empty"
+        );
     }
 
     #[test]
@@ -557,7 +561,10 @@ mod tests {
         assert!(dirty.bring_alarm_forward(late));
         assert_eq!(dirty.alarm(), Some(late));
         flush(&dirty, &[range(0, 10)]);
-        assert!(!dirty.take_alarm(next), "the alarm was moved away from this time");
+        assert!(
+            !dirty.take_alarm(next),
+            "the alarm was moved away from this time"
+        );
         assert!(!dirty.take_alarm(late), "no byte is dirty");
         let clears: [&dyn Fn() -> bool; 2] = [&|| dirty.cancel_alarm_if_clean(), &|| {
             dirty.bring_alarm_forward(late)

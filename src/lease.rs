@@ -110,8 +110,8 @@ impl Leases {
         Some(now)
     }
 
-    /// Returns the result of `attempt`. If the attempt meets a gate whose time is over, lowers the
-    /// gate and tries again.
+    /// Returns the result of `attempt`. If the attempt is refused by a gate whose time is over,
+    /// lowers the gate and tries again.
     fn past_gates<T>(
         &self,
         mut attempt: impl FnMut() -> Result<T, Conflict>,
@@ -386,8 +386,8 @@ async fn shared(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Token {
     loop {
         match (try_shared(host, hold, range), listener.take()) {
             (Ok(token), _) => return token,
-            // No timer is needed: a gate lasts at most a millisecond, and the first reader that looks
-            // after that takes it down.
+            // No timer is needed: a gate lasts at most a millisecond, and the first reader that
+            // looks after that takes it down.
             (Err(Conflict::Gate(_)), _) => yield_now().await,
             (Err(_), None) => listener = Some(host.leases().table.listen(range)),
             (Err(_), Some(listening)) => listening.await,

@@ -514,7 +514,9 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 Some(payload)
             }
             Held::Gone => None,
-            Held::Outside(_) | Held::Called(_) => unreachable!("a write at the door is in no batch"),
+            Held::Outside(_) | Held::Called(_) => {
+                unreachable!("a write at the door is in no batch")
+            }
         }
     }
 

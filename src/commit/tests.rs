@@ -181,11 +181,17 @@ fn many_waiters(fault: Option<(usize, Fault)>) {
                     Ok(()) => {
                         assert!(!failed, "a durable write succeeded after one had failed");
                         let durable = disk.log.lock().unwrap().durable.get(&at).copied();
-                        assert!(durable >= Some(version), "version {version} is acknowledged, but {durable:?} is durable");
+                        assert!(
+                            durable >= Some(version),
+                            "version {version} is acknowledged, but {durable:?} is durable"
+                        );
                     }
                     error => {
                         failed = true;
-                        assert!(disk.log.lock().unwrap().failed, "a waiter got an error, but no flush has failed");
+                        assert!(
+                            disk.log.lock().unwrap().failed,
+                            "a waiter got an error, but no flush has failed"
+                        );
                         assert_failed(error, fault.unwrap().1);
                     }
                 }
@@ -241,7 +247,10 @@ fn waiters_of_one_flush_share_its_result() {
                     let (waiter, turn) = start(&disk, byte(group * 10 + at), false);
                     waiters.push(waiter);
                     if let Some(turn) = turn {
-                        assert!(group as usize > fails, "the turn is free while a flush is running");
+                        assert!(
+                            group as usize > fails,
+                            "the turn is free while a flush is running"
+                        );
                         turn.spawn();
                     }
                 }

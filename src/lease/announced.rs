@@ -17,7 +17,10 @@ impl Hull {
     pub(super) fn of(range: ByteRange) -> u64 {
         let first = range.start() >> Self::BLOCK_BITS;
         let last = (range.end() - 1) >> Self::BLOCK_BITS;
-        debug_assert!(last <= u64::from(u32::MAX), "{range:?} ends behind the last block that the word can name");
+        debug_assert!(
+            last <= u64::from(u32::MAX),
+            "{range:?} ends behind the last block that the word can name"
+        );
         (first << 32 | last) ^ Self::MASK
     }
 
@@ -132,10 +135,16 @@ pub(super) fn check_stripes(hull: ByteRange, ranges: &[ByteRange], looks: &[Byte
     for look in looks {
         let covers = Stripes::covers(one.packed(), *look);
         let overlaps = ranges.iter().any(|range| range.overlaps(*look));
-        assert!(covers || !overlaps, "{look:?} overlaps a range but is not covered");
+        assert!(
+            covers || !overlaps,
+            "{look:?} overlaps a range but is not covered"
+        );
         if hull.contains(*look) {
             let is_near = ranges.iter().any(|range| widen(range).overlaps(*look));
-            assert_eq!(covers, is_near, "{look:?} is covered if and only if it shares a stripe");
+            assert_eq!(
+                covers, is_near,
+                "{look:?} is covered if and only if it shares a stripe"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The memory fences and orderings that the lease protocol relies on.
 //!
-//! A reader publishes its range and then looks for writers; a writer announces its range and then
-//! looks for readers. Each stores to one place and loads from another, and at least one of them
+//! A reader publishes its range and then checks for writers; a writer announces its range and then
+//! checks for readers. Each stores to one place and loads from another, and at least one of them
 //! must see the other: the store and the load may not swap, on either side. That takes a full fence
 //! on both sides (some 20 cycles each, and it stops the CPU from overlapping cache misses), or an
 //! *asymmetric* pair: a compiler fence for the frequent reader, and for the rare writer a system

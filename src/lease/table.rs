@@ -128,7 +128,9 @@ impl<F: Fences> Table<F> {
         range: ByteRange,
     ) -> Result<Token, (Conflict, Wake)> {
         match block.and_then(|block| self.publish(block, range)) {
-            None => self.try_owned(range).map_err(|conflict| (conflict, Wake::default())),
+            None => self
+                .try_owned(range)
+                .map_err(|conflict| (conflict, Wake::default())),
             Some(Ok(slot)) => Ok(Token::Slot(slot)),
             Some(Err(slot)) => self.check_under_lock(slot, range),
         }

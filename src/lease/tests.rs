@@ -140,7 +140,10 @@ fn kinds_exclude_each_other_as_documented() {
 proptest! {
     #[test]
     fn grants_match_the_oracle(
-        steps in proptest::collection::vec((0..WAYS.len(), 0..400_u64, 1..200_u64, any::<bool>()), 1..120),
+        steps in proptest::collection::vec(
+            (0..WAYS.len(), 0..400_u64, 1..200_u64, any::<bool>()),
+            1..120,
+        ),
     ) {
         let host = Host::new();
         let mut held: Vec<(Kind, ByteRange, Held)> = Vec::new();

@@ -86,7 +86,9 @@ impl<L> Deferred<L> {
         while let Some(range) = ranges.pop() {
             while let Some(key) = self.ranges.find_overlap(range) {
                 let place = *self.ranges.value_mut(key);
-                let op = self.remove_at(place).expect("the range belongs to a deferred operation");
+                let op = self
+                    .remove_at(place)
+                    .expect("the range belongs to a deferred operation");
                 ranges.extend(op.ranges.iter());
                 taken.extend([op]);
             }

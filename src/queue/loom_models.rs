@@ -67,8 +67,8 @@ struct File<S> {
     order: Mutex<Vec<u64>>,
     granted: Arc<Grant>,
     disk: Arc<Disk>,
-    /// Changes just before a handle is dropped. The count of a std `Arc` does too, but loom does not
-    /// see that.
+    /// Changes just before a handle is dropped. The count of a std `Arc` does too, but loom does
+    /// not see that.
     handles: AtomicU32,
 }
 

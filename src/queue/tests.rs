@@ -303,7 +303,8 @@ proptest::proptest! {
             for (at, op) in waiting.iter().enumerate() {
                 let before = waiting[..at].iter().map(|other| other.ranges[0]);
                 let mut blocks = views.iter().copied().chain(before);
-                assert!(blocks.any(|range| range.overlaps(op.ranges[0])), "a free operation was not applied");
+                let is_blocked = blocks.any(|range| range.overlaps(op.ranges[0]));
+                assert!(is_blocked, "a free operation was not applied");
             }
         }
     }

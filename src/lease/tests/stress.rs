@@ -35,7 +35,10 @@ fn threads_never_hold_conflicting_leases() {
                         let mut oracle = oracle.lock().unwrap();
                         for (_, kind, other) in oracle.iter() {
                             let clash = kind.excludes(way.kind()) && other.overlaps(wanted);
-                            assert!(!clash, "{way:?} {wanted:?} was granted beside {kind:?} {other:?}");
+                            assert!(
+                                !clash,
+                                "{way:?} {wanted:?} was granted beside {kind:?} {other:?}"
+                            );
                         }
                         oracle.push((id, way.kind(), wanted));
                     }

@@ -106,7 +106,10 @@ fn overlap<S: HostSteps>() {
         let viewer = file.viewer();
         if !file.queue.overlaps(VIEWED()) {
             file.bytes.run(|| {});
-            assert!(file.has_started(&op), "an unfinished operation is overlooked");
+            assert!(
+                file.has_started(&op),
+                "an unfinished operation is overlooked"
+            );
         }
         assert!(is_done(block_on(future)));
         viewer.join().unwrap();
