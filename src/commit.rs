@@ -1,11 +1,12 @@
-//! Group commit: many durable waiters, one flush at a time serves all who are there.
+//! Group commit: many waiters for durability share one flush at a time.
 //!
-//! Whoever adds the first waiter gets the *turn*: to flush, here or in a job of its own. The turn
-//! takes every waiter, flushes what they cover, looks again, and tells them the result: who arrives
-//! during a flush shares the next one, since the running one may have passed its bytes already.
+//! The thread that adds the first waiter gets the *turn*: the exclusive right to flush, on this
+//! thread or in a job of its own. The turn takes all waiters, flushes the bytes that they wait for,
+//! checks for new waiters and tells the served ones the result. A waiter that arrives during a
+//! flush is served by the next flush, since the running flush may have passed its bytes already.
 //!
-//! A flush that failed is never tried again. The kernel may have marked the pages clean, so that a
-//! second flush would succeed without their ever having reached the disk; the error sticks.
+//! A failed flush is never repeated. The kernel may have marked the pages clean, so that a second
+//! flush would succeed although the pages never reached the disk. The error sticks to the file.
 
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
@@ -25,50 +26,67 @@ use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
 
-/// A flush is put off for one part in so many of the time the last one took, at most.
+/// A flush is delayed by at most 1/LINGER of the time that the previous flush took.
 const LINGER: u32 = 4;
-/// And never for longer than that, whatever the last one took.
+/// The longest delay of a flush, however long the previous flush took.
 const LONGEST_LINGER: Duration = Duration::from_micros(500);
 
 /// A file that can be flushed.
+///
+/// The constants are steps of the protocol: `true` in the crate. The loom models leave out one at a
+/// time, and must fail then.
 pub(crate) trait Durable: Send + Sync + Sized + 'static {
+    /// There is one turn at a time. A second flush beside the first would make the outcome of each
+    /// depend on the other: a write-back error is reported to one of them only.
+    const ONE_TURN: bool = true;
+    /// A flush serves the waiters that were there when it began. It may have passed the bytes of a
+    /// later waiter already.
+    const SERVES_EARLIER_WAITERS_ONLY: bool = true;
+    /// A turn checks for new waiters and gives up its right in one critical section. Otherwise a
+    /// waiter that is added between the two would start no flush.
+    const CLEARS_WHERE_IT_CHECKS: bool = true;
+    /// After a failed flush no other flush is tried; see the module's documentation.
+    const ERROR_STICKS: bool = true;
+
+    /// Returns the durable waiters of the file.
     fn commits(&self) -> &Commits;
 
-    /// Makes at least `extent` durable. Blocks.
+    /// Makes at least `extent` durable. Blocks the thread.
     fn flush(&self, extent: Extent<'_>) -> io::Result<()>;
 
-    /// What is lost of the bytes that were to be durable, through no fault of a flush: said once, and
-    /// it does not stick.
+    /// Returns the error if bytes that were to become durable have been lost for a reason other
+    /// than a failed flush. Reported once; the error does not stick.
     fn take_lost(&self) -> Option<MmapIoError> {
         None
     }
 }
 
-/// What a flush is to cover.
+/// The bytes that a flush has to cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent<'a> {
     Everything,
     Ranges(&'a [ByteRange]),
 }
 
-/// Someone who waits for bytes to be durable.
+/// A waiter for bytes to become durable.
 pub(crate) trait Waiter: Send + Sync {
-    /// What the waiter itself has written.
+    /// Returns the bytes that the waiter waits for.
     fn extent(&self) -> Extent<'_>;
 
-    /// Whether a caller is told the result.
+    /// Returns whether a caller receives the result.
     fn is_heeded(&self) -> bool {
         true
     }
 
-    /// Takes the result of the flush; returns whom to wake.
+    /// Takes the result of the flush; returns the waker of the waiting future, to be woken by the
+    /// caller.
     fn acknowledge(&self, result: Result<()>) -> Option<Waker>;
 }
 
-/// A waiter that is nothing but that.
+/// A plain flush of a range or of the whole file, without a write.
 #[derive(Debug)]
 pub(crate) struct Flush {
-    /// `None` for everything.
+    /// `None` for the whole file.
     range: Option<[ByteRange; 1]>,
     is_heeded: bool,
     done: Completion<Result<()>>,
@@ -91,7 +109,7 @@ impl Flush {
         }
     }
 
-    /// The same, in the background: no caller waits for it.
+    /// Turns the flush into a background flush: no caller waits for it.
     pub(crate) fn unheeded(self) -> Self {
         Self {
             is_heeded: false,
@@ -99,7 +117,7 @@ impl Flush {
         }
     }
 
-    /// Waits until it is durable.
+    /// Waits until the bytes are durable.
     pub(crate) async fn done(&self) -> Result<()> {
         std::future::poll_fn(|context| self.done.poll(context)).await
     }
@@ -122,11 +140,11 @@ impl Waiter for Flush {
     }
 }
 
-/// The durable waiters of one file.
+/// The waiters for durability of one file, and the counters of its flushes.
 #[derive(Default)]
 pub(crate) struct Commits {
     state: Mutex<State>,
-    /// The first error a flush met.
+    /// The error of the first failed flush.
     failed: OnceLock<MmapIoError>,
     pub(crate) flushes: AtomicU64,
     pub(crate) served: AtomicU64,
@@ -135,31 +153,31 @@ pub(crate) struct Commits {
 #[derive(Default)]
 struct State {
     waiting: Vec<Arc<dyn Waiter>>,
-    /// One of them waits for more than it has written itself.
+    /// A waiter waits for everything that is dirty, not only for its own bytes.
     everything: bool,
-    /// Somebody has the turn, and will look at `waiting` again.
+    /// A thread or a job has the turn, and will check `waiting` again.
     is_flushing: bool,
     last: Option<LastFlush>,
 }
 
-/// The flush before this one.
+/// The previous flush.
 #[derive(Clone, Copy)]
 struct LastFlush {
-    /// Waiters that the next one could serve: those that it had served, if they come back, and
-    /// those that waited when it had ended.
+    /// How many waiters the next flush could serve: the waiters that this flush served, if they
+    /// write again, plus the waiters that were already there when it ended.
     returning: usize,
     ended: Instant,
     took: Duration,
 }
 
 impl State {
-    /// Whether those who were told by the last flush may be about to come back.
+    /// Returns whether the tasks that the last flush has served may be about to write again.
     fn expects_more(&self) -> bool {
         if pool_has_one_thread() {
-            // What they would need may stand behind this job.
+            // A job that these tasks need may be queued behind this one.
             return false;
         }
-        // The models know no time.
+        // Loom models have no clock.
         let last = self.last.filter(|_| !cfg!(all(test, mmap_io_loom)));
         last.is_some_and(|last| {
             self.waiting.len() < last.returning
@@ -169,86 +187,93 @@ impl State {
 }
 
 impl Commits {
-    /// The error that sticks to the file, if a flush has failed.
+    /// Returns the error that sticks to the file, if a flush has failed.
     pub(crate) fn failure(&self) -> Option<MmapIoError> {
         self.failed.get().cloned()
     }
 
-    /// Adds a waiter, to be told when its bytes are durable. With `everything`, or if that is what
-    /// it waits for, all that is pending is flushed with them. Somebody must then call
-    /// [`turn`](Self::turn).
+    /// Adds a waiter, to be told when its bytes are durable. With `everything`, or if the waiter
+    /// waits for the whole file, all dirty bytes are flushed with them. The caller, or a drain that
+    /// follows, must then take the [turn](Self::turn).
     pub(crate) fn add(&self, waiter: Arc<dyn Waiter>, everything: bool) {
         let mut state = lock(&self.state);
         state.everything |= everything || waiter.extent() == Extent::Everything;
         state.waiting.push(waiter);
     }
 
-    /// The turn, if somebody waits and nobody has it.
+    /// Returns the turn, if there are waiters and the turn is free.
     pub(crate) fn turn<D: Durable>(target: &Arc<D>) -> Option<FlushTurn<D>> {
         let mut state = lock(&target.commits().state);
-        let is_free = !state.waiting.is_empty() && !std::mem::replace(&mut state.is_flushing, true);
-        is_free.then(|| FlushTurn(target.clone()))
+        if state.waiting.is_empty() {
+            return None;
+        }
+        let is_taken = std::mem::replace(&mut state.is_flushing, true);
+        (!is_taken || !D::ONE_TURN).then(|| FlushTurn(target.clone()))
     }
 
-    /// Has a job flush, if somebody waits and nobody has the turn.
+    /// Starts a job that flushes, if there are waiters and the turn is free.
     pub(crate) fn start<D: Durable>(target: &Arc<D>) {
         if let Some(turn) = Self::turn(target) {
             turn.spawn();
         }
     }
 
-    /// Lets those who were told just now come back before the next flush, in the same way, while a
-    /// drain elsewhere applies what they write. Nothing depends on anybody's coming.
+    /// Gives the tasks that were just woken a moment to write again, so that they share the next
+    /// flush; a drain on another thread applies what they write. This is an optimization:
+    /// correctness does not depend on it.
     fn linger(&self) {
         while lock(&self.state).expects_more() {
             thread::yield_now();
         }
     }
 
-    /// Whether somebody waits, nobody has the turn, and it is better to apply what comes in for a
-    /// moment than to take it.
+    /// Returns whether there are waiters, the turn is free, and it is better to apply further
+    /// writes for a moment than to take the turn.
     ///
-    /// Tasks that write in a loop would be served in two halves otherwise, each of them waiting
-    /// while the other one is flushed. A writer that was alone is never held up.
+    /// Otherwise tasks that write in a loop would be served in two halves, each half waiting while
+    /// the other half is flushed. A writer that was alone in the previous flush is never delayed.
     pub(crate) fn lingers(&self) -> bool {
         let state = lock(&self.state);
         !state.is_flushing && !state.waiting.is_empty() && state.expects_more()
     }
 
-    /// Whether no flush is running or waited for.
+    /// Returns whether no flush is running and no waiter is there.
     pub(crate) fn are_idle(&self) -> bool {
         let state = lock(&self.state);
         !state.is_flushing && state.waiting.is_empty()
     }
 
-    /// Whether somebody waits for the next flush.
+    /// Returns whether there are waiters for the next flush.
     pub(crate) fn are_due(&self) -> bool {
         !lock(&self.state).waiting.is_empty()
     }
 
-    /// Flushes once, unless that has failed before; the result is in `failed`.
-    fn flush(&self, target: &impl Durable, extent: Extent<'_>) {
-        if self.failed.get().is_some() {
-            return;
+    /// Flushes once. If a flush has failed before, returns its error instead.
+    fn flush<D: Durable>(&self, target: &D, extent: Extent<'_>) -> Result<()> {
+        match self.failed.get() {
+            Some(failed) if D::ERROR_STICKS => return Err(failed.clone()),
+            _ => {}
         }
         self.flushes.fetch_add(1, Ordering::Relaxed);
         let result = contain(|| target.flush(extent))
             .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));
-        if let Err(error) = result {
+        result.map_err(|error| {
             let failed = MmapIoError::FlushFailed(error.into());
-            // Only the turn sets it, and there is one at a time.
-            let _ = self.failed.set(failed.during("flushing", Subject::Nothing));
-        }
+            let failed = failed.during("flushing", Subject::Nothing);
+            // Only the holder of the turn sets the error, and there is one turn at a time.
+            let _ = self.failed.set(failed.clone());
+            failed
+        })
     }
 }
 
-/// The task of flushing a file until nobody waits any more; there is one at a time. Somebody waits
-/// while it lasts, and it keeps the file for them: also for those that nobody asks any more.
-#[must_use = "everybody waits for whoever has it"]
+/// The exclusive right to flush one file, held until no waiter is left. It keeps the file open for
+/// its waiters, even for waiters whose futures have been dropped.
+#[must_use = "dropping a turn without running it leaves its waiters hanging"]
 pub(crate) struct FlushTurn<D: Durable>(Arc<D>);
 
 impl<D: Durable> FlushTurn<D> {
-    /// Flushes in a job of its own.
+    /// Flushes in a job of its own on the pool.
     pub(crate) fn spawn(self) {
         let target = self.0.clone();
         if let Err(error) = spawn(move || self.run(ROUNDS)) {
@@ -256,8 +281,8 @@ impl<D: Durable> FlushTurn<D> {
         }
     }
 
-    /// Gives the turn back: the job that was to flush cannot be run. Nothing sticks, since nothing
-    /// was tried.
+    /// Gives the turn back and fails its waiters, because the job that was to flush cannot run. The
+    /// error does not stick, since no flush was tried.
     fn refuse(self, error: &MmapIoError) {
         let waiting = {
             let mut state = lock(&self.0.commits().state);
@@ -271,7 +296,8 @@ impl<D: Durable> FlushTurn<D> {
         wake_all(&mut refused.collect());
     }
 
-    /// Flushes here; what is not done after `rounds` goes on in a job behind those that wait.
+    /// Flushes on this thread for at most `rounds` rounds; then a new job, queued behind the jobs
+    /// that wait, goes on.
     pub(crate) fn run(self, rounds: usize) {
         let Self(target) = self;
         for round in 0..rounds {
@@ -279,7 +305,7 @@ impl<D: Durable> FlushTurn<D> {
                 target.commits().linger();
             }
             let began = Instant::now();
-            let (waiting, everything) = {
+            let (mut waiting, everything) = {
                 let mut state = lock(&target.commits().state);
                 let waiting = std::mem::take(&mut state.waiting);
                 (waiting, std::mem::take(&mut state.everything))
@@ -287,23 +313,28 @@ impl<D: Durable> FlushTurn<D> {
             let commits = target.commits();
             let is_heeded = waiting.iter().any(|waiter| waiter.is_heeded());
             let lost = is_heeded.then(|| target.take_lost()).flatten();
-            if everything {
-                commits.flush(&*target, Extent::Everything);
+            let flushed = if everything {
+                commits.flush(&*target, Extent::Everything)
             } else {
                 let ranges: Vec<ByteRange> = waiting
                     .iter()
                     .flat_map(|waiter| match waiter.extent() {
                         Extent::Ranges(ranges) => ranges,
-                        Extent::Everything => unreachable!("then everything is flushed"),
+                        Extent::Everything => {
+                            unreachable!("`add` notes that everything is flushed")
+                        }
                     })
                     .copied()
                     .collect();
-                commits.flush(&*target, Extent::Ranges(&ranges));
+                commits.flush(&*target, Extent::Ranges(&ranges))
+            };
+            if !D::SERVES_EARLIER_WAITERS_ONLY {
+                waiting.append(&mut lock(&commits.state).waiting);
             }
             // Relaxed: these are counters.
             let served = waiting.len() as u64;
             commits.served.fetch_add(served, Ordering::Relaxed);
-            let failed = commits.failed.get().cloned().or(lost);
+            let failed = flushed.err().or(lost);
             let is_over = {
                 let mut state = lock(&commits.state);
                 let ended = Instant::now();
@@ -312,8 +343,13 @@ impl<D: Durable> FlushTurn<D> {
                     ended,
                     took: ended - began,
                 });
-                state.is_flushing = !state.waiting.is_empty();
-                !state.is_flushing
+                let is_over = state.waiting.is_empty();
+                if !D::CLEARS_WHERE_IT_CHECKS {
+                    drop(state);
+                    state = lock(&commits.state);
+                }
+                state.is_flushing = !is_over;
+                is_over
             };
             let tell = || {
                 let mut wakers: Vec<Waker> = waiting
@@ -323,7 +359,8 @@ impl<D: Durable> FlushTurn<D> {
                 wake_all(&mut wakers);
             };
             if is_over {
-                // As the queue does: they are told when nothing here holds the file open.
+                // As in the queue: the waiters are told when this job no longer keeps the file
+                // open.
                 drop(target);
                 return tell();
             }

@@ -1,4 +1,4 @@
-//! One value handed from a pool thread to the future that waits for it.
+//! A one-shot channel: a pool thread hands one outcome to the future that waits for it.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::task::{Context, Poll, Waker};
@@ -13,9 +13,9 @@ pub(crate) struct Completion<T>(Mutex<State<T>>);
 enum State<T> {
     Waiting(Option<Waker>),
     Done(T),
-    /// The future has it.
+    /// The future has taken the outcome.
     Taken,
-    /// The future was dropped.
+    /// The future was dropped before it took the outcome.
     Abandoned,
 }
 
@@ -24,13 +24,13 @@ impl<T> Completion<T> {
         Self(Mutex::new(State::Waiting(None)))
     }
 
-    /// One whose future has been polled already, with that waker.
+    /// Creates the completion of a future that has been polled already, with `waker`.
     pub(crate) fn to_wake(waker: Waker) -> Self {
         Self(Mutex::new(State::Waiting(Some(waker))))
     }
 
-    /// Returns whom to wake, after every lock is released, to be polled again before there is an
-    /// outcome.
+    /// Takes the waker, so that the caller can have the future polled before there is an outcome.
+    /// The caller wakes it after it has released every lock.
     #[must_use]
     pub(crate) fn nudge(&self) -> Option<Waker> {
         match &mut *lock(&self.0) {
@@ -39,15 +39,16 @@ impl<T> Completion<T> {
         }
     }
 
-    /// Delivers the outcome, once; later ones are dropped. Returns whom to wake, after every lock
-    /// is released.
+    /// Delivers the outcome; later outcomes are dropped. Returns the waker, which the caller wakes
+    /// after it has released every lock.
     #[must_use]
     pub(crate) fn complete(&self, outcome: T) -> Option<Waker> {
         self.deliver(outcome, |_| ())
     }
 
-    /// The same; `delivered` is told of the outcome, under the lock, if a future waits for it. So
-    /// what it does comes before the drop of the future, or not at all.
+    /// Delivers the outcome like [`complete`](Self::complete). If a future waits for it,
+    /// `delivered` is called with the outcome under the lock. So the effect of `delivered` comes
+    /// before the drop of the future, or not at all.
     #[must_use]
     pub(crate) fn deliver(&self, outcome: T, delivered: impl FnOnce(&T)) -> Option<Waker> {
         let mut state = lock(&self.0);
@@ -66,19 +67,19 @@ impl<T> Completion<T> {
         }
     }
 
-    /// The future is dropped: lets go of its waker, and of an outcome that it has not taken, here,
-    /// where no lock is held.
+    /// Notes that the future is being dropped. Drops its waker, and an outcome that it has not
+    /// taken, after the lock is released.
     pub(crate) fn abandon(&self) {
         let old = std::mem::replace(&mut *lock(&self.0), State::Abandoned);
         contain(|| drop(old));
     }
 
-    /// The outcome, when it is there. Wakers are the executors' code: they are cloned and dropped
-    /// outside the lock.
+    /// Returns the outcome when it is there. Wakers run code of the executor, so they are cloned
+    /// and dropped outside the lock.
     ///
     /// # Panics
     ///
-    /// When polled again after that.
+    /// If polled again after it has returned the outcome.
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<T> {
         let mut new = None;
         loop {
@@ -116,7 +117,7 @@ impl<T> Completion<T> {
     }
 }
 
-/// Wakes every waker. They are the executors' code: if one panics, the others are still woken and
+/// Wakes every waker. Wakers run code of the executor: if one panics, the rest are still woken and
 /// the caller goes on.
 pub(crate) fn wake_all(wakers: &mut Vec<Waker>) {
     for waker in wakers.drain(..) {
@@ -124,17 +125,17 @@ pub(crate) fn wake_all(wakers: &mut Vec<Waker>) {
     }
 }
 
-/// Runs code that is not ours, where a panic of it must not leave our work half done. The panic
-/// hook has reported it.
+/// Runs foreign code (a waker, a user's destructor) and catches its panic, so that our own work is
+/// not left half done. The panic hook has reported the panic by then.
 pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Option<T> {
     if cfg!(all(test, mmap_io_loom)) {
-        // There a panic is a model that fails.
+        // In a loom model a panic means that the model fails, so it is not caught.
         return Some(code());
     }
     match panic::catch_unwind(AssertUnwindSafe(code)) {
         Ok(value) => Some(value),
         Err(payload) => {
-            // What was thrown may panic in its drop, and so may what that throws.
+            // The payload of the panic may panic in its drop, and so may the payload of that panic.
             if let Err(again) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 std::mem::forget(again);
             }

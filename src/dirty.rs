@@ -1,4 +1,5 @@
-//! The bytes that were written and not flushed, and what the policies make of them.
+//! The set of written bytes that have not been flushed yet, and the decision when a policy flushes
+//! them.
 
 use std::io;
 use std::ops::Range;
@@ -12,10 +13,11 @@ use crate::range::ByteRange;
 use crate::sync::lock;
 use crate::sys;
 
-/// Milliseconds in a year: a longer wait is as good as none, and does not overflow a clock.
+/// Milliseconds in a year. Longer intervals are cut to this, so that a point in time does not
+/// overflow.
 const LONGEST_WAIT: u64 = 365 * 24 * 60 * 60 * 1000;
 
-/// What a policy asks for after a write.
+/// The flush that a policy requires after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FlushDue {
     None,
@@ -23,23 +25,23 @@ pub(crate) enum FlushDue {
     ThisWrite,
     /// Everything that is dirty is flushed before the write returns.
     AllDirty,
-    /// Everything is flushed at that time; the timer is to be told.
+    /// Everything is flushed at the given time; the timer must be told.
     ArmTimer(Instant),
-    /// Everything is flushed at a time that the timer knows.
+    /// Everything is flushed at a time that the timer knows already.
     TimerArmed,
 }
 
-/// The bytes that were written and not flushed.
+/// The bytes of one file that were written and not flushed.
 #[derive(Debug)]
 pub(crate) struct DirtyRanges(Mutex<Ranges>);
 
-/// The same, locked for a batch of writes.
+/// The dirty ranges, locked for a batch of writes.
 #[derive(Debug)]
 pub(crate) struct DirtyGuard<'a>(MutexGuard<'a, Ranges>);
 
 #[derive(Debug)]
 struct Ranges {
-    /// There is something to flush to.
+    /// There is a file to flush to; otherwise nothing is recorded.
     counts: bool,
     set: RangeSet<u64>,
     /// Ranges in the set.
@@ -48,27 +50,27 @@ struct Ranges {
     bytes: u64,
     /// Ranges are widened to multiples of this power of two, so that the set stays small.
     granule: u64,
-    /// What the flush that is running took out of the set: not durable yet, either.
+    /// The ranges that the running flush took out of the set; they are not durable yet either.
     flushing: Vec<ByteRange>,
-    /// What the policies count.
+    /// The bytes and writes that the policies count.
     since_flush: Written,
-    /// When everything is flushed in the background.
+    /// The time at which everything is flushed in the background.
     alarm: Option<Instant>,
 }
 
-/// What was written since the set of ranges was last empty, rewrites included.
+/// The amount written since the set of ranges was last empty, rewrites included.
 #[derive(Clone, Copy, Debug, Default)]
 struct Written {
     bytes: u64,
     writes: usize,
 }
 
-/// The most ranges that are kept apart. One more, and all of them are widened: first to pages,
-/// which is what a flush writes anyway, then to twice as much.
+/// The largest number of separate ranges. With one more, all ranges are widened: first to pages,
+/// which a flush writes as a whole anyway, then to twice that size, and so on.
 const MOST_RANGES: usize = 4096;
 
 impl DirtyRanges {
-    /// Of memory without a file nothing is ever dirty.
+    /// Creates an empty set. Without a file, nothing is ever dirty.
     pub(crate) fn new(has_file: bool) -> Self {
         Self(Mutex::new(Ranges {
             counts: has_file,
@@ -82,33 +84,33 @@ impl DirtyRanges {
         }))
     }
 
-    /// Number of distinct bytes, those that are being flushed included: they are not durable
-    /// before the flush has ended. Of more than some thousand ranges, the whole pages that they
-    /// lie in.
+    /// Returns the number of distinct dirty bytes. Bytes that are being flushed count: they are not
+    /// durable before the flush has ended. With more than a few thousand ranges, the pages that
+    /// hold the ranges are counted instead.
     pub(crate) fn bytes(&self) -> u64 {
         let dirty = self.ranges();
         let flushing = dirty.flushing.iter().map(|range| dirty.missing(*range));
         dirty.bytes + flushing.sum::<u64>()
     }
 
-    /// Whether every byte of the range was written and not flushed.
+    /// Returns whether every byte of the range was written and not flushed.
     pub(crate) fn covers(&self, range: ByteRange) -> bool {
         let dirty = self.ranges();
         let is_gapless = dirty.set.gaps(&range.into()).next().is_none();
         is_gapless
     }
 
-    /// Counts writes, while nobody else does.
+    /// Locks the set, so that the caller can record several writes.
     pub(crate) fn lock(&self) -> DirtyGuard<'_> {
         DirtyGuard(self.ranges())
     }
 
-    /// Counts one write, and says what `policy` asks for.
+    /// Records one write; returns the flush that `policy` requires.
     pub(crate) fn record(&self, ranges: &[ByteRange], policy: FlushPolicy) -> FlushDue {
         self.lock().record(ranges, policy)
     }
 
-    /// What `policy` asks for, for the sake of a write that has been counted.
+    /// Returns the flush that `policy` requires for a write that has been recorded already.
     pub(crate) fn due(&self, policy: FlushPolicy) -> FlushDue {
         let mut dirty = self.ranges();
         match dirty.bytes {
@@ -117,15 +119,15 @@ impl DirtyRanges {
         }
     }
 
-    /// Takes out what a flush of `ranges` is about to cover. Bytes written from now on count anew:
-    /// the flush may miss them. One flush at a time.
+    /// Takes out the bytes that a flush of `ranges` is about to cover. Bytes that are written from
+    /// now on are dirty again, since the flush may miss them. There is one flush at a time.
     pub(crate) fn take(&self, ranges: &[ByteRange]) -> InFlight<'_> {
         let mut dirty = self.ranges();
         debug_assert!(dirty.flushing.is_empty());
         let before = dirty.since_flush;
         dirty.flushing = match dirty.granule {
             1 => dirty.remove(ranges),
-            // A flush writes whole pages, and so all that is counted for them.
+            // A flush writes whole pages, and so every byte that was counted for these pages.
             _ => {
                 let pages = ranges.iter().map(|range| range.to_pages(sys::page_size()));
                 let pages: Vec<ByteRange> = pages.map(ByteRange::from).collect();
@@ -143,14 +145,14 @@ impl DirtyRanges {
         }
     }
 
-    /// Forgets what lies past the new end of the file; returns the hull of it.
+    /// Removes the ranges past the new end of the file; returns their hull.
     pub(crate) fn truncate(&self, len: u64) -> Option<ByteRange> {
         let removed = self.ranges().remove(&[ByteRange::between(len, u64::MAX)]);
         removed.into_iter().reduce(ByteRange::hull)
     }
 
-    /// Takes the alarm that was set for `at` down; says whether there is something to flush. One
-    /// that was set for another time is none.
+    /// Clears the alarm if it is still set for `at`, and returns whether there are bytes to flush.
+    /// Returns `false` if the alarm has been moved or cleared in the meantime.
     pub(crate) fn take_alarm(&self, at: Instant) -> bool {
         let mut dirty = self.ranges();
         let is_current = dirty.alarm == Some(at);
@@ -160,13 +162,13 @@ impl DirtyRanges {
         is_current && dirty.bytes > 0
     }
 
-    /// When everything is to be flushed in the background.
+    /// Returns the time at which everything is to be flushed in the background.
     pub(crate) fn alarm(&self) -> Option<Instant> {
         self.ranges().alarm
     }
 
-    /// Moves an alarm that is set to `now`, or takes it down if there is nothing to flush; says
-    /// whether there was one.
+    /// Moves an existing alarm to `now`, or clears it if there is nothing to flush; returns whether
+    /// there was an alarm.
     pub(crate) fn bring_alarm_forward(&self, now: Instant) -> bool {
         let mut dirty = self.ranges();
         let is_set = dirty.alarm.is_some();
@@ -174,7 +176,7 @@ impl DirtyRanges {
         is_set
     }
 
-    /// Takes an alarm down that has nothing to flush; says whether there was one.
+    /// Clears the alarm if there is nothing to flush; returns whether an alarm was cleared.
     pub(crate) fn cancel_alarm_if_clean(&self) -> bool {
         let mut dirty = self.ranges();
         dirty.bytes == 0 && dirty.alarm.take().is_some()
@@ -186,7 +188,7 @@ impl DirtyRanges {
 }
 
 impl DirtyGuard<'_> {
-    /// Counts one write, and says what `policy` asks for.
+    /// Records one write; returns the flush that `policy` requires.
     pub(crate) fn record(&mut self, ranges: &[ByteRange], policy: FlushPolicy) -> FlushDue {
         let dirty = &mut *self.0;
         if !dirty.counts {
@@ -202,7 +204,7 @@ impl DirtyGuard<'_> {
 }
 
 impl Ranges {
-    /// What `policy` asks for now.
+    /// Returns the flush that `policy` requires now.
     fn due(&mut self, policy: FlushPolicy) -> FlushDue {
         let reached = |is_reached: bool| match is_reached {
             true => FlushDue::AllDirty,
@@ -231,7 +233,7 @@ impl Ranges {
     fn add(&mut self, range: ByteRange) {
         let range = self.widened(range);
         let within = range.into();
-        // Ranges that it touches become one with it.
+        // The new range joins the ranges that it touches.
         let (mut new, mut joined) = (range.len(), 0);
         let touching = range.start().saturating_sub(1)..range.end().saturating_add(1);
         for other in self.set.overlapping(&touching) {
@@ -260,8 +262,8 @@ impl Ranges {
         }
     }
 
-    /// Widens all ranges until they are half as many as they may be: each one is then moved a few
-    /// times at most, however many come.
+    /// Widens all ranges until their number is half of the limit. So each range is moved only a few
+    /// times, however many ranges are added.
     fn coarsen(&mut self) {
         while self.len > MOST_RANGES / 2 {
             self.granule = (self.granule * 2).max(sys::page_size() as u64);
@@ -277,14 +279,14 @@ impl Ranges {
         }
     }
 
-    /// Bytes of the range that are not in the set.
+    /// Returns how many bytes of the range are not in the set.
     fn missing(&self, range: ByteRange) -> u64 {
         let within = range.into();
         let gaps = self.set.gaps(&within);
         gaps.map(|gap| gap.end - gap.start).sum()
     }
 
-    /// Takes `ranges` out; returns what of them was there.
+    /// Removes `ranges`; returns the parts of them that were in the set.
     fn remove(&mut self, ranges: &[ByteRange]) -> Vec<ByteRange> {
         let mut removed = Vec::new();
         for range in ranges.iter().filter(|range| !range.is_empty()) {
@@ -293,7 +295,7 @@ impl Ranges {
             for part in self.set.overlapping(&within) {
                 let there = ByteRange::from(part.clone());
                 let part = there.intersection(*range);
-                // What is left of it stands at its two ends.
+                // The rest of the stored range lies at its two ends.
                 let left = usize::from(there.start() < part.start())
                     + usize::from(part.end() < there.end());
                 self.len = self.len + left - 1;
@@ -314,18 +316,19 @@ impl Ranges {
     }
 }
 
-/// What a flush is about to cover; goes back unless [`flushed`](Self::flushed) says it worked.
+/// The bytes that a running flush covers. They become dirty again unless
+/// [`complete`](Self::complete) is called with `Ok`.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct InFlight<'a> {
     dirty: &'a DirtyRanges,
     is_durable: bool,
-    /// What the policies count no more.
+    /// The amount by which the policies' counters were reduced.
     written: Written,
 }
 
 impl InFlight<'_> {
-    /// Where the last of the bytes ends.
+    /// Returns the end of the last range.
     pub(crate) fn end(&self) -> Option<u64> {
         let dirty = self.dirty.ranges();
         dirty.flushing.iter().map(|range| range.end()).max()
@@ -358,7 +361,7 @@ mod tests {
         ByteRange::between(start, end)
     }
 
-    /// DirtyRanges ranges to which each of `ranges` was written, one write each.
+    /// Returns a set to which each of `ranges` was written, in one write each.
     fn written(ranges: &[ByteRange]) -> DirtyRanges {
         let dirty = DirtyRanges::new(true);
         for range in ranges {
@@ -373,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_counts_once_and_a_partial_flush_debits_what_it_covered() {
+    fn a_partial_flush_debits_the_bytes_it_covers() {
         let dirty = written(&[range(0, 100), range(50, 150), range(1000, 1010)]);
         assert_eq!(dirty.bytes(), 160);
         flush(&dirty, &[range(90, 1005)]);
@@ -397,7 +400,7 @@ mod tests {
         taken
             .complete(Err(io::ErrorKind::Other.into()))
             .unwrap_err();
-        // The writes are counted still, too.
+        // The number of writes is restored, too.
         let due = dirty.record(&[range(0, 1)], FlushPolicy::EveryWrites(3));
         assert_eq!(due, FlushDue::AllDirty);
     }
@@ -407,7 +410,7 @@ mod tests {
         let dirty = written(&[range(0, 10)]);
         let taken = dirty.take(&[range(0, 5)]);
         assert_eq!(dirty.bytes(), 10);
-        // Once, though they are to be flushed again.
+        // A byte counts once, although it must be flushed twice.
         dirty.record(&[range(3, 4)], FlushPolicy::Never);
         assert_eq!(dirty.bytes(), 10);
         taken.complete(Ok(())).unwrap();
@@ -415,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn the_write_that_reaches_a_threshold_flushes_everything() {
+    fn every_bytes_flushes_at_threshold() {
         let dirty = written(&[range(0, 60)]);
         let policy = FlushPolicy::EveryBytes(100);
         assert_eq!(dirty.record(&[range(60, 99)], policy), FlushDue::None);
@@ -438,7 +441,7 @@ mod tests {
             assert_eq!(dirty.record(&[range(0, 9)], policy), FlushDue::None);
         }
         assert_eq!(dirty.record(&[range(0, 9)], policy), FlushDue::AllDirty);
-        // A failed flush takes nothing off.
+        // A failed flush does not reduce the count.
         let taken = dirty.take(&[range(0, 9)]);
         taken
             .complete(Err(io::ErrorKind::Other.into()))
@@ -447,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn many_ranges_are_counted_in_pages_and_more() {
+    fn many_ranges_are_widened_to_pages() {
         let page = sys::page_size() as u64;
         let dirty = DirtyRanges::new(true);
         let write = |at| dirty.record(&[range(at, at + 1)], FlushPolicy::Never);
@@ -475,11 +478,15 @@ mod tests {
         assert!(dirty.bytes() <= page * 1000);
         flush(&dirty, &[range(0, page * 1000)]);
         write(7);
-        assert_eq!(dirty.bytes(), 1, "exact again");
+        assert_eq!(
+            dirty.bytes(),
+            1,
+            "the set counts single bytes again once it was empty"
+        );
     }
 
     #[test]
-    fn the_number_of_ranges_is_known() {
+    fn bytes_and_ranges_match_a_bitmap() {
         let mut seed = 7_u64;
         let mut random = |below: u64| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -504,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_are_counted_since_nothing_was_pending() {
+    fn every_writes_counts_since_last_clean() {
         let dirty = written(&[range(0, 10)]);
         let policy = FlushPolicy::EveryWrites(3);
         assert_eq!(dirty.record(&[range(0, 10)], policy), FlushDue::None);
@@ -530,41 +537,44 @@ mod tests {
     }
 
     #[test]
-    fn one_alarm_is_set_for_the_earliest_time_and_stale_ones_are_none() {
+    fn the_earliest_alarm_wins() {
         let dirty = DirtyRanges::new(true);
         let write = |millis| dirty.record(&[range(0, 10)], FlushPolicy::EveryMillis(millis));
         let FlushDue::ArmTimer(late) = write(1_000_000) else {
-            panic!("nothing is set");
+            panic!("the first write sets an alarm");
         };
         assert_eq!(write(2_000_000), FlushDue::TimerArmed);
         let FlushDue::ArmTimer(early) = write(1000) else {
-            panic!("it is earlier");
+            panic!("an earlier alarm replaces a later one");
         };
         assert!(early < late);
         assert!(!dirty.take_alarm(late));
         assert!(dirty.take_alarm(early));
         assert!(!dirty.take_alarm(early));
         let FlushDue::ArmTimer(next) = write(u64::MAX) else {
-            panic!("it has rung");
+            panic!("the alarm was taken, so a write sets a new one");
         };
         assert!(
             !dirty.cancel_alarm_if_clean(),
-            "there is something to flush"
+            "the alarm was cleared although bytes are dirty"
         );
         assert!(dirty.bring_alarm_forward(late));
         assert_eq!(dirty.alarm(), Some(late));
         flush(&dirty, &[range(0, 10)]);
-        assert!(!dirty.take_alarm(next), "that one was moved");
-        assert!(!dirty.take_alarm(late), "there is nothing to flush");
-        let take_downs: [&dyn Fn() -> bool; 2] = [&|| dirty.cancel_alarm_if_clean(), &|| {
+        assert!(
+            !dirty.take_alarm(next),
+            "the alarm was moved away from this time"
+        );
+        assert!(!dirty.take_alarm(late), "no byte is dirty");
+        let clears: [&dyn Fn() -> bool; 2] = [&|| dirty.cancel_alarm_if_clean(), &|| {
             dirty.bring_alarm_forward(late)
         }];
-        for take_down in take_downs {
+        for clear in clears {
             write(1000);
             flush(&dirty, &[range(0, 10)]);
-            assert!(take_down());
+            assert!(clear());
             assert_eq!(dirty.alarm(), None);
-            assert!(!take_down());
+            assert!(!clear());
         }
     }
 }

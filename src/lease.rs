@@ -1,7 +1,8 @@
 //! Leases: the right to look at, change, or share by atomics a range of one file.
 //!
-//! This is the façade over the protocol in [`table`]. It adds what the protocol leaves out: the
-//! calling thread's block of slots, waiting, waking, and tokens that release themselves.
+//! This module is the façade over the protocol in [`table`]. It adds what the protocol leaves out:
+//! the calling thread's block of slots, waiting, waking, and leases that release themselves when
+//! they are dropped.
 
 mod announced;
 mod fence;
@@ -38,31 +39,32 @@ pub(crate) use self::intervals::{Intervals, Key};
 pub(crate) use self::kinds::{Asks, Conflict, Kind, Token, Want};
 pub(crate) use self::table::BRIEF;
 
-/// How long a blocked write keeps new readers out, at most.
+/// The longest time for which a blocked write keeps new readers out.
 const GATE: Duration = Duration::from_millis(1);
-/// How long it lets them pass between two such gates.
+/// How long readers may pass between two such gates.
 const GATE_PAUSE: Duration = Duration::from_millis(100);
 
-/// Tries of a reader before it parks: a small write is over in about a microsecond.
+/// How often a reader tries before it parks: a small write ends after about a microsecond.
 const SPINS: u32 = 64;
 
-/// The owner of a file's leases, which hears of their end.
+/// The owner of a file's leases, which is told when a watched lease ends.
 pub(crate) trait LeaseHost {
     fn leases(&self) -> &Leases;
 
-    /// Length of the file in bytes, as it is now.
+    /// Returns the current length of the file in bytes.
     fn len(&self) -> u64;
 
-    /// A lease on that range has ended, and a queued operation was blocked by it.
+    /// Tells the host that a lease on the range `gone` has ended, and that it blocked a queued
+    /// operation.
     fn restart(&self, gone: ByteRange);
 }
 
 /// How a shared lease is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// In a slot of the calling thread if one is free: for views that are gone in a moment.
+    /// In a slot of the calling thread if one is free: for views that end soon.
     Slot,
-    /// In the table's own map: for views that may live long, or change threads.
+    /// In the table's own map: for views that may live long or move to another thread.
     Entry,
 }
 
@@ -73,11 +75,13 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
-    /// No leases. The first call of the process registers its memory barriers, which may take
-    /// milliseconds where threads are running: a first read or write would pay for that otherwise.
+    /// Creates a table without leases. The first call in a process registers its memory barriers,
+    /// which may take milliseconds while other threads run; without this call the first read or
+    /// write would pay for it.
     pub(crate) fn new() -> Self {
         ProcessFences::can_be_light();
-        // Ids are never used again, so that a slot that a scan reads too late names no other file.
+        // An id is never used again, so that a slot that a scan reads late cannot name another
+        // file.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             table: Table::new(NEXT.fetch_add(1, Ordering::Relaxed), &BLOCKS),
@@ -91,8 +95,8 @@ impl Leases {
         Ok(batch)
     }
 
-    /// Keeps new readers out of `ranges` for a moment, if the last time is long enough ago.
-    /// Returns when the gate was raised.
+    /// Keeps new readers out of `ranges` for [`GATE`], unless the previous gate was raised less
+    /// than [`GATE_PAUSE`] ago. Returns the time at which the gate was raised.
     pub(crate) fn raise_gate(
         &self,
         ranges: &[ByteRange],
@@ -106,13 +110,14 @@ impl Leases {
         Some(now)
     }
 
-    /// What `attempt` gets; a gate that is over is taken down, by whoever meets it first.
+    /// Returns the result of `attempt`. If the attempt is refused by a gate whose time is over,
+    /// lowers the gate and tries again.
     fn past_gates<T>(
         &self,
         mut attempt: impl FnMut() -> Result<T, Conflict>,
     ) -> Result<T, Conflict> {
         if sys::is_forked() {
-            // Whatever a reader met may last for ever there, the table's lock included.
+            // In a forked child every obstacle may last forever, the table's lock included.
             return Err(Conflict::Held);
         }
         loop {
@@ -120,33 +125,33 @@ impl Leases {
                 Err(Conflict::Gate(until)) if until <= Instant::now() => {
                     self.table.lower_gate(until);
                 }
-                met => return met,
+                result => return result,
             }
         }
     }
 
-    /// Number of leases that are out, apart from the batch of writes being applied.
+    /// Returns the number of live leases, without those of the batch of writes being applied.
     pub(crate) fn count(&self) -> usize {
         self.table.count()
     }
 
-    /// The same; see [`Table::count_after_fence`].
+    /// Returns the same number after a heavy fence; see [`Table::count_after_fence`].
     pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
         self.table.count_after_fence()
     }
 
-    /// Whether a view is out that its holder may write through.
+    /// Returns whether there is a live view through which its holder may write.
     pub(crate) fn has_writing_views(&self) -> bool {
         self.table.has_writing_views()
     }
 
-    /// The ranges of those that share a byte with `range`; see [`Table::leased`].
+    /// Returns the ranges of the leases that share a byte with `range`; see [`Table::leased`].
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
         self.table.leased(range)
     }
 
-    /// Has the readers that wait for a byte of `range` look again: what they wait for has changed, or
-    /// the length has.
+    /// Wakes the readers that wait for a byte of `range`, so that they check again: the lease that
+    /// they wait for has changed, or the length of the file has.
     pub(crate) fn recheck(&self, range: ByteRange) {
         wake_readers(&self.table.recheck(range));
     }
@@ -159,14 +164,14 @@ fn wake(host: &impl LeaseHost, wake: &Wake) {
     wake_readers(wake);
 }
 
-/// Wakes them. The caller holds no lock, or is in a scope.
+/// Wakes the readers that are named in `wake`. The caller holds no lock, or is inside a scope.
 fn wake_readers(wake: &Wake) {
     if !wake.readers.is_empty() {
         scope(|| wake.readers.iter().for_each(|reader| reader.notify()));
     }
 }
 
-/// The exclusive leases of a batch of writes; given back when dropped.
+/// The exclusive leases of a batch of writes, released together when dropped.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Batch<'a>(&'a Leases);
@@ -195,12 +200,12 @@ where
     H: Deref,
     H::Target: LeaseHost + Sized,
 {
-    /// A shared lease in a slot: at once if that is possible, and else what `slow_path` gets.
+    /// Takes a shared lease in a slot at once if that is possible, and otherwise calls `slow_path`.
     ///
-    /// Always inlined, with what is rare out of line and returned in registers. If the view were
-    /// returned through memory, it would be stored and reloaded in words of different sizes, which
-    /// defeats store-to-load forwarding. The cache misses of consecutive reads would then no longer
-    /// overlap, and a read would take 150 ns instead of 7.
+    /// Always inlined; the rare cases are out of line and return their result in registers. If the
+    /// view were returned through memory, it would be stored and reloaded in words of different
+    /// sizes, which defeats store-to-load forwarding. The cache misses of consecutive reads would
+    /// then no longer overlap, and a read would take 150 ns instead of 7.
     #[inline(always)]
     pub(crate) fn shared_or(
         host: H,
@@ -224,19 +229,19 @@ where
         Some(Self { host, token })
     }
 
-    /// A shared lease, unless something conflicts with it.
+    /// Takes a shared lease, or reports what conflicts with it.
     pub(crate) fn try_shared(host: H, hold: Hold, range: ByteRange) -> Result<Self, Conflict> {
         let token = Some(try_shared(&*host, hold, range)?);
         Ok(Self { host, token })
     }
 
-    /// A shared lease, after what is over in a moment; see [`shared_briefly`].
+    /// Takes a shared lease, and waits for conflicts that end soon; see [`shared_briefly`].
     pub(crate) fn shared_briefly(host: H, hold: Hold, range: ByteRange) -> Result<Self> {
         let token = Some(shared_briefly(&*host, hold, range)?);
         Ok(Self { host, token })
     }
 
-    /// A shared lease, however long it takes.
+    /// Takes a shared lease, however long that takes.
     ///
     /// # Cancel safety
     ///
@@ -246,7 +251,8 @@ where
         Self { host, token }
     }
 
-    /// A lease of any kind, for one who may run a heavy fence; see [`Table::try_acquire`].
+    /// Takes a lease of any kind for a caller that may run a heavy fence; see
+    /// [`Table::try_acquire`].
     pub(crate) fn try_acquire(
         host: H,
         kind: Kind,
@@ -264,7 +270,8 @@ where
         &self.host
     }
 
-    /// A caller has the lease from now on: readers that meet it do not wait for its end.
+    /// Notes that a caller holds the lease from now on: readers that conflict with it do not wait
+    /// for its end.
     pub(crate) fn mark_lasting(&self) {
         if let Some(token) = &self.token {
             wake_readers(&self.host.leases().table.mark_lasting(token));
@@ -299,13 +306,13 @@ fn restart(host: &impl LeaseHost, gone: ByteRange) {
 #[cold]
 fn release_slowly(host: &impl LeaseHost, token: Token) {
     if sys::is_forked() && !matches!(token, Token::Slot(_)) {
-        // The lock on the entries may never be free there, and no writer looks at them.
+        // In a forked child the lock on the entries may never be free, and no writer looks at them.
         return;
     }
     wake(host, &host.leases().table.release(token));
 }
 
-/// A shared lease that the caller turns into a [`Lease`], unless something conflicts with it.
+/// Takes a shared lease that the caller turns into a [`Lease`], or reports what conflicts with it.
 pub(crate) fn try_shared(
     host: &impl LeaseHost,
     hold: Hold,
@@ -325,7 +332,8 @@ pub(crate) fn try_shared(
     }
 }
 
-/// A shared lease in a forked child, where a lock may never be free: from the slots alone.
+/// Takes a shared lease in a forked child, from the slots alone, because a lock may never be free
+/// there.
 #[cold]
 fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
     let block = thread_block().ok_or(Conflict::Held)?;
@@ -339,15 +347,15 @@ fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Confl
     }
 }
 
-/// A shared lease that the caller turns into a [`Lease`]. Waits for what is over in a moment: small
-/// writes that are being applied, a cut, a view that is about to be given to its caller or dropped
-/// with its future, and the gate of a write that readers kept out for long. Blocks the thread in the
-/// meantime.
+/// Takes a shared lease that the caller turns into a [`Lease`]. Waits for conflicts that end soon:
+/// small writes that are being applied, a cut, a view that is about to be given to its caller or
+/// dropped with its future, and the gate of a write that readers have kept out for long. Blocks the
+/// thread in the meantime.
 ///
 /// # Errors
 ///
-/// - `OutOfBounds` as soon as the range is outside of the file, which is asked at each turn.
-/// - `Busy` against anything that may last.
+/// - `OutOfBounds` as soon as the range is outside the file, which is checked before each try.
+/// - `Busy` if the conflict may last.
 pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Result<Token> {
     let mut spins = 0;
     let mut listener = None;
@@ -363,7 +371,7 @@ pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange
             std::hint::spin_loop();
             continue;
         }
-        // Listen first, then try once more: what ends in between is heard.
+        // Listen first, then try once more: if the conflict ends in between, the listener is told.
         match (listener.take(), conflict) {
             (None, _) => listener = Some(host.leases().table.listen(range)),
             (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
@@ -372,14 +380,14 @@ pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange
     }
 }
 
-/// The same, however long it takes.
+/// Takes a shared lease, however long that takes.
 async fn shared(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Token {
     let mut listener = None;
     loop {
         match (try_shared(host, hold, range), listener.take()) {
             (Ok(token), _) => return token,
-            // No timer is needed: a gate lasts at most a millisecond, and the first reader that looks
-            // after that takes it down.
+            // No timer is needed: a gate lasts at most a millisecond, and the first reader that
+            // looks after that takes it down.
             (Err(Conflict::Gate(_)), _) => yield_now().await,
             (Err(_), None) => listener = Some(host.leases().table.listen(range)),
             (Err(_), Some(listening)) => listening.await,
@@ -387,11 +395,11 @@ async fn shared(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Token {
     }
 }
 
-/// The blocks of slots of all threads.
+/// The blocks of slots of all threads in the process.
 static BLOCKS: Blocks = Blocks::new();
 
 thread_local! {
-    /// This thread's block. Nothing to destroy, so that it can be read at any time.
+    /// This thread's block. It has no destructor, so that it can be read at any time.
     static THREAD_BLOCK: Cell<Option<&'static Block>> = const { Cell::new(None) };
     /// Hands the block back when the thread ends.
     static HAND_BACK: HandBack = const { HandBack };
@@ -401,7 +409,8 @@ struct HandBack;
 
 impl Drop for HandBack {
     fn drop(&mut self) {
-        // Nothing takes a slot in the block after this: `claim_block` finds this value gone.
+        // This thread takes no slot in the block after this: `claim_block` finds this value
+        // destroyed.
         if let Some(block) = THREAD_BLOCK.take() {
             block.hand_back();
         }
@@ -413,12 +422,13 @@ fn thread_block() -> Option<&'static Block> {
     THREAD_BLOCK.get().or_else(claim_block)
 }
 
-/// A block for this thread; `None` while its thread-local values are being destroyed, and where
-/// the fences for it are not to be had.
+/// Claims a block for this thread. Returns `None` while the thread-local values of the thread are
+/// being destroyed, and where the fences that slots need are unavailable.
 #[cold]
 fn claim_block() -> Option<&'static Block> {
     HAND_BACK.try_with(|_| ()).ok()?;
-    // A forked child has no writers to fence with, and the thread that decides may be the parent's.
+    // A forked child has no writers to fence against, and the thread that decides this may exist
+    // only in the parent.
     if !sys::is_forked() && !ProcessFences::can_be_light() {
         return None;
     }

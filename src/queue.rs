@@ -1,31 +1,34 @@
-//! The order of everything exclusive on one file: writes, mutable views, resizes, snapshots.
+//! The queue of the exclusive operations on one file: writes, mutable views, resizes, snapshots.
 //!
-//! Many tasks submit, one pool job at a time applies (flat combining). The job takes what is
-//! there as a batch, so that a fence, a scan and a system call serve many writes; it never waits.
-//! An operation whose range is in use is *deferred*, and so is every later one that overlaps it,
-//! transitively: the order on each byte is that of submission. When a view or an operation that
-//! they may have met has gone, the deferred operations that overlap it are tried again, and those
-//! that overlap one of these, transitively: what is left aside overlaps none that is tried, so that
-//! it neither overtakes one nor is overtaken.
+//! Many tasks submit operations; one pool job at a time, the *drain*, applies them (flat
+//! combining). The drain takes the queued operations as a batch, so that one fence, one scan and
+//! one system call serve many writes; it never waits. An operation whose range is in use is
+//! *deferred*, and so is every later operation that overlaps it, transitively: the order on each
+//! byte is that of submission. When a view or an operation ends, the deferred operations that
+//! overlap it are retried, and so are those that overlap one of these, transitively. The operations
+//! that stay deferred overlap none of the retried ones, so they neither overtake one nor are
+//! overtaken.
 //!
-//! What each step does to an operation:
+//! How each event changes the state of an operation:
 //!
 //! | state | submit | drain, range free | drain, range in use | future dropped |
 //! |---|---|---|---|---|
 //! | new | queued | | | |
 //! | queued | | started | deferred | withdrawn |
 //! | deferred | | started (at a retry) | deferred | withdrawn, and a retry |
-//! | started | | | | goes on, nobody is told |
+//! | started | | | | runs to completion, its outcome is dropped |
 //!
-//! What the operation [holds](Held) tells which it is. A write that finds no room for its data
-//! takes its place in the order all the same, and waits at the [door].
+//! The [payload](Held) doubles as the state. It is taken exactly once: by the drain, which starts
+//! the operation, or by a dropped future, which withdraws it. A write that finds no room for its
+//! data takes its place in the order all the same, and waits at the [door].
 //!
-//! The job ends when it finds nothing to do, and says so under the same lock under which it looked;
-//! whoever adds something afterwards starts the next one.
+//! The drain checks for work and clears `running` in one critical section. An operation that is
+//! submitted after that therefore starts a new drain. All steps that close such a race are listed,
+//! each with its reason, in [`Steps`].
 //!
-//! Locks are taken in this order: the queue's state, what an operation holds, its completion, the
-//! lease table's state. Wakers, and the owners of a `Bytes`, are other people's code: they are
-//! called and dropped when none is held, and no lease either.
+//! Locks are taken in this order: the queue's state, the payload of an operation, its completion,
+//! the lease table's state. Wakers and the owners of a `Bytes` are foreign code: they are called
+//! and dropped while this thread holds none of these locks and no lease.
 
 mod budget;
 mod deferred;
@@ -35,6 +38,7 @@ mod ended;
 mod loom_models;
 mod op;
 mod state;
+mod steps;
 mod submitted;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
@@ -42,6 +46,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -63,26 +68,31 @@ use self::deferred::Deferred;
 use self::door::Door;
 use self::op::Held;
 use self::state::State;
+use self::steps::Steps;
 
 pub(crate) use self::door::Source;
 pub(crate) use self::ended::Ended;
 pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
+pub(crate) use self::steps::AllSteps;
 pub(crate) use self::submitted::Submitted;
 
-/// Ranges of a batch, at most, unless one operation has more: as many as the lease table judges in a
-/// moment, for readers may wait for its lock meanwhile.
+/// The largest number of ranges in a batch, unless one operation has more. It is small enough for
+/// the lease table to scan quickly, because readers may wait for the table's lock in the meantime.
 const PORTION: usize = if cfg!(mmap_io_loom) { 16 } else { 1024 };
 
 /// A file whose exclusive operations are queued, and whose durable writes are flushed together.
 pub(crate) trait QueueHost: Durable {
-    /// What a granted view or snapshot holds.
+    /// The lease that a granted view or snapshot holds.
     type Lease: Granted;
+    /// The steps of the protocol; all of them, except in a model.
+    type Steps: Steps;
 
-    fn queue(&self) -> &Queue<Self::Lease>;
+    /// Returns the queue of the file.
+    fn queue(&self) -> &Queue<Self::Lease, Self::Steps>;
 
-    /// Applies a batch: any number of writes, or one operation of another kind. Operations that
-    /// have ended go into `ended`; operations whose range is in use are returned, in order. Blocks,
-    /// but not for a lease.
+    /// Applies a batch: any number of writes, or one operation of another kind. Puts the operations
+    /// that have ended into `ended`, and returns the operations whose range is in use, in order.
+    /// May block the thread, but never waits for a lease.
     fn apply(
         self: &Arc<Self>,
         batch: &[Arc<Op<Self::Lease>>],
@@ -90,38 +100,38 @@ pub(crate) trait QueueHost: Durable {
     ) -> Vec<Arc<Op<Self::Lease>>>;
 }
 
-/// A lease that an operation ends in.
+/// The lease with which an operation may end.
 pub(crate) trait Granted: Send + 'static {
-    /// A future waits for the lease, and has it from now on. The lock of its completion is held, so
-    /// that this comes before the drop of the future, or not at all.
+    /// Notes that a future waits for the lease and holds it from now on. The caller holds the lock
+    /// of the completion, so that this comes before the drop of the future, or not at all.
     fn delivered(&self);
 }
 
 /// The queue of one file.
 #[derive(Debug)]
-pub(crate) struct Queue<L> {
-    state: Mutex<State<L>>,
+pub(crate) struct Queue<L, S = AllSteps> {
+    state: Mutex<State<L, S>>,
     pub(crate) budget: Budget,
-    /// Drain jobs started.
+    /// Number of drain jobs started.
     pub(crate) drains: AtomicU64,
 }
 
-/// How much stands in a queue.
+/// The number of operations in a queue, and their data.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backlog {
     pub(crate) operations: usize,
-    /// Bytes of data that they hold, or have room for.
+    /// Bytes of data that the operations hold, or have room for.
     pub(crate) bytes: u64,
-    /// How long the operation that was deferred first has been.
+    /// For how long the operation that was deferred first has been deferred.
     pub(crate) oldest: Option<Duration>,
 }
 
-impl<L: Granted> Queue<L> {
+impl<L: Granted, S: Steps> Queue<L, S> {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                fresh: VecDeque::new(),
-                mapped: Vec::new(),
+                incoming: VecDeque::new(),
+                payloads_to_copy: Vec::new(),
                 deferred: Deferred::new(),
                 door: Door::new(),
                 gone: Vec::new(),
@@ -129,20 +139,22 @@ impl<L: Granted> Queue<L> {
                 running: false,
                 applying: None,
                 submitted: 0,
+                steps: PhantomData,
             }),
             budget: Budget::new(),
             drains: AtomicU64::new(0),
         }
     }
 
-    /// Puts an operation at the end of the queue. The future resolves when it is done.
-    pub(crate) fn submit<T: QueueHost<Lease = L>>(
+    /// Adds an operation at the end of the queue. The future resolves when the operation has ended.
+    pub(crate) fn submit<T: QueueHost<Lease = L, Steps = S>>(
         target: &Arc<T>,
         op: Arc<Op<L>>,
     ) -> Submitted<'_, T> {
         let queue = target.queue();
         if let Err(error) = check() {
-            // Before the lock: in a forked child a thread that is not there may hold it.
+            // Check before the lock: in a forked child, a thread that exists only in the parent may
+            // hold it.
             wake_all(&mut op.acknowledge(Err(error.into())).into_iter().collect());
         } else {
             let start = {
@@ -157,14 +169,14 @@ impl<L: Granted> Queue<L> {
         Submitted::new(target, op)
     }
 
-    /// Writes `source` to `ranges`, one after the other: submits the write when it is first polled,
-    /// whether there is room for its data or not. A [`TryWrite`](Action::TryWrite) without room
-    /// gives up at once.
+    /// Writes `source` to `ranges`, one range after the other. Submits the write when it is first
+    /// polled, whether there is room for its data or not. A [`TryWrite`](Action::TryWrite) without
+    /// room gives up at once.
     ///
     /// # Cancel safety
     ///
     /// As for [`Submitted`].
-    pub(crate) async fn write<T: QueueHost<Lease = L>>(
+    pub(crate) async fn write<T: QueueHost<Lease = L, Steps = S>>(
         target: &Arc<T>,
         ranges: Ranges,
         action: Action,
@@ -175,7 +187,7 @@ impl<L: Granted> Queue<L> {
         std::future::poll_fn(|context| {
             let Some(submitted) = &mut submitted else {
                 let waker = context.waker().clone();
-                let ranges = unsubmitted.take().expect("it is submitted once");
+                let ranges = unsubmitted.take().expect("a write is submitted once");
                 let Some(write) = Self::enter(target, ranges, action, &mut source, waker) else {
                     return Poll::Ready(Ok(Outcome::InUse));
                 };
@@ -191,8 +203,8 @@ impl<L: Granted> Queue<L> {
         .await
     }
 
-    /// The first poll of a write. `None` if it gives up.
-    fn enter<'a, T: QueueHost<Lease = L>>(
+    /// Makes the first poll of a write: submits it. Returns `None` if it gives up.
+    fn enter<'a, T: QueueHost<Lease = L, Steps = S>>(
         target: &'a Arc<T>,
         ranges: Ranges,
         action: Action,
@@ -206,8 +218,8 @@ impl<L: Granted> Queue<L> {
         } else if matches!(action, Action::TryWrite(_)) {
             return None;
         } else {
-            // Its lease may be what the others wait for: it is copied and let go before it waits,
-            // if its copy can be counted anywhere.
+            // Other writes may wait for the lease of a mapped payload. So it is copied, and its
+            // lease is released, before this write waits, if either account has room for the copy.
             let is_mapped = matches!(source, Source::Payload(Payload::Mapped(_)));
             let takes = is_mapped && queue.budget.try_take(Account::Blocked, weight);
             takes.then_some(Account::Blocked)
@@ -223,14 +235,16 @@ impl<L: Granted> Queue<L> {
         }
         let mut called = Vec::new();
         if let Err(error) = check() {
-            // As in `submit`.
+            // Before the lock, as in `submit`.
             called.extend(op.acknowledge(Err(error.into())));
         } else {
             let mut state = lock(&queue.state);
             state.number(&op);
             state.door.join(op.clone());
-            // Room may have been given back before there was a line to look at.
-            state.call(&queue.budget, &mut called);
+            // Room may have been given back just before this write joined the line.
+            if S::CALLS_AFTER_JOINING {
+                state.call(&queue.budget, &mut called);
+            }
         }
         let submitted = Submitted::new(target, op);
         submitted.bring_in(source);
@@ -238,8 +252,9 @@ impl<L: Granted> Queue<L> {
         Some(submitted)
     }
 
-    /// Has the deferred operations tried again that may have met what has gone.
-    pub(crate) fn restart<T: QueueHost<Lease = L>>(target: &Arc<T>, gone: ByteRange) {
+    /// Retries the deferred operations that a lease on the range `gone`, which has ended, may have
+    /// blocked.
+    pub(crate) fn restart<T: QueueHost<Lease = L, Steps = S>>(target: &Arc<T>, gone: ByteRange) {
         if sys::is_forked() {
             return;
         }
@@ -250,25 +265,29 @@ impl<L: Granted> Queue<L> {
         }
     }
 
-    /// Whether an operation that was submitted and is not finished overlaps `range`, or may: a
-    /// batch that is being applied is judged by its hull.
+    /// Returns whether an operation that was submitted and has not ended overlaps `range`, or may
+    /// overlap it: of a batch that is being applied, only the hull is known.
     pub(crate) fn overlaps(&self, range: ByteRange) -> bool {
         let state = lock(&self.state);
         let overlaps = |op: &Arc<Op<L>>| op.ranges.iter().any(|other| other.overlaps(range));
-        state.applying.is_some_and(|hull| hull.overlaps(range))
+        S::COUNTS_THE_BATCH && state.applying.is_some_and(|hull| hull.overlaps(range))
             || state.deferred.overlaps(range)
             || state.door.overlaps(range)
-            || state.fresh.iter().any(|op| op.is_queued() && overlaps(op))
+            || state
+                .incoming
+                .iter()
+                .any(|op| op.is_queued() && overlaps(op))
     }
 
+    /// Returns how much is queued, for metrics.
     pub(crate) fn backlog(&self) -> Backlog {
         let state = lock(&self.state);
         let waiting = state.deferred.ops().chain(state.door.ops());
         let waiting: Vec<_> = waiting.filter(|op| op.is_queued()).collect();
         let since = waiting.iter().filter_map(|op| op.deferred_since.get());
         let oldest = since.min().map(Instant::elapsed);
-        let fresh = state.fresh.iter().filter(|op| op.is_queued());
-        let all: Vec<_> = waiting.into_iter().chain(fresh).collect();
+        let incoming = state.incoming.iter().filter(|op| op.is_queued());
+        let all: Vec<_> = waiting.into_iter().chain(incoming).collect();
         Backlog {
             operations: all.len(),
             bytes: all.iter().map(|op| op.held_bytes()).sum(),
@@ -276,7 +295,8 @@ impl<L: Granted> Queue<L> {
         }
     }
 
-    fn start<T: QueueHost<Lease = L>>(&self, target: &Arc<T>) {
+    /// Starts a drain job. The caller has set `running`.
+    fn start<T: QueueHost<Lease = L, Steps = S>>(&self, target: &Arc<T>) {
         self.drains.fetch_add(1, Ordering::Relaxed);
         let job = {
             let target = target.clone();
@@ -287,17 +307,18 @@ impl<L: Granted> Queue<L> {
         }
     }
 
-    /// Ends what the drain that cannot be run was to look at.
+    /// Fails the operations that the drain would have looked at, because its job cannot run.
     fn refuse(&self, error: &MmapIoError) {
         let mut ended = Ended::new();
         loop {
             let refused = {
                 let mut state = lock(&self.state);
                 state.requeue_deferred();
-                state.mapped.clear();
-                state.running = !state.fresh.is_empty();
-                let refused = std::mem::take(&mut state.fresh);
-                // The futures that they give their room to find out on their own.
+                state.payloads_to_copy.clear();
+                state.running = !state.incoming.is_empty();
+                let refused = std::mem::take(&mut state.incoming);
+                // The writes that get the freed room start a drain of their own, and fail there if
+                // it cannot run.
                 state.reconsider(&self.budget);
                 state.call(&self.budget, &mut ended.called);
                 refused
@@ -309,10 +330,11 @@ impl<L: Granted> Queue<L> {
                 self.complete(op, Err(error.clone()), &mut ended);
             }
         }
-        ended.tell();
+        ended.tell::<S>();
     }
 
-    fn drain<T: QueueHost<Lease = L>>(mut target: Arc<T>) {
+    /// The drain job: applies batches until there is nothing to do, then flushes.
+    fn drain<T: QueueHost<Lease = L, Steps = S>>(mut target: Arc<T>) {
         let mut ended = Ended::new();
         let mut rounds = 0;
         while rounds < ROUNDS {
@@ -331,12 +353,13 @@ impl<L: Granted> Queue<L> {
             rounds += 1;
             if !batch.is_empty() {
                 if !lingers {
-                    // There is more to apply: what was applied is made durable in another job.
+                    // This job has more to apply, so another job makes the applied writes durable.
                     Commits::start(&target);
                 }
                 let applied = contain(|| target.apply(&batch, &mut ended));
                 let deferred = applied.unwrap_or_else(|| {
-                    // The leases went back as the panic passed; nobody may be left waiting.
+                    // The leases were released while the panic unwound. No future may be left
+                    // waiting.
                     target.queue().fail(&batch, &mut ended);
                     Vec::new()
                 });
@@ -344,11 +367,11 @@ impl<L: Granted> Queue<L> {
             }
             drop(batch);
             let file = Arc::downgrade(&target);
-            // What has started runs to its end, whoever is left.
+            // A started operation runs to completion, even if all handles are dropped.
             let kept = target.commits().are_due().then(|| target.clone());
             drop(target);
-            ended.tell();
-            // Gone, and its queue with it: then nobody is left to wait.
+            ended.tell::<S>();
+            // If the file is gone, so is its queue, and no future waits for an operation.
             match kept.or_else(|| file.upgrade()) {
                 Some(file) => target = file,
                 None => return,
@@ -358,20 +381,25 @@ impl<L: Granted> Queue<L> {
         target.queue().start(&target);
     }
 
-    /// Makes durable what was applied, unless another job does: this thread is awake, and saves a
-    /// durable write the second hop. New operations are drained by another job in the meantime.
-    fn commit<T: QueueHost<Lease = L>>(target: Arc<T>) {
+    /// Makes the applied writes durable, unless another job does so already. This thread is running
+    /// anyway, so a durable write does not need a second hop to the pool. New operations are
+    /// drained by another job in the meantime.
+    fn commit<T: QueueHost<Lease = L, Steps = S>>(target: Arc<T>) {
+        if !S::FLUSHES_AT_THE_END {
+            return;
+        }
         if let Some(turn) = Commits::turn(&target) {
             drop(target);
             turn.run(ROUNDS);
         }
     }
 
-    /// Copies payloads that lie in a map of ours, and lets go of the leases on them. Also of those
-    /// that will be deferred: what they wait for may wait for such a lease.
+    /// Copies the payloads that lie in one of our maps, and releases the leases on them. Includes
+    /// the operations that will be deferred: the operation that such an operation waits for may
+    /// itself wait for the lease.
     fn detach_mapped_payloads(&self, ended: &mut Ended<L>) {
-        let mapped = std::mem::take(&mut lock(&self.state).mapped);
-        for op in mapped {
+        let ops = std::mem::take(&mut lock(&self.state).payloads_to_copy);
+        for op in ops {
             let shared = match &*lock(&op.held) {
                 Held::Ready(Payload::Mapped(bytes), _) => bytes.clone(),
                 _ => continue,
@@ -379,7 +407,7 @@ impl<L: Granted> Queue<L> {
             match residency::copy_mapped(&shared) {
                 Ok(owned) => {
                     let mut held = lock(&op.held);
-                    // Unless it was withdrawn meanwhile.
+                    // The operation may have been withdrawn in the meantime.
                     let old = match &mut *held {
                         Held::Ready(payload, _) => {
                             Some(std::mem::replace(payload, Payload::Unmapped(owned)))
@@ -391,31 +419,32 @@ impl<L: Granted> Queue<L> {
                 }
                 Err(error) => self.complete(&op, Err(error), ended),
             }
-            // The owner of a `Bytes` may hold more than a view of ours: it is the user's code.
+            // The owner of a `Bytes` may hold more than a view of ours, and its drop is user code.
             contain(|| drop(shared));
         }
     }
 
-    /// The next operations to apply; empty when there is nothing to do, and then the job is over,
-    /// unless it lingers. `None` while there are [payloads to copy](Self::detach_mapped_payloads).
+    /// Returns the next operations to apply. An empty batch means that there is nothing to do: then
+    /// the job ends, unless it lingers. Returns `None` while there are [payloads to
+    /// copy](Self::detach_mapped_payloads).
     fn next_batch(&self, ended: &mut Ended<L>, lingers: bool) -> Option<Vec<Arc<Op<L>>>> {
         let mut refused = Vec::new();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
-        if !state.mapped.is_empty() {
+        if !state.payloads_to_copy.is_empty() {
             return None;
         }
         state.reconsider(&self.budget);
         state.requeue_deferred();
         let mut batch = Vec::new();
         let (mut bytes, mut ranges) = (0, 0);
-        while let Some(op) = state.fresh.pop_front() {
+        while let Some(op) = state.incoming.pop_front() {
             if !op.is_queued() {
                 continue;
             }
-            if state.is_behind(&op) {
+            if S::DEFERS_BEHIND_THE_DEFERRED && state.is_behind(&op) {
                 match op.action {
-                    // Later: it runs other people's code.
+                    // Refused below, after the lock is released: it runs foreign code.
                     Action::TryWrite(_) => refused.push(op),
                     _ => state.defer(op, &self.budget, ended),
                 }
@@ -429,7 +458,7 @@ impl<L: Granted> Queue<L> {
             let is_full = bytes > BRIEF || ranges > PORTION;
             let ends_batch = !batch.is_empty() && (!is_write || is_full);
             if ends_batch {
-                state.fresh.push_front(op);
+                state.incoming.push_front(op);
                 break;
             }
             batch.push(op);
@@ -445,9 +474,14 @@ impl<L: Granted> Queue<L> {
             state.reconsider(&self.budget);
         }
         state.call(&self.budget, &mut ended.called);
-        // A future that is still to be told may submit more before long.
-        let is_over = batch.is_empty() && ended.is_empty() && refused.is_empty();
-        state.running = !is_over || lingers;
+        // A future that has to be told first may submit more.
+        let all_are_told = ended.is_empty() && refused.is_empty();
+        let is_over = batch.is_empty() && (all_are_told || !S::RUNS_UNTIL_ALL_ARE_TOLD);
+        if !S::CLEARS_WHERE_IT_CHECKS {
+            drop(guard);
+            guard = lock(&self.state);
+        }
+        guard.running = !is_over || lingers;
         drop(guard);
         for op in refused {
             self.complete(&op, Ok(Outcome::InUse), ended);
@@ -455,6 +489,7 @@ impl<L: Granted> Queue<L> {
         Some(batch)
     }
 
+    /// Ends a batch: defers the operations whose range was in use.
     fn finish_batch(&self, deferred: Vec<Arc<Op<L>>>, ended: &mut Ended<L>) {
         let mut state = lock(&self.state);
         state.applying = None;
@@ -462,14 +497,15 @@ impl<L: Granted> Queue<L> {
             if op.is_queued() {
                 state.defer(op, &self.budget, ended);
             } else {
-                // Withdrawn by now, and others may have been deferred for its sake.
+                // Withdrawn in the meantime; other operations may have been deferred behind it.
                 state.note_gone(&op.ranges);
             }
         }
         state.call(&self.budget, &mut ended.called);
     }
 
-    /// Starts an operation: the payload, unless it was withdrawn. Its bytes leave the budget.
+    /// Takes the payload of a queued operation, which starts it, and returns its bytes to the
+    /// budget. Returns `None` if the operation was withdrawn.
     pub(crate) fn take_payload(&self, op: &Op<L>) -> Option<Payload> {
         let mut held = lock(&op.held);
         match std::mem::replace(&mut *held, Held::Gone) {
@@ -478,24 +514,26 @@ impl<L: Granted> Queue<L> {
                 Some(payload)
             }
             Held::Gone => None,
-            Held::Outside(_) | Held::Called(_) => unreachable!("it is not at the door"),
+            Held::Outside(_) | Held::Called(_) => {
+                unreachable!("a write at the door is in no batch")
+            }
         }
     }
 
-    /// Ends an operation, started or not, with its outcome.
+    /// Ends an operation, started or not, with `outcome`.
     pub(crate) fn complete(
         &self,
         op: &Arc<Op<L>>,
         outcome: Result<Outcome<L>>,
         ended: &mut Ended<L>,
     ) {
-        // The caller may hold leases.
+        // Dropped later, because the caller may hold leases.
         ended.dropped.extend(self.take_payload(op));
         ended.push(op, outcome);
     }
 
-    /// Takes an operation out, if it has not started.
-    fn withdraw<T: QueueHost<Lease = L>>(target: &Arc<T>, op: &Op<L>) {
+    /// Withdraws an operation, if it has not started.
+    fn withdraw<T: QueueHost<Lease = L, Steps = S>>(target: &Arc<T>, op: &Op<L>) {
         let queue = target.queue();
         let held = std::mem::replace(&mut *lock(&op.held), Held::Gone);
         let (payload, account, is_outside) = match held {
@@ -510,13 +548,13 @@ impl<L: Granted> Queue<L> {
         let mut called = Vec::new();
         let start = {
             let mut state = lock(&queue.state);
-            if is_outside {
+            if is_outside && S::LEAVES_THE_DOOR {
                 let place = op.place();
                 state.door.remove(place);
             }
             state.deferred.remove(op);
             state.call(&queue.budget, &mut called);
-            state.restart(&op.ranges)
+            S::RESTARTS_AFTER_WITHDRAWAL && state.restart(&op.ranges)
         };
         if start {
             queue.start(target);
@@ -525,7 +563,7 @@ impl<L: Granted> Queue<L> {
         contain(|| drop(payload));
     }
 
-    /// Completes what a panic left over.
+    /// Fails the operations that a panic has left without an outcome.
     fn fail(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
         for op in batch {
             let panicked = io::Error::other("the operation panicked");

@@ -1,11 +1,11 @@
-//! Byte ranges that cannot overflow, and their widening to pages.
+//! Byte ranges that cannot overflow, and their conversion to whole pages.
 
 use std::io;
 
 use crate::error::{MmapIoError, Result};
 
-/// Largest size of a file in bytes: what an offset in 32 KiB blocks can name on 64-bit, what an
-/// address space can hold on 32-bit.
+/// Largest size of a file in bytes: on 64-bit targets what a 32-bit number of 32 KiB blocks can
+/// address, on 32-bit targets what an address space can hold.
 pub(crate) const MAX_LEN: u64 = if cfg!(target_pointer_width = "64") {
     128 << 40
 } else {
@@ -23,7 +23,7 @@ impl ByteRange {
     /// No bytes.
     pub(crate) const EMPTY: Self = Self { start: 0, end: 0 };
 
-    /// The range of `len` bytes at `offset`, if it lies inside `total` bytes.
+    /// Returns the range of `len` bytes at `offset`, if it lies inside `total` bytes.
     #[inline]
     pub(crate) fn new(offset: u64, len: u64, total: u64) -> Result<Self> {
         match offset.checked_add(len) {
@@ -32,11 +32,11 @@ impl ByteRange {
         }
     }
 
-    /// The range from `start` to `end`.
+    /// Returns the range from `start` to `end`.
     ///
     /// # Panics
     ///
-    /// When `start > end`, in builds with debug assertions.
+    /// If `start > end`, in builds with debug assertions.
     #[inline]
     pub(crate) fn between(start: u64, end: u64) -> Self {
         debug_assert!(start <= end, "{start} is past {end}");
@@ -63,13 +63,13 @@ impl ByteRange {
         self.start == self.end
     }
 
-    /// Whether the two, neither of them empty, share a byte.
+    /// Returns whether the two ranges, neither of which is empty, share a byte.
     #[inline]
     pub(crate) fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    /// Whether all of `other` lies inside.
+    /// Returns whether all of `other` lies inside this range.
     #[inline]
     pub(crate) fn contains(self, other: Self) -> bool {
         self.start <= other.start && other.end <= self.end
@@ -96,7 +96,7 @@ impl ByteRange {
         }
     }
 
-    /// What lies in both, which overlap.
+    /// Returns the bytes that lie in both ranges, which overlap.
     #[inline]
     pub(crate) fn intersection(self, other: Self) -> Self {
         Self::between(self.start.max(other.start), self.end.min(other.end))
@@ -119,7 +119,7 @@ impl ByteRange {
         }
     }
 
-    /// The whole pages that hold the range.
+    /// Returns the pages that hold the range.
     #[inline]
     pub(crate) fn to_pages(self, page_size: usize) -> PageRange {
         let mask = page_size as u64 - 1;
@@ -129,7 +129,7 @@ impl ByteRange {
         })
     }
 
-    /// The pages that lie in the range as a whole, if there are any.
+    /// Returns the pages that lie completely inside the range, if there are any.
     #[inline]
     pub(crate) fn whole_pages(self, page_size: usize) -> Option<PageRange> {
         let mask = page_size as u64 - 1;
@@ -197,7 +197,7 @@ impl PageRange {
         merged.into_iter().map(Self).collect()
     }
 
-    /// What is left of the range without `others`, which are sorted and disjoint.
+    /// Returns the parts of the range outside `others`, which are sorted and disjoint.
     pub(crate) fn without(self, others: &[Self]) -> Vec<Self> {
         let mut left = Vec::new();
         let mut start = self.start();
@@ -216,7 +216,7 @@ impl PageRange {
         left
     }
 
-    /// Cuts the range into pieces of at most `step` bytes, itself a multiple of the page size.
+    /// Cuts the range into pieces of at most `step` bytes; `step` is a multiple of the page size.
     pub(crate) fn steps(self, step: u64) -> impl Iterator<Item = Self> {
         let end = self.end();
         (self.start()..end)
@@ -225,7 +225,7 @@ impl PageRange {
     }
 }
 
-/// Fails unless a file may be given that size.
+/// Checks that a file may be given the size `size`.
 pub(crate) fn check_size(size: u64) -> Result<()> {
     let problem = match size {
         0 => "a mapped file needs at least one byte",
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_of_pages_without_others() {
+    fn without_leaves_the_gaps_between_others() {
         let pages =
             |start: u64, end: u64| ByteRange::between(start * 4096, end * 4096).to_pages(4096);
         let left = |others: &[PageRange]| pages(10, 20).without(others);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_pages_leave_the_ends_out() {
+    fn whole_pages_exclude_partial_pages() {
         let pages = |start, end| {
             let pages = ByteRange::between(start, end).whole_pages(4096);
             pages.map(|pages| (pages.start(), pages.end()))

@@ -1,5 +1,5 @@
-//! The primitives of the protocols that are model-checked: the standard library's, or loom's when
-//! the models are built.
+//! Atomics, fences and mutexes of the model-checked protocols: from the standard library, or from
+//! loom when the models are built.
 
 #[cfg(all(test, mmap_io_loom))]
 pub(crate) use loom::sync::atomic::{fence, AtomicU32, AtomicU64};
@@ -16,8 +16,8 @@ use std::sync::PoisonError;
 
 /// Locks `mutex`, whether or not a thread panicked while it held it.
 ///
-/// What the crate keeps under a lock is either plain data, whole after each statement, or put
-/// right by a guard when a panic passes.
+/// This is sound because all data under our locks is either valid after each statement, or repaired
+/// by a guard when a panic unwinds.
 pub(crate) fn lock<M: Lock>(mutex: &M) -> M::Guard<'_> {
     mutex.lock_ignoring_poison()
 }

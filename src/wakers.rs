@@ -1,16 +1,17 @@
-//! Other people's wakers, kept out of our locks and of those of the crates below.
+//! Shields our locks, and the locks of the crates that we use, from foreign wakers.
 //!
-//! A waker is the executor's code. It may panic, and it may drop or poll other futures of the same
-//! file. `event-listener` calls and drops wakers under a lock of its own: after a panic the
-//! listeners behind it sleep for ever, and one that comes back for the same event deadlocks. The
-//! tasks of the pool abort the process when a waker panics.
+//! A waker runs code of the executor. It may panic, and it may drop or poll other futures of the
+//! same file. `event-listener` calls and drops wakers under a lock of its own: after a panic the
+//! listeners behind the waker sleep forever, and a waker that uses the same event again deadlocks.
+//! The tasks of the pool abort the process when a waker panics.
 //!
-//! So their futures are polled with a waker of ours ([`Shielded`]). Inside a [`scope`] its `wake`
-//! and its drop only note the real waker; when the outermost scope of the thread ends, the real
-//! wakers are woken or dropped, one by one, each [contained](contain). Outside a scope that is done
-//! at once.
+//! So we poll the futures of these crates with a waker of our own ([`Shielded`]). Inside a
+//! [`scope`], the `wake` and the drop of our waker only note the real waker. When the outermost
+//! scope of the thread ends, the real wakers are woken or dropped one by one, each
+//! [contained](contain). Outside a scope this happens at once.
 //!
-//! A scope is opened where no lock is held that a waker could want, and nothing in it waits.
+//! A scope is opened only where the thread holds no lock that a waker could need, and no code in it
+//! waits.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -25,14 +26,15 @@ use event_listener::Listener;
 use crate::completion::contain;
 
 thread_local! {
-    /// What is to be done when the outermost scope of this thread ends; absent outside one.
+    /// The wakers to wake or drop when the outermost scope of this thread ends; `None` outside a
+    /// scope.
     ///
-    /// Never destroyed, so that a scope can be opened while the thread's other values are: there is
-    /// nothing in it by then.
+    /// Never destroyed, so that a scope can be opened while the other thread-local values are being
+    /// destroyed. The list is empty when the thread ends.
     static NOTED: RefCell<Option<ManuallyDrop<Vec<Noted>>>> = const { RefCell::new(None) };
 }
 
-/// What was asked for inside a scope.
+/// A wake or a drop that was requested inside a scope.
 enum Noted {
     Wake(Arc<Shield>),
     Drop(Waker),
@@ -46,7 +48,7 @@ impl Noted {
         }
     }
 
-    /// Leaves it for the end of the scope; without one, it is done here.
+    /// Leaves the wake or drop for the end of the scope; outside a scope, carries it out at once.
     fn note(self) {
         let at_once = NOTED.with(|noted| match &mut *noted.borrow_mut() {
             Some(noted) => {
@@ -61,7 +63,7 @@ impl Noted {
     }
 }
 
-/// Runs `code`; the wakers that it wakes and drops by way of ours are woken and dropped afterwards.
+/// Runs `code`. The real wakers that it wakes or drops through ours are woken or dropped after it.
 pub(crate) fn scope<T>(code: impl FnOnce() -> T) -> T {
     let _scope = Scope::open();
     code()
@@ -86,14 +88,14 @@ impl Drop for Scope {
         if !self.0 {
             return;
         }
-        // Closed first: a waker may open a scope of its own.
+        // Close the scope first: a waker may open a scope of its own.
         let noted = NOTED.with(|noted| noted.borrow_mut().take());
         let noted = noted.map(ManuallyDrop::into_inner);
         noted.into_iter().flatten().for_each(Noted::carry_out);
     }
 }
 
-/// The waker of ours around a real one.
+/// Our waker around a real waker.
 struct Shield {
     /// Present until the drop.
     real: Option<Waker>,
@@ -125,7 +127,7 @@ impl Drop for Shield {
     }
 }
 
-/// A future of another crate, polled and dropped in a scope and with a waker of ours.
+/// A future of another crate that is polled with our waker, and polled and dropped in a scope.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub(crate) struct Shielded<F> {
@@ -176,11 +178,11 @@ impl std::fmt::Debug for Shield {
     }
 }
 
-/// An event that tasks and threads listen to, all of them told at once.
+/// An event for tasks and threads; a notification reaches all listeners at once.
 #[derive(Debug)]
 pub(crate) struct Event(event_listener::Event);
 
-/// Resolves when the event is told after [`Event::listen`].
+/// Resolves when the event is notified after [`Event::listen`].
 pub(crate) type EventListener = Shielded<event_listener::EventListener>;
 
 impl Event {
@@ -192,16 +194,16 @@ impl Event {
         Shielded::new(self.0.listen())
     }
 
-    /// Tells all who listen. The caller holds no lock.
+    /// Notifies all listeners. The caller holds no lock.
     pub(crate) fn notify(&self) {
         scope(|| self.0.notify(usize::MAX));
     }
 }
 
 impl EventListener {
-    /// Blocks the thread until the event is told, or until `deadline`.
+    /// Blocks the thread until the event is notified, or until `deadline`.
     pub(crate) fn wait(mut self, deadline: Option<Instant>) {
-        // Not in a scope: what was noted would wait, too. No waker is involved.
+        // Not in a scope: wakers noted in it would wait, too. No waker is involved here.
         match (self.future.take(), deadline) {
             (Some(listener), Some(deadline)) => drop(listener.wait_deadline(deadline)),
             (Some(listener), None) => listener.wait(),
@@ -219,7 +221,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts, and then does something.
+    /// A waker that counts its wake-ups and runs a closure at the first one.
     struct Does<F>(AtomicUsize, Mutex<Option<F>>);
 
     impl<F: FnOnce() + Send + 'static> Does<F> {
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waker_that_panics_leaves_the_others_theirs() {
+    fn a_panicking_waker_spares_other_wakers() {
         for bad_at in 0..3 {
             let event = Event::new();
             let good = Does::new(|| ());
@@ -260,7 +262,7 @@ mod tests {
             event.notify();
             assert_eq!(good.0.load(Ordering::SeqCst), 2);
             listeners.into_iter().for_each(block_on);
-            // It is as good as new.
+            // The event works as before.
             let listener = event.listen();
             event.notify();
             block_on(listener);
@@ -268,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn a_waker_may_come_back_for_the_same_event() {
+    fn a_waker_may_use_its_event_again() {
         let event = Arc::new(Event::new());
         let mut other = event.listen();
         let good = Does::new(|| ());
         assert!(!poll(&mut other, &good.clone().into()));
         let again = event.clone();
         let waker = Does::new(move || {
-            // Told by now, though its waker comes after this one.
+            // The other listener is notified by now, although its waker is called after this one.
             assert!(poll(&mut other, &good.clone().into()));
             drop(other);
             let mut new = again.listen();
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_within_a_scope_ends_with_the_outer_one() {
+    fn wakers_run_when_the_outermost_scope_ends() {
         let event = Event::new();
         let waker = Does::new(|| ());
         let mut listener = event.listen();
@@ -303,7 +305,7 @@ mod tests {
             assert_eq!(waker.0.load(Ordering::SeqCst), 0);
         });
         assert_eq!(waker.0.load(Ordering::SeqCst), 1);
-        // Also when a panic passes.
+        // The same when a panic unwinds through the scope.
         let mut listener = event.listen();
         assert!(!poll(&mut listener, &waker.clone().into()));
         contain(|| {
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waker_that_is_replaced_is_dropped_and_not_woken() {
+    fn a_replaced_waker_is_dropped_not_woken() {
         let event = Event::new();
         let [old, new] = [(); 2].map(|()| Does::new(|| ()));
         let mut listener = event.listen();

@@ -1,7 +1,10 @@
-//! Models of group commit: nobody is forgotten, nobody is told of a flush that began before the
-//! bytes were written, and one flush runs at a time.
+//! Loom models of group commit: no waiter is forgotten, no waiter is served by a flush that began
+//! before its bytes were written, and one flush runs at a time.
 //!
-//! The models named `without_*` do one step wrong, and must fail.
+//! The models drive the real commits. The models named `without_*` leave out one step, and must
+//! fail.
+
+use std::marker::PhantomData;
 
 use loom::thread;
 
@@ -9,30 +12,32 @@ use super::*;
 use crate::offload::loom_pool::{block_on, check, Alone};
 use crate::sync::AtomicU32;
 
-/// Bytes of the file, each a cell of its own.
+/// The bytes of the file, each a cell of its own.
 const CELLS: usize = 3;
 
 /// A file whose flush takes a while.
-struct File {
+struct File<S> {
     commits: Commits,
     disk: Arc<Disk>,
     flushing: Alone,
     begun: AtomicU32,
-    /// The flush that fails; the first is 1.
+    /// The number of the flush that fails; the first flush is 1.
     fails: Option<u32>,
+    steps: PhantomData<S>,
 }
 
-/// What is left of a file. Relaxed throughout: nothing but the commits may be relied on for order.
+/// The part that outlives a file. All accesses are Relaxed: only the commits may establish an
+/// order.
 struct Disk {
-    /// In the page cache.
+    /// 1 if the cell is written in the page cache.
     written: [AtomicU32; CELLS],
     durable: [AtomicU32; CELLS],
-    /// Changes right before a handle goes. The count of a std `Arc` does so too, but loom sees
-    /// nothing of that.
+    /// Changes just before a handle is dropped. The count of a std `Arc` does too, but loom does
+    /// not see that.
     handles: AtomicU32,
 }
 
-impl File {
+impl<S> File<S> {
     fn new(fails: Option<u32>) -> Arc<Self> {
         Arc::new(Self {
             commits: Commits::default(),
@@ -44,6 +49,7 @@ impl File {
             flushing: Alone::new(),
             begun: AtomicU32::new(0),
             fails,
+            steps: PhantomData,
         })
     }
 }
@@ -58,7 +64,12 @@ impl Disk {
     }
 }
 
-impl Durable for File {
+impl<S: Steps> Durable for File<S> {
+    const ONE_TURN: bool = S::ONE_TURN;
+    const SERVES_EARLIER_WAITERS_ONLY: bool = S::SERVES_EARLIER_WAITERS_ONLY;
+    const CLEARS_WHERE_IT_CHECKS: bool = S::CLEARS_WHERE_IT_CHECKS;
+    const ERROR_STICKS: bool = S::ERROR_STICKS;
+
     fn commits(&self) -> &Commits {
         &self.commits
     }
@@ -85,170 +96,90 @@ impl Durable for File {
     }
 }
 
-/// How a client makes its bytes durable. As it is, and with mistakes.
-trait Steps: 'static {
-    const WRITES_FIRST: bool = true;
-    const ADDS_FIRST: bool = true;
+/// The steps of group commit ([`Durable`]) and of its clients. A model leaves out one at a time.
+trait Steps: Send + Sync + 'static {
+    /// The turn is run here, and a job goes on after one round; otherwise a job runs all of it.
+    const RUNS_HERE: bool = true;
     const ONE_TURN: bool = true;
-    const TAKES_FIRST: bool = true;
-    const CLEARS_WHERE_IT_LOOKS: bool = true;
-    const STICKS: bool = true;
+    const SERVES_EARLIER_WAITERS_ONLY: bool = true;
+    const CLEARS_WHERE_IT_CHECKS: bool = true;
+    const ERROR_STICKS: bool = true;
+    /// A client writes before it waits.
+    const WRITES_FIRST: bool = true;
+    /// A client adds its waiter before it asks for the turn.
+    const ADDS_FIRST: bool = true;
+    /// A waiter leaves the request of an earlier one, that everything is flushed, as it is.
     const KEEPS_EVERYTHING: bool = true;
-
-    fn add(file: &Arc<File>, flush: &Arc<Flush>, everything: bool) {
-        let mut state = lock(&file.commits.state);
-        let everything = everything || flush.extent() == Extent::Everything;
-        state.everything = everything || (Self::KEEPS_EVERYTHING && state.everything);
-        state.waiting.push(flush.clone());
-    }
-
-    fn turn(file: &Arc<File>) -> Option<FlushTurn<File>> {
-        let mut state = lock(&file.commits.state);
-        let is_taken = std::mem::replace(&mut state.is_flushing, true) && Self::ONE_TURN;
-        if state.waiting.is_empty() || is_taken {
-            state.is_flushing = is_taken;
-            return None;
-        }
-        Some(FlushTurn(file.clone()))
-    }
-
-    /// [`FlushTurn::run`] over again, where a mistake can be made.
-    fn run(turn: FlushTurn<File>) {
-        let FlushTurn(file) = turn;
-        let commits = &file.commits;
-        loop {
-            let (mut waiting, everything) = {
-                let mut state = lock(&commits.state);
-                let waiting = match Self::TAKES_FIRST {
-                    true => std::mem::take(&mut state.waiting),
-                    false => state.waiting.clone(),
-                };
-                (waiting, std::mem::take(&mut state.everything))
-            };
-            let ranges: Vec<ByteRange> = waiting
-                .iter()
-                .filter_map(|waiter| match waiter.extent() {
-                    Extent::Ranges(ranges) => Some(ranges[0]),
-                    Extent::Everything => None,
-                })
-                .collect();
-            let extent = match everything {
-                true => Extent::Everything,
-                false => Extent::Ranges(&ranges),
-            };
-            let failed = if Self::STICKS {
-                commits.flush(&*file, extent);
-                commits.failed.get().cloned()
-            } else {
-                file.flush(extent)
-                    .err()
-                    .map(|error| MmapIoError::FlushFailed(error.into()))
-            };
-            if !Self::TAKES_FIRST {
-                waiting = std::mem::take(&mut lock(&commits.state).waiting);
-            }
-            let more = {
-                let mut state = lock(&commits.state);
-                let more = !state.waiting.is_empty();
-                if Self::CLEARS_WHERE_IT_LOOKS {
-                    state.is_flushing = more;
-                }
-                more
-            };
-            if !Self::CLEARS_WHERE_IT_LOOKS {
-                lock(&commits.state).is_flushing = more;
-            }
-            let mut wakers = waiting
-                .iter()
-                .filter_map(|waiter| waiter.acknowledge(failed.clone().map_or(Ok(()), Err)))
-                .collect();
-            wake_all(&mut wakers);
-            if !more {
-                return;
-            }
-        }
-    }
 }
 
-/// What the crate does. The turn goes on in a job after a round.
-struct Real;
+/// All steps.
+struct All;
 
-impl Steps for Real {
-    fn add(file: &Arc<File>, flush: &Arc<Flush>, everything: bool) {
-        file.commits.add(flush.clone(), everything);
-    }
+impl Steps for All {}
 
-    fn turn(file: &Arc<File>) -> Option<FlushTurn<File>> {
-        Commits::turn(file)
-    }
-
-    fn run(turn: FlushTurn<File>) {
-        turn.run(1);
-    }
-}
-
-/// The same, all of it in jobs.
+/// All steps, with every turn in a job.
 struct InJobs;
 
 impl Steps for InJobs {
-    fn add(file: &Arc<File>, flush: &Arc<Flush>, everything: bool) {
-        Real::add(file, flush, everything);
-    }
-
-    fn turn(file: &Arc<File>) -> Option<FlushTurn<File>> {
-        Real::turn(file)
-    }
-
-    fn run(turn: FlushTurn<File>) {
-        turn.spawn();
-    }
+    const RUNS_HERE: bool = false;
 }
 
-/// Waits until a flush has served it, and everything if asked to.
-fn commit<S: Steps>(file: &Arc<File>, flush: Flush, everything: bool) -> Result<()> {
-    let flush = start::<S>(file, flush, everything);
+/// Waits until a flush has served `flush`, and everything if `everything` is set.
+fn commit<S: Steps>(file: &Arc<File<S>>, flush: Flush, everything: bool) -> Result<()> {
+    let flush = start(file, flush, everything);
     block_on(flush.done())
 }
 
-fn start<S: Steps>(file: &Arc<File>, flush: Flush, everything: bool) -> Arc<Flush> {
+fn start<S: Steps>(file: &Arc<File<S>>, flush: Flush, everything: bool) -> Arc<Flush> {
     let flush = Arc::new(flush);
+    let add = || {
+        if !S::KEEPS_EVERYTHING {
+            lock(&file.commits.state).everything = false;
+        }
+        file.commits.add(flush.clone(), everything);
+    };
     let turn = if S::ADDS_FIRST {
-        S::add(file, &flush, everything);
-        S::turn(file)
+        add();
+        Commits::turn(file)
     } else {
-        let turn = S::turn(file);
-        S::add(file, &flush, everything);
+        let turn = Commits::turn(file);
+        add();
         turn
     };
-    if let Some(turn) = turn {
-        S::run(turn);
+    match turn {
+        Some(turn) if S::RUNS_HERE => turn.run(1),
+        Some(turn) => turn.spawn(),
+        None => {}
     }
     flush
 }
 
 /// A durable write.
-fn write<S: Steps>(file: &Arc<File>, cell: usize) -> Result<()> {
+fn write<S: Steps>(file: &Arc<File<S>>, cell: usize) -> Result<()> {
     let range = ByteRange::between(cell as u64, cell as u64 + 1);
     if S::WRITES_FIRST {
         file.disk.write(cell);
     }
-    let result = commit::<S>(file, Flush::of(range), false);
+    let result = commit(file, Flush::of(range), false);
     if !S::WRITES_FIRST {
         file.disk.write(cell);
     }
     result
 }
 
-/// Durable writes, one of a thread. Each is told the truth, whichever flush served it.
+/// Durable writes, one in each thread. Each result is correct, whichever flush served the write.
 fn writes<S: Steps>(clients: usize, fails: Option<u32>) {
     check(1, move || {
-        let file = File::new(fails);
-        let client = move |cell: usize, file: Arc<File>| {
-            let result = write::<S>(&file, cell);
+        let file = File::<S>::new(fails);
+        let client = move |cell: usize, file: Arc<File<S>>| {
+            let result = write(&file, cell);
             // Nothing else flushes the cell.
             let durable = file.disk.is_durable(cell);
-            assert_eq!(result.is_ok(), durable, "told something else");
-            assert!(fails != Some(1) || result.is_err(), "the error is lost");
+            assert_eq!(result.is_ok(), durable, "a result differs from the disk");
+            assert!(
+                fails != Some(1) || result.is_err(),
+                "a waiter was not told of the error"
+            );
         };
         let threads: Vec<_> = (1..clients)
             .map(|cell| {
@@ -266,7 +197,7 @@ fn writes<S: Steps>(clients: usize, fails: Option<u32>) {
             let begun = file.begun.load(Ordering::Relaxed);
             assert!(begun as usize <= clients);
             if let Some(fails) = fails {
-                assert!(begun <= fails, "a flush came after one that had failed");
+                assert!(begun <= fails, "a flush was tried after one had failed");
             }
             assert_eq!(
                 file.commits.failure().is_some(),
@@ -276,49 +207,49 @@ fn writes<S: Steps>(clients: usize, fails: Option<u32>) {
     });
 }
 
-/// One client flushes all, and another only what it has written itself.
+/// One client flushes everything, and another client only its own bytes.
 fn everything<S: Steps>() {
     check(1, || {
-        let file = File::new(None);
-        // Written before, by somebody who waits for nothing.
+        let file = File::<S>::new(None);
+        // Written before, by a client that does not wait.
         file.disk.write(2);
         let writer = {
             let file = file.clone();
             thread::spawn(move || {
-                write::<S>(&file, 1).unwrap();
+                write(&file, 1).unwrap();
                 assert!(file.disk.is_durable(1));
             })
         };
         file.disk.write(0);
-        commit::<S>(&file, Flush::of_everything(), false).unwrap();
+        commit(&file, Flush::of_everything(), false).unwrap();
         assert!(file.disk.is_durable(0) && file.disk.is_durable(2));
         writer.join().unwrap();
         || {}
     });
 }
 
-/// A write that crosses a threshold waits for more than itself.
+/// A write that crosses a threshold waits for all dirty bytes.
 fn threshold<S: Steps>() {
     check(1, || {
-        let file = File::new(None);
+        let file = File::<S>::new(None);
         file.disk.write(2);
         let writer = {
             let file = file.clone();
             thread::spawn(move || {
                 file.disk.write(0);
-                commit::<S>(&file, Flush::of(ByteRange::between(0, 1)), true).unwrap();
+                commit(&file, Flush::of(ByteRange::between(0, 1)), true).unwrap();
                 let durable = file.disk.is_durable(0) && file.disk.is_durable(2);
-                assert!(durable, "everything was asked for");
+                assert!(durable, "a flush of everything missed a cell");
             })
         };
-        write::<S>(&file, 1).unwrap();
+        write(&file, 1).unwrap();
         assert!(file.disk.is_durable(1));
         writer.join().unwrap();
         || {}
     });
 }
 
-/// A waiter that is woken some time before its turn goes on.
+/// A waiter that is woken some time before the turn goes on.
 struct Hasty {
     flush: Flush,
     disk: Arc<Disk>,
@@ -338,12 +269,12 @@ impl Waiter for Hasty {
     }
 }
 
-/// A flush that nobody waits for, and whose file is closed meanwhile.
-fn nobody_left() {
+/// A flush without a future that waits, whose file is closed while it runs.
+fn started_flush() {
     check(1, || {
-        let file = File::new(None);
+        let file = File::<All>::new(None);
         let (disk, last) = (file.disk.clone(), Arc::downgrade(&file));
-        let spawn_turn = |file: &Arc<File>| {
+        let spawn_turn = |file: &Arc<File<All>>| {
             if let Some(turn) = Commits::turn(file) {
                 turn.spawn();
             }
@@ -370,60 +301,48 @@ fn nobody_left() {
         drop(file);
         other.join().unwrap();
         move || {
-            assert!(disk.is_durable(1), "a flush was started, and is lost");
-            assert!(last.upgrade().is_none(), "somebody keeps the file");
+            assert!(disk.is_durable(1), "a flush that was started did not run");
+            assert!(last.upgrade().is_none(), "a job still keeps the file open");
         }
     });
 }
 
 #[test]
-fn everybody_is_told_after_the_bytes_are_durable() {
-    writes::<Real>(3, None);
+fn waiters_are_told_after_their_flush() {
+    writes::<All>(3, None);
     writes::<InJobs>(3, None);
 }
 
 #[test]
-fn an_error_reaches_everybody_from_then_on() {
+fn a_flush_error_reaches_all_later_waiters() {
     for fails in [1, 2] {
-        writes::<Real>(3, Some(fails));
+        writes::<All>(3, Some(fails));
         writes::<InJobs>(3, Some(fails));
     }
 }
 
 #[test]
-fn everything_is_flushed_for_whoever_asks() {
-    everything::<Real>();
+fn everything_is_flushed_on_request() {
+    everything::<All>();
     everything::<InJobs>();
-    threshold::<Real>();
+    threshold::<All>();
     threshold::<InJobs>();
 }
 
 #[test]
-fn a_flush_that_was_started_outlives_the_handles() {
-    nobody_left();
+fn a_started_flush_outlives_the_handles() {
+    started_flush();
 }
 
-/// What the mutations mutate is right.
-#[test]
-fn the_steps_over_again() {
-    struct Again;
-    impl Steps for Again {}
-    writes::<Again>(3, None);
-    writes::<Again>(3, Some(1));
-    writes::<Again>(2, Some(2));
-    everything::<Again>();
-    threshold::<Again>();
-}
-
-/// A model that must fail with one step done wrong, and how.
+/// A model that must fail if one step is left out, and the text of the failure.
 macro_rules! needed {
-    ($name:ident, $mistake:ident, $model:expr, $failure:literal) => {
+    ($name:ident, $step:ident, $model:expr, $failure:literal) => {
         #[test]
         #[should_panic = $failure]
         fn $name() {
-            struct Wrong;
-            impl Steps for Wrong {
-                const $mistake: bool = false;
+            struct Without;
+            impl Steps for Without {
+                const $step: bool = false;
             }
             $model;
         }
@@ -433,42 +352,42 @@ macro_rules! needed {
 needed!(
     without_writing_before_it_waits,
     WRITES_FIRST,
-    writes::<Wrong>(2, None),
-    "told something else"
+    writes::<Without>(2, None),
+    "a result differs from the disk"
 );
 needed!(
-    without_adding_before_it_looks_for_the_turn,
+    without_adding_before_asking_for_the_turn,
     ADDS_FIRST,
-    writes::<Wrong>(2, None),
+    writes::<Without>(2, None),
     "deadlock"
 );
 needed!(
     without_one_turn_at_a_time,
     ONE_TURN,
-    writes::<Wrong>(2, None),
+    writes::<Without>(2, None),
     "Causality violation"
 );
 needed!(
-    without_taking_the_waiting_before_the_flush,
-    TAKES_FIRST,
-    writes::<Wrong>(2, None),
-    "told something else"
+    without_serving_earlier_waiters_only,
+    SERVES_EARLIER_WAITERS_ONLY,
+    writes::<Without>(2, None),
+    "a result differs from the disk"
 );
 needed!(
-    without_clearing_the_flag_where_it_looks,
-    CLEARS_WHERE_IT_LOOKS,
-    writes::<Wrong>(2, None),
+    without_clearing_the_flag_under_the_lock,
+    CLEARS_WHERE_IT_CHECKS,
+    writes::<Without>(2, None),
     "deadlock"
 );
 needed!(
-    without_an_error_that_sticks,
-    STICKS,
-    writes::<Wrong>(2, Some(1)),
-    "the error is lost"
+    without_a_sticking_error,
+    ERROR_STICKS,
+    writes::<Without>(2, Some(1)),
+    "a waiter was not told of the error"
 );
 needed!(
-    without_keeping_that_everything_is_due,
+    without_keeping_the_request_for_everything,
     KEEPS_EVERYTHING,
-    threshold::<Wrong>(),
-    "everything was asked for"
+    threshold::<Without>(),
+    "a flush of everything missed a cell"
 );

@@ -1,5 +1,5 @@
-//! Group commit on a disk that fails: whatever the n-th flush meets, no waiter hangs, none is told
-//! that its bytes are durable when they are not, and none is forgotten.
+//! Tests of group commit on a disk whose n-th flush fails: no waiter hangs, no waiter is forgotten,
+//! and no waiter is told that its bytes are durable when they are not.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{channel, Receiver, Sender};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-/// Ends a test that hangs.
+/// The time after which a test counts as hanging.
 const WATCHDOG: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,13 +17,13 @@ enum Fault {
     Panic,
 }
 
-/// What a disk did, for those who look after it has gone.
+/// The record of what a disk did; it outlives the disk.
 #[derive(Debug, Default)]
 struct Log {
-    /// Version of each byte, as written and as durable.
+    /// The version of each byte: as written, and as durable.
     written: HashMap<u64, u32>,
     durable: HashMap<u64, u32>,
-    /// What each flush was to cover; `None` for everything.
+    /// The ranges that each flush had to cover; `None` for everything.
     flushes: Vec<Option<Vec<(u64, u64)>>>,
     failed: bool,
 }
@@ -32,9 +32,9 @@ struct Log {
 struct Disk {
     commits: Commits,
     log: Arc<Mutex<Log>>,
-    /// The flush that fails, counted from 1, and how.
+    /// The number of the flush that fails, counted from 1, and how it fails.
     fault: Option<(usize, Fault)>,
-    /// Says that a flush has begun, and holds it until it is let go.
+    /// Reports that a flush has begun, and holds the flush until the test lets it go on.
     gate: Option<(Sender<()>, Mutex<Receiver<()>>)>,
 }
 
@@ -48,7 +48,7 @@ impl Disk {
         }
     }
 
-    /// A disk whose flushes say that they have begun, and wait to be let go.
+    /// A disk whose flushes report that they have begun, and then wait for the test.
     fn gated(fault: Option<(usize, Fault)>) -> (Self, Receiver<()>, Sender<()>) {
         let (began, begun) = channel();
         let (go, going) = channel();
@@ -72,7 +72,7 @@ impl Durable for Disk {
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
         let (number, covered) = {
             let mut log = self.log.lock().unwrap();
-            assert!(!log.failed, "flushed again after a failure");
+            assert!(!log.failed, "a flush was tried after one had failed");
             log.flushes.push(match extent {
                 Extent::Everything => None,
                 Extent::Ranges(ranges) => {
@@ -86,7 +86,7 @@ impl Durable for Disk {
                     .iter()
                     .any(|range| range.contains(ByteRange::between(at, at + 1))),
             };
-            // What is written from now on may come too late.
+            // A byte that is written from now on may come too late for this flush.
             let mut covered = log.written.clone();
             covered.retain(|at, _| is_covered(*at));
             (log.flushes.len(), covered)
@@ -100,7 +100,7 @@ impl Durable for Disk {
                 self.log.lock().unwrap().failed = true;
                 match fault {
                     Fault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
-                    Fault::Panic => panic!("a fault of the test's own"),
+                    Fault::Panic => panic!("the disk of this test panics"),
                 }
             }
             _ => {
@@ -115,7 +115,7 @@ fn byte(at: u64) -> Flush {
     Flush::of(ByteRange::between(at, at + 1))
 }
 
-/// Adds a waiter, and takes the turn if there is one.
+/// Adds a waiter, and takes the turn if it is free.
 fn start(
     disk: &Arc<Disk>,
     flush: Flush,
@@ -133,7 +133,7 @@ fn wait(flush: &Flush) -> Result<()> {
         if let Some(result) = futures_lite::future::block_on(told) {
             return result;
         }
-        assert!(Instant::now() < deadline, "a waiter hangs");
+        assert!(Instant::now() < deadline, "the waiter was not told in time");
         std::thread::yield_now();
     }
 }
@@ -154,7 +154,7 @@ const FAULTS: [Fault; 3] = [
     Fault::Panic,
 ];
 
-/// Many threads write and wait, each for its own bytes, and now and then for everything.
+/// Many threads write and wait, usually for their own bytes and sometimes for everything.
 fn many_waiters(fault: Option<(usize, Fault)>) {
     const THREADS: u64 = 4;
     const WRITES: u32 = 30;
@@ -179,13 +179,19 @@ fn many_waiters(fault: Option<(usize, Fault)>) {
                 }
                 match wait(&flush) {
                     Ok(()) => {
-                        assert!(!failed, "it was told of the failure before");
+                        assert!(!failed, "a durable write succeeded after one had failed");
                         let durable = disk.log.lock().unwrap().durable.get(&at).copied();
-                        assert!(durable >= Some(version), "{durable:?} of {version}");
+                        assert!(
+                            durable >= Some(version),
+                            "version {version} is acknowledged, but {durable:?} is durable"
+                        );
                     }
                     error => {
                         failed = true;
-                        assert!(disk.log.lock().unwrap().failed, "nothing has failed yet");
+                        assert!(
+                            disk.log.lock().unwrap().failed,
+                            "a waiter got an error, but no flush has failed"
+                        );
                         assert_failed(error, fault.unwrap().1);
                     }
                 }
@@ -196,8 +202,8 @@ fn many_waiters(fault: Option<(usize, Fault)>) {
     for _ in 0..THREADS {
         let failed = tell
             .recv_timeout(WATCHDOG)
-            .expect("a waiter hangs, or was told wrongly");
-        // All of them wait again after whatever is the n-th flush, if it comes to that.
+            .expect("a thread of waiters hangs or has panicked");
+        // A thread sees the failure only if the n-th flush was reached.
         assert!(!failed || disk.log.lock().unwrap().failed);
     }
     let log = disk.log.lock().unwrap();
@@ -211,7 +217,7 @@ fn many_waiters(fault: Option<(usize, Fault)>) {
 }
 
 #[test]
-fn whichever_flush_fails_no_waiter_hangs_or_is_told_wrongly() {
+fn a_failed_flush_is_told_to_every_waiter() {
     many_waiters(None);
     for fault in FAULTS {
         for fails in (1..20).chain([25, 35, 50, 80]) {
@@ -221,7 +227,7 @@ fn whichever_flush_fails_no_waiter_hangs_or_is_told_wrongly() {
 }
 
 #[test]
-fn those_who_wait_together_are_told_together_and_later_ones_too() {
+fn waiters_of_one_flush_share_its_result() {
     for fault in FAULTS {
         for fails in 1..=4 {
             let (disk, begun, go) = Disk::gated(Some((fails, fault)));
@@ -230,7 +236,7 @@ fn those_who_wait_together_are_told_together_and_later_ones_too() {
             let (first, turn) = start(&disk, byte(0), false);
             turn.unwrap().spawn();
             groups.push(vec![first]);
-            // The next group comes while the one before is flushed.
+            // Each group arrives while the previous group is being flushed.
             for group in 1..5_u64 {
                 if group as usize <= fails {
                     begun.recv_timeout(WATCHDOG).unwrap();
@@ -241,7 +247,10 @@ fn those_who_wait_together_are_told_together_and_later_ones_too() {
                     let (waiter, turn) = start(&disk, byte(group * 10 + at), false);
                     waiters.push(waiter);
                     if let Some(turn) = turn {
-                        assert!(group as usize > fails, "somebody had the turn");
+                        assert!(
+                            group as usize > fails,
+                            "the turn is free while a flush is running"
+                        );
                         turn.spawn();
                     }
                 }
@@ -267,14 +276,14 @@ fn those_who_wait_together_are_told_together_and_later_ones_too() {
 }
 
 #[test]
-fn one_who_comes_during_a_flush_waits_for_the_next() {
+fn a_late_waiter_is_served_by_the_next_flush() {
     let (disk, begun, go) = Disk::gated(None);
     let disk = Arc::new(disk);
     disk.write(0, 1);
     let (early, turn) = start(&disk, byte(0), false);
     turn.unwrap().spawn();
     begun.recv_timeout(WATCHDOG).unwrap();
-    // The same byte, again: the running flush has passed it.
+    // Write the same byte again: the running flush has passed it.
     disk.write(0, 2);
     let (late, turn) = start(&disk, byte(0), false);
     assert!(turn.is_none());
@@ -290,7 +299,7 @@ fn one_who_comes_during_a_flush_waits_for_the_next() {
 }
 
 #[test]
-fn a_flush_that_nobody_waits_for_outlives_the_last_reference() {
+fn a_waiting_flush_keeps_the_file_open() {
     let (disk, begun, go) = Disk::gated(None);
     let disk = Arc::new(disk);
     let log = disk.log.clone();
@@ -304,27 +313,27 @@ fn a_flush_that_nobody_waits_for_outlives_the_last_reference() {
     go.send(()).unwrap();
     begun
         .recv_timeout(WATCHDOG)
-        .expect("it was forgotten with the file");
+        .expect("the second flush never began");
     go.send(()).unwrap();
-    // The disk goes when all is done, and its end of the channel with it.
+    // The disk, and its end of the channel, are dropped when both flushes have ended.
     assert!(begun.recv_timeout(WATCHDOG).is_err());
     assert_eq!(log.lock().unwrap().durable[&7], 1);
 }
 
 #[test]
-fn the_file_is_let_go_of_before_the_last_waiter_is_told() {
+fn the_turn_drops_the_file_before_it_wakes() {
     for _ in 0..200 {
         let disk = Arc::new(Disk::new(None));
         let (flush, turn) = start(&disk, byte(0), false);
         turn.unwrap().spawn();
         wait(&flush).unwrap();
-        // The only one that is left.
+        // This must be the only reference that is left.
         assert!(Arc::into_inner(disk).is_some());
     }
 }
 
 #[test]
-fn a_turn_that_no_job_can_take_fails_its_waiters_and_no_later_ones() {
+fn a_refused_turn_fails_only_its_own_waiters() {
     let disk = Arc::new(Disk::new(None));
     disk.write(1, 1);
     let (refused, also) = (
@@ -339,7 +348,7 @@ fn a_turn_that_no_job_can_take_fails_its_waiters_and_no_later_ones() {
         let told = futures_lite::future::block_on(flush.done());
         assert_eq!(told.unwrap_err().raw_os_error(), Some(11));
     }
-    // Nothing sticks, and the next one has its turn.
+    // The error does not stick, and the next waiter gets a turn.
     assert!(disk.commits.failure().is_none());
     let flush = Arc::new(Flush::of_everything());
     disk.commits.add(flush.clone(), false);

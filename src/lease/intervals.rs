@@ -1,17 +1,18 @@
 //! A set of byte ranges that may overlap, searched by overlap.
 //!
 //! A treap over the start of the ranges, each node knowing the furthest end below it, so that a
-//! subtree that ends too early is skipped whole: insert, remove and "is anything in the way" cost
-//! O(log n) whatever the ranges look like. The maps at hand do not fit: `rangemap` holds disjoint
-//! ranges, and a step function of counts makes one long lease cost as much as all short ones
-//! under it. Nodes live in one vector, so that a lease costs no allocation once it has grown.
+//! subtree that ends too early is skipped whole: insert, remove and "does any range overlap this
+//! one" cost O(log n) for any set of ranges. Existing maps do not fit: `rangemap` holds disjoint
+//! ranges, and with a step function of counts one long lease costs as much as all short leases
+//! below it. Nodes live in one vector, so that a lease costs no allocation once the vector has
+//! grown.
 
 use crate::range::ByteRange;
 
 /// No node.
 const NIL: u32 = u32::MAX;
 
-/// Capacity kept when the set is empty, in ranges.
+/// The capacity, in ranges, that an empty set keeps.
 const KEPT: usize = 1024;
 
 /// Names a range in the set it was inserted into, until it is removed.
@@ -86,7 +87,7 @@ impl<V: Default> Intervals<V> {
         Key(index)
     }
 
-    /// Takes a range out again.
+    /// Removes a range and returns its value.
     pub(crate) fn remove(&mut self, key: Key) -> V {
         let place = self.place(key.0);
         let (before, rest) = self.split(self.root, place);
@@ -96,14 +97,14 @@ impl<V: Default> Intervals<V> {
         self.vacant.push(key.0);
         let value = std::mem::take(&mut self.nodes[key.0 as usize].value);
         if self.is_empty() && self.nodes.capacity() > KEPT {
-            // A burst of leases does not keep its memory for ever.
+            // A burst of leases does not keep its memory forever.
             self.nodes = Vec::new();
             self.vacant = Vec::new();
         }
         value
     }
 
-    /// Any range that shares a byte with `range`.
+    /// Returns any range that shares a byte with `range`.
     pub(crate) fn find_overlap(&self, range: ByteRange) -> Option<Key> {
         let mut at = self.root;
         while at != NIL {
@@ -124,8 +125,8 @@ impl<V: Default> Intervals<V> {
         self.find_overlap(range).is_some()
     }
 
-    /// Whether `is_so` holds for a range that shares a byte with `range`. Costs as much as there are
-    /// such ranges for which it does not.
+    /// Returns whether `is_so` holds for a range that shares a byte with `range`. The cost grows
+    /// with the number of overlapping ranges for which it does not hold.
     pub(crate) fn any_overlap(&self, range: ByteRange, mut is_so: impl FnMut(&V) -> bool) -> bool {
         self.any_below(self.root, range, &mut is_so)
     }
@@ -135,14 +136,14 @@ impl<V: Default> Intervals<V> {
             return false;
         }
         let node = &self.nodes[at as usize];
-        // All of the subtree ends before the range; all on the right starts behind it.
+        // Skips a subtree that ends before the range, and a right subtree that starts after it.
         node.furthest > range.start()
             && (node.range.overlaps(range) && is_so(&node.value)
                 || self.any_below(node.left, range, is_so)
                 || node.range.start() < range.end() && self.any_below(node.right, range, is_so))
     }
 
-    /// Of the ranges that end after `at`, the one that starts first.
+    /// Returns, of the ranges that end after `at`, the range that starts first.
     pub(crate) fn first_ending_after(&self, at: u64) -> Option<ByteRange> {
         let mut node = self.nodes.get(self.root as usize)?;
         loop {
@@ -163,7 +164,7 @@ impl<V: Default> Intervals<V> {
         &mut self.nodes[key.0 as usize].value
     }
 
-    /// The smallest range that covers all of them.
+    /// Returns the smallest range that covers all ranges of the set.
     pub(crate) fn hull(&self) -> Option<ByteRange> {
         if self.root == NIL {
             return None;
@@ -178,7 +179,7 @@ impl<V: Default> Intervals<V> {
         ))
     }
 
-    /// Visits every range that shares a byte with `range`, in order.
+    /// Visits every range that shares a byte with `range`, in the order of their starts.
     pub(crate) fn each_overlap(&self, range: ByteRange, visit: &mut impl FnMut(ByteRange)) {
         self.each_below(self.root, range, visit);
     }
@@ -198,12 +199,12 @@ impl<V: Default> Intervals<V> {
         }
     }
 
-    /// Position in the order of the tree; the index tells equal starts apart.
+    /// Returns the position in the order of the tree; the index tells equal starts apart.
     fn place(&self, index: u32) -> (u64, u32) {
         (self.nodes[index as usize].range.start(), index)
     }
 
-    /// Splits a subtree into what stands before `place`, and the rest.
+    /// Splits a subtree into the nodes before `place`, and the rest.
     fn split(&mut self, tree: u32, place: (u64, u32)) -> (u32, u32) {
         if tree == NIL {
             return (NIL, NIL);
@@ -221,7 +222,7 @@ impl<V: Default> Intervals<V> {
         }
     }
 
-    /// Joins two subtrees, all of the first standing before all of the second.
+    /// Joins two subtrees; all nodes of the first come before all nodes of the second.
     fn join(&mut self, before: u32, after: u32) -> u32 {
         if before == NIL {
             return after;

@@ -1,4 +1,4 @@
-//! What is asked of the lease table, and what it answers.
+//! The requests to the lease table, and its answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,11 +15,11 @@ pub(crate) enum Kind {
     Shared,
     /// To read and write.
     Exclusive,
-    /// To use through 4-byte atomics, together with others that do.
+    /// To use through 4-byte atomics, together with other holders of the same kind.
     #[allow(dead_code)]
-    // Atomic views are its callers to be; the oracle and the models drive it.
+    // No caller yet: meant for atomic views. The oracle tests and the models use it.
     Atomic4,
-    /// To use through 8-byte atomics, together with others that do.
+    /// To use through 8-byte atomics, together with other holders of the same kind.
     #[allow(dead_code)]
     Atomic8,
 }
@@ -27,15 +27,15 @@ pub(crate) enum Kind {
 impl Kind {
     pub(super) const ALL: [Self; 4] = [Self::Shared, Self::Exclusive, Self::Atomic4, Self::Atomic8];
 
-    /// Whether leases of the two kinds may not share a byte.
+    /// Returns whether leases of the two kinds must not share a byte.
     pub(crate) fn excludes(self, other: Self) -> bool {
         self != other || self == Self::Exclusive
     }
 }
 
-/// A lease that was granted, to be given back with [`Table::release`].
+/// A granted lease, to be given back with [`Table::release`].
 #[derive(Debug)]
-#[must_use = "a lease that is not released blocks writers for ever"]
+#[must_use = "a lease that is not released blocks writers forever"]
 pub(crate) enum Token {
     /// A shared lease in a slot of the thread that took it.
     Slot(&'static Slot),
@@ -43,8 +43,8 @@ pub(crate) enum Token {
     Entry(Entry),
 }
 
-/// Where a lease in the map stands: its kind and key, in one word, so that a token is two and is
-/// returned in registers.
+/// The place of a lease in the map: its kind and its key in one word. A token is two words then,
+/// and is returned in registers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry(u64);
 
@@ -62,35 +62,37 @@ impl Entry {
     }
 }
 
-/// Who asks for a lease that is not a reader's, and so how long it may last.
+/// The origin of a request for a lease that is not a reader's; it decides how long the lease may
+/// last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asks {
-    /// An operation of the queue. What conflicts with it tells when it goes. Its lease is over in a
-    /// moment, unless it is given to a caller: then it is [marked](Table::mark_lasting).
+    /// An operation of the queue. A conflicting lease is marked, so that its end restarts the
+    /// operation. The lease of the operation ends soon, unless it is given to a caller: then it is
+    /// [marked as lasting](Table::mark_lasting).
     Queue,
-    /// A caller, who has it at once and may keep it.
+    /// A caller that gets the lease at once and may keep it.
     Caller,
 }
 
 /// What conflicts with a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Small writes that are being applied, a cut, or a view that its caller does not have yet: over
-    /// in a moment.
+    /// Small writes that are being applied, a cut, or a view that its caller does not have yet:
+    /// ends soon.
     Applying,
-    /// A large write, a mutable or an atomic view, or a reader: over when it is.
+    /// A large write, a mutable view, an atomic view or a reader: may last.
     Held,
-    /// A write that has waited too long keeps new readers out until then.
+    /// A write that has waited too long keeps new readers out until the given time.
     Gate(Instant),
 }
 
-/// Whom to wake after a lease has ended.
+/// The writers and readers to wake after a lease has ended.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Wake {
-    /// A writer waits for what has ended: a lease on that range.
+    /// The range of the ended lease, if a writer waits for its end.
     pub(crate) writers: Option<ByteRange>,
-    /// The readers that wait for a byte of it.
+    /// The readers that wait for a byte of the range.
     pub(crate) readers: Vec<Arc<Event>>,
 }
 
@@ -98,7 +100,7 @@ pub(crate) struct Wake {
 #[derive(Debug)]
 pub(crate) struct Want<'a> {
     pub(crate) ranges: &'a [ByteRange],
-    /// If it is refused it is over, and nobody is behind it.
+    /// A refused write ends at once, so that later writes of the batch are not queued behind it.
     pub(crate) gives_up: bool,
     pub(crate) granted: bool,
 }

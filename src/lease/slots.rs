@@ -1,49 +1,51 @@
-//! Where readers publish the ranges they look at: a block of slots for each thread.
+//! The slots in which readers publish the ranges that they look at; each thread has a block of
+//! them.
 //!
-//! Only the thread that owns a block takes slots in it; any thread may release one, since views
-//! are `Send`. Blocks are never freed: a thread that ends hands its block, live leases included, to
-//! the next thread that asks.
+//! Only the thread that owns a block takes slots in it; any thread may release a slot, since views
+//! are `Send`. Blocks are never freed: when a thread ends, its block, live leases included, goes to
+//! the next thread that asks for a block.
 //!
-//! Writers of all files scan the blocks that are *listed*: those of threads that have read lately.
-//! Blocks stand in chunks of 64, each with a word of one bit for each block that is to be scanned,
-//! and each block has a flag of its own, which its owner looks at after it has published a lease, in
-//! the cache line that it has just written. If the flag is down, the owner lists the block again,
-//! under the chunk's lock, before it looks at the announcement. At times a writer takes blocks
-//! without a live lease off the list ([`Blocks::delist`]): it takes the flag down, runs a heavy
-//! fence, looks at the slots again, and clears the bit under the chunk's lock if the flag is still
-//! down. No lease is overlooked meanwhile:
+//! Writers of all files scan the *listed* blocks: the blocks of threads that have read recently.
+//! Blocks stand in chunks of 64. A chunk has a word with one bit for each listed block, and each
+//! block has an `unlisted` flag of its own. The owner checks the flag after it has published a
+//! lease; the flag is in the cache line that the owner has just written. If the flag is set, the
+//! owner lists the block again, under the chunk's lock, before it loads the announcement. From time
+//! to time a writer delists blocks without a live lease ([`Blocks::delist`]): it sets the flag,
+//! runs a heavy fence, checks the slots again, and clears the bit under the chunk's lock if the
+//! flag is still set. No lease is overlooked in the meantime:
 //!
-//! 1. The lease was published before that fence: the writer sees it, and puts the flag up again; the
-//!    bit was never cleared. Or it sees that the lease has ended, and clears the bit, which makes the
-//!    end visible to those that find the block off the list (`DELIST`/`LISTED`).
-//! 2. It was published after the fence: the owner finds the flag down, or has listed the block again
-//!    since, and then the bit is set last, or not cleared.
-//! 3. Another writer scans between the publishing and the listing, and passes the block by. Then
-//!    the owner, after a fence, sees its announcement.
+//! 1. The lease was published before that fence: the writer sees the lease and clears the flag
+//!    again; the bit was never cleared. Or the writer sees that the lease has ended and clears the
+//!    bit, which makes the end visible to the writers that find the block delisted
+//!    (`DELIST`/`LISTED`).
+//! 2. The lease was published after the fence: the owner finds the flag set, or has listed the
+//!    block again since then. In both cases the bit is set last, or is not cleared.
+//! 3. Another writer scans after the lease is published and before the block is listed, and skips
+//!    the block. Then the owner, after a fence, sees the announcement of this writer.
 //!
-//! One thread at a time does that, so that a flag that one of them takes down is not the reason for
-//! another one to clear a bit.
+//! Only one thread at a time delists, so that no thread clears a bit because of a flag that another
+//! thread has set.
 //!
 //! What each step does to a slot's state:
 //!
 //! | from | by | to |
 //! |---|---|---|
 //! | `FREE` | the owner, publishing a lease: fields first, then the state | `LIVE` |
-//! | `LIVE` | whoever drops the lease | `RELEASED` |
-//! | `RELEASED` | the same thread, after it has looked at `watched` | `FREE` |
+//! | `LIVE` | the thread that drops the lease | `RELEASED` |
+//! | `RELEASED` | the same thread, after it has checked `watched` | `FREE` |
 //!
-//! To a writer, `RELEASED` is as good as `FREE`. It is there so that a slot cannot be taken again
-//! between the end of its lease and the look at `watched`: the mark of a writer that waits for
-//! *this* lease would be taken down by the next one, which may belong to another file.
+//! For a writer, `RELEASED` means the same as `FREE`. The state exists so that a slot cannot be
+//! taken again between the end of its lease and the check of `watched`: otherwise the next lease,
+//! which may belong to another file, would clear the mark of a writer that waits for *this* lease.
 //!
-//! A writer reads a slot without a lock, and it may be released and taken again meanwhile, so
-//! that the writer sees some old fields and some new ones. Two cases matter:
+//! A writer reads a slot without a lock. While it reads, the slot may be released and taken again,
+//! so that the writer sees some old fields and some new ones. Two cases matter:
 //!
-//! 1. It judges the *old* lease by new fields, and passes it by. The new fields were stored after
-//!    the slot was free, so the old lease has ended; `FIELD_STORE`/`FIELD_LOAD` make its end
+//! 1. The writer judges the *old* lease by new fields, and skips it. The new fields were stored
+//!    after the slot was free, so the old lease has ended; `FIELD_STORE`/`FIELD_LOAD` make its end
 //!    visible.
-//! 2. It misses the *new* lease because it loaded an old state. Then the new lease's state was
-//!    not stored before the writer's fence, and its reader will meet the announcement.
+//! 2. The writer misses the *new* lease because it loaded an old state. Then the state of the new
+//!    lease was not stored before the writer's fence, and its reader will see the announcement.
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr};
@@ -53,14 +55,14 @@ use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::sys;
 
-/// Slots a thread: as many slices as it can hold without a lock. Beyond that it uses the map
-/// under the mutex.
+/// Slots of a thread: the number of slices that it can hold without a lock. For further slices it
+/// uses the map under the mutex.
 const SLOTS: usize = if cfg!(mmap_io_loom) { 1 } else { 16 };
 
-/// Blocks a chunk: one bit for each in a word.
+/// Blocks of a chunk: one for each bit of a word.
 const BLOCKS: usize = 64;
 
-/// Listed blocks that are scanned without a thought.
+/// The number of listed blocks up to which delisting is not worth its fence.
 const FEW: usize = 64;
 
 const FREE: u32 = 0;
@@ -71,9 +73,9 @@ const RELEASED: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Slot {
     state: AtomicU32,
-    /// A writer waits for this lease to end: 0 or 1.
+    /// 1 if a writer waits for this lease to end, otherwise 0.
     watched: AtomicU32,
-    /// The file the lease is on.
+    /// The id of the leased file.
     file: AtomicU64,
     start: AtomicU64,
     end: AtomicU64,
@@ -96,30 +98,30 @@ impl Slot {
         self.state.load(Ordering::Acquire) == FREE
     }
 
-    /// Ends the lease, and returns its range if a writer waits for that.
+    /// Ends the lease, and returns its range if a writer waits for its end.
     #[inline]
     #[must_use]
     pub(crate) fn release<F: Fences>(&self) -> Option<ByteRange> {
         self.state.store(RELEASED, F::RELEASE);
-        // Against `watch`: either this thread sees the mark, or the writer sees the end.
+        // Pairs with `watch`: either this thread sees the mark, or the writer sees the end.
         F::light_again();
         let watched = self.watched.load(Ordering::Relaxed) != 0;
         let range = watched.then(|| self.unwatch());
-        // Release: the owner that takes the slot again (Acquire) finds the mark taken down.
+        // Release: the owner that takes the slot again (Acquire) finds the mark cleared.
         self.state.store(FREE, Ordering::Release);
         range
     }
 
-    /// Takes the mark down; returns the range, which stays until the slot is free.
+    /// Clears the mark and returns the range, which does not change until the slot is free.
     #[cold]
     fn unwatch(&self) -> ByteRange {
         self.watched.store(0, Ordering::Relaxed);
-        // Relaxed: the thread that stored them has handed this one the lease.
+        // Relaxed: the thread that stored the bounds has handed the lease to this thread.
         let load = |bound: &AtomicU64| bound.load(Ordering::Relaxed);
         ByteRange::between(load(&self.start), load(&self.end))
     }
 
-    /// The range leased on `file`, if there is one now.
+    /// Returns the range that the slot leases on `file`, if it does now.
     #[inline]
     pub(crate) fn live<F: Fences>(&self, file: u64) -> Option<ByteRange> {
         if self.state.load(F::SCAN) != LIVE || self.file.load(F::FIELD_LOAD) != file {
@@ -127,12 +129,12 @@ impl Slot {
         }
         let start = self.start.load(F::FIELD_LOAD);
         let end = self.end.load(F::FIELD_LOAD);
-        // Torn fields (case 1) need not be in order; then there is no lease to see.
+        // Torn fields (case 1) need not be in order; then the slot holds no lease that matters.
         (start < end).then(|| ByteRange::between(start, end))
     }
 
-    /// Asks for [`release`](Self::release) to answer with the range. Counts only if the lease is still
-    /// live when looked at again after a heavy fence.
+    /// Has [`release`](Self::release) return the range. The mark is reliable only if the lease is
+    /// still live when it is checked again after a heavy fence.
     pub(crate) fn watch(&self) {
         self.watched.store(1, Ordering::Relaxed);
     }
@@ -142,31 +144,33 @@ impl Slot {
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct Block {
-    /// Writers do not scan the block: 0 or 1, as wide as the word that a reader looks at with it.
-    /// Beside the first slot.
+    /// 1 if writers do not scan the block, otherwise 0. As wide as the announcement, with which a
+    /// reader combines it, and in the same cache line as the first slot.
     unlisted: AtomicU64,
     owned: AtomicBool,
-    /// Where it stands.
+    /// The chunk that holds the block.
     chunk: &'static Chunk,
     bit: u64,
     slots: [Slot; SLOTS],
 }
 
 impl Block {
-    /// 0 if writers scan the block. The owner asks after it has published a lease, and a light
-    /// fence.
+    /// Returns 0 if writers scan the block. The owner calls this after it has published a lease and
+    /// run a light fence.
     #[inline(always)]
     pub(crate) fn unlisted(&self) -> u64 {
-        // Relaxed: the owner itself, or an owner before it, has set the bit before the flag.
+        // Relaxed: the owner itself, or an earlier owner, has set the bit before it cleared the
+        // flag.
         self.unlisted.load(Ordering::Relaxed)
     }
 
-    /// Has writers scan the block, from now on. The caller is the owner. A look at an announcement
-    /// after this sees that of each writer that has passed the block by.
+    /// Has writers scan the block from now on. The caller is the owner. If it loads the
+    /// announcement after this call, it sees the announcement of each writer that has skipped the
+    /// block.
     #[cold]
     pub(crate) fn list<F: Fences>(&self) {
         if sys::is_forked() {
-            // The lock may never be free there, and no writer scans.
+            // In a forked child the lock may never be free, and no writer scans.
             return;
         }
         {
@@ -183,8 +187,8 @@ impl Block {
         slots.all(|slot| slot.state.load(F::SCAN) != LIVE)
     }
 
-    /// Publishes a lease in a free slot, if there is one. The caller must be the owning thread,
-    /// and may rely on the lease only after a light fence and a look for writers.
+    /// Publishes a lease in a free slot, if there is one. The caller must be the owning thread. It
+    /// may rely on the lease only after a light fence and a check for writers.
     #[inline]
     pub(crate) fn publish<F: Fences>(
         &'static self,
@@ -199,21 +203,21 @@ impl Block {
         slot.file.store(file, F::FIELD_STORE);
         slot.start.store(range.start(), F::FIELD_STORE);
         slot.end.store(range.end(), F::FIELD_STORE);
-        // Release: whoever sees the state sees the fields.
+        // Release: a thread that sees the state sees the fields.
         slot.state.store(LIVE, Ordering::Release);
         Some(slot)
     }
 
-    /// For a thread that holds a view already; out of line, to keep the path of one that does not
-    /// small.
+    /// For a thread that holds a view already. Out of line, to keep the path of a thread without a
+    /// view short.
     #[cold]
     fn find_free(&'static self) -> Option<&'static Slot> {
         self.slots.iter().find(|slot| slot.is_free())
     }
 
-    /// Hands the block to whoever claims one next, live leases included.
+    /// Makes the block, live leases included, available to the next thread that claims one.
     pub(crate) fn hand_back(&self) {
-        // Release: the next owner sees all that this one did to its slots.
+        // Release: the next owner sees everything that this thread did to its slots.
         self.owned.store(false, Ordering::Release);
     }
 }
@@ -221,13 +225,13 @@ impl Block {
 /// Up to 64 blocks.
 #[derive(Debug)]
 struct Chunk {
-    /// A bit for each block that is listed. Changed under the lock, by read-modify-write only, so
-    /// that the end of each lease on a block that was taken off stays visible.
+    /// A bit for each listed block. Changed under the lock, by read-modify-write only, so that the
+    /// end of each lease in a delisted block stays visible.
     active: AtomicU64,
     listing: Mutex<()>,
-    /// Null where there is none yet.
+    /// Null where no block exists yet.
     blocks: [AtomicPtr<Block>; BLOCKS],
-    /// The chunk that was there before this one; fixed once the chunk is in the list.
+    /// The chunk that was added before this one; fixed once the chunk is in the list.
     next: AtomicPtr<Chunk>,
 }
 
@@ -241,7 +245,7 @@ impl Chunk {
         }))
     }
 
-    /// A block that has no owner, or a new one, for the calling thread.
+    /// Claims a block without an owner, or a new block, for the calling thread.
     fn claim(&'static self) -> Option<&'static Block> {
         let mut places = self.blocks.iter().enumerate();
         places.find_map(|(place, link)| match load(link) {
@@ -257,7 +261,7 @@ impl Chunk {
         })
     }
 
-    /// Adds a block for the calling thread; `None` if another thread was faster.
+    /// Adds a block for the calling thread; returns `None` if another thread was faster.
     #[cold]
     fn add(&'static self, place: usize) -> Option<&'static Block> {
         let block = Box::into_raw(Box::new(Block {
@@ -283,33 +287,33 @@ impl Chunk {
         Some(unsafe { &*block })
     }
 
-    /// The blocks that are listed.
+    /// Returns the listed blocks.
     fn listed<F: Fences>(&'static self) -> impl Iterator<Item = &'static Block> {
         // Acquire: pairs with the Release of the thread that has set or cleared a bit.
         let mut bits = self.active.load(F::LISTED);
         std::iter::from_fn(move || {
             let place = bits.trailing_zeros() as usize;
             bits &= bits.wrapping_sub(1);
-            // A place past the last: no bit is left.
+            // `place` is past the last block if no bit is left.
             load(self.blocks.get(place)?)
         })
     }
 }
 
-/// What a link leads to, if anything.
+/// Returns the target of a link, if it has one.
 fn load<T>(link: &AtomicPtr<T>) -> Option<&'static T> {
-    // Acquire: pairs with the exchange that has put it there, for its contents.
+    // Acquire: pairs with the exchange that has stored the link, for the contents of the target.
     let target = link.load(Ordering::Acquire);
     // SAFETY: blocks and chunks that are linked are never freed.
     unsafe { target.as_ref::<'static>() }
 }
 
-/// All blocks. Their number only grows, to the largest number of threads that read at a time, or a
-/// few more.
+/// All blocks. Their number only grows, up to about the largest number of threads that have read at
+/// the same time.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     first: AtomicPtr<Chunk>,
-    /// A thread takes blocks off the list.
+    /// A thread is delisting blocks.
     delisting: AtomicBool,
 }
 
@@ -321,7 +325,8 @@ impl Blocks {
         }
     }
 
-    /// A block for the calling thread, which is its owner until it hands it back. It is listed.
+    /// Claims a block for the calling thread, which owns it until it hands it back, and lists the
+    /// block.
     pub(crate) fn claim<F: Fences>(&self) -> &'static Block {
         let claimed = self.chunks().find_map(Chunk::claim);
         let block = claimed.unwrap_or_else(|| self.add());
@@ -337,7 +342,8 @@ impl Blocks {
         loop {
             chunk.next.store(first, Ordering::Relaxed);
             // Release: pairs with the Acquire in `load`, for the contents of this chunk; each
-            // exchange continues the release sequence of those before it, for theirs.
+            // exchange continues the release sequence of the earlier exchanges, for the contents of
+            // their chunks.
             match self.first.compare_exchange_weak(
                 first,
                 (chunk as *const Chunk).cast_mut(),
@@ -350,12 +356,12 @@ impl Blocks {
         }
     }
 
-    /// Every slot of every block that is listed.
+    /// Returns every slot of every listed block.
     pub(crate) fn slots<F: Fences>(&self) -> impl Iterator<Item = &'static Slot> + '_ {
         self.listed::<F>().flat_map(|block| block.slots.iter())
     }
 
-    /// Takes blocks without a live lease off the list, if there are more than a few on it. Runs a
+    /// Delists the blocks without a live lease, if more than [`FEW`] blocks are listed. Runs a
     /// heavy fence.
     pub(crate) fn tidy<F: Fences>(&self) {
         let active = |chunk: &Chunk| chunk.active.load(Ordering::Relaxed).count_ones() as usize;
@@ -364,9 +370,9 @@ impl Blocks {
         }
     }
 
-    /// Takes blocks without a live lease off the list.
+    /// Delists the blocks without a live lease.
     pub(crate) fn delist<F: Fences>(&self) {
-        // Acquire and Release: one thread at a time, after what the last one has done.
+        // Acquire and Release: one thread at a time delists, and sees what the previous thread did.
         if self.delisting.swap(true, Ordering::Acquire) {
             return;
         }
@@ -384,7 +390,7 @@ impl Blocks {
                 continue;
             }
             let _listing = lock(&block.chunk.listing);
-            if !F::LOOKS_AT_THE_FLAG || block.unlisted() != 0 {
+            if !F::RECHECKS_UNLISTED_FLAG || block.unlisted() != 0 {
                 block.chunk.active.fetch_and(!block.bit, F::DELIST);
             }
         }

@@ -1,4 +1,4 @@
-//! What the lease table knows under its mutex.
+//! The state of a lease table, which its mutex protects.
 
 use std::time::Instant;
 
@@ -8,42 +8,44 @@ use super::kinds::{Conflict, Kind};
 use super::slots::Slot;
 use crate::range::ByteRange;
 
-/// What is known under the mutex.
+/// The part of a lease table that its mutex protects.
 #[derive(Debug)]
 pub(super) struct State {
     /// Leases in the map by kind.
     pub(super) entries: [Intervals<Marks>; 4],
-    /// The stripes of those that readers must not overlook, since they were last looked for.
+    /// A cache of the stripes of the leases that readers must not overlook; `None` if those leases
+    /// have changed since it was computed.
     pub(super) held: Option<Stripes>,
     /// Ranges of the batch of writes that is being applied: sorted, disjoint.
     pub(super) applying: Vec<ByteRange>,
-    /// The batch is at most [`BRIEF`].
+    /// The batch has at most [`BRIEF`] bytes.
     pub(super) applying_is_brief: bool,
-    /// Requests between their announcement and their last look.
+    /// Requests between their announcement and their last scan.
     pub(super) pending: Vec<Pending>,
-    /// Requests that were ever made.
+    /// Number of requests made so far.
     pub(super) requests: u64,
-    /// A range that has stayed announced since before a heavy fence that has ended: a slot on it
-    /// is visible, or its reader comes here first.
-    pub(super) closed: Option<ByteRange>,
-    /// Readers that have met nobody since the last request.
+    /// The *fenced* range: it has been announced since before a heavy fence that has ended. A slot
+    /// that overlaps it is visible to writers, or its reader takes the mutex first.
+    pub(super) fenced: Option<ByteRange>,
+    /// Readers since the last request that took the mutex and found no conflict.
     pub(super) empty_checks: u32,
     /// Ranges that new readers stay out of until the given time.
     pub(super) gate: Option<Gate>,
-    /// Scratch of the scan.
+    /// A buffer that the scan reuses.
     pub(super) live: Vec<(ByteRange, &'static Slot)>,
 }
 
-/// What is known of a lease in the map.
+/// The marks on a lease in the map.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Marks {
-    /// A writer waits for its end.
+    /// A writer waits for the end of the lease.
     pub(super) watched: bool,
-    /// A caller has it, and may keep it. Readers do not look at that of another reader.
+    /// A caller holds the lease and may keep it. Not used for shared leases, which do not conflict
+    /// with readers.
     pub(super) lasting: bool,
 }
 
-/// The turn of a write that was blocked by ever new readers.
+/// The turn of a write that a steady stream of readers has blocked.
 #[derive(Debug)]
 pub(super) struct Gate {
     pub(super) ranges: Vec<ByteRange>,
@@ -56,29 +58,29 @@ impl Gate {
     }
 }
 
-/// A request that is not decided yet.
+/// A request that is neither granted nor refused yet.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// Tells it from others on the same bytes.
+    /// Distinguishes the request from other requests on the same bytes.
     pub(super) number: u64,
     pub(super) hull: ByteRange,
-    /// What it announces: its hull, or all from what is closed to there.
+    /// What the request announces: its hull, or the hull of the fenced range and its own.
     pub(super) announces: ByteRange,
-    /// It has marked slots, and run its last fence or is about to.
+    /// The request has marked slots; it runs its second fence now, or has run it.
     pub(super) has_marked: bool,
 }
 
-/// What blocks a writer, slots apart.
+/// An obstacle that blocks a writer, other than a slot.
 #[derive(Clone, Copy)]
 pub(super) enum Obstacle {
     Entry(Kind, Key),
-    /// The batch that is being applied: only a request from outside the queue can meet it, and
-    /// those do not wait.
+    /// The batch that is being applied. Only a request from outside the queue can conflict with it,
+    /// and such a request does not wait.
     Applying,
 }
 
 impl State {
-    /// What a new shared lease on `range` would meet.
+    /// Returns the conflict that a new shared lease on `range` would have.
     pub(super) fn reader_conflict(&self, range: ByteRange) -> Option<Conflict> {
         if self.is_applying(range) {
             return Some(if self.applying_is_brief {
@@ -105,7 +107,7 @@ impl State {
         }
     }
 
-    /// What a new lease of `kind` on `range` would meet, slots apart.
+    /// Returns the obstacle for a new lease of `kind` on `range`, without the slots.
     pub(super) fn writer_conflict(&self, kind: Kind, range: ByteRange) -> Option<Obstacle> {
         if let Some((kind, key)) = self.find_excluding(kind, range) {
             return Some(Obstacle::Entry(kind, key));
@@ -129,7 +131,7 @@ impl State {
             .is_some_and(|other| other.overlaps(range))
     }
 
-    /// Hulls of all that a reader must not overlook.
+    /// Returns ranges whose hull covers everything that a reader must not overlook.
     pub(super) fn all_writers(&self) -> impl Iterator<Item = ByteRange> + '_ {
         let held = self.held().filter_map(Intervals::hull);
         let applying = self.applying.first().into_iter();
@@ -137,7 +139,8 @@ impl State {
         held.chain(applying.copied()).chain(self.unheld())
     }
 
-    /// The stripes of all that a reader must not overlook, inside of `hull`.
+    /// Returns the stripes of everything that a reader must not overlook, all of which lies inside
+    /// `hull`.
     pub(super) fn stripes(&mut self, hull: ByteRange) -> Stripes {
         let mut stripes = Stripes::none_over(hull);
         match self.held {
@@ -155,16 +158,17 @@ impl State {
         stripes
     }
 
-    /// The leases in the map that readers must not overlook.
+    /// Returns the leases in the map that readers must not overlook, by kind.
     fn held(&self) -> impl Iterator<Item = &Intervals<Marks>> {
         let held = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared);
         held.map(|kind| &self.entries[kind as usize])
     }
 
-    /// What readers must not overlook, though it is no lease.
+    /// Returns the ranges that readers must not overlook and that are not leased: gate, fenced
+    /// range and requests.
     fn unheld(&self) -> impl Iterator<Item = ByteRange> + '_ {
         let gate = self.gate.iter().flat_map(|gate| &gate.ranges);
         let pending = self.pending.iter().map(|request| &request.announces);
-        gate.chain(&self.closed).chain(pending).copied()
+        gate.chain(&self.fenced).chain(pending).copied()
     }
 }

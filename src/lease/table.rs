@@ -1,47 +1,51 @@
-//! The lease protocol of one file: who may look at, change or share which bytes.
+//! The lease protocol of one file: it decides which readers and writers may use which bytes.
 //!
-//! Readers are frequent and writers rare, so the cost is the writer's. A reader on the fast path
-//! stores its range into a slot of its own thread and loads one word of the file; no lock, no
-//! allocation, no locked instruction. The word ([`Hull`]) covers every range that a writer has,
-//! wants, or that is in atomic use; a reader that finds it empty is done. Another one looks at a
-//! second word ([`Stripes`]) as well, which tells ranges far from each other apart; it is done if
-//! either word does not cover its range. A reader under both *meets* the writers under the mutex,
-//! where the truth is.
+//! Readers are frequent and writers are rare, so the writers pay. A reader on the fast path stores
+//! its range into a slot of its own thread and loads one word of the file; it takes no lock,
+//! allocates nothing and runs no locked instruction. The word ([`Hull`]) covers every range that a
+//! writer holds or requests, or that is in atomic use. If the word is empty, the reader has its
+//! lease. Otherwise the reader also loads a second word ([`Stripes`]), which tells distant ranges
+//! apart; the reader has its lease if one of the two words does not cover its range. If both cover
+//! it, the reader takes the mutex and compares its range with the exact ones.
 //!
-//! A writer announces its range in the word, runs a heavy fence, and then, in one critical
-//! section, scans the slots and the maps and marks its lease. What the possible orders give:
+//! A writer announces its range in the two words, runs a heavy fence, and then, in one critical
+//! section, scans the slots and the maps and records its lease. The possible orders are:
 //!
-//! 1. The reader's store is before the writer's fence: the scan sees the slot, the writer is
+//! 1. The reader's store comes before the writer's fence: the scan sees the slot, and the writer is
 //!    blocked.
-//! 2. It is after the fence: the reader's load sees the announcement, and it takes the mutex.
-//!    1. The mutex before the writer's scan: nothing is marked yet, the reader keeps its slot,
-//!       and the scan sees it.
-//!    2. The mutex after the scan: the lease is marked, the reader takes its slot back.
-//! 3. It loads one word from before an announcement and the other from after it. Each word covers
-//!    all that is announced, by itself: neither is read in the light of the other, the stripes carry
-//!    their own scale, and both stand before the writer's fence. So a reader may go by either one:
-//!    after the fence (case 2) it is let through by neither, and if it is let through by a word that
-//!    was stored when an earlier lease had ended, the same word makes that lease's writes visible.
+//! 2. The store comes after the fence: the reader's load sees the announcement, and the reader
+//!    takes the mutex.
+//!    1. The reader has the mutex before the writer's scan: no lease is recorded yet, the reader
+//!       keeps its slot, and the scan sees the slot.
+//!    2. The reader has the mutex after the scan: the lease is recorded, and the reader gives its
+//!       slot back.
+//! 3. The reader loads one word from before an announcement and the other word from after it. Each
+//!    word alone covers everything that is announced: the meaning of one does not depend on the
+//!    other (the stripes carry their own scale), and the writer stores both before its fence. So a
+//!    reader may rely on either word. After the fence (case 2) both words cover its range. If a
+//!    word that was stored after the end of an earlier lease does not cover the range, the same
+//!    word makes the writes under that lease visible to the reader.
 //!
-//! A blocked writer marks what is in its way as *watched*, and looks once more, after another
-//! heavy fence if it was a slot: whoever releases it later sees the mark ([`Wake::writers`]).
-//! Slots that appear between the first look and the second belong to readers of case 2.1, and
-//! those mark themselves. Then the writer takes its announcement back, so that readers go on
-//! undisturbed.
+//! A blocked writer marks the conflicting leases as *watched* and scans once more, after another
+//! heavy fence if a conflicting lease is in a slot: the thread that releases the lease later sees
+//! the mark ([`Wake::writers`]). Slots that appear between the first scan and the second belong to
+//! readers of case 2.1, and these readers mark their own slots. Then the writer withdraws its
+//! announcement, so that readers go on undisturbed.
 //!
-//! The heavy fence interrupts every running thread, so it is not paid twice for the same bytes: what
-//! a writer has announced and fenced stays announced (*closed*) after its lease has ended, and a
-//! writer inside that range needs no fence, since every reader there comes to the mutex. A writer
-//! elsewhere announces all from there to its own range, so that what is closed stays one range: what
-//! lies between two ranges that are announced is not. Readers open the range again when they have met
-//! no writer there for [`REOPEN_AFTER`] times. A writer alone never fences; readers alone are on the
-//! fast path; both together share the cost.
+//! The heavy fence interrupts every running thread, so no writer pays it twice for the same bytes.
+//! The range that a writer has announced and fenced stays announced after its lease has ended; it
+//! is called the *fenced* range. A writer inside it needs no fence, since every reader there takes
+//! the mutex. A writer elsewhere announces the hull of the fenced range and of its own, so that the
+//! fenced range stays one range without gaps: the bytes between two announced ranges are not
+//! announced by themselves. Readers open the range again after [`REOPEN_AFTER`] of them have found
+//! no writer in it. If only writers use a range, they do not fence again; if only readers use it,
+//! they stay on the fast path; if both do, they share the cost.
 //!
-//! The table does no I/O and never waits; it tells its caller whom to wake.
+//! The table does no I/O and never waits; it tells its caller which readers and writers to wake.
 //!
 //! Alternatives not taken: a lock-free interval tree (readers would write to shared cache lines);
-//! one reader-writer lock for the file (a view would hold up every write); hazard pointers with
-//! two fences (three times the cost of a read).
+//! one reader-writer lock for the file (a view would block every write); hazard pointers with two
+//! fences (three times the cost of a read).
 
 use std::io;
 use std::marker::PhantomData;
@@ -57,25 +61,26 @@ use super::waiting::{Waiter, Waiting};
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU64, Mutex};
 
-/// Meetings with nobody after which a closed range is opened: as many as cost a few microseconds,
-/// which is less than the next writer's fence will.
+/// How many readers in a row must find no writer in the fenced range before it is opened again:
+/// these readers together cost a few microseconds, which is less than the fence that the next
+/// writer then has to run.
 const REOPEN_AFTER: u32 = if cfg!(mmap_io_loom) { 1 } else { 64 };
 
-/// Requests of a file after which the blocks of threads that no longer read are taken off the list.
+/// After this many requests of a file, the blocks of threads that no longer read are delisted.
 const TIDY_EVERY: u64 = 64;
 
-/// Writes of at most this many bytes in all are over in a moment: readers wait for them.
+/// A batch of at most this many bytes ends soon, so readers wait for it.
 pub(crate) const BRIEF: u64 = 1 << 20;
 
 /// The leases of one file.
 #[derive(Debug)]
 pub(crate) struct Table<F> {
-    /// Tells this file's slots from others'; never used twice.
+    /// Distinguishes the slots of this file from those of other files; never used twice.
     file: u64,
     blocks: &'static Blocks,
-    /// A [`Hull`] over all that readers must not overlook. Stored under the mutex.
+    /// A [`Hull`] over everything that readers must not overlook. Stored under the mutex.
     announced: AtomicU64,
-    /// The [`Stripes`] of the same. A reader looks at them if the hull is not empty.
+    /// The [`Stripes`] of the same ranges. A reader loads them if the hull is not empty.
     stripes: AtomicU64,
     state: Mutex<State>,
     waiting: Waiting,
@@ -101,7 +106,7 @@ impl<F: Fences> Table<F> {
                 applying_is_brief: true,
                 pending: Vec::new(),
                 requests: 0,
-                closed: None,
+                fenced: None,
                 empty_checks: 0,
                 gate: None,
                 live: Vec::new(),
@@ -111,25 +116,28 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    /// A shared lease in a slot of `block`, which is the calling thread's; in the map without one,
-    /// or when all its slots are taken.
+    /// Takes a shared lease in a slot of `block`, which belongs to the calling thread. Without a
+    /// block, or if all its slots are taken, the lease goes into the map.
     ///
     /// # Errors
     ///
-    /// What is in the way, and whom to wake because of the attempt.
+    /// The conflict, and the writers and readers to wake because of the attempt.
     pub(crate) fn try_shared(
         &self,
         block: Option<&'static Block>,
         range: ByteRange,
     ) -> Result<Token, (Conflict, Wake)> {
         match block.and_then(|block| self.publish(block, range)) {
-            None => self.try_owned(range).map_err(|met| (met, Wake::default())),
+            None => self
+                .try_owned(range)
+                .map_err(|conflict| (conflict, Wake::default())),
             Some(Ok(slot)) => Ok(Token::Slot(slot)),
-            Some(Err(slot)) => self.meet(slot, range),
+            Some(Err(slot)) => self.check_under_lock(slot, range),
         }
     }
 
-    /// The fast path: a slot of `block`, if one is free; an error if there are writers to meet.
+    /// The fast path: publishes the lease in a slot of `block`, if one is free. Returns the slot as
+    /// an error if the reader has to check for writers under the mutex.
     #[inline(always)]
     pub(crate) fn publish(
         &self,
@@ -146,18 +154,18 @@ impl<F: Fences> Table<F> {
         })
     }
 
-    /// Whether both words cover `range`, which was published in `block`.
+    /// Returns whether both words cover `range`, which was published in `block`.
     #[cold]
     fn is_announced(&self, block: &'static Block, range: ByteRange) -> bool {
         if block.unlisted() != 0 {
             block.list::<F>();
         }
-        // The stripes first: they let most readers through that the hull would not.
+        // The stripes first: they rule out most conflicts that the hull does not rule out.
         Stripes::covers(self.stripes.load(F::READER_LOAD), range)
             && Hull::covers(self.announced.load(F::READER_LOAD), range)
     }
 
-    /// A shared lease in the map: for views that may live long, or change threads.
+    /// Takes a shared lease in the map: for views that may live long or move to another thread.
     pub(crate) fn try_owned(&self, range: ByteRange) -> Result<Token, Conflict> {
         let mut state = lock(&self.state);
         match state.reader_conflict(range) {
@@ -169,7 +177,7 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    /// A lease of any kind in the map, for one who may run a heavy fence.
+    /// Takes a lease of any kind in the map, for a caller that may run a heavy fence.
     ///
     /// # Errors
     ///
@@ -198,8 +206,8 @@ impl<F: Fences> Table<F> {
         })
     }
 
-    /// A caller has the lease from now on, and may keep it: readers that meet it do not wait any
-    /// more, and those that wait are to be woken.
+    /// Notes that a caller holds the lease from now on and may keep it: readers that conflict with
+    /// it do not wait any more. Returns the readers that wait now, to be woken.
     pub(crate) fn mark_lasting(&self, token: &Token) -> Wake {
         let Token::Entry(entry) = token else {
             return Wake::default();
@@ -212,12 +220,12 @@ impl<F: Fences> Table<F> {
         self.recheck(range)
     }
 
-    /// Notes that a reader waits for `range`, before it tries once more.
+    /// Notes that a reader waits for `range`. The reader calls this before it tries once more.
     pub(crate) fn listen(&self, range: ByteRange) -> Waiter<'_> {
         self.waiting.listen(range)
     }
 
-    /// The readers that wait for a byte of `range`.
+    /// Returns the readers that wait for a byte of `range`, to be woken.
     pub(crate) fn recheck(&self, range: ByteRange) -> Wake {
         Wake {
             writers: None,
@@ -225,19 +233,20 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    /// Exclusive leases for a batch of writes: each want is granted whole or not at all, and not
-    /// if an earlier one that overlaps it was not. What is in the way will tell when it goes.
-    /// Granted wants may overlap each other; the caller applies them in order. They are given
-    /// back together, by [`end_batch`](Self::end_batch).
+    /// Takes exclusive leases for a batch of writes. A want is granted as a whole or not at all,
+    /// and it is not granted if an earlier want that overlaps it was refused. Conflicting leases
+    /// are marked, so that their end restarts the writers. Granted wants may overlap each other;
+    /// the caller applies them in order. The leases are released together, by
+    /// [`end_batch`](Self::end_batch).
     ///
-    /// There is one batch of a file at a time.
+    /// A file has one batch at a time.
     ///
     /// # Errors
     ///
     /// A fence that the system refused.
     pub(crate) fn begin_batch(&self, wants: &mut [Want<'_>]) -> io::Result<()> {
         self.request(Kind::Exclusive, wants, Asks::Queue, |state, wants| {
-            debug_assert!(state.applying.is_empty(), "one batch at a time");
+            debug_assert!(state.applying.is_empty(), "a batch is still being applied");
             let granted = wants.iter().filter(|want| want.granted);
             state.applying.extend(granted.flat_map(|want| want.ranges));
             state.applying_is_brief =
@@ -263,8 +272,8 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    /// Keeps new readers out of `ranges` until `until`, so that a write that is blocked by ever
-    /// new ones gets its turn.
+    /// Keeps new readers out of `ranges` until `until`, so that a write that a steady stream of
+    /// readers has blocked gets its turn.
     pub(crate) fn raise_gate(&self, ranges: &[ByteRange], until: Instant) {
         let mut state = lock(&self.state);
         state.gate = Some(Gate {
@@ -274,7 +283,7 @@ impl<F: Fences> Table<F> {
         self.announce(&mut state);
     }
 
-    /// Takes the gate down if it is the one that ends at `until`.
+    /// Lowers the gate if it is the gate that ends at `until`.
     pub(crate) fn lower_gate(&self, until: Instant) {
         let mut state = lock(&self.state);
         if state.gate.as_ref().is_some_and(|gate| gate.until == until) {
@@ -295,7 +304,7 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    /// Number of leases of the file that are out, the batch apart.
+    /// Returns the number of live leases of the file, without the batch.
     pub(crate) fn count(&self) -> usize {
         let slots = self.blocks.slots::<F>();
         let live = slots.filter(|slot| slot.live::<F>(self.file).is_some());
@@ -303,8 +312,8 @@ impl<F: Fences> Table<F> {
         live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
     }
 
-    /// The same, after a heavy fence: a lease that is not counted is taken by a thread that sees all
-    /// that this one has stored before.
+    /// Returns the same number after a heavy fence: if a lease is not counted, the thread that
+    /// takes it sees everything that this thread stored before the call.
     ///
     /// # Errors
     ///
@@ -314,15 +323,15 @@ impl<F: Fences> Table<F> {
         Ok(self.count())
     }
 
-    /// Whether a lease is out that its holder may write under, the batch apart.
+    /// Returns whether there is a live lease, the batch apart, under which its holder may write.
     pub(crate) fn has_writing_views(&self) -> bool {
         let state = lock(&self.state);
         let mut writing = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared);
         writing.any(|kind| !state.entries[kind as usize].is_empty())
     }
 
-    /// The ranges of the leases that share a byte with `range`, in no order, the batch apart. A hint:
-    /// a lease that is taken meanwhile may be missing.
+    /// Returns the ranges of the leases that share a byte with `range`, in no particular order and
+    /// without the batch. This is a hint: a lease that is taken during the call may be missing.
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
         let slots = self.blocks.slots::<F>();
         let live = slots.filter_map(|slot| slot.live::<F>(self.file));
@@ -334,21 +343,27 @@ impl<F: Fences> Table<F> {
         leased
     }
 
+    /// Decides about a lease that was published in `slot` and that both words cover.
     #[cold]
-    fn meet(&self, slot: &'static Slot, range: ByteRange) -> Result<Token, (Conflict, Wake)> {
+    fn check_under_lock(
+        &self,
+        slot: &'static Slot,
+        range: ByteRange,
+    ) -> Result<Token, (Conflict, Wake)> {
         let mut state = lock(&self.state);
         match state.reader_conflict(range) {
             None => {
                 state.empty_checks += 1;
-                // A request that is pending will close what is announced now.
+                // A pending request will make the range that it announces now a fenced one.
                 if state.empty_checks >= REOPEN_AFTER && state.pending.is_empty() {
-                    state.closed = None;
+                    state.fenced = None;
                     self.announce(&mut state);
                 }
-                // A request that is pending looks after this, and sees the slot. If that is its
-                // second look, then its mark might be missed; this one is not.
+                // A pending request scans after this point, so it sees the slot. If that is its
+                // second scan, no fence follows the mark that it leaves, and this thread could miss
+                // the mark on release. So the reader marks its own slot here, which it cannot miss.
                 let is_second = |other: &Pending| other.has_marked && other.hull.overlaps(range);
-                if F::MARKS_ITSELF && state.pending.iter().any(is_second) {
+                if F::READER_MARKS_OWN_SLOT && state.pending.iter().any(is_second) {
                     slot.watch();
                 }
                 Ok(Token::Slot(slot))
@@ -389,7 +404,8 @@ impl<F: Fences> Table<F> {
         }
     }
 
-    /// Announces, fences, scans, and marks what was granted, by `mark`; `None` if nothing was.
+    /// Announces, fences and scans; records the granted leases by `mark`. Returns `None` if no want
+    /// was granted.
     fn request<T>(
         &self,
         kind: Kind,
@@ -405,14 +421,14 @@ impl<F: Fences> Table<F> {
         let number = state.requests;
         state.requests += 1;
         if number % TIDY_EVERY == TIDY_EVERY - 1 {
-            // Now, and not while readers wait for what this request has.
+            // Do this now, and not while readers wait for the leases of this request.
             drop(state);
             self.blocks.tidy::<F>();
             state = lock(&self.state);
         }
-        let is_closed = state.closed.is_some_and(|closed| closed.contains(hull));
-        let announces = match state.closed {
-            Some(closed) if !is_closed && F::ANNOUNCES_WHAT_IS_BETWEEN => closed.hull(hull),
+        let is_fenced = state.fenced.is_some_and(|fenced| fenced.contains(hull));
+        let announces = match state.fenced {
+            Some(fenced) if !is_fenced && F::ANNOUNCES_GAPS => fenced.hull(hull),
             _ => hull,
         };
         state.pending.push(Pending {
@@ -422,25 +438,25 @@ impl<F: Fences> Table<F> {
             has_marked: false,
         });
         state.empty_checks = 0;
-        let mut fenced = Ok(());
-        if !is_closed {
+        let mut fence = Ok(());
+        if !is_fenced {
             self.announce_with(&mut state, F::ANNOUNCES_STRIPES);
             drop(state);
-            fenced = F::heavy();
+            fence = F::heavy();
             state = lock(&self.state);
-            if fenced.is_ok() {
-                // Both have stayed announced since before a fence that has ended; what lies between
-                // them, if they do not touch, has not. Then the older one is opened.
-                let touches = |closed: &ByteRange| {
-                    closed.start() <= announces.end() && announces.start() <= closed.end()
-                        || !F::ANNOUNCES_WHAT_IS_BETWEEN
+            if fence.is_ok() {
+                // Both ranges have been announced since before a fence that has ended. If they do
+                // not touch, the bytes between them have not been; then the older range is opened.
+                let touches = |older: &ByteRange| {
+                    older.start() <= announces.end() && announces.start() <= older.end()
+                        || !F::ANNOUNCES_GAPS
                 };
-                let closed = state.closed.filter(touches);
-                state.closed = Some(closed.map_or(announces, |closed| closed.hull(announces)));
+                let older = state.fenced.filter(touches);
+                state.fenced = Some(older.map_or(announces, |older| older.hull(announces)));
             }
         }
-        if fenced.is_ok() && self.scan(&mut state, kind, wants, asks) {
-            // Slots were marked: only a look after another fence tells whether their owners will
+        if fence.is_ok() && self.scan(&mut state, kind, wants, asks) {
+            // Slots were marked. Only a scan after another fence tells whether their holders will
             // see the marks.
             let request = state
                 .pending
@@ -448,9 +464,9 @@ impl<F: Fences> Table<F> {
                 .find(|other| other.number == number);
             request.expect("pushed above").has_marked = true;
             drop(state);
-            fenced = F::heavy_again();
+            fence = F::heavy_again();
             state = lock(&self.state);
-            if fenced.is_ok() {
+            if fence.is_ok() {
                 self.scan(&mut state, kind, wants, asks);
             }
         }
@@ -459,7 +475,7 @@ impl<F: Fences> Table<F> {
             .iter()
             .position(|other| other.number == number);
         state.pending.swap_remove(done.expect("pushed above"));
-        let granted = fenced.is_ok() && wants.iter().any(|want| want.granted);
+        let granted = fence.is_ok() && wants.iter().any(|want| want.granted);
         let marked = granted.then(|| mark(&mut state, wants));
         let through = |gate: &Gate| {
             let mut granted = wants.iter().filter(|want| want.granted);
@@ -470,10 +486,10 @@ impl<F: Fences> Table<F> {
         }
         self.announce(&mut state);
         drop(state);
-        fenced.map(|()| marked)
+        fence.map(|()| marked)
     }
 
-    /// Judges every want; says whether slots were marked as watched.
+    /// Grants or refuses every want; returns whether slots were marked as watched.
     fn scan(&self, state: &mut State, kind: Kind, wants: &mut [Want<'_>], asks: Asks) -> bool {
         let mut live = std::mem::take(&mut state.live);
         if kind.excludes(Kind::Shared) {
@@ -496,14 +512,15 @@ impl<F: Fences> Table<F> {
             want.granted = !is_behind && obstacle.is_none() && slots.clone().next().is_none();
             match obstacle {
                 _ if asks == Asks::Caller => {}
-                // One mark in the map is enough, for it cannot be missed; the slots are not asked
-                // to tell, since that would be in vain until this has gone.
+                // One mark in the map is enough, because it cannot be missed. The slots are not
+                // marked: the want stays blocked until this lease has ended, whatever the slots do.
                 Some(Obstacle::Entry(kind, key)) => {
                     state.entries[kind as usize].value_mut(key).watched = true;
                 }
                 Some(Obstacle::Applying) => {}
-                // All of them: the second look may find one gone that the first one found, and
-                // judge a want that was behind another one the first time.
+                // Mark every conflicting slot, not only the first. By the second scan one of them
+                // may have been released, and a want that was behind another want in the first scan
+                // may be judged for the first time.
                 None => slots.for_each(|(_, slot)| {
                     slot.watch();
                     marked = true;

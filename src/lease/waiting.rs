@@ -1,17 +1,18 @@
-//! Readers that wait for a range, each told when a lease on some of its bytes has ended.
+//! The readers that wait for a range. Each reader is told when a lease on some of its bytes has
+//! ended.
 //!
-//! A reader notes its range *before* it looks at the table once more. The thread that ends a lease
-//! tells the readers whose range the lease overlaps, and no other: with one event for the whole
-//! file, each write would wake every reader that waits for other bytes, to no avail.
+//! A reader notes its range *before* it tries the table once more. The thread that ends a lease
+//! tells only the readers whose range the lease overlaps. One event for the whole file is the
+//! rejected alternative: each write would wake every reader that waits for other bytes, in vain.
 //!
 //! No reader is missed:
 //!
-//! 1. It was refused under the table's lock before the lease ended there. It had noted its range by
-//!    then, so the thread that ends the lease finds it.
-//! 2. It looks at the table afterwards, and is not refused.
+//! 1. The reader was refused under the table's lock before the lease ended there. The reader had
+//!    noted its range by then, so the thread that ends the lease finds it.
+//! 2. The reader tries the table after the lease has ended, and is not refused.
 //!
-//! The set has a lock of its own, the last in the order of locks, so that many readers that wait hold
-//! up none that does not.
+//! The set has a lock of its own, the last in the order of locks, so that waiting readers do not
+//! delay readers that need not wait.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -28,8 +29,8 @@ use crate::wakers::{Event, EventListener};
 /// The readers that wait for bytes of one file.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    /// Number of ranges in the set. Relaxed: a reader has counted itself before it takes the table's
-    /// lock, and is looked for under that lock, after it.
+    /// Number of ranges in the set. Relaxed: a reader counts itself before it takes the table's
+    /// lock, and a thread that ends a lease loads the count under that lock, after the reader.
     count: AtomicU64,
     /// An event for each reader.
     ranges: Mutex<Intervals<Option<Arc<Event>>>>,
@@ -57,12 +58,13 @@ impl Waiting {
         }
     }
 
-    /// No reader waits that was refused before. The table's lock is held.
+    /// Returns whether no reader waits that has been refused already. The caller holds the table's
+    /// lock.
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
 
-    /// The events of the readers that wait for a byte of `ended`.
+    /// Returns the events of the readers that wait for a byte of `ended`.
     pub(super) fn overlapping(&self, ended: &[ByteRange]) -> Vec<Arc<Event>> {
         let mut events = Vec::new();
         if !ended.is_empty() {
@@ -101,7 +103,7 @@ impl Future for Waiter<'_> {
     }
 }
 
-/// A range in the set, taken out when dropped.
+/// A range in the set, removed when dropped.
 #[derive(Debug)]
 struct Noted<'a> {
     waiting: &'a Waiting,
@@ -111,7 +113,7 @@ struct Noted<'a> {
 impl Drop for Noted<'_> {
     fn drop(&mut self) {
         if sys::is_forked() {
-            // The lock may never be free there, and nothing is told any more.
+            // In a forked child the lock may never be free, and no reader is told any more.
             return;
         }
         let mut ranges = lock(&self.waiting.ranges);

@@ -15,7 +15,7 @@ use crate::dirty::FlushDue;
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Asks, Kind, Lease, Want};
 use crate::map::Protection;
-use crate::queue::{Action, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
+use crate::queue::{Action, AllSteps, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
 use crate::range::ByteRange;
 use crate::residency::{self, Unpopulated};
 use crate::sync::lock;
@@ -29,6 +29,7 @@ type Written<'a> = (&'a Operation, io::Result<()>);
 
 impl QueueHost for OpenFile {
     type Lease = OwnedLease;
+    type Steps = AllSteps;
 
     fn queue(&self) -> &Queue<OwnedLease> {
         &self.queue

@@ -1,34 +1,36 @@
-//! The bound on queued writes, in bytes: of their data, and of what each costs beside it.
+//! The limit on queued writes, in bytes: their data, and the memory that each write costs beside
+//! it.
 //!
-//! There are two accounts of the same size. What a view blocks, or an earlier write that a view
-//! blocks, moves to an account of its own when the drain finds that out, so that it takes no room
-//! from writes that nothing blocks; those leave theirs as fast as the drain applies them, whatever
-//! views there are. What finds neither account open waits at the [door](super::door).
+//! There are two accounts of the same size. When the drain finds that a write is blocked by a view,
+//! or by an earlier blocked write, it moves the write to the account of blocked writes. So blocked
+//! writes take no room from the writes that nothing blocks, which leave their account as fast as
+//! the drain applies them. A write that finds no room waits at the [door](super::door).
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// Bytes that an account holds at a time, unless told otherwise.
+/// The default limit of an account, in bytes.
 const DEFAULT_LIMIT: u64 = 64 << 20;
 
-/// Where the bytes of a write are counted.
+/// The account that counts the bytes of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Account {
-    /// Nothing is known to block it.
+    /// The write is not known to be blocked.
     Queued,
-    /// It was found blocked.
+    /// The write was found blocked.
     Blocked,
 }
 
-/// How many bytes of writes a file may hold, and how many it does.
+/// The number of bytes of queued writes that a file may hold and holds.
 ///
-/// Relaxed throughout: each account is a sum, and nothing else follows from it. Room that is given
-/// back is looked for under the queue's lock, by the one who gave it back and by the one who waits.
+/// All accesses are Relaxed: each account is a sum, and no other data depends on it. The thread
+/// that gives room back and the write that waits for room both check the accounts under the queue's
+/// lock.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: AtomicU64,
-    /// By account.
+    /// The used bytes, by account.
     used: [AtomicU64; 2],
-    /// Length of the line at the door; changed under the queue's lock.
+    /// The length of the line at the door; changed under the queue's lock.
     waiting: AtomicU64,
 }
 
@@ -41,25 +43,25 @@ impl Budget {
         }
     }
 
-    /// Changes the limit, for what is admitted from now on. If writes wait, others hold room, and
-    /// will give it back.
+    /// Changes the limit for writes that are admitted from now on. If writes wait, there are writes
+    /// that hold room, and these check for waiting writes when they give it back.
     pub(crate) fn set_limit(&self, bytes: usize) {
         self.limit.store(bytes as u64, Ordering::Relaxed);
     }
 
-    /// What both accounts hold.
+    /// Returns the sum of both accounts.
     #[cfg(test)]
     pub(super) fn used(&self) -> u64 {
         let used = self.used.iter().map(|used| used.load(Ordering::Relaxed));
         used.sum()
     }
 
-    /// Takes room for a newcomer, who overtakes no one.
+    /// Takes room for a new write, unless earlier writes wait for room.
     pub(super) fn try_enter(&self, bytes: u64) -> bool {
         self.waiting.load(Ordering::Relaxed) == 0 && self.try_take(Account::Queued, bytes)
     }
 
-    /// Takes room. More than the limit are let in where nothing else is.
+    /// Takes room. An empty account admits a write that is larger than the limit.
     pub(super) fn try_take(&self, account: Account, bytes: u64) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
         let fits = |used: u64| {
@@ -71,7 +73,7 @@ impl Budget {
             .is_ok()
     }
 
-    /// Takes room that may not be there.
+    /// Takes room beyond the limit, if necessary.
     pub(super) fn take(&self, account: Account, bytes: u64) {
         self.used[account as usize].fetch_add(bytes, Ordering::Relaxed);
     }
@@ -82,13 +84,13 @@ impl Budget {
         }
     }
 
-    /// Says how many writes wait at the door; the queue's lock is held.
+    /// Stores how many writes wait in the line. The caller holds the queue's lock.
     pub(super) fn set_waiting(&self, writes: usize) {
         self.waiting.store(writes as u64, Ordering::Relaxed);
     }
 
-    /// Which of the writes of these weights, in order, would find room now; from the first one on
-    /// that would not, none does.
+    /// Returns a predicate that is called with the weights of writes, in order, and tells which of
+    /// them would find room now. After the first write that would not, no write would.
     pub(super) fn would_take(&self, account: Account) -> impl FnMut(u64) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
         let mut used = self.used[account as usize].load(Ordering::Relaxed);
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_takes_its_limit_or_one_larger_write() {
+    fn an_account_admits_its_limit_or_one_write() {
         let budget = Budget::new();
         budget.set_limit(100);
         for account in [Account::Queued, Account::Blocked] {
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_does_not_pass_the_line() {
+    fn a_new_write_waits_behind_the_line() {
         let budget = Budget::new();
         budget.set_waiting(1);
         assert!(!budget.try_enter(1));

@@ -1,4 +1,4 @@
-//! Operations that were looked at and found in use, searched by overlap.
+//! The deferred operations of a queue, searched by overlap.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,18 +10,15 @@ use crate::range::ByteRange;
 /// The deferred operations, by their places in the order of submission.
 #[derive(Debug)]
 pub(super) struct Deferred<L> {
-    ops: BTreeMap<u64, Aside<L>>,
-    /// The ranges of all of them, with their places.
+    ops: BTreeMap<u64, Entry<L>>,
+    /// The ranges of all operations, with the places of the operations.
     ranges: Intervals<u64>,
-    /// A mistake that a model makes: nothing is put behind one of them.
-    #[cfg(all(test, mmap_io_loom))]
-    pub(super) is_blind: bool,
 }
 
 #[derive(Debug)]
-struct Aside<L> {
+struct Entry<L> {
     op: Arc<Op<L>>,
-    /// Of its ranges.
+    /// The keys of its ranges.
     keys: Box<[Key]>,
 }
 
@@ -30,8 +27,6 @@ impl<L> Deferred<L> {
         Self {
             ops: BTreeMap::new(),
             ranges: Intervals::new(),
-            #[cfg(all(test, mmap_io_loom))]
-            is_blind: false,
         }
     }
 
@@ -39,53 +34,50 @@ impl<L> Deferred<L> {
         let place = op.place();
         let insert = |range: &ByteRange| self.ranges.insert(*range, place);
         let keys = op.ranges.iter().map(insert).collect();
-        self.ops.insert(place, Aside { op, keys });
+        self.ops.insert(place, Entry { op, keys });
     }
 
-    /// Takes it out, if it is there.
+    /// Removes the operation, if it is deferred.
     pub(super) fn remove(&mut self, op: &Op<L>) {
         let place = op.place();
-        // One that was never submitted has no place of its own.
-        let is_there = |aside: &Aside<L>| std::ptr::eq(&*aside.op, op);
+        // An operation that was never submitted has no place of its own, so compare the pointers.
+        let is_there = |entry: &Entry<L>| std::ptr::eq(&*entry.op, op);
         if self.ops.get(&place).is_some_and(is_there) {
             self.remove_at(place);
         }
     }
 
     fn remove_at(&mut self, place: u64) -> Option<Arc<Op<L>>> {
-        let aside = self.ops.remove(&place)?;
-        for key in &*aside.keys {
+        let entry = self.ops.remove(&place)?;
+        for key in &*entry.keys {
             self.ranges.remove(*key);
         }
-        Some(aside.op)
+        Some(entry.op)
     }
 
     pub(super) fn overlaps(&self, range: ByteRange) -> bool {
         self.ranges.overlaps(range)
     }
 
-    /// Whether one that stands before `place` in the order overlaps `range`.
+    /// Returns whether an operation before `place` in the order overlaps `range`.
     pub(super) fn overlaps_before(&self, range: ByteRange, place: u64) -> bool {
-        #[cfg(all(test, mmap_io_loom))]
-        if self.is_blind {
-            return false;
-        }
         self.ranges.any_overlap(range, |other| *other < place)
     }
 
-    /// Whether one that stands behind `place` overlaps `range`.
+    /// Returns whether an operation behind `place` in the order overlaps `range`.
     pub(super) fn overlaps_behind(&self, range: ByteRange, place: u64) -> bool {
         self.ranges.any_overlap(range, |other| *other > place)
     }
 
     pub(super) fn ops(&self) -> impl Iterator<Item = &Arc<Op<L>>> {
-        self.ops.values().map(|aside| &aside.op)
+        self.ops.values().map(|entry| &entry.op)
     }
 
-    /// Takes out those that overlap one of `ranges`, or one that is taken out; empties `ranges`.
+    /// Takes out the operations that overlap one of `ranges`, or a taken operation; empties
+    /// `ranges`.
     ///
-    /// Costs as much as are taken out: a range that was looked for is not looked for again, and one
-    /// that was found is not found again.
+    /// The cost grows with the number of taken operations only: no range is searched for twice, and
+    /// no operation is found twice.
     pub(super) fn take(
         &mut self,
         ranges: &mut Vec<ByteRange>,
@@ -94,7 +86,9 @@ impl<L> Deferred<L> {
         while let Some(range) = ranges.pop() {
             while let Some(key) = self.ranges.find_overlap(range) {
                 let place = *self.ranges.value_mut(key);
-                let op = self.remove_at(place).expect("it has a range there");
+                let op = self
+                    .remove_at(place)
+                    .expect("the range belongs to a deferred operation");
                 ranges.extend(op.ranges.iter());
                 taken.extend([op]);
             }

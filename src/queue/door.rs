@@ -1,17 +1,17 @@
-//! The door of the queue: writes that have their place in the order, and no room for their data.
+//! The door of the queue: the writes that have a place in the order, but no room for their data.
 //!
 //! A write takes its place when it is first polled. If there is no room, its future keeps the data
-//! until it is *called*: then the room is its own, and the future brings the data in. Later
-//! operations that overlap it are deferred meanwhile.
+//! until the write is *called*: then the room is reserved for it, and the future brings the data
+//! in. Until then, later operations that overlap it are deferred.
 //!
-//! What waits for nothing but room stands in a *line*, first come, first served. What was found
-//! blocked when [`Account::Blocked`] was full stands beside the line: it was sent back without its
-//! data, and joins the line again, in its place, when what it met has gone, or there is room for it
-//! where blocked writes are counted.
+//! A write that waits only for room stands in the *line*: first come, first served. A write that
+//! was found blocked while [`Account::Blocked`] was full stands beside the line: it was sent back
+//! without its data. It joins the line again, at its place, when the obstacle has gone, or when
+//! that account has room for it.
 //!
-//! A task may poll several writes and then await them one by one, in that order. So a write never
-//! waits for the poll of a later one: if it finds no room when it has joined the line again, later
-//! ones that were called, and have not come in, give theirs back.
+//! A task may poll several writes and then await them one by one, in that order. So a write must
+//! never wait until a later write is polled: if a write that joins the line again finds no room,
+//! later writes that were called and have not come in give their room back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::lease::{Intervals, Key};
 use crate::range::ByteRange;
 use crate::sync::lock;
 
-/// The data of a write, as its future has it.
+/// The data of a write, in the form in which its future holds it.
 #[derive(Debug)]
 pub(crate) enum Source<'a> {
-    /// Copied when there is room.
+    /// Borrowed data, copied when there is room.
     Slice(&'a [u8]),
-    /// The same, one part after the other.
+    /// Borrowed data in several parts, each with its offset.
     Parts(&'a [(u64, &'a [u8])]),
-    /// Handed over.
+    /// Data that is handed over without a copy.
     Payload(Payload),
 }
 
@@ -42,7 +42,7 @@ impl Source<'_> {
         }
     }
 
-    /// The payload that is not to be copied.
+    /// Takes the payload, if the data is handed over without a copy.
     pub(super) fn hand_over(&mut self) -> Option<Payload> {
         match self {
             Self::Slice(_) | Self::Parts(_) => None,
@@ -50,7 +50,7 @@ impl Source<'_> {
         }
     }
 
-    /// A copy of the data.
+    /// Returns a copy of borrowed data.
     pub(super) fn copy(&self) -> Payload {
         match self {
             Self::Slice(data) => Payload::Owned((*data).into()),
@@ -61,31 +61,31 @@ impl Source<'_> {
                     .for_each(|(_, part)| data.extend_from_slice(part));
                 Payload::Owned(data.into())
             }
-            Self::Payload(_) => unreachable!("it was handed over"),
+            Self::Payload(_) => unreachable!("a payload is handed over, not copied"),
         }
     }
 }
 
-/// Writes without room, by their places in the order.
+/// The writes without room, by their places in the order.
 #[derive(Debug)]
 pub(super) struct Door<L> {
     writes: BTreeMap<u64, Outside<L>>,
-    /// The ranges of all of them, with their places.
+    /// The ranges of all writes, with the places of the writes.
     ranges: Intervals<u64>,
-    /// Those that wait for room alone.
+    /// The writes that wait only for room.
     line: BTreeSet<u64>,
-    /// Length of the line as the budget knows it.
+    /// The length of the line that the budget was told last.
     told: usize,
-    /// Those that were called, and have not come in yet.
+    /// The writes that were called and have not come in yet.
     called: BTreeSet<u64>,
-    /// Those that were found blocked.
+    /// The writes that were found blocked and sent back.
     blocked: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
 struct Outside<L> {
     op: Arc<Op<L>>,
-    /// Of its ranges.
+    /// The keys of its ranges.
     keys: Box<[Key]>,
 }
 
@@ -101,13 +101,13 @@ impl<L> Door<L> {
         }
     }
 
-    /// A newcomer joins the line.
+    /// Puts a new write into the line.
     pub(super) fn join(&mut self, op: Arc<Op<L>>) {
         self.line.insert(op.place());
         self.insert(op);
     }
 
-    /// One that is blocked is sent back.
+    /// Puts a write that was found blocked beside the line.
     pub(super) fn send_back(&mut self, op: Arc<Op<L>>) {
         self.blocked.insert(op.place());
         self.insert(op);
@@ -120,7 +120,7 @@ impl<L> Door<L> {
         self.writes.insert(place, Outside { op, keys });
     }
 
-    /// It has come in, or was withdrawn.
+    /// Removes a write that has come in or was withdrawn.
     pub(super) fn remove(&mut self, place: u64) {
         if let Some(outside) = self.writes.remove(&place) {
             for key in &*outside.keys {
@@ -136,12 +136,12 @@ impl<L> Door<L> {
         self.ranges.overlaps(range)
     }
 
-    /// Whether one that stands before `place` in the order overlaps `range`.
+    /// Returns whether a write before `place` in the order overlaps `range`.
     pub(super) fn overlaps_before(&self, range: ByteRange, place: u64) -> bool {
         self.ranges.any_overlap(range, |other| *other < place)
     }
 
-    /// Whether one that was found blocked overlaps `range`, and stands behind `place`.
+    /// Returns whether a write that was found blocked, behind `place`, overlaps `range`.
     pub(super) fn blocks_behind(&self, range: ByteRange, place: u64) -> bool {
         !self.blocked.is_empty()
             && self.ranges.any_overlap(range, |other| {
@@ -153,12 +153,13 @@ impl<L> Door<L> {
         !self.blocked.is_empty()
     }
 
-    /// All that stand there.
+    /// Returns all writes at the door.
     pub(super) fn ops(&self) -> impl Iterator<Item = &Arc<Op<L>>> {
         self.writes.values().map(|outside| &outside.op)
     }
 
-    /// Gives room to those in the line that find it, in order; returns them, to be woken.
+    /// Gives room to the writes in the line, in order, as far as there is room; returns these
+    /// writes, to be woken.
     pub(super) fn call(&mut self, budget: &Budget) -> Vec<Arc<Op<L>>> {
         let mut called = Vec::new();
         while let Some(place) = self.line.first().copied() {
@@ -178,7 +179,7 @@ impl<L> Door<L> {
                     self.called.insert(place);
                     called.push(op);
                 }
-                // It is being withdrawn, and leaves the door by itself.
+                // The write is being withdrawn, which removes it from the door.
                 _ => budget.give_back(Account::Queued, op.weight),
             }
         }
@@ -186,7 +187,7 @@ impl<L> Door<L> {
         called
     }
 
-    /// Lets newcomers know of the line.
+    /// Tells the budget the length of the line, so that new writes do not overtake it.
     fn tell(&mut self, budget: &Budget) {
         if self.told != self.line.len() {
             self.told = self.line.len();
@@ -194,7 +195,7 @@ impl<L> Door<L> {
         }
     }
 
-    /// Takes the room back from the last one that was called, if it stands behind `place`.
+    /// Takes the room back from the last write that was called, if it is behind `place`.
     fn call_off_after(&mut self, place: u64, budget: &Budget) -> bool {
         let Some(last) = self.called.last().copied().filter(|last| *last > place) else {
             return false;
@@ -202,7 +203,7 @@ impl<L> Door<L> {
         self.called.remove(&last);
         let op = &self.writes[&last].op;
         let mut held = lock(&op.held);
-        // Unless it is being withdrawn, and gives it back by itself.
+        // A write that is being withdrawn gives its room back itself.
         if let Held::Called(payload) = &mut *held {
             *held = Held::Outside(payload.take());
             budget.give_back(Account::Queued, op.weight);
@@ -211,9 +212,9 @@ impl<L> Door<L> {
         true
     }
 
-    /// Lets those that were found blocked join the line again if nothing before them is known to
-    /// block them, by `is_behind` or here, or there is room for them where blocked writes are
-    /// counted.
+    /// Lets the writes that were found blocked join the line again. A write may join if no earlier
+    /// operation is known to block it, at the door or by `is_behind`, or if the account of blocked
+    /// writes has room for it.
     pub(super) fn reconsider(
         &mut self,
         budget: &Budget,

@@ -1,19 +1,20 @@
-//! What is left to do for a batch when no lock and no lease is held any more.
+//! The work that a drain does after it has released its locks and leases: wake futures, drop data.
 
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::op::{Op, Outcome, Payload};
+use super::steps::Steps;
 use super::Granted;
 use crate::completion::{contain, wake_all};
 use crate::error::Result;
 use crate::wakers::scope;
 
-/// What is to be done when no lock is held, and no lease: operations that have ended, and whose
-/// futures are not told yet, futures that are to be polled again, and data to be dropped.
+/// The work to do while the thread holds no lock and no lease: tell the futures whose operations
+/// have ended, wake the futures that were called, drop data.
 ///
-/// Futures are told when the job holds no reference to the file any more, so that a file is closed
-/// when the last handle is, and not a moment later.
+/// Futures are told when the job holds no reference to the file any more, so that the file is
+/// closed together with its last handle.
 #[derive(Debug)]
 pub(crate) struct Ended<L> {
     pub(super) ends: Vec<End<L>>,
@@ -32,11 +33,12 @@ impl<L: Granted> Ended<L> {
         }
     }
 
+    /// Adds an operation that has ended.
     pub(crate) fn push(&mut self, op: &Arc<Op<L>>, outcome: Result<Outcome<L>>) {
         self.ends.push((op.clone(), outcome));
     }
 
-    /// Data that was written, or will not be.
+    /// Keeps data that was written, or that will not be written, to be dropped.
     pub(crate) fn drop_later(&mut self, payload: Payload) {
         self.dropped.push(payload);
     }
@@ -45,15 +47,18 @@ impl<L: Granted> Ended<L> {
         self.ends.is_empty() && self.called.is_empty() && self.dropped.is_empty()
     }
 
-    pub(super) fn tell(&mut self) {
+    /// Tells the futures, wakes the called ones, and drops the data.
+    pub(super) fn tell<S: Steps>(&mut self) {
         let mut wakers = std::mem::take(&mut self.called);
         let ends = self.ends.drain(..);
-        // In a scope, since a lease that is delivered has readers look again.
+        let mark = |outcome: &Result<Outcome<L>>| outcome.iter().for_each(Outcome::delivered);
+        // In a scope, since the delivery of a lease wakes readers.
         scope(|| {
             let told = ends.filter_map(|(op, outcome)| {
-                op.done.deliver(outcome, |outcome| {
-                    outcome.iter().for_each(Outcome::delivered);
-                })
+                if !S::MARKS_UNDER_THE_LOCK {
+                    mark(&outcome);
+                }
+                op.done.deliver(outcome, mark)
             });
             wakers.extend(told);
         });
@@ -62,7 +67,7 @@ impl<L: Granted> Ended<L> {
     }
 }
 
-/// Drops each of them, whatever another one's owner does.
+/// Drops each payload, even if the owner of another one panics.
 fn drop_payloads(payloads: &mut Vec<Payload>) {
     for payload in payloads.drain(..) {
         contain(|| drop(payload));

@@ -1,4 +1,4 @@
-//! One exclusive operation: what it does to which ranges, and the bytes that it writes.
+//! One exclusive operation: its action, its ranges and the bytes that it writes.
 
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -21,33 +21,33 @@ use crate::sync::{lock, AtomicU64, Mutex, Ordering};
 pub(crate) struct Op<L> {
     pub(crate) ranges: Ranges,
     pub(crate) action: Action,
-    /// Bytes that it takes of an account of the budget: 0 unless it is a write.
+    /// The bytes that the operation takes from an account of the budget: 0 unless it is a write.
     pub(super) weight: u64,
     pub(super) held: Mutex<Held>,
-    /// Its place in the order of submission; written and read under the queue's lock.
+    /// The place in the order of submission; written and read under the queue's lock.
     pub(super) place: AtomicU64,
-    /// When it was first found in use.
+    /// The time at which the range was first found in use.
     pub(super) deferred_since: OnceLock<Instant>,
     pub(super) done: Completion<Result<Outcome<L>>>,
 }
 
-/// What an operation does to its ranges.
+/// The action of an operation on its ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Copies its payload there; done when what the policy asks for is.
+    /// Copies the payload to the ranges; ends when the flush that the policy requires has ended.
     Write(FlushPolicy),
-    /// The same, but gives up instead of being deferred.
+    /// The same as `Write`, but gives up instead of being deferred.
     TryWrite(FlushPolicy),
-    /// Leases its one range to the caller.
+    /// Leases the one range to the caller.
     Lease(Kind),
-    /// Changes the length of the file to the start of its one range, which is unbounded.
+    /// Changes the length of the file to the start of the one range, which has no end.
     Resize,
-    /// Makes the file at least as long as the start of its one range, which is unbounded.
+    /// Makes the file at least as long as the start of the one range, which has no end.
     GrowTo,
-    /// Changes the length likewise, unless the file has bytes already.
+    /// Changes the length like `Resize`, unless the file has bytes already.
     SetLenIfEmpty,
-    /// Takes note of the length that another process has given the file. Waits for its turn in the
-    /// drain, and for no view: its range is empty.
+    /// Adopts the length that another process has given the file. Waits for its turn in the drain,
+    /// but for no view: its range is empty.
     AdoptFileLen,
 }
 
@@ -56,7 +56,7 @@ impl Action {
         matches!(self, Self::Write(_) | Self::TryWrite(_))
     }
 
-    /// When what it writes is flushed.
+    /// Returns the flush policy of a write, and `Never` for other actions.
     pub(crate) fn policy(self) -> FlushPolicy {
         match self {
             Self::Write(policy) | Self::TryWrite(policy) => policy,
@@ -88,8 +88,8 @@ impl std::ops::Deref for Ranges {
 }
 
 impl Ranges {
-    /// Bytes that a write to these ranges takes of an account of the budget: its data, and what it
-    /// costs to keep it. About what it takes of memory.
+    /// Returns the bytes that a write to these ranges takes from an account of the budget: its data
+    /// and its overhead, which together are about the memory that it uses.
     pub(super) fn weight(&self) -> u64 {
         const OWN: u64 = if cfg!(mmap_io_loom) { 0 } else { 384 };
         const A_RANGE: u64 = if cfg!(mmap_io_loom) { 0 } else { 128 };
@@ -98,15 +98,15 @@ impl Ranges {
     }
 }
 
-/// What an operation owns until it starts, and where it waits for that.
+/// The payload of an operation until it starts, and where the operation waits.
 #[derive(Debug)]
 pub(super) enum Held {
-    /// At the door: it has its place in the order, and no room. The payload is there if the future
-    /// has handed it over, and not if the future is to copy it.
+    /// At the door: the write has a place in the order, but no room. There is a payload if the
+    /// future has handed it over, and none if the future will copy its data.
     Outside(Option<Payload>),
-    /// It has room in [`Account::Queued`], and its future is to bring the payload in.
+    /// The write has room in [`Account::Queued`], and its future has to bring the payload in.
     Called(Option<Payload>),
-    /// In the queue, with room in that account.
+    /// In the queue, with room in the given account.
     Ready(Payload, Account),
     /// Started, or withdrawn.
     Gone,
@@ -115,15 +115,16 @@ pub(super) enum Held {
 /// The bytes to write, one range after the other.
 #[derive(Debug)]
 pub(crate) enum Payload {
-    /// A copy, which the future can make again.
+    /// A copy; the future can make another one.
     Owned(Box<[u8]>),
     Shared(Bytes),
-    /// Bytes that lie in a map of ours; copied before anything else is done with the operation.
-    /// They hold a lease, which this write, or one that it waits for, may have to wait for.
+    /// Bytes that lie in one of our maps; copied before the drain does anything else with the
+    /// operation. They hold a lease, for which this write, or a write that it waits for, may have
+    /// to wait.
     Mapped(Bytes),
-    /// The copy of such bytes, of which there is no other any more.
+    /// The copy of such bytes. It is the only copy, because the lease was released.
     Unmapped(Box<[u8]>),
-    /// For operations that write nothing.
+    /// No bytes: the operation is not a write.
     Nothing,
 }
 
@@ -137,7 +138,7 @@ impl Payload {
     }
 }
 
-/// How an operation ended well.
+/// The outcome of an operation that has succeeded.
 #[derive(Debug)]
 pub(crate) enum Outcome<L> {
     Done,
@@ -147,7 +148,7 @@ pub(crate) enum Outcome<L> {
 }
 
 impl<L: Granted> Outcome<L> {
-    /// A future waits for the outcome, and has it from now on.
+    /// Notes that a future waits for the outcome and holds it from now on.
     pub(super) fn delivered(&self) {
         match self {
             Self::Leased(lease) => lease.delivered(),
@@ -157,13 +158,13 @@ impl<L: Granted> Outcome<L> {
 }
 
 impl<L> Op<L> {
-    /// An operation of nothing but an action.
+    /// Creates an operation other than a write through a [`Source`](super::Source).
     pub(crate) fn new(range: ByteRange, action: Action) -> Arc<Self> {
         let held = Held::Ready(Payload::Nothing, Account::Queued);
         Self::with(Ranges::One([range]), action, 0, held, Completion::new())
     }
 
-    /// A write, whose future will be woken by `waker`.
+    /// Creates a write; `waker` will wake its future.
     pub(super) fn write(ranges: Ranges, action: Action, held: Held, waker: Waker) -> Arc<Self> {
         let weight = ranges.weight();
         Self::with(ranges, action, weight, held, Completion::to_wake(waker))
@@ -187,8 +188,8 @@ impl<L> Op<L> {
         })
     }
 
-    /// Holds its payload, in the room that it was called to; `false` if it was not. The queue's lock
-    /// is held.
+    /// Takes the payload into the room that the write was called to; returns `false` if the write
+    /// was not called. The caller holds the queue's lock.
     pub(super) fn enter(&self, copied: Option<Payload>) -> bool {
         let mut held = lock(&self.held);
         let Held::Called(handed_over) = &mut *held else {
@@ -200,12 +201,12 @@ impl<L> Op<L> {
         true
     }
 
-    /// Neither started nor withdrawn.
+    /// Returns whether the operation has neither started nor been withdrawn.
     pub(super) fn is_queued(&self) -> bool {
         !matches!(*lock(&self.held), Held::Gone)
     }
 
-    /// Bytes of data that it holds, or has room for.
+    /// Returns the bytes of data that the operation holds, or has room for.
     pub(super) fn held_bytes(&self) -> u64 {
         match *lock(&self.held) {
             Held::Ready(..) | Held::Called(_) if self.action.is_write() => self.len(),
@@ -213,17 +214,17 @@ impl<L> Op<L> {
         }
     }
 
-    /// It was found in use before.
+    /// Returns whether the operation was deferred before.
     pub(crate) fn was_deferred(&self) -> bool {
         self.deferred_since.get().is_some()
     }
 
-    /// Its place in the order; the queue's lock is held.
+    /// Returns the place in the order of submission. The caller holds the queue's lock.
     pub(super) fn place(&self) -> u64 {
         self.place.load(Ordering::Relaxed)
     }
 
-    /// Bytes that a write writes.
+    /// Returns the number of bytes that a write writes.
     pub(super) fn len(&self) -> u64 {
         self.ranges.iter().map(|range| range.len()).sum()
     }

@@ -1,6 +1,7 @@
-//! What a queue keeps under its lock: operations by how far they have come.
+//! The state of a queue, which its lock protects: the operations, by their progress.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
@@ -9,69 +10,77 @@ use super::budget::{Account, Budget};
 use super::deferred::Deferred;
 use super::door::Door;
 use super::op::{Held, Op, Payload};
-use super::{Ended, PORTION};
+use super::steps::Steps;
+use super::{Ended, Granted, PORTION};
 use crate::range::ByteRange;
 use crate::sync::{lock, Ordering};
 
 #[derive(Debug)]
-pub(super) struct State<L> {
-    /// To be looked at, in order of submission. Withdrawn ones are passed over.
-    pub(super) fresh: VecDeque<Arc<Op<L>>>,
-    /// Those of `fresh` whose payload is still to be copied.
-    pub(super) mapped: Vec<Arc<Op<L>>>,
-    /// Looked at, and found in use.
+pub(super) struct State<L, S> {
+    /// Operations that the drain has to look at, in the order of submission. Withdrawn operations
+    /// are skipped.
+    pub(super) incoming: VecDeque<Arc<Op<L>>>,
+    /// The operations of `incoming` whose payload has to be copied first.
+    pub(super) payloads_to_copy: Vec<Arc<Op<L>>>,
+    /// Operations whose range was found in use.
     pub(super) deferred: Deferred<L>,
     pub(super) door: Door<L>,
-    /// Ranges of what a deferred operation may have met and has gone, or one that was sent back to
-    /// the door.
+    /// Ranges of leases and operations that have ended, and that may have blocked an operation that
+    /// is deferred or was sent back to the door.
     pub(super) gone: Vec<ByteRange>,
-    /// Those that were sent back are to be looked at when all that was submitted before that place
-    /// has been.
+    /// The writes that were sent back to the door are reconsidered when the drain has looked at all
+    /// operations before this place.
     pub(super) reconsider: Option<u64>,
-    /// A job exists that will look again.
+    /// A drain job exists that will check for work again.
     pub(super) running: bool,
-    /// Hull of the batch that is being applied.
+    /// The hull of the batch that is being applied.
     pub(super) applying: Option<ByteRange>,
-    /// Operations submitted.
+    /// Number of operations submitted.
     pub(super) submitted: u64,
+    pub(super) steps: PhantomData<S>,
 }
 
-impl<L> State<L> {
-    /// Gives an operation its place in the order.
+impl<L: Granted, S: Steps> State<L, S> {
+    /// Gives an operation its place in the order of submission.
     pub(super) fn number(&mut self, op: &Op<L>) {
         op.place.store(self.submitted, Ordering::Relaxed);
         self.submitted += 1;
     }
 
+    /// Adds an operation behind all others.
     pub(super) fn push(&mut self, op: Arc<Op<L>>) {
         self.number(&op);
-        self.note_mapped(&op);
-        self.fresh.push_back(op);
+        self.note_payload_to_copy(&op);
+        self.incoming.push_back(op);
     }
 
-    /// Has the payload copied, if that is to be done first.
-    pub(super) fn note_mapped(&mut self, op: &Arc<Op<L>>) {
+    /// Has the drain copy the payload first, if it lies in one of our maps.
+    fn note_payload_to_copy(&mut self, op: &Arc<Op<L>>) {
         if matches!(*lock(&op.held), Held::Ready(Payload::Mapped(_), _)) {
-            self.mapped.push(op.clone());
+            self.payloads_to_copy.push(op.clone());
         }
     }
 
-    /// Takes one in from the door, to its place among those that are to be looked at.
+    /// Takes a write in from the door, and puts it at its place among the incoming operations.
     pub(super) fn take_in(&mut self, op: Arc<Op<L>>) {
         let place = op.place();
         self.door.remove(place);
         let blocks = |range: &ByteRange| {
             self.deferred.overlaps_behind(*range, place) || self.door.blocks_behind(*range, place)
         };
-        if op.ranges.iter().any(blocks) {
+        if S::RETRIES_WHEN_IT_COMES_IN && op.ranges.iter().any(blocks) {
             self.note_gone(&op.ranges);
         }
-        self.note_mapped(&op);
-        let at = self.fresh.partition_point(|other| other.place() < place);
-        self.fresh.insert(at, op);
+        if !S::KEEPS_ITS_PLACE {
+            self.number(&op);
+        }
+        self.note_payload_to_copy(&op);
+        let place = op.place();
+        let at = self.incoming.partition_point(|other| other.place() < place);
+        self.incoming.insert(at, op);
     }
 
-    /// Whether one that was submitted earlier is deferred, or at the door, and overlaps it.
+    /// Returns whether an earlier operation that is deferred or at the door overlaps `op`.
     pub(super) fn is_behind(&self, op: &Op<L>) -> bool {
         let place = op.place();
         op.ranges.iter().any(|range| {
@@ -79,8 +88,8 @@ impl<L> State<L> {
         })
     }
 
-    /// Puts one aside that was found in use. Its bytes are counted as blocked; if there is no room
-    /// for them, it is sent back to the door.
+    /// Defers an operation whose range was found in use. Its bytes are counted as blocked; if there
+    /// is no room for them, the operation is sent back to the door.
     pub(super) fn defer(&mut self, op: Arc<Op<L>>, budget: &Budget, ended: &mut Ended<L>) {
         op.deferred_since.get_or_init(Instant::now);
         let mut held = lock(&op.held);
@@ -100,7 +109,8 @@ impl<L> State<L> {
                 return self.door.send_back(op);
             }
             if !fits {
-                // The only copy of bytes whose lease was let go: it is kept, and others make room.
+                // This is the only copy of the bytes, whose lease was released. It is kept beyond
+                // the limit.
                 budget.take(Account::Blocked, op.weight);
             }
             budget.give_back(*account, op.weight);
@@ -110,19 +120,20 @@ impl<L> State<L> {
         self.deferred.insert(op);
     }
 
-    /// Has what is put aside looked at again where it may have met what has gone; says whether a job
-    /// is to be started for it.
+    /// Retries the operations that leases or operations on `gone`, which have ended, may have
+    /// blocked. Returns whether the caller has to start a drain job.
     pub(super) fn restart(&mut self, gone: &[ByteRange]) -> bool {
-        // What is being applied may still be found to have met it.
-        let matters = self.applying.is_some()
+        // An operation that is being applied may still be deferred because of a lease on `gone`.
+        let matters = (S::RESTARTS_WHILE_APPLYING && self.applying.is_some())
             || self.door.has_blocked()
             || gone.iter().any(|range| self.deferred.overlaps(*range));
-        if matters {
+        if matters && (S::RESTARTS_WHILE_RUNNING || !self.running) {
             self.note_gone(gone);
         }
         matters && !std::mem::replace(&mut self.running, true)
     }
 
+    /// Records ranges whose deferred operations are retried in the next round.
     pub(super) fn note_gone(&mut self, gone: &[ByteRange]) {
         self.gone.extend(gone);
         if self.gone.len() > PORTION {
@@ -134,9 +145,10 @@ impl<L> State<L> {
         }
     }
 
-    /// Puts deferred operations that may have met what has gone back among the others, in the order
-    /// of submission: one that was deferred while its batch was made up stands before the batch's
-    /// own.
+    /// Moves the deferred operations that `gone` may have blocked back to the incoming operations,
+    /// in the order of submission. Sorting is needed: an operation that is deferred while a batch
+    /// is being assembled is recorded before that batch's own operations, even if it was submitted
+    /// after them.
     pub(super) fn requeue_deferred(&mut self) {
         if self.gone.is_empty() {
             return;
@@ -144,22 +156,22 @@ impl<L> State<L> {
         if self.door.has_blocked() {
             self.reconsider.get_or_insert(self.submitted);
         }
-        let before = self.fresh.len();
-        self.deferred.take(&mut self.gone, &mut self.fresh);
-        if self.fresh.len() > before {
-            let fresh = self.fresh.make_contiguous();
-            // Fast for what is two sorted runs, or nearly.
-            fresh.sort_by_key(|op| op.place());
+        let before = self.incoming.len();
+        self.deferred.take(&mut self.gone, &mut self.incoming);
+        if self.incoming.len() > before && S::RETRIES_IN_FRONT {
+            let incoming = self.incoming.make_contiguous();
+            // The list is nearly two sorted runs, for which this sort is fast.
+            incoming.sort_by_key(|op| op.place());
         }
     }
 
-    /// Lets those that were sent back to the door join the line again, when what could block them
-    /// has been looked at.
+    /// Lets the writes that were sent back to the door join the line again, when the drain has
+    /// looked at the operations that could block them.
     pub(super) fn reconsider(&mut self, budget: &Budget) {
         let Some(until) = self.reconsider else {
             return;
         };
-        if self.fresh.front().is_some_and(|op| op.place() < until) {
+        if self.incoming.front().is_some_and(|op| op.place() < until) {
             return;
         }
         self.reconsider = None;
@@ -168,7 +180,7 @@ impl<L> State<L> {
         self.door.reconsider(budget, is_behind);
     }
 
-    /// Calls in those at the door for whom there is room.
+    /// Calls in the writes at the door for which there is room; adds their wakers to `wakers`.
     pub(super) fn call(&mut self, budget: &Budget, wakers: &mut Vec<Waker>) {
         let called = self.door.call(budget);
         wakers.extend(called.iter().filter_map(|op| op.done.nudge()));

@@ -9,22 +9,24 @@ use std::task::{Context, Poll};
 
 use super::door::Source;
 use super::op::{Held, Op, Outcome};
+use super::steps::Steps;
 use super::{Queue, QueueHost};
 use crate::error::Result;
 use crate::sync::lock;
 use crate::sys;
 
-/// An operation in the queue; resolves when it is done. `H` is a reference to the file, whose user
-/// keeps it: a future that is forgotten keeps nothing.
+/// An operation in the queue; resolves when the operation has ended. `H` is a reference to the
+/// file. A borrowed one does not keep the file open, so a future that is forgotten keeps nothing.
 ///
 /// # Cancel safety
 ///
-/// Dropping it withdraws the operation if it has not started; one that has runs to its end.
+/// Dropping the future withdraws the operation if it has not started. An operation that has started
+/// runs to completion.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub(crate) struct Submitted<'a, T: QueueHost, H: Deref<Target = Arc<T>> = &'a Arc<T>> {
     pub(super) target: H,
-    /// Present until it is done.
+    /// Present until the operation has ended.
     pub(super) op: Option<Arc<Op<T::Lease>>>,
     lifetime: PhantomData<&'a T>,
 }
@@ -38,7 +40,7 @@ impl<T: QueueHost, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
         }
     }
 
-    /// Brings the data in, if the operation was called from the door.
+    /// Brings the data in, if the write was called from the door.
     pub(super) fn bring_in(&self, source: &Source<'_>) {
         let Some(op) = &self.op else {
             return;
@@ -53,7 +55,7 @@ impl<T: QueueHost, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
         let start = {
             let mut state = lock(&queue.state);
             if !op.enter(copied) {
-                // Called off meanwhile.
+                // The call was taken back in the meantime.
                 return;
             }
             state.take_in(op.clone());
@@ -82,7 +84,9 @@ impl<T: QueueHost, H: Deref<Target = Arc<T>>> Drop for Submitted<'_, T, H> {
             return;
         }
         if let Some(op) = &self.op {
-            op.done.abandon();
+            if T::Steps::DROPS_ITS_OUTCOME {
+                op.done.abandon();
+            }
             Queue::withdraw(&self.target, op);
         }
     }

@@ -1,4 +1,4 @@
-//! The order of the queue, driven step by step.
+//! Tests of the order of the queue, driven step by step: the test takes the place of the drain job.
 
 use std::task::Context;
 
@@ -9,7 +9,7 @@ impl Granted for () {
     fn delivered(&self) {}
 }
 
-/// A queue whose drain job is the test.
+/// A queue whose drain job is played by the test.
 struct Driven(Queue<()>);
 
 impl Driven {
@@ -28,7 +28,7 @@ impl Driven {
         op
     }
 
-    /// The places of the operations in the next batch.
+    /// Returns the next batch, and the places of its operations.
     fn next_batch(&self) -> (Vec<Arc<Op<()>>>, Vec<u64>) {
         let batch = self.0.next_batch(&mut Ended::new(), false).unwrap();
         let places = batch.iter().map(|op| op.place.load(Ordering::Relaxed));
@@ -36,7 +36,7 @@ impl Driven {
         (batch, places)
     }
 
-    /// Everything has gone that anything may have met.
+    /// Everything that may have blocked an operation has ended.
     fn retry(&self) {
         self.retry_at(0, u64::MAX);
     }
@@ -47,13 +47,14 @@ impl Driven {
 }
 
 #[test]
-fn one_that_is_deferred_while_its_batch_is_made_up_keeps_its_place() {
+fn an_operation_deferred_early_keeps_its_place() {
     let queue = Driven::new();
     queue.submit(0, 10);
     let (batch, places) = queue.next_batch();
     assert_eq!(places, [0]);
     queue.0.finish_batch(batch, &mut Ended::new());
-    // The last meets the first, and is deferred at once; the second is when it is applied.
+    // The last overlaps the first and is deferred at once; the second is deferred when it is
+    // applied.
     queue.submit(300, 600);
     queue.submit(5, 405);
     let (batch, places) = queue.next_batch();
@@ -64,7 +65,7 @@ fn one_that_is_deferred_while_its_batch_is_made_up_keeps_its_place() {
 }
 
 #[test]
-fn what_overlaps_a_deferred_one_is_deferred_and_the_rest_goes_on() {
+fn only_overlapping_operations_are_deferred() {
     let queue = Driven::new();
     queue.submit(0, 10);
     let (batch, _) = queue.next_batch();
@@ -83,19 +84,19 @@ fn what_overlaps_a_deferred_one_is_deferred_and_the_rest_goes_on() {
 }
 
 #[test]
-fn one_that_is_withdrawn_is_passed_over_and_frees_those_behind_it() {
+fn a_withdrawn_operation_frees_later_ones() {
     let queue = Driven::new();
     let first = queue.submit(0, 10);
     let (batch, _) = queue.next_batch();
     queue.submit(5, 20);
-    // It is withdrawn while it is applied, and found in use.
+    // The first is withdrawn while it is applied, and its range is found in use.
     drop(queue.0.take_payload(&first));
     queue.0.finish_batch(batch, &mut Ended::new());
     assert_eq!(queue.next_batch().1, [1]);
 }
 
 #[test]
-fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
+fn a_batch_ends_at_a_resize_or_a_mebibyte() {
     let queue = Driven::new();
     queue.submit(0, BRIEF);
     queue.submit(BRIEF, BRIEF + 1);
@@ -115,29 +116,29 @@ fn a_batch_ends_before_what_is_no_write_and_after_a_mebibyte() {
 }
 
 #[test]
-fn a_drain_that_cannot_be_run_fails_what_it_was_to_look_at() {
+fn a_refused_drain_fails_incoming_operations() {
     let queue = Driven::new();
-    // What is deferred waits for a view, and not for this job.
+    // A deferred operation waits for a view, not for this job.
     let deferred = queue.submit(0, 10);
     let batch = queue.next_batch().0;
     queue.0.finish_batch(batch, &mut Ended::new());
-    let fresh = [queue.submit(5, 20), queue.submit(100, 110)];
+    let incoming = [queue.submit(5, 20), queue.submit(100, 110)];
     let error = MmapIoError::from(io::Error::from_raw_os_error(11));
     queue.0.refuse(&error);
     let told = |op: &Arc<Op<()>>| {
         let mut context = Context::from_waker(Waker::noop());
         op.done.poll(&mut context).map(|told| told.unwrap_err())
     };
-    for op in &fresh {
+    for op in &incoming {
         let Poll::Ready(error) = told(op) else {
-            panic!("left behind");
+            panic!("an incoming operation was not told");
         };
         assert_eq!(error.raw_os_error(), Some(11));
         assert!(!op.is_queued());
     }
     assert!(deferred.is_queued() && told(&deferred).is_pending());
     assert!(!lock(&queue.0.state).running);
-    // Its view ends, and it is looked at in vain.
+    // Its view ends, so the next drain would look at it, but cannot run either.
     queue.retry();
     queue.0.refuse(&error);
     assert!(told(&deferred).is_ready());
@@ -145,7 +146,7 @@ fn a_drain_that_cannot_be_run_fails_what_it_was_to_look_at() {
 }
 
 #[test]
-fn a_drain_that_cannot_be_run_gives_its_room_to_the_line() {
+fn a_refused_drain_gives_its_room_to_the_line() {
     let queue = Driven::new();
     let ranges = || Ranges::One([ByteRange::between(0, 10)]);
     let weight = ranges().weight();
@@ -175,7 +176,7 @@ fn a_drain_that_cannot_be_run_gives_its_room_to_the_line() {
 }
 
 #[test]
-fn only_what_may_have_met_what_has_gone_is_tried_again() {
+fn only_operations_that_may_be_free_are_retried() {
     let queue = Driven::new();
     for start in [0, 20, 100, 110, 120, 1000] {
         queue.submit(start, start + 15);
@@ -187,24 +188,24 @@ fn only_what_may_have_met_what_has_gone_is_tried_again() {
     for (gone, expected) in [
         ((40, 100), &[][..]),
         ((0, 1), &[0]),
-        // It overlaps the fourth, and the fourth the fifth.
+        // The third overlaps the fourth, and the fourth the fifth.
         ((100, 105), &[2, 3, 4]),
         ((14, 21), &[0, 1]),
         ((34, 1001), &[1, 2, 3, 4, 5]),
     ] {
         queue.retry_at(gone.0, gone.1);
         let (batch, places) = queue.next_batch();
-        assert_eq!(places, expected, "{gone:?}");
+        assert_eq!(places, expected, "retried after {gone:?} has ended");
         queue.0.finish_batch(batch, &mut Ended::new());
     }
-    // Nothing of what is left overlaps these bytes, and no job is started for them.
+    // No deferred operation overlaps these bytes, so no job is started for them.
     lock(&queue.0.state).running = false;
     assert!(!lock(&queue.0.state).restart(&[ByteRange::between(40, 100)]));
     assert!(lock(&queue.0.state).restart(&[ByteRange::between(30, 100)]));
 }
 
 #[test]
-fn what_goes_while_a_batch_is_applied_has_it_tried_again() {
+fn a_lease_that_ends_during_a_batch_retries_it() {
     let queue = Driven::new();
     queue.submit(0, 10);
     queue.submit(50, 60);
@@ -215,7 +216,7 @@ fn what_goes_while_a_batch_is_applied_has_it_tried_again() {
 }
 
 #[test]
-fn one_that_is_withdrawn_leaves_at_once() {
+fn a_withdrawn_operation_leaves_at_once() {
     let queue = Driven::new();
     let ops: Vec<_> = [(0, 10), (5, 20), (30, 40)]
         .map(|(start, end)| queue.submit(start, end))
@@ -228,7 +229,7 @@ fn one_that_is_withdrawn_leaves_at_once() {
         state.deferred.remove(op);
         assert_eq!(state.restart(&op.ranges), has_others);
     }
-    // One that was never submitted is none of them.
+    // An operation that was never submitted removes no other one.
     state.deferred.insert(ops[0].clone());
     let other = Op::new(ByteRange::between(0, 1), Action::Write(FlushPolicy::Never));
     state.deferred.remove(&other);
@@ -236,7 +237,7 @@ fn one_that_is_withdrawn_leaves_at_once() {
 }
 
 #[test]
-fn a_batch_is_no_more_than_a_portion() {
+fn a_batch_has_at_most_a_portion_of_ranges() {
     let queue = Driven::new();
     let many = 2 * PORTION as u64 + 10;
     for start in 0..many {
@@ -250,10 +251,10 @@ fn a_batch_is_no_more_than_a_portion() {
 }
 
 proptest::proptest! {
-    /// Views come and go, and each operation is applied once, after those before it that overlap it,
-    /// and when no view does.
+    /// Views come and go. Each operation is applied once: after the earlier operations that overlap
+    /// it, and while no view overlaps it.
     #[test]
-    fn the_order_is_kept_and_nothing_is_left_behind(
+    fn every_operation_is_applied_once_in_order(
         steps in proptest::collection::vec((0..4_u8, 0..60_u64, 1..20_u64), 1..80),
     ) {
         let queue = Driven::new();
@@ -298,11 +299,12 @@ proptest::proptest! {
                 _ => waiting.push(queue.submit(range.start(), range.end())),
             }
             settle(&views, &mut waiting);
-            // What is left overlaps a view, or an earlier one that is left.
+            // Each operation that is left overlaps a view, or an earlier operation that is left.
             for (at, op) in waiting.iter().enumerate() {
                 let before = waiting[..at].iter().map(|other| other.ranges[0]);
                 let mut blocks = views.iter().copied().chain(before);
-                assert!(blocks.any(|range| range.overlaps(op.ranges[0])), "left behind");
+                let is_blocked = blocks.any(|range| range.overlaps(op.ranges[0]));
+                assert!(is_blocked, "a free operation was not applied");
             }
         }
     }
