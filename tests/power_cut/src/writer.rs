@@ -1,4 +1,4 @@
-//! The child that writes: it makes bytes durable in the way of its scenario, and reports when they
+//! The child that writes: it makes bytes durable as its scenario says, and reports when they
 //! are.
 
 use std::collections::VecDeque;
