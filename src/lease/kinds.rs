@@ -33,7 +33,7 @@ impl Kind {
     }
 }
 
-/// A granted lease, to be given back with [`Table::release`].
+/// A granted lease, to be given back with [`Table::release`](super::table::Table::release).
 #[derive(Debug)]
 #[must_use = "a lease that is not released blocks writers forever"]
 pub(crate) enum Token {
@@ -68,7 +68,7 @@ impl Entry {
 pub(crate) enum Asks {
     /// An operation of the queue. A conflicting lease is marked, so that its end restarts the
     /// operation. The lease of the operation ends soon, unless it is given to a caller: then it is
-    /// [marked as lasting](Table::mark_lasting).
+    /// [marked as lasting](super::table::Table::mark_lasting).
     Queue,
     /// A caller that gets the lease at once and may keep it.
     Caller,

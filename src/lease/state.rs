@@ -18,7 +18,7 @@ pub(super) struct State {
     pub(super) held: Option<Stripes>,
     /// Ranges of the batch of writes that is being applied: sorted, disjoint.
     pub(super) applying: Vec<ByteRange>,
-    /// The batch has at most [`BRIEF`] bytes.
+    /// The batch has at most [`BRIEF`](super::table::BRIEF) bytes.
     pub(super) applying_is_brief: bool,
     /// Requests between their announcement and their last scan.
     pub(super) pending: Vec<Pending>,

@@ -8,8 +8,8 @@ use std::fmt::Debug;
 /// The steps of the protocol. Every constant is `true` in the crate; only the models override them.
 pub(crate) trait Steps: Debug + Send + Sync + 'static {
     /// The end of a lease is recorded in [`gone`](super::state::State::gone) also while a drain job
-    /// runs. The job may have deferred the operation that the lease blocks already, and its next
-    /// round is the only one that will retry the operation.
+    /// runs. The job may have deferred the blocked operation already, and no other job will retry
+    /// it.
     const RESTARTS_WHILE_RUNNING: bool = true;
     /// The end of a lease is recorded also if only the batch that is being applied may overlap it.
     /// The batch may have found the lease, and [`finish_batch`](super::Queue::finish_batch) has not
@@ -28,8 +28,8 @@ pub(crate) trait Steps: Debug + Send + Sync + 'static {
     /// [`overlaps`](super::Queue::overlaps) counts the batch that is being applied. Its operations
     /// are in neither list, but have not ended.
     const COUNTS_THE_BATCH: bool = true;
-    /// An operation that overlaps an earlier deferred one is deferred too. Otherwise it would
-    /// overtake the earlier one, in a later batch than the one that deferred it.
+    /// An operation that overlaps an earlier deferred one is deferred too. Otherwise a batch that
+    /// is taken after the earlier one was deferred would let it overtake.
     const DEFERS_BEHIND_THE_DEFERRED: bool = true;
     /// Deferred operations are retried in the order of submission, before operations that were
     /// submitted later.
