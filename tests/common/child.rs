@@ -112,7 +112,16 @@ impl Child {
         let test = self.test;
         let mut command = self.command();
         prepare(&mut command);
-        let output = command.output().unwrap();
+        // A copy of the binary is busy for as long as a child that another test has just forked
+        // has the descriptor through which it was written: until that child executes its program.
+        let output = loop {
+            match command.output() {
+                Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => {
+                    std::thread::yield_now()
+                }
+                output => break output.unwrap(),
+            }
+        };
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         let status = output.status;
