@@ -107,8 +107,8 @@ fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::
 /// Returns what the crate may rely on for a file ([`fstatfs(2)`]).
 ///
 /// - *Coherent writes*: on ext2 to ext4, xfs, btrfs and tmpfs, `pwrite` goes through the page
-///   cache, and so do maps; see [`may_write_at`] for the flags of the descriptor. Not if a mount
-///   option makes every write synchronous.
+///   cache, and so do maps; see [`may_write_at`](crate::sys::may_write_at) for the flags of the
+///   descriptor. Not if a mount option makes every write synchronous.
 /// - *Range sync covers metadata*: on ext4, xfs and tmpfs, `fdatasync` of a range writes the range
 ///   back, then commits everything that the journal has of the inode, and flushes the drive's
 ///   cache; the commit and the flush do not depend on the range. btrfs, however, logs only the
@@ -117,7 +117,8 @@ fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::
 ///   any answer, and may give one number to several files. overlayfs counts as local, although its
 ///   layers may not be.
 /// - *Copies up*: overlayfs. A file keeps its identity when it is copied up. The page cache of such
-///   a file is not counted ([`cached_pages`]), since the pages belong to the files of its layers.
+///   a file is not counted ([`cached_pages`](crate::sys::cached_pages)), since the pages belong to
+///   the files of its layers.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn fs_traits(file: &File) -> FsTraits {
