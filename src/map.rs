@@ -184,13 +184,13 @@ impl Span {
     ///
     /// # Safety
     ///
-    /// The map is live, and the range is inside it.
+    /// The range is inside a map that is at `base`, or was there: this is an address, and no access.
     #[inline]
     pub(crate) unsafe fn in_map(base: NonNull<u8>, range: ByteRange) -> Self {
-        // SAFETY: the range is inside the live map, by this method's contract.
-        let addr = unsafe { base.as_ptr().add(range.start() as usize) };
+        let addr = base.as_ptr().wrapping_add(range.start() as usize);
         Self {
-            // SAFETY: `addr` is inside a map, as above, or at its end, and so is not 0.
+            // SAFETY: `addr` is inside a map or at its end, by this method's contract, and no map
+            // is at address 0.
             addr: unsafe { NonNull::new_unchecked(addr) },
             len: range.len() as usize,
         }

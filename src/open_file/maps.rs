@@ -216,8 +216,9 @@ impl OpenFile {
 
     /// Returns the address of a range in the current map, if the range is inside the file.
     ///
-    /// If the caller holds a lease on the range, the answer stays true: this process does not cut
-    /// off leased bytes.
+    /// If the caller took a lease on the range before this call, the answer stays true: this process
+    /// does not cut off leased bytes, and `forget_outgrown` keeps the map. Without one, the map may
+    /// have gone.
     #[inline]
     pub(crate) fn span_within(&self, protection: Protection, range: ByteRange) -> Option<Span> {
         if range.end() > self.len() {
@@ -225,10 +226,8 @@ impl OpenFile {
         }
         // Acquire: pairs with `make_current`.
         let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
-        // SAFETY: the range is inside the length that was read above; the base is that of a map
-        // which covers that length, since `cover` stores the base before the length. That map is
-        // live: it is the current one, or an outgrown one that `forget_outgrown` keeps for the
-        // lease that the caller took before this call.
+        // SAFETY: the range is inside the length that was read above, and the base is that of a map
+        // which covers that length, since `cover` stores the base before the length.
         Some(unsafe { Span::in_map(base, range) })
     }
 

@@ -5,7 +5,7 @@
 //! of memory between the start and that moment.
 
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::sync::{Arc, Mutex};
 
 /// The default stack size of the standard library's threads.
@@ -33,14 +33,14 @@ impl BareThread {
         }
         let attributes = Attributes::new()?;
         let gate = Arc::into_raw(gate);
-        let mut thread = std::mem::MaybeUninit::uninit();
+        let mut thread = MaybeUninit::uninit();
         // SAFETY: `thread` and `attributes` are live for the call, and the latter were initialised
         // by `Attributes::new`; `pass` does not panic, and uses only its argument, which the new
         // thread owns.
         let error = unsafe {
             libc::pthread_create(
                 thread.as_mut_ptr(),
-                &attributes.0,
+                attributes.0.as_ptr(),
                 pass,
                 gate.cast_mut().cast(),
             )
@@ -72,28 +72,29 @@ impl Drop for BareThread {
     }
 }
 
-struct Attributes(libc::pthread_attr_t);
+/// What a thread is made with. Boxed: POSIX does not say that they may be moved once they are
+/// initialised.
+struct Attributes(Box<MaybeUninit<libc::pthread_attr_t>>);
 
 impl Attributes {
     fn new() -> io::Result<Self> {
-        let mut attributes = std::mem::MaybeUninit::uninit();
-        // SAFETY: `attributes` is live for the call, which initialises it.
+        let mut attributes = Box::new(MaybeUninit::uninit());
+        // SAFETY: the place is live for the call.
         match unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } {
             0 => {}
             error => return Err(io::Error::from_raw_os_error(error)),
         }
-        // SAFETY: `pthread_attr_init` has succeeded, and has initialised it.
-        let mut attributes = Self(unsafe { attributes.assume_init() });
-        // If the size is refused, the default stays.
-        // SAFETY: the attributes were initialised above, and are live for the call.
-        unsafe { libc::pthread_attr_setstacksize(&mut attributes.0, STACK) };
+        let mut attributes = Self(attributes);
+        // SAFETY: they are live, and `pthread_attr_init` has succeeded. If the size is refused, the
+        // default stays.
+        unsafe { libc::pthread_attr_setstacksize(attributes.0.as_mut_ptr(), STACK) };
         Ok(attributes)
     }
 }
 
 impl Drop for Attributes {
     fn drop(&mut self) {
-        // SAFETY: `new` has initialised the attributes, and they are not used after the drop.
-        unsafe { libc::pthread_attr_destroy(&mut self.0) };
+        // SAFETY: `new` has initialised them, and nothing uses them after this.
+        unsafe { libc::pthread_attr_destroy(self.0.as_mut_ptr()) };
     }
 }

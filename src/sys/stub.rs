@@ -67,8 +67,9 @@ pub(crate) fn touch_mtime(_file: &File) -> io::Result<()> {
     unsupported()
 }
 
+/// Succeeds: a lack of address space is found when memory is mapped.
 pub(crate) fn check_address_space(_len: u64) -> io::Result<()> {
-    unsupported()
+    Ok(())
 }
 
 pub(crate) fn check_free_space(_file: &File, _len: u64) -> io::Result<()> {

@@ -43,12 +43,14 @@ pub(crate) fn look(path: &Path) -> Option<File> {
 ///
 /// [`faccessat2(2)`]: https://man7.org/linux/man-pages/man2/faccessat2.2.html
 pub(crate) fn may_open(looked: &File, writes: bool) -> bool {
+    /// The `libc` crate lacks it for Android.
+    const AT_EACCESS: libc::c_int = 0x200;
     let mode = if writes {
         libc::R_OK | libc::W_OK
     } else {
         libc::R_OK
     };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    let flags = libc::AT_EMPTY_PATH | AT_EACCESS;
     // SAFETY: the path is empty and ends in a zero byte, and `looked` keeps the descriptor open.
     let answer = unsafe {
         let (call, file) = (libc::SYS_faccessat2, looked.as_raw_fd());
