@@ -305,7 +305,9 @@ fn submit<S: HostSteps>(file: &Arc<File<S>>, op: &Operation) -> Submission<S> {
 
 /// [`Queue::write`] as a future that keeps its file. It is leaked unless a model finishes or drops
 /// it: where a model deadlocks, loom unwinds, and a drop that goes on with the model would abort.
-struct Writing(ManuallyDrop<Pin<Box<dyn Future<Output = Result<Outcome<Lease>>> + Send>>>);
+struct Writing(ManuallyDrop<Boxed<Result<Outcome<Lease>>>>);
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Writing {
     /// A write to `range`, polled once.

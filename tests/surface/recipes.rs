@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mmap_io::{create_mmap, MemoryMappedFile};
 use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 
-use crate::common::{block_on, poll_once, rt_test, wait_until};
+use crate::common::{poll_once, rt_test, wait_until};
 
 /// Reads to the end through tokio's `AsyncRead`.
 async fn read_to_end(reader: impl AsyncRead) -> Vec<u8> {
@@ -187,7 +187,7 @@ fn mapped_pages_count_as_resident_set() {
         fields.iter().sum()
     };
     let dir = tempfile::tempdir().unwrap();
-    block_on(async {
+    crate::common::block_on(async {
         let (_, file) = crate::common::patterned(dir.path(), LEN as usize).await;
         let before = mapped_kib();
         let sum = |slice: &[u8]| slice.iter().map(|byte| u64::from(*byte)).sum::<u64>();
