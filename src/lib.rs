@@ -32,25 +32,25 @@
 //! # What it promises
 //!
 //! - **No executor thread is blocked.** No `async fn` does file I/O, waits for a view, or causes a
-//!   page fault that reads from disk on the thread that polls it. The one exception is memory work:
-//!   copying the `&[u8]` of a write, and the last copy of
-//!   [`read_into`](MemoryMappedFile::read_into). The synchronous reads may fault when their bytes
+//!   page fault that reads from disk on the thread that polls it. What may be done there is memory
+//!   work: copying the `&[u8]` of a write, the last copy of
+//!   [`read_into`](MemoryMappedFile::read_into), and a read whose pages are in memory. The synchronous reads may fault when their bytes
 //!   are touched; [`slice`](MemoryMappedFile::slice) reads the pages in before.
 //! - **No view changes while it lives**, as far as this process uses the file through this crate:
 //!   through one handle, its clones, or other handles on the same file, also by another path.
-//! - **A write waits only for views that overlap it.** A waiting write does not hold up new
+//! - **A write waits for no view but those that overlap it.** A waiting write does not hold up new
 //!   readers, with one exception: so that a steady stream of readers cannot starve it, a blocked
 //!   write may hold off new readers of its range for about 1 ms in every 100 ms. If overlapping
 //!   reads follow one another without a gap and each lasts longer than that, the write can still
 //!   starve; [`stats`](MemoryMappedFile::stats) shows how long the oldest blocked write has been
 //!   waiting.
-//! - **A write is all or nothing**, even if its future is dropped. A write that has not started is
+//! - **A write is all or nothing to readers**, even if its future is dropped. A write that has not started is
 //!   withdrawn; a write that has started runs to completion. Overlapping writes take effect in the
 //!   order in which they were first polled.
-//! - **Durable means durable**: a write whose name ends in `_async`, or a
-//!   [`flush`](MemoryMappedFile::flush), survives a power cut when it returns, with the length of
-//!   the file and the name it was opened by. While a handle or a `Bytes` of the file lives, a flush
-//!   that failed is not forgotten.
+//! - **Durable means durable**: when a write whose name ends in `_async`, or a
+//!   [`flush`](MemoryMappedFile::flush), returns `Ok`, its bytes survive a power cut, and so do the
+//!   length of the file and the name it was opened by. A flush that failed is not forgotten: every
+//!   later durable operation fails, until the last handle and `Bytes` of the file are gone.
 //! - **Errors instead of signals.** On Linux 5.14 or newer, a full disk, a failing disk, or a file
 //!   truncated by another process is an `Err` of the operation that meets it, not a `SIGBUS`; the
 //!   exceptions are [listed below](#a-file-that-another-process-truncates).
@@ -66,7 +66,7 @@
 //! process has opened on a file share them, also if they were opened by different paths.
 //!
 //! Views for reading may overlap each other. A mutable view, a write and a shrink overlap nothing:
-//! they wait for the views of their bytes, and for nothing else but their turn and room. Growing
+//! they wait for the views of their bytes, for their turn, and for room in the write buffer. Growing
 //! waits for no view, and the memory of a `Bytes` stays valid after the handle is dropped.
 //!
 //! # Order and cancellation
@@ -111,10 +111,10 @@
 //! # Ok(()) }
 //! ```
 //!
-//! So does a task that holds a [`MappedSliceMut`] and awaits, over bytes of it,
-//! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes),
-//! [`read_into`](MemoryMappedFile::read_into) or any write; or
-//! [`copy_to`](MemoryMappedFile::copy_to) of the file. And two tasks that wait for each other's
+//! So does a task that holds a [`MappedSliceMut`] and awaits a write over bytes of it, or
+//! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes) or
+//! [`read_into`](MemoryMappedFile::read_into) of them; and a task that holds one and awaits
+//! [`copy_to`](MemoryMappedFile::copy_to) of the file. Two tasks that wait for each other's
 //! views wait forever. `try_*` methods never wait.
 //!
 #![doc = include_str!("recipes.md")]
@@ -147,8 +147,8 @@
 //! the cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note
 //! of the new length: then operations past it are out of bounds, and if the cut has destroyed
 //! written bytes that no flush had covered, the next durable operation fails with `Truncated` once.
-//! A flush that meets such a loss before that ends in [`FlushFailed`](MmapIoError::FlushFailed),
-//! and that sticks. If another process cuts a file and makes it as long again in between, the crate
+//! If a flush finds such a loss before the new length is noted, the flush fails with
+//! [`FlushFailed`](MmapIoError::FlushFailed), and so does every later durable operation. If another process cuts a file and makes it as long again in between, the crate
 //! cannot tell that from an overwrite: a later flush makes durable what the file holds then.
 //!
 //! Two things still raise `SIGBUS`:

@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
@@ -21,11 +23,15 @@ const TASKS: u64 = 64;
 /// not be read, against the synchronous crate on tokio's blocking threads.
 pub(crate) fn overwrite_cold(bench: &Bench) -> Result<Vec<Line>> {
     let len = bench.amount(256 * MIB, 32 * MIB);
-    let paths = [file(bench, "ours", len)?, file(bench, "sync", len)?];
+    let paths = [
+        file(bench, "ours", len)?,
+        file(bench, "sync", len)?,
+        file(bench, "plain", len)?,
+    ];
     let blocks = len / MIB;
     let each = bench.amount(128, 16);
 
-    let [ours_in_order, sync_in_order] = bench.interleave_slow([
+    let [ours_in_order, sync_in_order, plain_in_order] = bench.interleave_slow([
         &mut |round| {
             ours_cold(bench, &paths[0], |map| {
                 let writes = (0..blocks).map(move |block| (block * MIB, MIB));
@@ -40,8 +46,15 @@ pub(crate) fn overwrite_cold(bench: &Bench) -> Result<Vec<Line>> {
                 task(&bench.multi, blocks, write)
             })
         },
+        &mut |round| {
+            os::drop_cached(&paths[2])?;
+            let file = Arc::new(File::options().write(true).open(&paths[2])?);
+            let writes = (0..blocks).map(move |block| (block * MIB, MIB));
+            let write = plain_write_each(file, contents(round), writes);
+            task(&bench.multi, blocks, write)
+        },
     ])?;
-    same_bytes([&paths[0], &paths[1]])?;
+    same_bytes([&paths[0], &paths[1], &paths[2]])?;
 
     let count = TASKS * each;
     let writes = |round, task| {
@@ -74,14 +87,21 @@ pub(crate) fn overwrite_cold(bench: &Bench) -> Result<Vec<Line>> {
             ours_in_order,
             sync_in_order,
             peer,
-            Goal::Faster(4.0),
+            Goal::Faster(2.5),
+        ),
+        Line::times(
+            "overwrite_cold_1M_in_order_vs_pwrite",
+            ours_in_order,
+            plain_in_order,
+            "unblock(pwrite)",
+            Goal::Faster(0.75),
         ),
         Line::times(
             "overwrite_cold_4K_random",
             ours_random,
             sync_random,
             peer,
-            Goal::Faster(8.0),
+            Goal::Faster(5.5),
         ),
     ])
 }
@@ -194,6 +214,21 @@ async fn sync_write_each(
     for (offset, len) in writes {
         let (map, data): (_, Bytes) = (map.clone(), contents.bytes_at(offset, len));
         spawn_blocking(move || map.update_region(offset, &data)).await??;
+        written += len;
+    }
+    Ok(written)
+}
+
+/// The same through a descriptor, on the pool of `blocking`.
+async fn plain_write_each(
+    file: Arc<File>,
+    contents: &'static Pattern,
+    writes: impl Iterator<Item = (u64, u64)>,
+) -> Result<u64> {
+    let mut written = 0;
+    for (offset, len) in writes {
+        let (file, data) = (Arc::clone(&file), contents.bytes_at(offset, len));
+        blocking::unblock(move || file.write_all_at(&data, offset)).await?;
         written += len;
     }
     Ok(written)

@@ -59,7 +59,7 @@ pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
         ])
     };
     let mut lines = Vec::new();
-    let goals = [40.0, 6.0, 0.5].map(Goal::Faster);
+    let goals = [25.0, 6.0, 0.65].map(Goal::Faster);
     for (runtime, suffix, goals) in [
         (&bench.multi, "", goals),
         (

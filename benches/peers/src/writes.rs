@@ -59,22 +59,30 @@ pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// F10: one task, write by write and 64 of them at a time.
+/// F10: one task, write by write, 64 of them at a time, and one behind the other.
 pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
     let paths = [
         file(bench, "single", FILE_LEN)?,
         file(bench, "batch", FILE_LEN)?,
         file(bench, "unblock", FILE_LEN)?,
         file(bench, "spawn_blocking", FILE_LEN)?,
+        file(bench, "bare", FILE_LEN)?,
+        file(bench, "in_order", FILE_LEN)?,
+        file(bench, "in_order_unblock", FILE_LEN)?,
     ];
     let single = ours_written_once(bench, &paths[0])?;
     let batch = ours_written_once(bench, &paths[1])?;
     let unblock = sync_written_once(&paths[2])?;
     let tokio = sync_written_once(&paths[3])?;
+    let bare = sync_written_once(&paths[4])?;
+    let in_order = ours_written_once(bench, &paths[5])?;
+    let in_order_sync = sync_written_once(&paths[6])?;
     let count = bench.amount(8_192, 2_048);
 
     let compare = |runtime: &Runtime| {
         let writes = |round| small_writes(round, 0, count);
+        // From where the last round ended.
+        let next = |round: u64| (0..count).map(move |index| (round * count + index) * LEN % FILE_LEN);
         bench.interleave([
             &mut |round| task(runtime, count, update(single.clone(), writes(round))),
             &mut |round| task(runtime, count, update_batches(batch.clone(), writes(round))),
@@ -92,11 +100,20 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
                     update_on_tokio(tokio.clone(), writes(round)),
                 )
             },
+            &mut |round| task(runtime, count, update_without_hop(bare.clone(), writes(round))),
+            &mut |round| task(runtime, count, update(in_order.clone(), next(round))),
+            &mut |round| {
+                task(
+                    runtime,
+                    count,
+                    update_on_blocking(in_order_sync.clone(), next(round)),
+                )
+            },
         ])
     };
     let mut lines = Vec::new();
-    for (runtime, suffix, targets) in variants(bench, [Goal::AtMost(1.2), Goal::Faster(30.0)]) {
-        let [single, batch, unblock, tokio] = compare(runtime)?;
+    for (runtime, suffix, targets) in variants(bench, [Goal::Faster(10.0), Goal::Faster(30.0)]) {
+        let [single, batch, unblock, tokio, bare, in_order, in_order_sync] = compare(runtime)?;
         let named = |name| format!("{name}{suffix}");
         let peers = ["unblock(mmap-io 1.1)", "spawn_blocking(mmap-io 1.1)"];
         lines.extend([
@@ -115,6 +132,20 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
                 Goal::Slowdown,
             ),
             Line::times(
+                named("update_1_task_vs_no_hop"),
+                single,
+                bare,
+                "mmap-io 1.1, no hop",
+                Goal::Slowdown,
+            ),
+            Line::times(
+                named("update_in_order"),
+                in_order,
+                in_order_sync,
+                peers[0],
+                targets[0],
+            ),
+            Line::times(
                 named("update_regions_64"),
                 batch,
                 unblock,
@@ -123,7 +154,8 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
             ),
         ]);
     }
-    same_bytes([&paths[0], &paths[1], &paths[2], &paths[3]])?;
+    same_bytes([&paths[0], &paths[1], &paths[2], &paths[3], &paths[4]])?;
+    same_bytes([&paths[5], &paths[6]])?;
     Ok(lines)
 }
 
@@ -244,6 +276,16 @@ async fn update_on_blocking(map: SyncFile, offsets: impl Iterator<Item = u64>) -
     for offset in offsets {
         let (map, data) = (map.clone(), AFTER.array_at::<{ LEN as usize }>(offset));
         blocking::unblock(move || map.update_region(offset, &data)).await?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The same on the thread that polls.
+async fn update_without_hop(map: SyncFile, offsets: impl Iterator<Item = u64>) -> Result<u64> {
+    let mut count = 0;
+    for offset in offsets {
+        map.update_region(offset, AFTER.at(offset, LEN))?;
         count += 1;
     }
     Ok(count)
