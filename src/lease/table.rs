@@ -148,10 +148,18 @@ impl<F: Fences> Table<F> {
         F::light();
         // One branch for both.
         let is_quiet = self.announced.load(F::READER_LOAD) | block.unlisted() == Hull::EMPTY;
-        Some(match is_quiet || !self.is_announced(block, range) {
+        Some(match is_quiet || self.is_passed(block, range) {
             true => Ok(slot),
             false => Err(slot),
         })
+    }
+
+    /// Returns whether the stripes let a reader through, which is in line since views at both ends
+    /// of a file leave it to them, or the rest of what there is to ask.
+    #[inline(always)]
+    fn is_passed(&self, block: &'static Block, range: ByteRange) -> bool {
+        let is_clear = || !Stripes::covers(self.stripes.load(F::READER_LOAD), range);
+        (block.unlisted() == 0 && is_clear()) || !self.is_announced(block, range)
     }
 
     /// Returns whether both words cover `range`, which was published in `block`.
