@@ -1,5 +1,5 @@
 //! Draws bar charts, as hand-written SVG: for each target our bar above that of the peer, with the
-//! longer of the two as wide as the chart.
+//! longer of the two as wide as the chart. Readable on light and on dark pages.
 
 use std::fmt::Write;
 
@@ -63,8 +63,14 @@ text {{ font: 13px system-ui, sans-serif; fill: #1f2328 }}
 .h {{ font-size: 18px; font-weight: 600 }}
 .t {{ font-weight: 600 }}
 .v, .l {{ text-anchor: end; fill: #59636e }}
+.page {{ fill: #ffffff }}
+@media (prefers-color-scheme: dark) {{
+text {{ fill: #e6edf3 }}
+.v, .l {{ fill: #9198a1 }}
+.page {{ fill: #0d1117 }}
+}}
 </style>
-<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>
+<rect class="page" width="{width}" height="{height}" rx="6"/>
 "##
         ))
     }

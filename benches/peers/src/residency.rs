@@ -49,7 +49,13 @@ fn slice_hot(bench: &Bench, len: u64, goal: Goal) -> Result<Line> {
         },
     ])?;
     let name = format!("slice_{}K_hot", len / KIB);
-    Ok(Line::times(name, ours, other, "spawn_blocking(touch)", goal))
+    Ok(Line::times(
+        name,
+        ours,
+        other,
+        "spawn_blocking(touch)",
+        goal,
+    ))
 }
 
 /// Reads one byte of every page.

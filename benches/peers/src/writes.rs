@@ -77,12 +77,13 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
     let bare = sync_written_once(&paths[4])?;
     let in_order = ours_written_once(bench, &paths[5])?;
     let in_order_sync = sync_written_once(&paths[6])?;
-    let count = bench.amount(8_192, 2_048);
+    let count = bench.amount(6_144, 2_048);
 
     let compare = |runtime: &Runtime| {
         let writes = |round| small_writes(round, 0, count);
         // From where the last round ended.
-        let next = |round: u64| (0..count).map(move |index| (round * count + index) * LEN % FILE_LEN);
+        let next =
+            |round: u64| (0..count).map(move |index| (round * count + index) * LEN % FILE_LEN);
         bench.interleave([
             &mut |round| task(runtime, count, update(single.clone(), writes(round))),
             &mut |round| task(runtime, count, update_batches(batch.clone(), writes(round))),
@@ -100,7 +101,13 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
                     update_on_tokio(tokio.clone(), writes(round)),
                 )
             },
-            &mut |round| task(runtime, count, update_without_hop(bare.clone(), writes(round))),
+            &mut |round| {
+                task(
+                    runtime,
+                    count,
+                    update_without_hop(bare.clone(), writes(round)),
+                )
+            },
             &mut |round| task(runtime, count, update(in_order.clone(), next(round))),
             &mut |round| {
                 task(
