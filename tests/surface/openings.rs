@@ -194,6 +194,7 @@ fn leasing_child() {
     let Some(dir) = crate::common::child::child_dir() else {
         return;
     };
+    crate::common::child::abort_if_stuck();
     // SAFETY: ignoring a signal runs no code.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     let file = fs::File::options()
@@ -205,8 +206,13 @@ fn leasing_child() {
     let fcntl = |command, argument: libc::c_int| unsafe {
         libc::fcntl(file.as_raw_fd(), command, argument)
     };
-    let leased = fcntl(libc::F_SETLEASE, libc::F_WRLCK);
-    assert_eq!(leased, 0, "{}", std::io::Error::last_os_error());
+    // As long as another process has the file open, there is no lease: the parent may not have closed
+    // it yet, and a child of another test has the parent's descriptors until it executes its program.
+    while fcntl(libc::F_SETLEASE, libc::F_WRLCK) != 0 {
+        let error = std::io::Error::last_os_error();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+        std::thread::yield_now();
+    }
     fs::write(dir.join("ready"), "").unwrap();
     while fcntl(libc::F_GETLEASE, 0) == libc::F_WRLCK {
         std::thread::yield_now();
