@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::io::AsRawFd;
 use std::path::Path;
 
+use super::memory::READ_AHEAD;
 use crate::sys::unix::{directory_of, file_info, sync_directory};
 use crate::sys::{CacheHint, FsTraits};
 
@@ -186,10 +187,19 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
 ///
 /// [`posix_fadvise(2)`]: https://man7.org/linux/man-pages/man2/posix_fadvise.2.html
 pub(crate) fn cache_hint(file: &File, offset: u64, len: u64, hint: CacheHint) -> io::Result<()> {
-    let advice = match hint {
-        CacheHint::WillNeed => libc::POSIX_FADV_WILLNEED,
-        CacheHint::DontNeed => libc::POSIX_FADV_DONTNEED,
+    let (advice, piece) = match hint {
+        CacheHint::WillNeed => (libc::POSIX_FADV_WILLNEED, READ_AHEAD),
+        CacheHint::DontNeed => (libc::POSIX_FADV_DONTNEED, len.max(1)),
     };
+    (offset..offset + len)
+        .step_by(piece as usize)
+        .try_for_each(|start| {
+            let len = piece.min(offset + len - start);
+            fadvise(file, start, len, advice)
+        })
+}
+
+fn fadvise(file: &File, offset: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
     let errno = unsafe {
         libc::posix_fadvise(

@@ -14,6 +14,11 @@ const PIDFD_SELF: libc::c_int = -10_000;
 /// The most runs that one call of `process_madvise(2)` accepts (`IOV_MAX`).
 const RUNS_A_CALL: usize = 1024;
 
+/// Most bytes of one request to read pages ahead. The kernel cuts a longer one to what the device
+/// reads ahead at most, and says that it was done; 128 KiB is the least of the usual limits
+/// (`/sys/block/*/queue/read_ahead_kb`).
+pub(super) const READ_AHEAD: u64 = 128 << 10;
+
 /// Faults in the pages of a run for reading ([`madvise(2)`], `MADV_POPULATE_READ`, Linux 5.14).
 ///
 /// # Errors
@@ -303,12 +308,20 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
         Advice::HugePage => (libc::MADV_HUGEPAGE, true),
         Advice::NoHugePage => (libc::MADV_NOHUGEPAGE, true),
     };
-    // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
-    // page that is discarded is read from the file again.
-    match unsafe { madvise(run.addr, run.len, code) } {
-        Err(error) if is_hint && error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        result => result,
+    let piece = match advice {
+        Advice::WillNeed => READ_AHEAD as usize,
+        _ => run.len.max(1),
+    };
+    for at in (0..run.len).step_by(piece) {
+        let (addr, len) = (run.addr.wrapping_add(at), piece.min(run.len - at));
+        // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
+        // page that is discarded is read from the file again.
+        match unsafe { madvise(addr, len, code) } {
+            Err(error) if is_hint && error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => result?,
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
