@@ -11,6 +11,12 @@ mod read;
 #[allow(unsafe_code)]
 mod bytes;
 
+mod regions;
+
+#[cfg(feature = "iterator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
+mod iterate;
+
 mod write;
 
 mod flush;
@@ -39,6 +45,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+#[cfg(feature = "iterator")]
+pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
 use self::read::PinnedRanges;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
@@ -132,6 +140,10 @@ pub struct Stats {
     pub resident_hits: u64,
     /// Times such a range had to be read in.
     pub resident_misses: u64,
+    /// Bytes of the ranges that were read in, resident parts included.
+    pub bytes_read_in: u64,
+    /// Time that reads have waited for their pages, the wait for a thread of the pool included.
+    pub read_in_time: Duration,
     /// Writes that failed.
     pub write_errors: u64,
     /// Flushes that failed: 0 or 1, since the first error sticks to the file.
@@ -223,6 +235,10 @@ impl MemoryMappedFile {
             pool_hops: drains + shared.counters.hops.load(Ordering::Relaxed),
             resident_hits: shared.counters.resident_hits.load(Ordering::Relaxed),
             resident_misses: shared.counters.resident_misses.load(Ordering::Relaxed),
+            bytes_read_in: shared.counters.bytes_read_in.load(Ordering::Relaxed),
+            read_in_time: Duration::from_nanos(
+                shared.counters.read_in_nanos.load(Ordering::Relaxed),
+            ),
             write_errors: shared.counters.write_errors.load(Ordering::Relaxed),
             flush_errors: u64::from(commits.failure().is_some()),
         }

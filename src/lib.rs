@@ -241,6 +241,8 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
+//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
+//! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
@@ -305,6 +307,9 @@ mod view;
 mod builder;
 mod file;
 
+mod reader;
+mod stream;
+
 #[allow(unsafe_code)]
 pub mod anonymous;
 pub mod manager;
@@ -315,13 +320,24 @@ pub use crate::advise::MmapAdvice;
 pub use crate::anonymous::AnonymousMmap;
 pub use crate::builder::MemoryMappedFileBuilder;
 pub use crate::error::{Cause, MmapIoError, Result};
+#[cfg(feature = "iterator")]
+pub use crate::file::{ChunkIterator, OwnedChunkIterator};
 pub use crate::file::{MemoryMappedFile, Stats};
 pub use crate::flush::FlushPolicy;
 pub use crate::manager::{
     copy_mmap, create_mmap, delete_mmap, flush, load_mmap, update_region, write_mmap,
 };
 pub use crate::mode::{MmapMode, TouchHint};
+pub use crate::reader::MmapReader;
+pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};
+
+/// The iterators under their old path.
+#[cfg(feature = "iterator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
+pub mod iterator {
+    pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+}
 
 /// The error type under its old path.
 pub mod errors {

@@ -156,6 +156,8 @@ pub(crate) struct Counters {
     pub(crate) hops: AtomicU64,
     pub(crate) resident_hits: AtomicU64,
     pub(crate) resident_misses: AtomicU64,
+    pub(crate) bytes_read_in: AtomicU64,
+    pub(crate) read_in_nanos: AtomicU64,
 }
 
 impl OpenFile {

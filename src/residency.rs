@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{MmapIoError, Result};
 use crate::map::{find_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, FsTraits, Run};
+use crate::sys::{self, Advice, FsTraits, Run};
 
 /// The most bytes of one populate call, during which the kernel holds the address space's lock.
 const STEP: u64 = 8 << 20;
@@ -87,6 +87,33 @@ fn is_cached(run: Run) -> bool {
 /// Whether every page of the run may be in the page cache: `true` if the system may not be asked.
 pub(crate) fn may_be_cached(run: Run) -> bool {
     !probes() || is_cached(run)
+}
+
+/// Reads the pages of all ranges into memory: the disk is asked for all of them at once, and then each
+/// is waited for. Blocks.
+///
+/// Without the first step, pages that are far from each other are read one after the other, and after
+/// `MADV_RANDOM` neighbours as well.
+///
+/// # Errors
+///
+/// Those of [`populate_read`]; the pages of some ranges may be in memory then.
+pub(crate) fn read_in(map: &Map, backing: &Backing, ranges: &[ByteRange]) -> Result<()> {
+    let page_size = sys::page_size();
+    let pages = ranges.iter().map(|range| range.to_pages(page_size));
+    let pages = PageRange::merged(pages);
+    let is_one_page = matches!(&pages[..], [page] if page.len() <= page_size as u64);
+    if backing.file().is_some() && !is_one_page {
+        for run in pages {
+            // SAFETY: the ranges are inside the file, so their pages are inside the live map, which
+            // is a shared map of a file; the advice changes no byte.
+            // A hint: the pages are read in below in any case.
+            let _ = unsafe { sys::advise(map.run(run), Advice::WillNeed) };
+        }
+    }
+    ranges
+        .iter()
+        .try_for_each(|range| populate_read(map, backing, *range))
 }
 
 /// Reads the pages of the range into memory. Blocks.

@@ -83,7 +83,11 @@ impl MemoryMappedFile {
         })
     }
 
-    fn leased_bytes(&self, range: ByteRange, lease: Lease<Arc<Handle>>) -> Result<Bytes> {
+    pub(super) fn leased_bytes(
+        &self,
+        range: ByteRange,
+        lease: Lease<Arc<Handle>>,
+    ) -> Result<Bytes> {
         let span = self.shared.span(self.protection, range)?;
         Ok(Bytes::from_owner(Leased {
             span,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
@@ -270,10 +271,41 @@ impl MemoryMappedFile {
         if residency::is_asked(range) {
             counters.resident_misses.fetch_add(1, Ordering::Relaxed);
         }
+        self.read_in(vec![range]).await
+    }
+
+    /// Reads the pages of all ranges in that are not in memory.
+    pub(super) async fn make_all_resident(&self, ranges: &[ByteRange]) -> Result<()> {
+        let missing = ranges.iter().filter(|range| !self.is_resident(**range));
+        let missing: Vec<ByteRange> = missing.copied().collect();
+        let counters = &self.shared.counters;
+        let (hits, misses) = (ranges.len() - missing.len(), missing.len());
+        counters
+            .resident_hits
+            .fetch_add(hits as u64, Ordering::Relaxed);
+        let asked = missing.iter().filter(|range| residency::is_asked(**range));
+        let asked = asked.count() as u64;
+        counters.resident_misses.fetch_add(asked, Ordering::Relaxed);
+        match misses {
+            0 => Ok(()),
+            _ => self.read_in(missing).await,
+        }
+    }
+
+    /// Reads the pages of ranges in, on the pool.
+    async fn read_in(&self, ranges: Vec<ByteRange>) -> Result<()> {
+        let began = Instant::now();
         let protection = self.protection;
-        self.handle
-            .run_on_pool(move |shared| shared.read_in(protection, range))
-            .await
+        let bytes = ranges.iter().map(|range| range.len()).sum::<u64>();
+        let read = self
+            .handle
+            .run_on_pool(move |shared| shared.read_in(protection, &ranges));
+        read.await?;
+        let counters = &self.shared.counters;
+        counters.bytes_read_in.fetch_add(bytes, Ordering::Relaxed);
+        let waited = began.elapsed().as_nanos() as u64;
+        counters.read_in_nanos.fetch_add(waited, Ordering::Relaxed);
+        Ok(())
     }
 
     fn is_resident(&self, range: ByteRange) -> bool {

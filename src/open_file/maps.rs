@@ -291,20 +291,22 @@ impl OpenFile {
         })
     }
 
-    /// Reads the pages of a range into memory. Blocks.
+    /// Reads the pages of all ranges into memory. Blocks.
     ///
     /// # Errors
     ///
     /// `OutOfBounds` if a shrink came first, and those of [`residency::populate_read`].
-    pub(crate) fn read_in(&self, protection: Protection, range: ByteRange) -> Result<()> {
+    pub(crate) fn read_in(&self, protection: Protection, ranges: &[ByteRange]) -> Result<()> {
         loop {
             let cuts = self.cuts();
-            range.check(self.len())?;
+            ranges
+                .iter()
+                .try_for_each(|range| range.check(self.len()))?;
             let mapped = self.mapped[protection as usize].get();
             let Some((mapped, map)) = mapped.zip(self.map(protection)) else {
                 return Ok(());
             };
-            match residency::populate_read(&map, &mapped.backing, range) {
+            match residency::read_in(&map, &mapped.backing, ranges) {
                 // This process has cut the file, and may have grown it again: the error may be due
                 // to that, and not to another process.
                 Err(_) if self.cuts() != cuts => {}

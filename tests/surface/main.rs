@@ -15,4 +15,6 @@ mod durable_log;
 mod kill;
 mod old_names;
 mod openings;
+#[cfg(target_os = "linux")]
+mod reads;
 mod recipes;

@@ -1,0 +1,289 @@
+//! A reader over the file, for decoders and parsers: futures-io's traits, and tokio's.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, SeekFrom};
+use std::ops::RangeBounds;
+use std::pin::Pin;
+use std::task::{ready, Context, Poll};
+
+use bytes::Bytes;
+use futures_lite::{AsyncBufRead, AsyncRead, AsyncSeek};
+
+use crate::error::Result;
+use crate::fairness::copied;
+use crate::file::MemoryMappedFile;
+use crate::mode::MmapMode;
+
+/// Most bytes that one read copies, and that a reader of a writable handle buffers.
+const PIECE: u64 = 64 << 10;
+
+impl MemoryMappedFile {
+    /// Returns a reader over the whole file, which begins at its first byte.
+    ///
+    /// It reads up to the length that the file has when it reads. See [`MmapReader`].
+    pub fn reader(&self) -> MmapReader {
+        MmapReader::new(self.clone(), 0, None)
+    }
+
+    /// Returns a reader over a range; position 0 is the start of the range.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
+    pub fn reader_range(&self, range: impl RangeBounds<u64>) -> Result<MmapReader> {
+        let range = self.resolve(range)?;
+        Ok(MmapReader::new(
+            self.clone(),
+            range.start(),
+            Some(range.end()),
+        ))
+    }
+}
+
+/// A reader over a file or a part of it; see [`MemoryMappedFile::reader`].
+///
+/// It implements `AsyncRead`, `AsyncBufRead` and `AsyncSeek` of futures-io, and those of tokio with
+/// the feature `tokio`. It owns a clone of the handle. Pages that are not in memory are read in on the
+/// pool before they are touched. Positions are those of a [`std::io::Cursor`]: any may be set, and
+/// there is nothing to read past the end.
+///
+/// An idle reader holds no lease. `fill_buf` lends the mapping on a read-only handle, under a lease
+/// that ends when what was lent is consumed; on a writable handle it lends a copy of at most 64 KiB,
+/// so that a write of bytes that the reader has buffered never waits for the reader.
+///
+/// # Examples
+///
+/// ```
+/// # futures_lite::future::block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// # std::fs::write(dir.path().join("data"), b"one\ntwo\n")?;
+/// use futures_lite::{AsyncBufReadExt, StreamExt};
+///
+/// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+/// let mut lines = file.reader().lines();
+/// assert_eq!(lines.next().await.unwrap()?, "one");
+/// assert_eq!(lines.next().await.unwrap()?, "two");
+/// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
+pub struct MmapReader {
+    file: MemoryMappedFile,
+    /// First byte of the range.
+    start: u64,
+    /// End of the range; `None` for that of the file.
+    end: Option<u64>,
+    position: u64,
+    /// What `fill_buf` lends, from `position` on.
+    buffered: Bytes,
+    /// The bytes at `position`, being read in.
+    reading: Option<Reading>,
+}
+
+/// What is being read in, and from which position on.
+struct Reading {
+    position: u64,
+    future: Pin<Box<dyn Future<Output = Result<Bytes>> + Send>>,
+}
+
+impl MmapReader {
+    fn new(file: MemoryMappedFile, start: u64, end: Option<u64>) -> Self {
+        Self {
+            file,
+            start,
+            end,
+            position: 0,
+            buffered: Bytes::new(),
+            reading: None,
+        }
+    }
+
+    /// Returns the position: the offset in the range of the next byte to be read.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Sets the position. Any may be set: there is nothing to read past the end.
+    pub fn set_position(&mut self, position: u64) {
+        if position != self.position {
+            self.position = position;
+            self.buffered = Bytes::new();
+        }
+    }
+
+    /// Length of the range in bytes.
+    fn len(&self) -> u64 {
+        let end = self.end.unwrap_or_else(|| self.file.len());
+        end.saturating_sub(self.start)
+    }
+
+    /// The next bytes, at most `most`; none at the end. They are in memory, and leased.
+    fn poll_bytes(&mut self, context: &mut Context<'_>, most: u64) -> Poll<io::Result<Bytes>> {
+        let position = self.position;
+        let len = most.min(self.len().saturating_sub(position));
+        if len == 0 {
+            self.reading = None;
+            return Poll::Ready(Ok(Bytes::new()));
+        }
+        let (file, start) = (&self.file, self.start);
+        let reading = match &mut self.reading {
+            // It was asked for before, perhaps with another length.
+            Some(reading) if reading.position == position => reading,
+            reading => reading.insert(Reading {
+                position,
+                future: Box::pin(file.read_bytes(start + position, len)),
+            }),
+        };
+        let read = ready!(reading.future.as_mut().poll(context));
+        self.reading = None;
+        let bytes = read.map_err(io::Error::from)?;
+        Poll::Ready(Ok(bytes.slice(..bytes.len().min(most as usize))))
+    }
+
+    fn poll_copy(
+        &mut self,
+        context: &mut Context<'_>,
+        most: usize,
+        copy: impl FnOnce(&[u8]),
+    ) -> Poll<io::Result<usize>> {
+        if self.buffered.is_empty() {
+            let most = (most as u64).min(PIECE);
+            let bytes = ready!(self.poll_bytes(context, most))?;
+            copy(&bytes);
+            copied(bytes.len());
+            self.position += bytes.len() as u64;
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let len = most.min(self.buffered.len());
+        copy(&self.buffered[..len]);
+        copied(len);
+        self.advance(len);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        if self.buffered.is_empty() {
+            let bytes = ready!(self.poll_bytes(context, PIECE))?;
+            self.buffered = match self.file.mode() {
+                MmapMode::ReadOnly => bytes,
+                MmapMode::ReadWrite | MmapMode::CopyOnWrite => {
+                    copied(bytes.len());
+                    Bytes::copy_from_slice(&bytes)
+                }
+            };
+        }
+        Poll::Ready(Ok(&self.buffered))
+    }
+
+    fn advance(&mut self, len: usize) {
+        // More than there is would be a mistake of the caller: nothing is skipped then.
+        let len = len.min(self.buffered.len());
+        self.position += len as u64;
+        // The lease goes with the last of it.
+        self.buffered = match len == self.buffered.len() {
+            true => Bytes::new(),
+            false => self.buffered.slice(len..),
+        };
+    }
+
+    fn seek_to(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (base, offset) = match to {
+            SeekFrom::Start(position) => {
+                self.set_position(position);
+                return Ok(position);
+            }
+            SeekFrom::End(offset) => (self.len(), offset),
+            SeekFrom::Current(offset) => (self.position, offset),
+        };
+        let position = base.checked_add_signed(offset).ok_or_else(|| {
+            let problem = "seeking to a position before the start";
+            io::Error::new(io::ErrorKind::InvalidInput, problem)
+        })?;
+        self.set_position(position);
+        Ok(position)
+    }
+}
+
+impl AsyncRead for MmapReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let most = buffer.len();
+        self.poll_copy(context, most, |bytes| {
+            buffer[..bytes.len()].copy_from_slice(bytes);
+        })
+    }
+}
+
+impl AsyncBufRead for MmapReader {
+    fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        self.get_mut().poll_buffer(context)
+    }
+
+    fn consume(mut self: Pin<&mut Self>, len: usize) {
+        self.advance(len);
+    }
+}
+
+impl AsyncSeek for MmapReader {
+    fn poll_seek(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        to: SeekFrom,
+    ) -> Poll<io::Result<u64>> {
+        Poll::Ready(self.seek_to(to))
+    }
+}
+
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+mod tokio_traits {
+    use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, ReadBuf};
+
+    use super::*;
+
+    impl AsyncRead for MmapReader {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let most = buffer.remaining();
+            ready!(self.poll_copy(context, most, |bytes| buffer.put_slice(bytes)))?;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncBufRead for MmapReader {
+        fn poll_fill_buf(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<&[u8]>> {
+            self.get_mut().poll_buffer(context)
+        }
+
+        fn consume(mut self: Pin<&mut Self>, len: usize) {
+            self.advance(len);
+        }
+    }
+
+    impl AsyncSeek for MmapReader {
+        fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
+            self.seek_to(to).map(drop)
+        }
+
+        fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
+            Poll::Ready(Ok(self.position))
+        }
+    }
+}
+
+impl fmt::Debug for MmapReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MmapReader")
+            .field("file", &self.file)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
