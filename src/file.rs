@@ -3,6 +3,7 @@
 
 // The page of `MemoryMappedFile` lists the methods in the order of these lines; the methods of this
 // file come last. The empty lines keep `rustfmt` from sorting them.
+mod builder;
 mod open;
 
 #[allow(unsafe_code)]
@@ -45,6 +46,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
 use self::read::PinnedRanges;

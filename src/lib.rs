@@ -248,7 +248,7 @@
 #![deny(unsafe_code)]
 
 // The modules stand in the order in which they build on each other: each uses only modules above
-// it. The one exception is that `file` and `builder` know each other.
+// it.
 
 // What everything else uses: errors, ranges, modes, locks, wake-ups.
 mod error;
@@ -304,7 +304,6 @@ pub mod advise;
 #[allow(unsafe_code)]
 mod view;
 
-mod builder;
 mod file;
 
 mod reader;
@@ -318,11 +317,10 @@ pub mod utils;
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
 pub use crate::anonymous::AnonymousMmap;
-pub use crate::builder::MemoryMappedFileBuilder;
 pub use crate::error::{Cause, MmapIoError, Result};
 #[cfg(feature = "iterator")]
 pub use crate::file::{ChunkIterator, OwnedChunkIterator};
-pub use crate::file::{MemoryMappedFile, Stats};
+pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
 pub use crate::flush::FlushPolicy;
 pub use crate::manager::{
     copy_mmap, create_mmap, delete_mmap, flush, load_mmap, update_region, write_mmap,
@@ -346,8 +344,7 @@ pub mod errors {
 
 /// The handle, its views and its modes under their old path.
 pub mod mmap {
-    pub use crate::builder::MemoryMappedFileBuilder;
-    pub use crate::file::{MemoryMappedFile, Stats};
+    pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
     pub use crate::mode::{MmapMode, TouchHint};
     pub use crate::view::{MappedSlice, MappedSliceMut};
 }

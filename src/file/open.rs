@@ -4,8 +4,7 @@ use std::fs::File;
 use std::future::Future;
 use std::path::Path;
 
-use super::MemoryMappedFile;
-use crate::builder::MemoryMappedFileBuilder;
+use super::{MemoryMappedFile, MemoryMappedFileBuilder};
 #[cfg(doc)]
 use crate::error::MmapIoError;
 use crate::error::Result;

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
+use super::MemoryMappedFile;
 use crate::descriptor::Descriptor;
 #[cfg(doc)]
 use crate::error::MmapIoError;
 use crate::error::{Result, Subject};
 use crate::fairness::operation;
-use crate::file::MemoryMappedFile;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
