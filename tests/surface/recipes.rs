@@ -4,8 +4,14 @@ use std::future::poll_fn;
 use std::io::Cursor;
 use std::pin::{pin, Pin};
 
+use arrow_buffer::Buffer;
 use bytes::Bytes;
 use mmap_io::{create_mmap, MemoryMappedFile};
+use parquet::column::reader::get_typed_column_reader;
+use parquet::data_type::Int64Type;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 use tokio::io::{AsyncBufRead, AsyncRead, ReadBuf};
 
 use crate::common::{poll_once, rt_test, wait_until};
@@ -204,3 +210,39 @@ fn mapped_pages_count_as_resident_set() {
         assert_eq!(sum(&file.slice(0, LEN).await.unwrap()), touched);
     });
 }
+
+fn write_parquet(path: &std::path::Path, numbers: &[i64]) {
+    let schema = parse_message_type("message numbers { REQUIRED INT64 number; }").unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    let properties = std::sync::Arc::default();
+    let mut writer = SerializedFileWriter::new(file, schema.into(), properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().expect("there is one column");
+    let typed = column.typed::<Int64Type>();
+    typed.write_batch(numbers, None, None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+rt_test!(parquet_and_arrow_read_the_mapping, |dir| {
+    let path = dir.join("numbers.parquet");
+    let numbers: Vec<i64> = (0..10_000).collect();
+    write_parquet(&path, &numbers);
+    let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+    let bytes = file.read_bytes(0, file.len()).await.unwrap();
+
+    let reader = SerializedFileReader::new(bytes.clone()).unwrap();
+    let group = reader.get_row_group(0).unwrap();
+    let mut column = get_typed_column_reader::<Int64Type>(group.get_column_reader(0).unwrap());
+    let mut read = Vec::new();
+    while read.len() < numbers.len() {
+        let (records, ..) = column.read_records(1000, None, None, &mut read).unwrap();
+        assert!(records > 0, "the column ends after {} numbers", read.len());
+    }
+    assert_eq!(read, numbers);
+
+    // An Arrow buffer is the mapping itself.
+    let buffer = Buffer::from(bytes.clone());
+    assert_eq!(buffer.as_ptr(), bytes.as_ptr());
+});
