@@ -8,7 +8,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use seekable_async_file::common::SyncIOAsyncAdapter;
+use seekable_async_file::file::FileIO;
+use seekable_async_file::{SeekableAsyncFile, SeekableAsyncFileMetrics, WriteRequest};
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 
@@ -36,11 +40,22 @@ pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
     let log = Log::default();
 
     let compare = |runtime: &Runtime| {
-        bench.interleave([
+        let delayed = runtime.block_on(delayed_sync(&path));
+        let syncs = runtime.spawn({
+            let delayed = delayed.clone();
+            async move { delayed.start_delayed_data_sync_background_loop().await }
+        });
+        let times = bench.interleave([
             &mut |_| {
                 let records = log.append(count);
                 tasks(runtime, count, TASKS, |task| {
                     append(ours.clone(), records_of(&records, task))
+                })
+            },
+            &mut |_| {
+                let records = log.append(count);
+                tasks(runtime, count, TASKS, |task| {
+                    append_with_delay(delayed.clone(), records_of(&records, task))
                 })
             },
             &mut |_| {
@@ -56,10 +71,12 @@ pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
                 })
             },
             &mut |_| append_at_once(&raw, log.append(count)),
-        ])
+        ]);
+        syncs.abort();
+        times
     };
     let mut lines = Vec::new();
-    let goals = [25.0, 6.0, 0.65].map(Goal::Faster);
+    let goals = [25.0, 6.0, 2.0, 0.65].map(Goal::Faster);
     for (runtime, suffix, goals) in [
         (&bench.multi, "", goals),
         (
@@ -68,10 +85,11 @@ pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
             goals.map(Goal::without_target),
         ),
     ] {
-        let [ours, sync, file, bare] = compare(runtime)?;
+        let [ours, delayed, sync, file, bare] = compare(runtime)?;
         let peers = [
             ("", sync, "mmap-io 1.1"),
             ("_vs_file", file, "spawn_blocking(write + sync_data)"),
+            ("_vs_delayed_sync", delayed, "seekable-async-file"),
             ("_vs_ceiling", bare, "64 memcpys + msync"),
         ];
         lines.extend(
@@ -177,6 +195,29 @@ async fn append_to_file(file: Arc<File>, offsets: impl Iterator<Item = u64>) -> 
             file.sync_data()
         })
         .await??;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// A file whose writers wait for a sync that serves all who wait, every 100 us at most. Its write-back
+/// is what they share; the writes are jobs of tokio's pool.
+async fn delayed_sync(path: &Path) -> SeekableAsyncFile {
+    let io = SyncIOAsyncAdapter::new(Arc::new(FileIO::open(path, 0).await));
+    let metrics = Arc::new(SeekableAsyncFileMetrics::default());
+    SeekableAsyncFile::open(Arc::new(io), metrics, Duration::from_micros(100)).await
+}
+
+/// The work of one of our tasks through such a file.
+async fn append_with_delay(
+    file: SeekableAsyncFile,
+    offsets: impl Iterator<Item = u64>,
+) -> Result<u64> {
+    let mut count = 0;
+    for offset in offsets {
+        let data = AFTER.array_at::<{ LEN as usize }>(offset);
+        file.write_at_with_delayed_sync([WriteRequest::new(offset, data)])
+            .await;
         count += 1;
     }
     Ok(count)

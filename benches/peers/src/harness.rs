@@ -50,8 +50,11 @@ impl Bench {
             dir,
             multi: runtime::Builder::new_multi_thread()
                 .worker_threads(2)
+                .enable_time()
                 .build()?,
-            current: runtime::Builder::new_current_thread().build()?,
+            current: runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()?,
             quick,
             rounds: Cell::new(0),
         })
