@@ -1,6 +1,7 @@
 //! Byte ranges that cannot overflow, and their conversion to whole pages.
 
 use std::io;
+use std::ops::{Bound, RangeBounds};
 
 use crate::error::{MmapIoError, Result};
 
@@ -30,6 +31,21 @@ impl ByteRange {
             Some(end) if end <= total => Ok(Self { start: offset, end }),
             _ => Err(MmapIoError::OutOfBounds { offset, len, total }),
         }
+    }
+
+    /// Returns a range as callers write it, if it lies inside `total` bytes.
+    pub(crate) fn resolve(range: impl RangeBounds<u64>, total: u64) -> Result<Self> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => total.max(start),
+        };
+        Self::new(start, end.saturating_sub(start), total)
     }
 
     /// Returns the range from `start` to `end`.

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::fairness::copied;
 use crate::file::MemoryMappedFile;
 use crate::mode::MmapMode;
+use crate::range::ByteRange;
 
 /// Most bytes that one read copies, and that a reader of a writable handle buffers.
 const PIECE: u64 = 64 << 10;
@@ -32,7 +33,7 @@ impl MemoryMappedFile {
     ///
     /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
     pub fn reader_range(&self, range: impl RangeBounds<u64>) -> Result<MmapReader> {
-        let range = self.resolve(range)?;
+        let range = ByteRange::resolve(range, self.len())?;
         Ok(MmapReader::new(
             self.clone(),
             range.start(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
@@ -53,7 +53,7 @@ impl MemoryMappedFile {
     /// ```
     pub fn stream(&self, range: impl RangeBounds<u64>, chunk: usize) -> Result<MmapStream> {
         assert!(chunk > 0, "a stream of chunks of 0 bytes would not end");
-        let range = self.resolve(range)?;
+        let range = ByteRange::resolve(range, self.len())?;
         Ok(MmapStream {
             file: self.clone(),
             next: range.start(),
@@ -62,21 +62,6 @@ impl MemoryMappedFile {
             reading: None,
             ahead: None,
         })
-    }
-
-    /// A range as callers write it, if it lies inside the file.
-    pub(crate) fn resolve(&self, range: impl RangeBounds<u64>) -> Result<ByteRange> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(before) => before.saturating_add(1),
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(last) => last.saturating_add(1),
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => self.len().max(start),
-        };
-        ByteRange::new(start, end.saturating_sub(start), self.len())
     }
 }
 

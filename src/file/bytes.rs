@@ -45,10 +45,9 @@ impl MemoryMappedFile {
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn bytes(&self, offset: u64, len: u64) -> Result<Bytes> {
-        if len == 0 {
+        let Some(range) = self.handle.range(offset, len)? else {
             return Ok(Bytes::from_static(no_bytes()));
-        }
-        let range = ByteRange::new(offset, len, self.len())?;
+        };
         let lease = Lease::shared_briefly(self.handle.clone(), Hold::Entry, range)?;
         self.leased_bytes(range, lease)
     }
@@ -72,10 +71,9 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<Bytes>> + Send + 'static {
         let file = self.clone();
         operation("reading", (offset, len), async move {
-            if len == 0 {
+            let Some(range) = file.handle.range(offset, len)? else {
                 return Ok(Bytes::from_static(no_bytes()));
-            }
-            let range = ByteRange::new(offset, len, file.len())?;
+            };
             let lease = file
                 .resident_lease(file.handle.clone(), Hold::Entry, range)
                 .await?;

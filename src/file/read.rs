@@ -224,10 +224,9 @@ impl MemoryMappedFile {
 
     /// What [`slice`](Self::slice) resolves to.
     async fn resident_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
-        if len == 0 {
+        let Some(range) = self.handle.range(offset, len)? else {
             return Ok(MappedSlice::EMPTY);
-        }
-        let range = ByteRange::new(offset, len, self.len())?;
+        };
         let lease = self
             .resident_lease(&*self.shared, Hold::Slot, range)
             .await?;
@@ -263,15 +262,7 @@ impl MemoryMappedFile {
 
     /// Reads the pages of a range in, unless they are in memory.
     pub(super) async fn make_resident(&self, range: ByteRange) -> Result<()> {
-        let counters = &self.shared.counters;
-        if self.is_resident(range) {
-            counters.resident_hits.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        if residency::is_asked(range) {
-            counters.resident_misses.fetch_add(1, Ordering::Relaxed);
-        }
-        self.read_in(vec![range]).await
+        self.make_all_resident(&[range]).await
     }
 
     /// Reads the pages of all ranges in that are not in memory.
@@ -279,17 +270,17 @@ impl MemoryMappedFile {
         let missing = ranges.iter().filter(|range| !self.is_resident(**range));
         let missing: Vec<ByteRange> = missing.copied().collect();
         let counters = &self.shared.counters;
-        let (hits, misses) = (ranges.len() - missing.len(), missing.len());
-        counters
-            .resident_hits
-            .fetch_add(hits as u64, Ordering::Relaxed);
-        let asked = missing.iter().filter(|range| residency::is_asked(**range));
-        let asked = asked.count() as u64;
-        counters.resident_misses.fetch_add(asked, Ordering::Relaxed);
-        match misses {
-            0 => Ok(()),
-            _ => self.read_in(missing).await,
+        let hits = (ranges.len() - missing.len()) as u64;
+        counters.resident_hits.fetch_add(hits, Ordering::Relaxed);
+        if missing.is_empty() {
+            return Ok(());
         }
+        let asked = missing.iter().filter(|range| residency::is_asked(**range));
+        let misses = asked.count() as u64;
+        counters
+            .resident_misses
+            .fetch_add(misses, Ordering::Relaxed);
+        self.read_in(missing).await
     }
 
     /// Reads the pages of ranges in, on the pool.

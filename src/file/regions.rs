@@ -48,17 +48,12 @@ impl MemoryMappedFile {
         let file = self.clone();
         let ranges = self.ranges(regions);
         operation("reading several ranges", Subject::Nothing, async move {
-            let ranges = ranges?;
-            let leases = file
-                .resident_leases(file.handle.clone(), Hold::Entry, &ranges)
+            let leased = file
+                .resident_leases(file.handle.clone(), Hold::Entry, &ranges?)
                 .await?;
-            let mut leases = leases.into_iter();
-            let bytes = ranges.into_iter().map(|range| match range {
-                ByteRange::EMPTY => Ok(Bytes::from_static(no_bytes())),
-                range => {
-                    let lease = leases.next().expect("one for each range with bytes");
-                    file.leased_bytes(range, lease)
-                }
+            let bytes = leased.into_iter().map(|leased| match leased {
+                Some((range, lease)) => file.leased_bytes(range, lease),
+                None => Ok(Bytes::from_static(no_bytes())),
             });
             bytes.collect()
         })
@@ -79,30 +74,28 @@ impl MemoryMappedFile {
     pub async fn slices(&self, regions: &[(u64, u64)]) -> Result<Vec<MappedSlice<'_>>> {
         operation("reading several ranges", Subject::Nothing, async {
             let ranges = self.ranges(regions)?;
-            let leases = self
+            let leased = self
                 .resident_leases(&*self.shared, Hold::Slot, &ranges)
                 .await?;
-            let mut leases = leases.into_iter();
-            let slices = ranges.into_iter().map(|range| match range {
-                ByteRange::EMPTY => Ok(MappedSlice::EMPTY),
-                range => {
-                    let lease = leases.next().expect("one for each range with bytes");
+            let slices = leased.into_iter().map(|leased| match leased {
+                Some((range, lease)) => {
                     let span = self.shared.span(self.protection, range)?;
                     Ok(MappedSlice::new(span, lease))
                 }
+                None => Ok(MappedSlice::EMPTY),
             });
             slices.collect()
         })
         .await
     }
 
-    /// The ranges, if all of them are inside the file; those of no bytes are accepted anywhere.
-    fn ranges(&self, regions: &[(u64, u64)]) -> Result<Vec<ByteRange>> {
-        let range = |(offset, len): &(u64, u64)| match len {
-            0 => Ok(ByteRange::EMPTY),
-            len => ByteRange::new(*offset, *len, self.len()),
-        };
-        regions.iter().map(range).collect()
+    /// The ranges, if all of them are inside the file; `None` for no bytes, which are accepted
+    /// anywhere.
+    fn ranges(&self, regions: &[(u64, u64)]) -> Result<Vec<Option<ByteRange>>> {
+        let regions = regions.iter();
+        regions
+            .map(|(offset, len)| self.handle.range(*offset, *len))
+            .collect()
     }
 
     /// A shared lease on each range that has bytes, over pages that are resident when all are there.
@@ -110,27 +103,28 @@ impl MemoryMappedFile {
         &self,
         host: H,
         hold: Hold,
-        ranges: &[ByteRange],
-    ) -> Result<Vec<Lease<H>>>
+        regions: &[Option<ByteRange>],
+    ) -> Result<Vec<Option<(ByteRange, Lease<H>)>>>
     where
         H: Deref + Clone,
         H::Target: LeaseHost + Sized,
     {
         check()?;
-        let ranges: Vec<ByteRange> = ranges.iter().copied().filter(|r| !r.is_empty()).collect();
+        let ranges: Vec<ByteRange> = regions.iter().copied().flatten().collect();
+        let lease = |range| match Lease::try_shared(host.clone(), hold, range) {
+            Ok(lease) => Ok((range, lease)),
+            Err(_) => Err(range),
+        };
         loop {
             self.make_all_resident(&ranges).await?;
-            let mut leases = Vec::with_capacity(ranges.len());
-            let conflict = ranges.iter().find(|range| {
-                let lease = Lease::try_shared(host.clone(), hold, **range);
-                lease.map(|lease| leases.push(lease)).is_err()
-            });
-            let Some(conflict) = conflict else {
-                return Ok(leases);
+            let leased = regions.iter().map(|range| range.map(lease).transpose());
+            let conflict = match leased.collect::<Result<_, ByteRange>>() {
+                Ok(leased) => return Ok(leased),
+                Err(conflict) => conflict,
             };
-            // Without the others: what it waits for may wait for one of them.
-            drop(leases);
-            drop(Lease::shared(host.clone(), hold, *conflict).await);
+            // Without the leases on the other ranges, which `collect` has dropped: what it waits for
+            // may wait for one of them.
+            drop(Lease::shared(host.clone(), hold, conflict).await);
             ranges
                 .iter()
                 .try_for_each(|range| range.check(self.len()))?;
