@@ -50,7 +50,7 @@ use std::io;
 use loom::cell::UnsafeCell;
 use loom::model::Builder;
 use loom::sync::Arc;
-use loom::thread;
+use loom::thread::{self, JoinHandle};
 
 use super::fence::Fences;
 use super::kinds::{Asks, Conflict, Kind, Token, Want};
@@ -146,6 +146,12 @@ impl<F: Fences> File<F> {
     fn has_restarted(&self) -> bool {
         self.restarts.load(Ordering::Relaxed) > 0
     }
+}
+
+/// Reads the cell on a thread of its own.
+fn spawn_read<F: Fences>(file: &Arc<File<F>>, block: &'static Block) -> JoinHandle<Option<u32>> {
+    let file = file.clone();
+    thread::spawn(move || file.read(block))
 }
 
 /// Runs a model with a fresh list of blocks each time.

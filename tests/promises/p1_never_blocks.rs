@@ -98,6 +98,11 @@ fn expected(operation: &Operation) -> u8 {
     }
 }
 
+async fn assert_wrote(fixture: &Fixture, operation: &Operation) {
+    fixture.settled().await;
+    assert_eq!(fixture.written(), expected(operation), "{}", operation.name);
+}
+
 #[test]
 fn ticker_runs_beside_ops_behind_view() {
     let dir = tempfile::tempdir().unwrap();
@@ -123,13 +128,7 @@ async fn all_behind_views(dir: PathBuf, ticks: Receiver<()>) {
             ticks_beside(operation.name, &mut stuck, &ticks).await;
             drop(view);
             stuck.await.unwrap();
-            fixture.settled().await;
-            assert_eq!(
-                fixture.written(),
-                expected(&operation),
-                "{}",
-                operation.name
-            );
+            assert_wrote(&fixture, &operation).await;
         }
     }
 }
@@ -154,13 +153,7 @@ async fn all_beside_a_busy_pool(dir: PathBuf, ticks: Receiver<()>) {
         ticks_beside(operation.name, &mut stuck, &ticks).await;
         drop(gate);
         stuck.await.unwrap();
-        fixture.settled().await;
-        assert_eq!(
-            fixture.written(),
-            expected(&operation),
-            "{}",
-            operation.name
-        );
+        assert_wrote(&fixture, &operation).await;
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -18,6 +19,14 @@ use crate::common::{block_on, is_quiet, pattern, patterned, wait_until, with_tim
 mod handles;
 mod model;
 mod sources;
+
+/// Creates a hard link and a symbolic link to a file, beside it.
+fn link_twice(path: &Path) -> (PathBuf, PathBuf) {
+    let (hard_link, soft_link) = (path.with_file_name("hard"), path.with_file_name("soft"));
+    fs::hard_link(path, &hard_link).unwrap();
+    symlink(path, &soft_link).unwrap();
+    (hard_link, soft_link)
+}
 
 /// Every way to open a file that is open already; the last handle is read-only.
 async fn open_again(path: &Path, hard_link: &Path, soft_link: &Path) -> Vec<MemoryMappedFile> {

@@ -7,10 +7,7 @@ fn delisting<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
         let block = blocks.claim::<Right>();
-        let reader = {
-            let file = file.clone();
-            thread::spawn(move || file.read(block))
-        };
+        let reader = spawn_read(&file, block);
         let delister = thread::spawn(move || blocks.delist::<F>());
         file.write();
         reader.join().unwrap();
@@ -23,10 +20,7 @@ fn delisting_first<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
         let block = blocks.claim::<Right>();
-        let reader = {
-            let file = file.clone();
-            thread::spawn(move || file.read(block))
-        };
+        let reader = spawn_read(&file, block);
         blocks.delist::<F>();
         file.write();
         reader.join().unwrap();

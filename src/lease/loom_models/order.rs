@@ -6,10 +6,7 @@ use super::*;
 fn one_reader<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
-        let reader = {
-            let (file, block) = (file.clone(), blocks.claim::<Right>());
-            thread::spawn(move || file.read(block))
-        };
+        let reader = spawn_read(&file, blocks.claim::<Right>());
         let written = file.write();
         let read = reader.join().unwrap();
         // Each may refuse the other for a moment, but a blocked writer is restarted.
@@ -80,10 +77,8 @@ fn reopening<F: Fences>() {
 fn two_readers<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
-        let readers = [blocks.claim::<Right>(), blocks.claim::<Right>()].map(|block| {
-            let file = file.clone();
-            thread::spawn(move || file.read(block))
-        });
+        let readers = [blocks.claim::<Right>(), blocks.claim::<Right>()]
+            .map(|block| spawn_read(&file, block));
         let written = file.write();
         for reader in readers {
             reader.join().unwrap();
@@ -97,10 +92,7 @@ fn two_writers<F: Fences>() {
     check(|blocks| {
         let file = File::<F>::new(1, blocks);
         let block = blocks.claim::<Right>();
-        let reader = {
-            let file = file.clone();
-            thread::spawn(move || file.read(block))
-        };
+        let reader = spawn_read(&file, block);
         let writer = {
             let file = file.clone();
             thread::spawn(move || file.write())

@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{symlink, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Barrier;
 
 use bytes::Bytes;
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
-use super::{open_again, poll_until_woken};
+use super::{link_twice, open_again, poll_until_woken};
 use crate::common::child::{child, child_dir};
 use crate::common::{block_on, pattern, patterned};
 
@@ -19,9 +19,7 @@ fn all_handles_share_leases() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
-        let (hard_link, soft_link) = (dir.path().join("hard"), dir.path().join("soft"));
-        fs::hard_link(&path, &hard_link).unwrap();
-        symlink(&path, &soft_link).unwrap();
+        let (hard_link, soft_link) = link_twice(&path);
         let mut others = open_again(&path, &hard_link, &soft_link).await;
         let reader = others.pop().unwrap();
         others.push(file.clone());
@@ -109,9 +107,7 @@ fn create_and_copy_over_mapped_file_fail() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let (path, file) = patterned(dir.path(), 1000).await;
-        let (hard_link, soft_link) = (dir.path().join("hard"), dir.path().join("soft"));
-        fs::hard_link(&path, &hard_link).unwrap();
-        symlink(&path, &soft_link).unwrap();
+        let (hard_link, soft_link) = link_twice(&path);
         let source = dir.path().join("source");
         fs::write(&source, b"another").unwrap();
         let other = MemoryMappedFile::open_ro(&source).await.unwrap();

@@ -4,7 +4,6 @@
 use std::fs;
 use std::future::Future;
 use std::ops::Range;
-use std::os::unix::fs::symlink;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use futures_lite::future::poll_once;
 use mmap_io::{MappedSlice, MappedSliceMut, MemoryMappedFile, MmapIoError, Result};
 use proptest::prelude::*;
 
-use super::open_again;
+use super::{link_twice, open_again};
 use crate::common::{block_on, is_quiet, pattern, patterned, wait_until, with_timeout, TIMEOUT};
 
 #[derive(Clone, Debug)]
@@ -231,11 +230,9 @@ proptest! {
         steps in proptest::collection::vec((any::<usize>(), step()), 1..80),
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let (hard_link, soft_link) = (dir.path().join("hard"), dir.path().join("soft"));
         block_on(async {
             let (path, first) = patterned(dir.path(), 8_000).await;
-            fs::hard_link(&path, &hard_link).unwrap();
-            symlink(&path, &soft_link).unwrap();
+            let (hard_link, soft_link) = link_twice(&path);
             let mut handles = open_again(&path, &hard_link, &soft_link).await;
             handles.insert(0, first);
             let names = [&path, &hard_link, &soft_link];
