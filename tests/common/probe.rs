@@ -1,6 +1,7 @@
 //! Looks at a file, or at a process, from outside: which pages are dirty, which are in the page
 //! cache, and which system calls are made.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -128,14 +129,36 @@ pub(crate) fn can_trace(test: &str) -> bool {
     false
 }
 
-/// Runs a child on `dir` under `strace`, which gets `options`, and returns the trace.
+/// Runs a child on `dir` under `strace`, which gets `options`, and returns the trace: one line a
+/// call, in the order in which the calls began.
 #[track_caller]
 pub(crate) fn trace(child: Child, dir: &Path, options: &[&str]) -> String {
     let trace = dir.join("trace");
     let mut program = vec!["strace", "-f", "-o", trace.to_str().unwrap()];
     program.extend(options);
     child.dir(dir).under(&program).passes();
-    fs::read_to_string(trace).unwrap()
+    join_split_calls(&fs::read_to_string(trace).unwrap())
+}
+
+/// `strace` splits the line of a call during which another thread makes one, into `call(arguments
+/// <unfinished ...>` and `<... call resumed>rest`. Appends the second to the first.
+fn join_split_calls(trace: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut begun = HashMap::new();
+    for line in trace.lines() {
+        let (thread, call) = line.split_once(' ').unwrap();
+        let resumed = call.trim_start().strip_prefix("<... ");
+        if let Some(begin) = line.strip_suffix(" <unfinished ...>") {
+            begun.insert(thread, lines.len());
+            lines.push(begin.to_owned());
+        } else if let Some(resumed) = resumed {
+            let (_, rest) = resumed.split_once(" resumed>").unwrap();
+            lines[begun.remove(thread).unwrap()].push_str(rest);
+        } else {
+            lines.push(line.to_owned());
+        }
+    }
+    lines.iter().flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Makes a system call that fails, by which a trace can be told apart into steps.

@@ -337,7 +337,7 @@ mod calls {
 
         let mut number = 0;
         let mut elsewhere = String::new();
-        for line in trace.lines().filter(|line| !line.contains("resumed>")) {
+        for line in trace.lines() {
             let is_executor = thread(line) == executor;
             if let (true, Some(mark)) = (is_executor, marked(line)) {
                 number = mark;

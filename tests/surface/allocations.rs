@@ -205,7 +205,7 @@ mod system_calls {
         let trace = trace(child!(thousand_child), dir.path(), &["-qq"]);
         let steps: Vec<Vec<&str>> = trace
             .split_inclusive('\n')
-            .filter(|line| !line.contains("resumed>") && !is_of_the_heap(line))
+            .filter(|line| !is_of_the_heap(line))
             .collect::<Vec<_>>()
             .split(|line| line.contains("fsync(-1"))
             .map(<[_]>::to_vec)

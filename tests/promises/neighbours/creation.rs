@@ -189,8 +189,6 @@ fn preallocate_resumes_after_eintr() {
         .lines()
         .filter(|line| line.contains("FALLOC_FL_KEEP_SIZE"))
         .map(|line| {
-            // The line of a call is cut short in the trace if another thread makes a call in the
-            // meantime.
             let len = line.split(", ").nth(3).unwrap();
             let digits = len.split(|character: char| !character.is_ascii_digit());
             digits.into_iter().next().unwrap().parse().unwrap()

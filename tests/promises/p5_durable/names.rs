@@ -44,7 +44,7 @@ fn traced(child: Child, dir: &Path) -> Option<Vec<Step>> {
     for line in trace.lines() {
         if line.contains("sync(-1") {
             steps.push(Step(Vec::new()));
-        } else if line.contains("sync") && !line.contains("resumed>") {
+        } else if line.contains("sync") {
             steps.last_mut().unwrap().0.push(line.to_owned());
         }
     }
