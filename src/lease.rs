@@ -5,6 +5,7 @@
 //! they are dropped.
 
 mod announced;
+mod copy;
 mod fence;
 mod intervals;
 mod kinds;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future::yield_now;
 
 use self::fence::ProcessFences;
-use self::kinds::Wake;
+use self::kinds::{Term, Wake};
 use self::slots::{Block, Blocks};
 use self::table::Table;
 use crate::error::Result;
@@ -35,6 +36,7 @@ use crate::range::ByteRange;
 use crate::sys;
 use crate::wakers::scope;
 
+pub(crate) use self::copy::CopyLease;
 pub(crate) use self::intervals::{Intervals, Key};
 pub(crate) use self::kinds::{Asks, Conflict, Kind, Token, Want};
 pub(crate) use self::table::BRIEF;
@@ -64,8 +66,20 @@ pub(crate) trait LeaseHost {
 pub(crate) enum Hold {
     /// In a slot of the calling thread if one is free: for views that end soon.
     Slot,
+    /// In a slot in the same way, for a copy of the bytes, which ends by itself.
+    Copy,
     /// In the table's own map: for views that may live long or move to another thread.
     Entry,
+}
+
+impl Hold {
+    /// Returns how long a lease that is held in this way may last.
+    fn term(self, range: ByteRange) -> Term {
+        match self {
+            Self::Copy if range.len() <= BRIEF => Term::Brief,
+            Self::Copy | Self::Slot | Self::Entry => Term::Lasting,
+        }
+    }
 }
 
 /// The leases of one file.
@@ -159,7 +173,7 @@ impl Leases {
 
 fn wake(host: &impl LeaseHost, wake: &Wake) {
     if let Some(gone) = wake.writers {
-        host.restart(gone);
+        restart(host, gone);
     }
     wake_readers(wake);
 }
@@ -213,7 +227,7 @@ where
         slow_path: impl FnOnce(&H::Target, ByteRange) -> Option<Token>,
     ) -> Option<Self> {
         let published = match THREAD_BLOCK.get() {
-            Some(block) => host.leases().table.publish(block, range),
+            Some(block) => host.leases().table.publish(block, range, Term::Lasting),
             None => None,
         };
         let token = match published {
@@ -247,8 +261,25 @@ where
     ///
     /// Dropping the future leaves nothing behind.
     pub(crate) async fn shared(host: H, hold: Hold, range: ByteRange) -> Self {
-        let token = Some(shared(&*host, hold, range).await);
+        let mut attempt = || try_shared(&*host, hold, range);
+        let token = Some(until_granted(&*host, range, &mut attempt).await);
         Self { host, token }
+    }
+
+    /// Takes an atomic lease, which the caller may keep. Waits for conflicts that end soon, as
+    /// [`shared_briefly`] does, and for copies that are being made of the bytes.
+    ///
+    /// Runs a heavy fence, unless a lease of the same kind contains the range.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`shared_briefly`], and `Io` if the system refuses the fence.
+    #[cfg_attr(not(feature = "atomic"), allow(dead_code))]
+    pub(crate) fn atomic_briefly(host: H, kind: Kind, range: ByteRange) -> Result<Self> {
+        let leases = host.leases();
+        let attempt = |asks| leases.past_gates(|| leases.table.try_atomic(kind, range, asks));
+        let token = Some(briefly(&*host, range, attempt)??);
+        Ok(Self { host, token })
     }
 
     /// Takes a lease of any kind for a caller that may run a heavy fence; see
@@ -298,9 +329,14 @@ where
     }
 }
 
+/// Tells the writers and the callers that wait for the end of a lease that it has ended.
 #[cold]
 fn restart(host: &impl LeaseHost, gone: ByteRange) {
     host.restart(gone);
+    if !sys::is_forked() {
+        // In a forked child the lock on the waiting callers may never be free.
+        host.leases().recheck(gone);
+    }
 }
 
 #[cold]
@@ -320,15 +356,16 @@ pub(crate) fn try_shared(
 ) -> Result<Token, Conflict> {
     let leases = host.leases();
     match hold {
-        Hold::Slot if sys::is_forked() => without_locks(host, range),
-        Hold::Slot => leases.past_gates(|| {
-            let lease = leases.table.try_shared(thread_block(), range);
+        Hold::Slot | Hold::Copy if sys::is_forked() => without_locks(host, range),
+        Hold::Slot | Hold::Copy => leases.past_gates(|| {
+            let term = hold.term(range);
+            let lease = leases.table.try_shared(thread_block(), range, term);
             lease.map_err(|(conflict, due)| {
                 wake(host, &due);
                 conflict
             })
         }),
-        Hold::Entry => leases.past_gates(|| leases.table.try_owned(range)),
+        Hold::Entry => leases.past_gates(|| leases.table.try_owned(range, hold.term(range))),
     }
 }
 
@@ -337,7 +374,7 @@ pub(crate) fn try_shared(
 #[cold]
 fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
     let block = thread_block().ok_or(Conflict::Held)?;
-    match host.leases().table.publish(block, range) {
+    match host.leases().table.publish(block, range, Term::Lasting) {
         Some(Ok(slot)) => Ok(Token::Slot(slot)),
         Some(Err(slot)) => {
             release_slowly(host, Token::Slot(slot));
@@ -357,12 +394,25 @@ fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Confl
 /// - `OutOfBounds` as soon as the range is outside the file, which is checked before each try.
 /// - `Busy` if the conflict may last.
 pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Result<Token> {
+    briefly(host, range, |_| try_shared(host, hold, range))
+}
+
+/// Repeats `attempt` until it grants its leases, and waits in between; see [`shared_briefly`].
+fn briefly<T>(
+    host: &impl LeaseHost,
+    range: ByteRange,
+    mut attempt: impl FnMut(Asks) -> Result<T, Conflict>,
+) -> Result<T> {
     let mut spins = 0;
     let mut listener = None;
     loop {
         range.check(host.len())?;
-        let conflict = match try_shared(host, hold, range) {
-            Ok(token) => return Ok(token),
+        let asks = match &listener {
+            None => Asks::Caller,
+            Some(_) => Asks::WaitingCaller,
+        };
+        let conflict = match attempt(asks) {
+            Ok(granted) => return Ok(granted),
             Err(Conflict::Held) => return Err(range.busy()),
             Err(conflict) => conflict,
         };
@@ -380,12 +430,16 @@ pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange
     }
 }
 
-/// Takes a shared lease, however long that takes.
-async fn shared(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Token {
+/// Repeats `attempt` until it grants its leases, however long that takes.
+pub(crate) async fn until_granted<T>(
+    host: &impl LeaseHost,
+    range: ByteRange,
+    attempt: &mut impl FnMut() -> Result<T, Conflict>,
+) -> T {
     let mut listener = None;
     loop {
-        match (try_shared(host, hold, range), listener.take()) {
-            (Ok(token), _) => return token,
+        match (attempt(), listener.take()) {
+            (Ok(granted), _) => return granted,
             // No timer is needed: a gate lasts at most a millisecond, and the first reader that
             // looks after that takes it down.
             (Err(Conflict::Gate(_)), _) => yield_now().await,

@@ -12,7 +12,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::mem::size_of;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -225,6 +227,84 @@ impl Span {
         unsafe { std::slice::from_raw_parts_mut(self.addr.as_ptr(), self.len) }
     }
 
+    /// Returns a part of the span: `len` bytes that begin `offset` bytes after its start.
+    ///
+    /// # Panics
+    ///
+    /// If the part is not inside the span.
+    pub(crate) fn part(self, offset: usize, len: usize) -> Self {
+        assert!(offset <= self.len && len <= self.len - offset);
+        let addr = self.addr.as_ptr().wrapping_add(offset);
+        Self {
+            // SAFETY: `addr` is inside the span or at its end, as was just checked, and no span
+            // wraps around to address 0.
+            addr: unsafe { NonNull::new_unchecked(addr) },
+            len,
+        }
+    }
+
+    /// Returns the bytes as words.
+    ///
+    /// # Safety
+    ///
+    /// - `T` is `AtomicU32` or `AtomicU64`, and the span is a whole number of aligned `T`.
+    /// - For as long as `'a`, the map is live and writable, and the bytes are in pages that the
+    ///   file has.
+    /// - For as long as `'a`, an atomic lease for words of this size keeps all other uses in this
+    ///   process off the bytes.
+    #[inline]
+    #[cfg_attr(not(feature = "atomic"), allow(dead_code))]
+    pub(crate) unsafe fn as_words<'a, T>(self) -> &'a [T] {
+        debug_assert_eq!(self.addr.as_ptr() as usize % size_of::<T>(), 0);
+        debug_assert_eq!(self.len % size_of::<T>(), 0);
+        let words = self.addr.as_ptr().cast::<T>();
+        // SAFETY: aligned, and inside a map that the caller keeps live. Every value is one of `T`,
+        // and while the lease lives, this process changes it only through atomics of its size.
+        unsafe { std::slice::from_raw_parts(words, self.len / size_of::<T>()) }
+    }
+
+    /// Passes the bytes to `take`, piece by piece in their order, as relaxed loads of whole words
+    /// of `WORD` bytes find them. The span may begin and end inside a word.
+    ///
+    /// # Safety
+    ///
+    /// During the call:
+    /// - the map is live and writable, and the bytes are in pages that the file has;
+    /// - an atomic lease for words of this size, 4 or 8 bytes, is held on the words that contain
+    ///   the bytes.
+    pub(crate) unsafe fn load_words<const WORD: usize>(self, take: &mut impl FnMut(&[u8])) {
+        const PIECE: usize = 256;
+        let load = |at: *mut u8, word: &mut [u8]| match WORD {
+            4 => {
+                // SAFETY: an aligned word of the page of a byte of the span, which is live, and
+                // all uses of which are atomic and of this size, by this method's contract.
+                let value = unsafe { AtomicU32::from_ptr(at.cast()) };
+                word.copy_from_slice(&value.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            8 => {
+                // SAFETY: as for 4 bytes.
+                let value = unsafe { AtomicU64::from_ptr(at.cast()) };
+                word.copy_from_slice(&value.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            _ => unreachable!("words have 4 or 8 bytes"),
+        };
+        let before = self.addr.as_ptr() as usize % WORD;
+        let first = self.addr.as_ptr().wrapping_sub(before);
+        // Offsets from the first word.
+        let (mut at, end) = (before, before + self.len);
+        let mut piece = [0; PIECE];
+        while at < end {
+            let start = at / WORD * WORD;
+            let words = (end - start).next_multiple_of(WORD).min(PIECE);
+            for (place, word) in piece[..words].chunks_exact_mut(WORD).enumerate() {
+                load(first.wrapping_add(start + place * WORD), word);
+            }
+            let next = end.min(start + words);
+            take(&piece[at - start..next - start]);
+            at = next;
+        }
+    }
+
     /// Copies `data` over the bytes.
     ///
     /// # Panics
@@ -334,5 +414,34 @@ mod tests {
         assert!(place.run.len >= 4000);
         assert_eq!(place.range, ByteRange::between(5000, 9000));
         assert!(find_mapped(b"elsewhere").is_none());
+    }
+
+    #[test]
+    fn words_are_loaded_as_bytes() {
+        let map = Map::new(&Backing::Memory, 4096, Protection::ReadWrite).unwrap();
+        let content: Vec<u8> = (0..2000_u32).map(|at| at as u8).collect();
+        // SAFETY: the map is live and writable, and this test is the only user of it.
+        unsafe { map.span(ByteRange::between(0, 2000)).copy_from(&content) };
+        for start in (0..17).chain([1000, 1999]) {
+            for len in [
+                0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 255, 256, 257, 264, 700,
+            ] {
+                let end = (start + len).min(2000);
+                let range = ByteRange::between(start as u64, end as u64);
+                let (mut by_four, mut by_eight) = (Vec::<u8>::new(), Vec::<u8>::new());
+                // SAFETY: as above.
+                unsafe {
+                    map.span(range)
+                        .load_words::<4>(&mut |some| by_four.extend(some))
+                };
+                // SAFETY: as above.
+                unsafe {
+                    map.span(range)
+                        .load_words::<8>(&mut |some| by_eight.extend(some))
+                };
+                assert!(by_four == content[start..end], "{range:?}");
+                assert!(by_eight == content[start..end], "{range:?}");
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::{self, SeekFrom};
 use std::ops::RangeBounds;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{ready, Context, Poll};
 
 use bytes::Bytes;
@@ -12,7 +13,8 @@ use futures_lite::{AsyncBufRead, AsyncRead, AsyncSeek};
 
 use crate::error::Result;
 use crate::fairness::copied;
-use crate::file::MemoryMappedFile;
+use crate::file::{Handle, MemoryMappedFile};
+use crate::lease::CopyLease;
 use crate::mode::MmapMode;
 use crate::range::ByteRange;
 
@@ -51,7 +53,9 @@ impl MemoryMappedFile {
 ///
 /// An idle reader holds no lease. `fill_buf` lends the mapping on a read-only handle, under a lease
 /// that ends when what was lent is consumed; on a writable handle it lends a copy of at most 64 KiB,
-/// so that a write of bytes that the reader has buffered never waits for the reader.
+/// so that a write of bytes that the reader has buffered never waits for the reader. Bytes that an
+/// atomic view shows are copied as [`read_into`](MemoryMappedFile::read_into) copies them, also on a
+/// read-only handle.
 ///
 /// # Examples
 ///
@@ -83,7 +87,14 @@ pub struct MmapReader {
 /// What is being read in, and from which position on.
 struct Reading {
     position: u64,
-    future: Pin<Box<dyn Future<Output = Result<Bytes>> + Send>>,
+    len: u64,
+    future: Pin<Box<dyn Future<Output = Result<()>> + Send>>,
+}
+
+/// Bytes of the file that are in memory, and leased for a copy.
+struct Ready {
+    range: ByteRange,
+    lease: CopyLease<Arc<Handle>>,
 }
 
 impl MmapReader {
@@ -117,42 +128,60 @@ impl MmapReader {
         end.saturating_sub(self.start)
     }
 
-    /// The next bytes, at most `most`; none at the end. They are in memory, and leased.
-    fn poll_bytes(&mut self, context: &mut Context<'_>, most: u64) -> Poll<io::Result<Bytes>> {
-        let position = self.position;
-        let len = most.min(self.len().saturating_sub(position));
-        if len == 0 {
+    /// The next bytes, at most `most`; none at the end. The caller copies them in the same poll:
+    /// until the lease ends, it may block a thread that makes an atomic view.
+    fn poll_ready(
+        &mut self,
+        context: &mut Context<'_>,
+        most: u64,
+    ) -> Poll<io::Result<Option<Ready>>> {
+        loop {
+            let position = self.position;
+            let len = most.min(self.len().saturating_sub(position));
+            if len == 0 {
+                self.reading = None;
+                return Poll::Ready(Ok(None));
+            }
+            let (file, start) = (&self.file, self.start + position);
+            let reading = match &mut self.reading {
+                // It was asked for before, perhaps with another length.
+                Some(reading) if reading.position == position => reading,
+                reading => reading.insert(Reading {
+                    position,
+                    len,
+                    future: Box::pin(file.clone().read_in_to_copy(start, len)),
+                }),
+            };
+            let len = len.min(reading.len);
+            let read = ready!(reading.future.as_mut().poll(context));
             self.reading = None;
-            return Poll::Ready(Ok(Bytes::new()));
+            read.map_err(io::Error::from)?;
+            let range = ByteRange::between(start, start + len);
+            // Only now, since the future may yield to other tasks after it has waited. A writer may
+            // have come first; then it waits once more.
+            if let Ok(lease) = CopyLease::try_new(self.file.handle.clone(), range) {
+                return Poll::Ready(Ok(Some(Ready { range, lease })));
+            }
         }
-        let (file, start) = (&self.file, self.start);
-        let reading = match &mut self.reading {
-            // It was asked for before, perhaps with another length.
-            Some(reading) if reading.position == position => reading,
-            reading => reading.insert(Reading {
-                position,
-                future: Box::pin(file.read_bytes(start + position, len)),
-            }),
-        };
-        let read = ready!(reading.future.as_mut().poll(context));
-        self.reading = None;
-        let bytes = read.map_err(io::Error::from)?;
-        Poll::Ready(Ok(bytes.slice(..bytes.len().min(most as usize))))
     }
 
+    /// Passes the next bytes to `copy`, at most `most`, piece by piece.
     fn poll_copy(
         &mut self,
         context: &mut Context<'_>,
         most: usize,
-        copy: impl FnOnce(&[u8]),
+        mut copy: impl FnMut(&[u8]),
     ) -> Poll<io::Result<usize>> {
         if self.buffered.is_empty() {
             let most = (most as u64).min(PIECE);
-            let bytes = ready!(self.poll_bytes(context, most))?;
-            copy(&bytes);
-            copied(bytes.len());
-            self.position += bytes.len() as u64;
-            return Poll::Ready(Ok(bytes.len()));
+            let Some(Ready { range, lease }) = ready!(self.poll_ready(context, most))? else {
+                return Poll::Ready(Ok(0));
+            };
+            self.file.copy_out(&lease, range, copy)?;
+            let len = range.len() as usize;
+            copied(len);
+            self.position += range.len();
+            return Poll::Ready(Ok(len));
         }
         let len = most.min(self.buffered.len());
         copy(&self.buffered[..len]);
@@ -163,14 +192,23 @@ impl MmapReader {
 
     fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         if self.buffered.is_empty() {
-            let bytes = ready!(self.poll_bytes(context, PIECE))?;
-            self.buffered = match self.file.mode() {
-                MmapMode::ReadOnly => bytes,
-                MmapMode::ReadWrite | MmapMode::CopyOnWrite => {
-                    copied(bytes.len());
-                    Bytes::copy_from_slice(&bytes)
-                }
-            };
+            if let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? {
+                let lent = match self.file.mode() {
+                    // Refused for bytes in atomic use, among others.
+                    MmapMode::ReadOnly => self.file.try_bytes(range)?,
+                    MmapMode::ReadWrite | MmapMode::CopyOnWrite => None,
+                };
+                self.buffered = match lent {
+                    Some(bytes) => bytes,
+                    None => {
+                        let mut copy = Vec::with_capacity(range.len() as usize);
+                        self.file
+                            .copy_out(&lease, range, |bytes| copy.extend_from_slice(bytes))?;
+                        copied(copy.len());
+                        copy.into()
+                    }
+                };
+            }
         }
         Poll::Ready(Ok(&self.buffered))
     }
@@ -211,8 +249,10 @@ impl AsyncRead for MmapReader {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let most = buffer.len();
+        let mut filled = 0;
         self.poll_copy(context, most, |bytes| {
-            buffer[..bytes.len()].copy_from_slice(bytes);
+            buffer[filled..filled + bytes.len()].copy_from_slice(bytes);
+            filled += bytes.len();
         })
     }
 }

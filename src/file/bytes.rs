@@ -81,6 +81,14 @@ impl MemoryMappedFile {
         })
     }
 
+    /// Returns the same `Bytes`, or `None` if anything conflicts with their lease.
+    pub(crate) fn try_bytes(&self, range: ByteRange) -> Result<Option<Bytes>> {
+        match Lease::try_shared(self.handle.clone(), Hold::Entry, range) {
+            Ok(lease) => self.leased_bytes(range, lease).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
     pub(super) fn leased_bytes(
         &self,
         range: ByteRange,

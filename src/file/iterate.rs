@@ -52,11 +52,12 @@ impl MemoryMappedFile {
 
     /// Returns an iterator over copies of `chunk_size` bytes each; the last may be shorter.
     ///
-    /// An item holds no lease: it delays no write. Otherwise the same as [`chunks`](Self::chunks).
+    /// An item holds no lease: it delays no write. Bytes that an atomic view shows are copied as
+    /// [`read_into`](Self::read_into) copies them. Otherwise the same as [`chunks`](Self::chunks).
     ///
     /// # Errors
     ///
-    /// As for [`chunks`](Self::chunks).
+    /// As for [`chunks`](Self::chunks); an atomic view is no reason for `Busy`.
     pub fn chunks_owned(&self, chunk_size: usize) -> OwnedChunkIterator<'_> {
         OwnedChunkIterator(self.chunks(chunk_size))
     }
@@ -100,10 +101,35 @@ impl<'a> ChunkIterator<'a> {
         }
     }
 
-    fn chunk(&self, number: u64) -> Result<MappedSlice<'a>> {
+    /// The offset and the length of a chunk.
+    fn place(&self, number: u64) -> (u64, u64) {
         let start = number * self.chunk_size;
-        self.file
-            .as_slice(start, self.chunk_size.min(self.len - start))
+        (start, self.chunk_size.min(self.len - start))
+    }
+
+    fn chunk(&self, number: u64) -> Result<MappedSlice<'a>> {
+        let (start, len) = self.place(number);
+        self.file.as_slice(start, len)
+    }
+
+    fn copy_of(&self, number: u64) -> Result<Vec<u8>> {
+        let (start, len) = self.place(number);
+        self.file.copy_now(start, len)
+    }
+
+    /// Takes the number of a chunk from the front, after others that are skipped.
+    #[inline]
+    fn advance(&mut self, skipped: usize) -> Option<u64> {
+        let number = self.next.saturating_add(skipped as u64).min(self.end);
+        self.next = (number + 1).min(self.end);
+        (number < self.end).then_some(number)
+    }
+
+    /// Takes the number of a chunk from the back, after others that are skipped.
+    fn advance_back(&mut self, skipped: usize) -> Option<u64> {
+        let end = self.end.saturating_sub(skipped as u64).max(self.next);
+        self.end = end.saturating_sub(1).max(self.next);
+        (end > self.next).then_some(self.end)
     }
 }
 
@@ -123,9 +149,7 @@ impl<'a> Iterator for ChunkIterator<'a> {
 
     #[inline]
     fn nth(&mut self, skipped: usize) -> Option<Self::Item> {
-        let number = self.next.saturating_add(skipped as u64).min(self.end);
-        self.next = (number + 1).min(self.end);
-        (number < self.end).then(|| self.chunk(number))
+        self.advance(skipped).map(|number| self.chunk(number))
     }
 }
 
@@ -135,9 +159,7 @@ impl DoubleEndedIterator for ChunkIterator<'_> {
     }
 
     fn nth_back(&mut self, skipped: usize) -> Option<Self::Item> {
-        let end = self.end.saturating_sub(skipped as u64).max(self.next);
-        self.end = end.saturating_sub(1).max(self.next);
-        (end > self.next).then(|| self.chunk(end - 1))
+        self.advance_back(skipped).map(|number| self.chunk(number))
     }
 }
 
@@ -159,15 +181,11 @@ impl fmt::Debug for ChunkIterator<'_> {
 #[must_use = "iterators do nothing unless consumed"]
 pub struct OwnedChunkIterator<'a>(ChunkIterator<'a>);
 
-fn copied(chunk: Result<MappedSlice<'_>>) -> Result<Vec<u8>> {
-    chunk.map(|chunk| chunk.to_vec())
-}
-
 impl Iterator for OwnedChunkIterator<'_> {
     type Item = Result<Vec<u8>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next().map(copied)
+        self.nth(0)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -175,17 +193,19 @@ impl Iterator for OwnedChunkIterator<'_> {
     }
 
     fn nth(&mut self, skipped: usize) -> Option<Self::Item> {
-        self.0.nth(skipped).map(copied)
+        self.0.advance(skipped).map(|number| self.0.copy_of(number))
     }
 }
 
 impl DoubleEndedIterator for OwnedChunkIterator<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.0.next_back().map(copied)
+        self.nth_back(0)
     }
 
     fn nth_back(&mut self, skipped: usize) -> Option<Self::Item> {
-        self.0.nth_back(skipped).map(copied)
+        self.0
+            .advance_back(skipped)
+            .map(|number| self.0.copy_of(number))
     }
 }
 

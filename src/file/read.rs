@@ -8,8 +8,11 @@ use std::time::Instant;
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, operation};
-use crate::lease::{shared_briefly, try_shared, Hold, Lease, LeaseHost, Token};
-use crate::map::no_bytes;
+use crate::lease::{
+    shared_briefly, try_shared, until_granted, Conflict, CopyLease, Hold, Kind, Lease, LeaseHost,
+    Token,
+};
+use crate::map::{no_bytes, Protection};
 use crate::mode::MmapMode;
 use crate::offload::check;
 use crate::open_file::{OpenFile, OwnedLease};
@@ -28,9 +31,9 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
-    /// - [`Busy`](MmapIoError::Busy): a [`MappedSliceMut`](crate::MappedSliceMut) overlaps the
-    ///   range, or a write of more than 1 MiB is being applied to it. [`slice`](Self::slice) waits
-    ///   for both.
+    /// - [`Busy`](MmapIoError::Busy): a [`MappedSliceMut`](crate::MappedSliceMut) or an atomic view
+    ///   overlaps the range, or a write of more than 1 MiB is being applied to it.
+    ///   [`slice`](Self::slice) waits for all of them.
     ///
     /// # Blocking
     ///
@@ -195,7 +198,7 @@ impl MemoryMappedFile {
     /// The pages are read in on the pool if they are not in memory. If a range of at most 4 MiB on
     /// a local file system is all in memory, there is no hop to the pool (about 1 us for 64 KiB); a
     /// larger range always hops. Waits for a write that is being applied to the range, and for a
-    /// [`MappedSliceMut`](crate::MappedSliceMut) that overlaps it.
+    /// [`MappedSliceMut`](crate::MappedSliceMut) or an atomic view that overlaps it.
     ///
     /// # Errors
     ///
@@ -245,13 +248,40 @@ impl MemoryMappedFile {
         H: Deref + Clone,
         H::Target: LeaseHost + Sized,
     {
+        self.resident(range, || Lease::try_shared(host.clone(), hold, range))
+            .await
+    }
+
+    /// Takes the leases of a copy, over pages that are resident when they are granted. The caller
+    /// copies in the same poll: until the leases end, they may block a thread that makes an atomic
+    /// view.
+    async fn resident_copy_lease(&self, range: ByteRange) -> Result<CopyLease<&OpenFile>> {
+        self.resident(range, || CopyLease::try_new(&*self.shared, range))
+            .await
+    }
+
+    /// Reads a range in, and waits until nothing conflicts with a copy of it.
+    pub(crate) async fn read_in_to_copy(self, offset: u64, len: u64) -> Result<()> {
+        operation("reading", (offset, len), async {
+            let range = ByteRange::new(offset, len, self.len())?;
+            self.resident_copy_lease(range).await.map(drop)
+        })
+        .await
+    }
+
+    /// Returns what `attempt` grants, over pages that are resident then.
+    async fn resident<T>(
+        &self,
+        range: ByteRange,
+        mut attempt: impl FnMut() -> Result<T, Conflict>,
+    ) -> Result<T> {
         check()?;
         loop {
             self.make_resident(range).await?;
-            if let Ok(lease) = Lease::try_shared(host.clone(), hold, range) {
+            if let Ok(lease) = attempt() {
                 return Ok(lease);
             }
-            let lease = Lease::shared(host.clone(), hold, range).await;
+            let lease = until_granted(&*self.shared, range, &mut attempt).await;
             // The wait may have been long enough for the system to take the pages out of memory.
             range.check(self.len())?;
             if self.is_resident(range) {
@@ -308,6 +338,10 @@ impl MemoryMappedFile {
     /// The pages are made resident as by [`slice`](Self::slice), and then the thread that polls
     /// copies them. The copy delays no later write, and no other process can change it.
     ///
+    /// It does not wait for atomic views (feature `atomic`): it copies their words by relaxed atomic
+    /// loads. No word is torn, but one copy may have words of different moments. The other bytes
+    /// show each write whole or not at all.
+    ///
     /// # Errors
     ///
     /// Those of [`slice`](Self::slice); then nothing was copied.
@@ -331,12 +365,78 @@ impl MemoryMappedFile {
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let len = buffer.len() as u64;
         operation("reading", (offset, len), async {
-            let slice = self.resident_slice(offset, len).await?;
-            buffer.copy_from_slice(&slice);
+            let Some(range) = self.handle.range(offset, len)? else {
+                return Ok(());
+            };
+            let lease = self.resident_copy_lease(range).await?;
+            let mut rest = &mut buffer[..];
+            self.copy_out(&lease, range, |bytes| {
+                let (next, after) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+                next.copy_from_slice(bytes);
+                rest = after;
+            })?;
             copied(buffer.len());
             Ok(())
         })
         .await
+    }
+
+    /// Passes the bytes of a range to `take`, piece by piece in their order. The range is the one
+    /// that `lease` was taken for, or its beginning.
+    ///
+    /// # Errors
+    ///
+    /// `OutOfBounds` if a shrink came before the lease; then `take` was not called.
+    pub(crate) fn copy_out<H>(
+        &self,
+        lease: &CopyLease<H>,
+        range: ByteRange,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()>
+    where
+        H: Deref + Clone,
+        H::Target: LeaseHost + Sized,
+    {
+        // A file with bytes in atomic use has a writable map. The words are read through it, since
+        // some 32-bit processors store to a word to load its 8 bytes at once.
+        let protection = match lease {
+            CopyLease::Plain(_) => self.protection,
+            CopyLease::Parts(_) => Protection::ReadWrite,
+        };
+        let span = self.shared.span(protection, range)?;
+        lease.each_part(range, |kind, part| {
+            let span = span.part((part.start() - range.start()) as usize, part.len() as usize);
+            match kind {
+                Kind::Shared | Kind::Exclusive => {
+                    // SAFETY: a lease on the part is held during this call, and its host keeps the
+                    // map.
+                    take(unsafe { span.as_slice() });
+                }
+                Kind::Atomic4 => {
+                    // SAFETY: `lease` has a lease of this kind on the words of the part, and its
+                    // host keeps the map, which is writable.
+                    unsafe { span.load_words::<4>(&mut take) };
+                }
+                Kind::Atomic8 => {
+                    // SAFETY: as for words of 4 bytes.
+                    unsafe { span.load_words::<8>(&mut take) };
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Returns a copy of a range, without reading its pages into memory; waits as
+    /// [`as_slice`](Self::as_slice) does.
+    #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
+    pub(super) fn copy_now(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let Some(range) = self.handle.range(offset, len)? else {
+            return Ok(Vec::new());
+        };
+        let mut copy = Vec::with_capacity(len as usize);
+        let lease = CopyLease::briefly(&*self.shared, range)?;
+        self.copy_out(&lease, range, |bytes| copy.extend_from_slice(bytes))?;
+        Ok(copy)
     }
 }
 

@@ -16,21 +16,30 @@ pub(crate) enum Kind {
     /// To read and write.
     Exclusive,
     /// To use through 4-byte atomics, together with other holders of the same kind.
-    #[allow(dead_code)]
-    // No caller yet: meant for atomic views. The oracle tests and the models use it.
     Atomic4,
     /// To use through 8-byte atomics, together with other holders of the same kind.
-    #[allow(dead_code)]
     Atomic8,
 }
 
 impl Kind {
     pub(super) const ALL: [Self; 4] = [Self::Shared, Self::Exclusive, Self::Atomic4, Self::Atomic8];
 
+    /// The kinds under which words are used through atomics, with the size of a word in bytes.
+    pub(super) const ATOMIC: [(Self, u64); 2] = [(Self::Atomic4, 4), (Self::Atomic8, 8)];
+
     /// Returns whether leases of the two kinds must not share a byte.
     pub(crate) fn excludes(self, other: Self) -> bool {
         self != other || self == Self::Exclusive
     }
+}
+
+/// How long the holder of a shared lease may keep it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Term {
+    /// As long as it likes.
+    Lasting,
+    /// For one copy of bytes. A caller that wants the bytes for an atomic view waits for its end.
+    Brief,
 }
 
 /// A granted lease, to be given back with [`Table::release`](super::table::Table::release).
@@ -72,13 +81,17 @@ pub(crate) enum Asks {
     Queue,
     /// A caller that gets the lease at once and may keep it.
     Caller,
+    /// A caller that may keep the lease, and that waits now for a conflict that ends soon. A
+    /// conflicting lease is marked, so that its end tells the caller.
+    #[cfg_attr(not(feature = "atomic"), allow(dead_code))]
+    WaitingCaller,
 }
 
 /// What conflicts with a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Small writes that are being applied, a cut, or a view that its caller does not have yet:
-    /// ends soon.
+    /// Small writes that are being applied, a cut, a view that its caller does not have yet, or a
+    /// copy that is being made of the bytes: ends soon.
     Applying,
     /// A large write, a mutable view, an atomic view or a reader: may last.
     Held,

@@ -41,6 +41,7 @@ macro_rules! needed {
     };
 }
 
+mod atomic;
 mod delisting;
 mod order;
 mod waiting;
@@ -53,7 +54,7 @@ use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 
 use super::fence::Fences;
-use super::kinds::{Asks, Conflict, Kind, Token, Want};
+use super::kinds::{Asks, Conflict, Kind, Term, Token, Want};
 use super::slots::{Block, Blocks};
 use super::table::Table;
 use crate::range::ByteRange;
@@ -72,6 +73,8 @@ const APART: fn() -> [ByteRange; 3] =
 struct File<F> {
     table: Table<F>,
     cell: UnsafeCell<u32>,
+    /// A word of the same range, for atomic views.
+    word: AtomicU32,
     /// How often the end of a lease reported that a writer waits.
     restarts: AtomicU32,
 }
@@ -81,6 +84,7 @@ impl<F: Fences> File<F> {
         Arc::new(Self {
             table: Table::new(id, blocks),
             cell: UnsafeCell::new(0),
+            word: AtomicU32::new(0),
             restarts: AtomicU32::new(0),
         })
     }
@@ -92,7 +96,7 @@ impl<F: Fences> File<F> {
 
     /// Reads the cell as if it lay at `range`.
     fn read_at(&self, block: &'static Block, range: ByteRange) -> Option<u32> {
-        match self.table.try_shared(Some(block), range) {
+        match self.table.try_shared(Some(block), range, Term::Lasting) {
             Ok(token) => {
                 // SAFETY: loom checks the access.
                 let value = self.cell.with(|cell| unsafe { *cell });
@@ -108,7 +112,10 @@ impl<F: Fences> File<F> {
 
     /// Holds a lease elsewhere in the file for a moment.
     fn visit_elsewhere(&self, block: &'static Block) {
-        if let Ok(token) = self.table.try_shared(Some(block), ELSEWHERE()) {
+        if let Ok(token) = self
+            .table
+            .try_shared(Some(block), ELSEWHERE(), Term::Lasting)
+        {
             self.release(token);
         }
     }

@@ -30,11 +30,12 @@
 //!
 //! | from | by | to |
 //! |---|---|---|
-//! | `FREE` | the owner, publishing a lease: fields first, then the state | `LIVE` |
-//! | `LIVE` | the thread that drops the lease | `RELEASED` |
+//! | `FREE` | the owner, publishing a lease: fields first, then the state | `LIVE` or `BRIEF` |
+//! | `LIVE` or `BRIEF` | the thread that drops the lease | `RELEASED` |
 //! | `RELEASED` | the same thread, after it has checked `watched` | `FREE` |
 //!
-//! For a writer, `RELEASED` means the same as `FREE`. The state exists so that a slot cannot be
+//! For a writer, `RELEASED` means the same as `FREE`, and `BRIEF` the same as `LIVE`; `BRIEF` tells
+//! a caller that could wait for the lease that it ends soon. `RELEASED` exists so that a slot cannot be
 //! taken again between the end of its lease and the check of `watched`: otherwise the next lease,
 //! which may belong to another file, would clear the mark of a writer that waits for *this* lease.
 //!
@@ -51,6 +52,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr};
 
 use super::fence::Fences;
+use super::kinds::Term;
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::sys;
@@ -66,8 +68,13 @@ const BLOCKS: usize = 64;
 const FEW: usize = 64;
 
 const FREE: u32 = 0;
-const LIVE: u32 = 1;
-const RELEASED: u32 = 2;
+const RELEASED: u32 = 1;
+const LIVE: u32 = 2;
+const BRIEF: u32 = 3;
+
+fn is_live(state: u32) -> bool {
+    state >= LIVE
+}
 
 /// One published lease.
 #[derive(Debug)]
@@ -124,13 +131,20 @@ impl Slot {
     /// Returns the range that the slot leases on `file`, if it does now.
     #[inline]
     pub(crate) fn live<F: Fences>(&self, file: u64) -> Option<ByteRange> {
-        if self.state.load(F::SCAN) != LIVE || self.file.load(F::FIELD_LOAD) != file {
+        if !is_live(self.state.load(F::SCAN)) || self.file.load(F::FIELD_LOAD) != file {
             return None;
         }
         let start = self.start.load(F::FIELD_LOAD);
         let end = self.end.load(F::FIELD_LOAD);
         // Torn fields (case 1) need not be in order; then the slot holds no lease that matters.
         (start < end).then(|| ByteRange::between(start, end))
+    }
+
+    /// Returns whether the live lease ends soon.
+    ///
+    /// If the lease that the caller has seen is gone, the answer is that of another lease.
+    pub(crate) fn is_brief(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == BRIEF
     }
 
     /// Has [`release`](Self::release) return the range. The mark is reliable only if the lease is
@@ -184,7 +198,7 @@ impl Block {
 
     fn is_idle<F: Fences>(&self) -> bool {
         let mut slots = self.slots.iter();
-        slots.all(|slot| slot.state.load(F::SCAN) != LIVE)
+        slots.all(|slot| !is_live(slot.state.load(F::SCAN)))
     }
 
     /// Publishes a lease in a free slot, if there is one. The caller must be the owning thread. It
@@ -194,6 +208,7 @@ impl Block {
         &'static self,
         file: u64,
         range: ByteRange,
+        term: Term,
     ) -> Option<&'static Slot> {
         let first = &self.slots[0];
         let slot = match first.is_free() {
@@ -204,7 +219,11 @@ impl Block {
         slot.start.store(range.start(), F::FIELD_STORE);
         slot.end.store(range.end(), F::FIELD_STORE);
         // Release: a thread that sees the state sees the fields.
-        slot.state.store(LIVE, Ordering::Release);
+        let state = match term {
+            Term::Lasting => LIVE,
+            Term::Brief => BRIEF,
+        };
+        slot.state.store(state, Ordering::Release);
         Some(slot)
     }
 

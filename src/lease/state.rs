@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::announced::Stripes;
 use super::intervals::{Intervals, Key};
-use super::kinds::{Conflict, Kind};
+use super::kinds::{Conflict, Entry, Kind, Term, Token};
 use super::slots::Slot;
 use crate::range::ByteRange;
 
@@ -40,9 +40,17 @@ pub(super) struct State {
 pub(super) struct Marks {
     /// A writer waits for the end of the lease.
     pub(super) watched: bool,
-    /// A caller holds the lease and may keep it. Not used for shared leases, which do not conflict
-    /// with readers.
+    /// A caller holds the lease and may keep it.
     pub(super) lasting: bool,
+}
+
+impl Marks {
+    pub(super) fn of(term: Term) -> Self {
+        Self {
+            watched: false,
+            lasting: term == Term::Lasting,
+        }
+    }
 }
 
 /// The turn of a write that a steady stream of readers has blocked.
@@ -80,8 +88,22 @@ pub(super) enum Obstacle {
 }
 
 impl State {
-    /// Returns the conflict that a new shared lease on `range` would have.
-    pub(super) fn reader_conflict(&self, range: ByteRange) -> Option<Conflict> {
+    /// Records a lease in the map.
+    pub(super) fn insert(&mut self, kind: Kind, range: ByteRange, marks: Marks) -> Token {
+        if kind != Kind::Shared {
+            self.held = None;
+        }
+        let key = self.entries[kind as usize].insert(range, marks);
+        Token::Entry(Entry::new(kind, key))
+    }
+
+    /// Returns the conflict that a new lease on `range` would have with leases of the kinds that
+    /// `excludes` names, with the batch, and with the gate. Does not look at the slots.
+    pub(super) fn conflict(
+        &self,
+        excludes: impl Fn(Kind) -> bool,
+        range: ByteRange,
+    ) -> Option<Conflict> {
         if self.is_applying(range) {
             return Some(if self.applying_is_brief {
                 Conflict::Applying
@@ -89,11 +111,10 @@ impl State {
                 Conflict::Held
             });
         }
-        if self.find_excluding(Kind::Shared, range).is_some() {
+        if self.find_entry(&excludes, range).is_some() {
             let lasts = Kind::ALL.into_iter().any(|kind| {
                 let lasting = |marks: &Marks| marks.lasting;
-                kind.excludes(Kind::Shared)
-                    && self.entries[kind as usize].any_overlap(range, lasting)
+                excludes(kind) && self.entries[kind as usize].any_overlap(range, lasting)
             });
             return Some(if lasts {
                 Conflict::Held
@@ -109,17 +130,59 @@ impl State {
 
     /// Returns the obstacle for a new lease of `kind` on `range`, without the slots.
     pub(super) fn writer_conflict(&self, kind: Kind, range: ByteRange) -> Option<Obstacle> {
-        if let Some((kind, key)) = self.find_excluding(kind, range) {
+        if let Some((kind, key)) = self.find_entry(|other| kind.excludes(other), range) {
             return Some(Obstacle::Entry(kind, key));
         }
         self.is_applying(range).then_some(Obstacle::Applying)
     }
 
-    pub(super) fn find_excluding(&self, kind: Kind, range: ByteRange) -> Option<(Kind, Key)> {
-        let others = Kind::ALL.into_iter().filter(|other| kind.excludes(*other));
-        others
-            .filter_map(|other| Some((other, self.entries[other as usize].find_overlap(range)?)))
-            .next()
+    /// Returns any lease in the map on a byte of `range` whose kind `excludes` names.
+    fn find_entry(&self, excludes: impl Fn(Kind) -> bool, range: ByteRange) -> Option<(Kind, Key)> {
+        let mut kinds = Kind::ALL.into_iter().filter(|kind| excludes(*kind));
+        kinds.find_map(|kind| Some((kind, self.entries[kind as usize].find_overlap(range)?)))
+    }
+
+    /// Returns the parts of `range` by the kind of lease under which a copy reads them: whole words
+    /// that are in atomic use, and shared parts between them. Sorted and disjoint; together they
+    /// cover `range`.
+    pub(super) fn copy_parts(&self, range: ByteRange) -> Vec<(Kind, ByteRange)> {
+        let mut atomic: Vec<(Kind, ByteRange)> = Vec::new();
+        for (kind, word) in Kind::ATOMIC {
+            let entries = &self.entries[kind as usize];
+            let mut at = range.start();
+            // Of leases that overlap each other, the walk visits only those that reach further than
+            // all before them.
+            while let Some(held) = entries.first_ending_after(at) {
+                if held.start().max(at) >= range.end() {
+                    break;
+                }
+                // Atomic leases are on whole words. The intersection makes sure that the part is
+                // under the lease in any case.
+                let start = held.start().max(at / word * word);
+                let end = held.end().min(range.end().next_multiple_of(word));
+                at = held.end();
+                match atomic.last_mut() {
+                    Some((last, part)) if *last == kind && part.end() >= start => {
+                        *part = ByteRange::between(part.start(), end);
+                    }
+                    _ => atomic.push((kind, ByteRange::between(start, end))),
+                }
+            }
+        }
+        atomic.sort_unstable_by_key(|(_, part)| part.start());
+        let mut parts = Vec::with_capacity(2 * atomic.len() + 1);
+        let mut at = range.start();
+        for (kind, part) in atomic {
+            if at < part.start() {
+                parts.push((Kind::Shared, ByteRange::between(at, part.start())));
+            }
+            at = part.end();
+            parts.push((kind, part));
+        }
+        if at < range.end() {
+            parts.push((Kind::Shared, ByteRange::between(at, range.end())));
+        }
+        parts
     }
 
     pub(super) fn is_applying(&self, range: ByteRange) -> bool {

@@ -47,6 +47,8 @@
 //! one reader-writer lock for the file (a view would block every write); hazard pointers with two
 //! fences (three times the cost of a read).
 
+mod atomic;
+
 use std::io;
 use std::marker::PhantomData;
 use std::time::Instant;
@@ -54,7 +56,7 @@ use std::time::Instant;
 use super::announced::{Hull, Stripes};
 use super::fence::Fences;
 use super::intervals::Intervals;
-use super::kinds::{Asks, Conflict, Entry, Kind, Token, Wake, Want};
+use super::kinds::{Asks, Conflict, Entry, Kind, Term, Token, Wake, Want};
 use super::slots::{Block, Blocks, Slot};
 use super::state::{Gate, Marks, Obstacle, Pending, State};
 use super::waiting::{Waiter, Waiting};
@@ -126,10 +128,11 @@ impl<F: Fences> Table<F> {
         &self,
         block: Option<&'static Block>,
         range: ByteRange,
+        term: Term,
     ) -> Result<Token, (Conflict, Wake)> {
-        match block.and_then(|block| self.publish(block, range)) {
+        match block.and_then(|block| self.publish(block, range, term)) {
             None => self
-                .try_owned(range)
+                .try_owned(range, term)
                 .map_err(|conflict| (conflict, Wake::default())),
             Some(Ok(slot)) => Ok(Token::Slot(slot)),
             Some(Err(slot)) => self.check_under_lock(slot, range),
@@ -143,8 +146,9 @@ impl<F: Fences> Table<F> {
         &self,
         block: &'static Block,
         range: ByteRange,
+        term: Term,
     ) -> Option<Result<&'static Slot, &'static Slot>> {
-        let slot = block.publish::<F>(self.file, range)?;
+        let slot = block.publish::<F>(self.file, range, term)?;
         F::light();
         // One branch for both.
         let is_quiet = self.announced.load(F::READER_LOAD) | block.unlisted() == Hull::EMPTY;
@@ -174,13 +178,10 @@ impl<F: Fences> Table<F> {
     }
 
     /// Takes a shared lease in the map: for views that may live long or move to another thread.
-    pub(crate) fn try_owned(&self, range: ByteRange) -> Result<Token, Conflict> {
+    pub(crate) fn try_owned(&self, range: ByteRange, term: Term) -> Result<Token, Conflict> {
         let mut state = lock(&self.state);
-        match state.reader_conflict(range) {
-            None => {
-                let key = state.entries[Kind::Shared as usize].insert(range, Marks::default());
-                Ok(Token::Entry(Entry::new(Kind::Shared, key)))
-            }
+        match state.conflict(|kind| kind.excludes(Kind::Shared), range) {
+            None => Ok(state.insert(Kind::Shared, range, Marks::of(term))),
             Some(conflict) => Err(conflict),
         }
     }
@@ -203,14 +204,10 @@ impl<F: Fences> Table<F> {
         }];
         let marks = Marks {
             watched: false,
-            lasting: asks == Asks::Caller,
+            lasting: asks != Asks::Queue,
         };
         self.request(kind, &mut wants, asks, |state, _| {
-            if kind != Kind::Shared {
-                state.held = None;
-            }
-            let key = state.entries[kind as usize].insert(range, marks);
-            Token::Entry(Entry::new(kind, key))
+            state.insert(kind, range, marks)
         })
     }
 
@@ -359,7 +356,7 @@ impl<F: Fences> Table<F> {
         range: ByteRange,
     ) -> Result<Token, (Conflict, Wake)> {
         let mut state = lock(&self.state);
-        match state.reader_conflict(range) {
+        match state.conflict(|kind| kind.excludes(Kind::Shared), range) {
             None => {
                 state.empty_checks += 1;
                 // A pending request will make the range that it announces now a fenced one.

@@ -1,6 +1,7 @@
 //! Tests of the lease table: against a naive oracle (a list of ranges under one mutex), and case by
 //! case.
 
+mod atomic;
 mod slots;
 mod stress;
 mod waiting;
@@ -35,10 +36,17 @@ impl Host {
     /// Has another thread wait for a shared lease, and returns when that thread is about to park,
     /// which it does after `SPINS` tries.
     fn parked_reader(self: &Arc<Self>, range: ByteRange) -> thread::JoinHandle<Result<()>> {
-        let before = self.looks.load(Ordering::SeqCst);
         let host = self.clone();
-        let reader =
-            thread::spawn(move || Lease::shared_briefly(host, Hold::Slot, range).map(drop));
+        self.parked(move || Lease::shared_briefly(host, Hold::Slot, range).map(drop))
+    }
+
+    /// Has another thread run `take`, and returns when that thread is about to park.
+    fn parked(
+        &self,
+        take: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> thread::JoinHandle<Result<()>> {
+        let before = self.looks.load(Ordering::SeqCst);
+        let reader = thread::spawn(take);
         while self.looks.load(Ordering::SeqCst) < before + SPINS as usize + 2 {
             thread::yield_now();
         }

@@ -1,5 +1,5 @@
 //! The readers that wait for a range. Each reader is told when a lease on some of its bytes has
-//! ended.
+//! ended. A caller that waits for the bytes of an atomic view counts as a reader here.
 //!
 //! A reader notes its range *before* it tries the table once more. The thread that ends a lease
 //! tells only the readers whose range the lease overlaps. One event for the whole file is the

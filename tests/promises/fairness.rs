@@ -60,6 +60,38 @@ fn reads_of_resident_bytes_are_fair() {
     });
 }
 
+/// A task that has yielded may get no turn for long. A lease that its copy kept would block a thread
+/// that makes an atomic view of the bytes, perhaps the very thread that is to run the task.
+#[test]
+fn yielding_copies_hold_no_lease() {
+    use futures_lite::{AsyncBufReadExt, AsyncReadExt};
+
+    async fn check<T>(file: &MemoryMappedFile, copy: impl Future<Output = T>) -> u32 {
+        let mut copy = pin!(copy);
+        let mut yields = 0;
+        while futures_lite::future::poll_once(&mut copy).await.is_none() {
+            assert_eq!(file.stats().views, 0);
+            yields += 1;
+        }
+        yields
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let file = resident_file(dir.path()).await;
+        let (mut reading, mut buffering) = (file.reader(), file.reader_range(..16).unwrap());
+        let mut byte = [0];
+        let mut yields = [0; 3];
+        for at in 0..ROUNDS {
+            yields[0] += check(&file, reading.read(&mut byte)).await;
+            buffering.set_position(u64::from(at % 16));
+            yields[1] += check(&file, async { buffering.fill_buf().await.map(drop) }).await;
+            yields[2] += check(&file, file.read_into(0, &mut byte)).await;
+        }
+        assert!(yields.iter().all(|yields| *yields > 0), "{yields:?}");
+    });
+}
+
 /// A copy costs its thread time.
 #[test]
 fn large_copies_yield_more_often() {

@@ -38,7 +38,10 @@ fn slot_reuse_by_another_file<F: Fences>() {
         let (file, other) = (File::<F>::new(1, blocks), File::<F>::new(2, blocks));
         let block = blocks.claim::<Right>();
         // A thread that does not own the block drops the lease.
-        let token = file.table.try_shared(Some(block), CELL()).unwrap();
+        let token = file
+            .table
+            .try_shared(Some(block), CELL(), Term::Lasting)
+            .unwrap();
         let dropper = {
             let file = file.clone();
             thread::spawn(move || file.release(token))
@@ -110,7 +113,7 @@ fn owned<F: Fences>() {
         let reader = {
             let file = file.clone();
             thread::spawn(move || {
-                if let Ok(token) = file.table.try_owned(CELL()) {
+                if let Ok(token) = file.table.try_owned(CELL(), Term::Lasting) {
                     // SAFETY: loom checks the access.
                     file.cell.with(|cell| unsafe { *cell });
                     file.release(token);
@@ -280,7 +283,7 @@ fn without_the_readers_fence() {
 
 /// No fence between the writer's announcement and its scan.
 #[derive(Debug)]
-struct NoHeavy;
+pub(super) struct NoHeavy;
 
 impl Fences for NoHeavy {
     fn light() {

@@ -11,15 +11,17 @@ fn gate<F: Fences>() {
         let block = blocks.claim::<Right>();
         let reader = {
             let file = file.clone();
-            thread::spawn(move || match file.table.try_shared(Some(block), CELL()) {
-                Ok(token) => file.release(token),
-                Err((conflict, wake)) => {
-                    file.restart(wake.writers.is_some());
-                    if conflict == Conflict::Gate(until) {
-                        file.table.lower_gate(until);
+            thread::spawn(
+                move || match file.table.try_shared(Some(block), CELL(), Term::Lasting) {
+                    Ok(token) => file.release(token),
+                    Err((conflict, wake)) => {
+                        file.restart(wake.writers.is_some());
+                        if conflict == Conflict::Gate(until) {
+                            file.table.lower_gate(until);
+                        }
                     }
-                }
-            })
+                },
+            )
         };
         let written = file.write();
         reader.join().unwrap();
@@ -88,7 +90,9 @@ fn a_write_behind_another_is_restarted() {
         let file = File::<Right>::new(1, blocks);
         let [one, two] = [(0, 4), (8, 12)].map(|(start, end)| {
             let range = ByteRange::between(start, end);
-            let token = file.table.try_shared(Some(blocks.claim::<Right>()), range);
+            let token = file
+                .table
+                .try_shared(Some(blocks.claim::<Right>()), range, Term::Lasting);
             let token = token.expect("no lease conflicts with it");
             let file = file.clone();
             thread::spawn(move || file.release(token))
@@ -116,7 +120,9 @@ fn requests_on_equal_ranges_are_distinct() {
     model.check(|| {
         let blocks: &'static Blocks = Box::leak(Box::new(Blocks::new()));
         let file = File::<Right>::new(1, blocks);
-        let held = file.table.try_shared(Some(blocks.claim::<Right>()), CELL());
+        let held = file
+            .table
+            .try_shared(Some(blocks.claim::<Right>()), CELL(), Term::Lasting);
         let held = held.expect("no lease conflicts with it");
         let again = blocks.claim::<Right>();
         let reader = {

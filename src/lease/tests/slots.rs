@@ -112,30 +112,39 @@ fn readers_open_a_fenced_range() {
 #[test]
 fn readers_between_two_views_stay_fast() {
     const MIB: u64 = 1 << 20;
-    let host = Host::new();
-    let views = [range(0, 4096), range(64 * MIB - 4096, 64 * MIB)].map(|ends| {
-        let way = Way::Of(Kind::Exclusive);
-        way.take(&host, ends).unwrap()
-    });
-    let middle = range(32 * MIB, 32 * MIB + 64);
-    // These readers open the range that the views have fenced.
-    for _ in 0..200 {
-        drop(Way::Borrowed.take(&host, middle).unwrap());
+    for kind in [Kind::Exclusive, Kind::Atomic4, Kind::Atomic8] {
+        check_between(kind);
     }
-    let block = thread_block().unwrap();
-    let is_fast = |bytes| {
-        let slot = match host.leases.table.publish(block, bytes).unwrap() {
-            Ok(slot) => (slot, true),
-            Err(slot) => (slot, false),
+
+    fn check_between(kind: Kind) {
+        let host = Host::new();
+        let views = [range(0, 4096), range(64 * MIB - 4096, 64 * MIB)]
+            .map(|ends| Way::Of(kind).take(&host, ends).unwrap());
+        let middle = range(32 * MIB, 32 * MIB + 64);
+        // These readers open the range that the views have fenced.
+        for _ in 0..200 {
+            drop(Way::Borrowed.take(&host, middle).unwrap());
+        }
+        let block = thread_block().unwrap();
+        let is_fast = |bytes| {
+            let slot = match host
+                .leases
+                .table
+                .publish(block, bytes, Term::Lasting)
+                .unwrap()
+            {
+                Ok(slot) => (slot, true),
+                Err(slot) => (slot, false),
+            };
+            let _ = slot.0.release::<ProcessFences>();
+            slot.1
         };
-        let _ = slot.0.release::<ProcessFences>();
-        slot.1
-    };
-    assert!(is_fast(middle) && is_fast(range(3 * MIB, 60 * MIB)));
-    assert!(!is_fast(range(0, 1)) && !is_fast(range(64 * MIB - 1, 64 * MIB)));
-    assert!(!is_fast(range(0, 64 * MIB)));
-    drop(views);
-    assert!(is_fast(range(0, 64 * MIB)));
+        assert!(is_fast(middle) && is_fast(range(3 * MIB, 60 * MIB)));
+        assert!(!is_fast(range(0, 1)) && !is_fast(range(64 * MIB - 1, 64 * MIB)));
+        assert!(!is_fast(range(0, 64 * MIB)));
+        drop(views);
+        assert!(is_fast(range(0, 64 * MIB)));
+    }
 }
 
 proptest! {
