@@ -2,8 +2,13 @@
 
 use std::fmt;
 use std::future::Future;
+#[cfg(feature = "atomic")]
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use bytes::Bytes;
+
+#[cfg(feature = "atomic")]
+use crate::atomic::{AtomicSliceView, AtomicView};
 
 #[cfg(doc)]
 use crate::error::MmapIoError;
@@ -230,6 +235,89 @@ impl AnonymousMmap {
     /// Same as [`MemoryMappedFile::try_as_slice_mut`].
     pub fn try_as_mut_slice(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
         self.try_as_slice_mut(offset, len)
+    }
+
+    /// Returns a view of the 4 bytes at `offset` as an atomic word; see
+    /// [`MemoryMappedFile::atomic_u32`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u32`].
+    ///
+    /// # Blocking
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u32`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::atomic::Ordering;
+    ///
+    /// let memory = mmap_io::AnonymousMmap::new(4096)?;
+    /// let ready = memory.atomic_u32(0)?;
+    /// ready.store(1, Ordering::Release);
+    /// # Ok::<_, mmap_io::MmapIoError>(())
+    /// ```
+    #[cfg(feature = "atomic")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "atomic")))]
+    pub fn atomic_u32(&self, offset: u64) -> Result<AtomicView<'_, AtomicU32>> {
+        self.0.atomic_u32(offset)
+    }
+
+    /// Returns a view of the 8 bytes at `offset` as an atomic word; see
+    /// [`MemoryMappedFile::atomic_u64`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u64`].
+    ///
+    /// # Blocking
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u64`].
+    #[cfg(feature = "atomic")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "atomic")))]
+    pub fn atomic_u64(&self, offset: u64) -> Result<AtomicView<'_, AtomicU64>> {
+        self.0.atomic_u64(offset)
+    }
+
+    /// Returns a view of `count` words of 4 bytes each, the first of them at `offset`; see
+    /// [`MemoryMappedFile::atomic_u32_slice`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u32_slice`].
+    ///
+    /// # Blocking
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u32_slice`].
+    #[cfg(feature = "atomic")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "atomic")))]
+    pub fn atomic_u32_slice(
+        &self,
+        offset: u64,
+        count: usize,
+    ) -> Result<AtomicSliceView<'_, AtomicU32>> {
+        self.0.atomic_u32_slice(offset, count)
+    }
+
+    /// Returns a view of `count` words of 8 bytes each, the first of them at `offset`; see
+    /// [`MemoryMappedFile::atomic_u64_slice`].
+    ///
+    /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u64_slice`].
+    ///
+    /// # Blocking
+    ///
+    /// Same as [`MemoryMappedFile::atomic_u64_slice`].
+    #[cfg(feature = "atomic")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "atomic")))]
+    pub fn atomic_u64_slice(
+        &self,
+        offset: u64,
+        count: usize,
+    ) -> Result<AtomicSliceView<'_, AtomicU64>> {
+        self.0.atomic_u64_slice(offset, count)
     }
 
     /// Returns `true` if huge pages hold a part of the memory; see

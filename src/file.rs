@@ -127,7 +127,7 @@ pub struct Stats {
     pub queued_bytes: usize,
     /// How long the oldest write that a view blocks has been waiting.
     pub oldest_blocked: Option<Duration>,
-    /// Views that are alive: slices, mutable slices, `Bytes`.
+    /// Views that are alive: slices, mutable slices, atomic views, `Bytes`.
     pub views: usize,
     /// Writes applied.
     pub updates: u64,

@@ -61,11 +61,12 @@
 //! # Views and leases
 //!
 //! A view is bytes of the mapping together with a *lease*: the right to look at a range of the file
-//! ([`MappedSlice`], `Bytes`), or to change it ([`MappedSliceMut`]). A lease covers exactly the
-//! bytes that were asked for. Leases belong to the file, not to the handle: all handles that this
+//! ([`MappedSlice`], `Bytes`), to change it ([`MappedSliceMut`]), or to use its words as atomics
+//! (feature `atomic`). A lease covers exactly the bytes that were asked for. Leases belong to the file, not to the handle: all handles that this
 //! process has opened on a file share them, also if they were opened by different paths.
 //!
-//! Views for reading may overlap each other. A mutable view, a write and a shrink overlap nothing:
+//! Views for reading may overlap each other, and so may atomic views of words of one size; the two
+//! kinds exclude each other. A mutable view, a write and a shrink overlap nothing:
 //! they wait for the views of their bytes, for their turn, and for room in the write buffer. Growing
 //! waits for no view, and the memory of a `Bytes` stays valid after the handle is dropped.
 //!
@@ -114,7 +115,8 @@
 //! So does a task that holds a [`MappedSliceMut`] and awaits a write over bytes of it, or
 //! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes) or
 //! [`read_into`](MemoryMappedFile::read_into) of them; and a task that holds one and awaits
-//! [`copy_to`](MemoryMappedFile::copy_to) of the file. Two tasks that wait for each other's
+//! [`copy_to`](MemoryMappedFile::copy_to) of the file. A task that holds an atomic view waits forever
+//! for the same operations, except `read_into`. Two tasks that wait for each other's
 //! views wait forever. `try_*` methods never wait.
 //!
 #![doc = include_str!("recipes.md")]
@@ -215,8 +217,8 @@
 //! there with an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a
 //! lock, once the parent has opened a file (or written to anonymous memory); an operation that the
 //! parent began does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
-//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write or a
-//! mutable view was at the time of the fork: those bytes are `Busy` forever, and
+//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write, a
+//! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever, and
 //! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes. To the child the parent is another
 //! process: its writes show under the child's views. Handles and views can be dropped, and the
 //! parent runs the flushes that were scheduled. A child that is forked off before the parent has
@@ -241,6 +243,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
+//! | `atomic` | no | [`atomic_u32`](MemoryMappedFile::atomic_u32), [`atomic_u64`](MemoryMappedFile::atomic_u64), and their slices |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
@@ -311,12 +314,18 @@ mod stream;
 
 #[allow(unsafe_code)]
 pub mod anonymous;
+#[cfg(feature = "atomic")]
+#[cfg_attr(docsrs, doc(cfg(feature = "atomic")))]
+#[allow(unsafe_code)]
+pub mod atomic;
 pub mod manager;
 pub mod utils;
 
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
 pub use crate::anonymous::AnonymousMmap;
+#[cfg(feature = "atomic")]
+pub use crate::atomic::{AtomicSliceView, AtomicView};
 pub use crate::error::{Cause, MmapIoError, Result};
 #[cfg(feature = "iterator")]
 pub use crate::file::{ChunkIterator, OwnedChunkIterator};

@@ -371,6 +371,59 @@ rt_test!(stats, |dir| {
     assert!(stats.pool_hops >= 1);
 });
 
+#[cfg(feature = "atomic")]
+rt_test!(atomics, |dir| {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    let (path, file) = patterned(dir, 5000).await;
+    let word = file.atomic_u64(4096).unwrap();
+    word.store(0, Ordering::Relaxed);
+    // A view may be held across an await, and sent.
+    let count = |word: &AtomicU64| {
+        word.fetch_add(1, Ordering::Relaxed);
+    };
+    file.update_region(0, b"beside it").await.unwrap();
+    count(&word);
+    file.resize(3 << 20).await.unwrap();
+    count(&word);
+    let mut copy = [0; 9];
+    file.read_into(4095, &mut copy).await.unwrap();
+    assert_eq!(copy[1..], 2_u64.to_ne_bytes());
+    let mut reader = file.reader_range(4096..4104).unwrap();
+    let mut copy = [0; 8];
+    futures_lite::AsyncReadExt::read_exact(&mut reader, &mut copy)
+        .await
+        .unwrap();
+    assert_eq!(copy, 2_u64.to_ne_bytes());
+    let mut write = Box::pin(file.update_region(4103, b"x"));
+    assert!(common::poll_once(&mut write).await.is_none());
+    let mut slice = Box::pin(file.slice(4096, 8));
+    assert!(common::poll_once(&mut slice).await.is_none());
+    drop(word);
+    drop(slice.await.unwrap());
+    write.await.unwrap();
+    assert_eq!(file.as_slice(4103, 1).unwrap(), b"x");
+    file.close().await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap()[..9], *b"beside it");
+
+    let memory = AnonymousMmap::new(4096).unwrap();
+    let (narrow, wide) = (
+        memory.atomic_u32(0).unwrap(),
+        memory.atomic_u64_slice(8, 2).unwrap(),
+    );
+    narrow.store(3, Ordering::Relaxed);
+    wide[1].store(4, Ordering::Relaxed);
+    assert!(memory.atomic_u32_slice(16, 1).is_err() && memory.atomic_u64(0).is_err());
+    assert!(common::poll_once(memory.slice(0, 4)).await.is_none());
+    let mut copy = [0; 24];
+    memory.read_into(0, &mut copy).await.unwrap();
+    assert_eq!(copy[..4], 3_u32.to_ne_bytes());
+    assert_eq!(copy[16..], 4_u64.to_ne_bytes());
+    drop((narrow, wide));
+    assert_eq!(memory.stats().pending_bytes, 0);
+    assert_eq!(memory.as_slice(16, 8).unwrap(), 4_u64.to_ne_bytes());
+});
+
 rt_test!(memory, |dir| {
     let memory = AnonymousMmap::new(100_000).unwrap();
     assert_eq!((memory.len(), memory.is_empty()), (100_000, false));

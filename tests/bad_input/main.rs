@@ -15,6 +15,8 @@ mod limits;
 mod modes;
 mod paths;
 mod ranges;
+#[cfg(feature = "atomic")]
+mod words;
 
 const TOO_LARGE: u64 = (128 << 40) + 1;
 

@@ -80,6 +80,8 @@ fn all_are_refused(file: &MemoryMappedFile, memory: &AnonymousMmap) -> bool {
         is_refused(memory.update_region(0, b"x")),
         is_refused(memory.slice(0, 10)),
         is_busy(file.bytes(0, 10)),
+        #[cfg(feature = "atomic")]
+        is_refused(async { file.atomic_u32(0) }),
     ]
     .iter()
     .all(|is_right| *is_right)
@@ -112,6 +114,8 @@ fn errors_child() {
     let mut view = block_on(file.as_slice_mut(200, 100)).unwrap();
     let mut waiting = Box::pin(file.update_region(0, b"waits"));
     assert!(block_on(poll_once(&mut waiting)).is_none());
+    #[cfg(feature = "atomic")]
+    let word = file.atomic_u64(400).unwrap();
     // The only handle on another file, of which something is to be flushed.
     let policy = FlushPolicy::EveryMillis(3_600_000);
     let lone = MemoryMappedFile::builder(dir.join("lone")).size(100);
@@ -131,6 +135,8 @@ fn errors_child() {
         view.fill(1);
         let is_right = is_right && is_refused(view.commit());
         drop((waiting, slice, bytes, lone, reader, memory));
+        #[cfg(feature = "atomic")]
+        drop(word);
         is_right
     }));
     block_on(async {

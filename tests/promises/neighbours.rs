@@ -17,6 +17,8 @@ use crate::common::disk::{try_run, Disk, MIB};
 use crate::common::probe::{can_trace, trace};
 use crate::common::{block_on, join_with_timeout, on_a_disk, pattern, skip};
 
+#[cfg(feature = "atomic")]
+mod counters;
 mod creation;
 mod cuts;
 mod overlay;

@@ -16,6 +16,8 @@ use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::{block_on, is_quiet, pattern, patterned, wait_until, with_timeout, TIMEOUT};
 
+#[cfg(feature = "atomic")]
+mod atomic;
 mod handles;
 mod model;
 mod sources;

@@ -106,6 +106,49 @@ fn write_waits_only_for_overlap() {
     });
 }
 
+#[cfg(feature = "atomic")]
+#[test]
+fn atomic_view_blocks_only_its_words() {
+    use std::sync::atomic::Ordering;
+
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (path, file) = patterned(dir.path(), LEN as usize).await;
+        let other = MemoryMappedFile::open_rw(&path).await.unwrap();
+        for (at, count) in [
+            (8, 1),
+            (4088, 1),
+            (4088, 2),
+            (BLOCK - 8, 2),
+            (BLOCK, 4096),
+            (BLOCK + 8, 8192),
+        ] {
+            let end = at + count * 8;
+            let words = file.atomic_u64_slice(at, count as usize).unwrap();
+            for (at, len) in [(at - 1, 1), (end, 1), (0, at), (end, LEN - end)] {
+                let data = vec![1; len as usize];
+                with_timeout(other.update_region(at, &data)).await.unwrap();
+                drop(with_timeout(other.as_slice_mut(at, len)).await.unwrap());
+                drop(other.try_as_slice(at, len).unwrap().unwrap());
+                drop(other.bytes(at, len).unwrap());
+            }
+            // Neighbours of the other size.
+            let before = other.atomic_u32(at - 4).unwrap();
+            let after = other.atomic_u32(end).unwrap();
+            for word in words.iter() {
+                word.store(u64::MAX, Ordering::Relaxed);
+            }
+            before.store(2, Ordering::Relaxed);
+            after.store(3, Ordering::Relaxed);
+            drop((words, before, after));
+            let slice = file.as_slice(at - 4, end - at + 8).unwrap();
+            assert_eq!(slice[..4], 2_u32.to_ne_bytes());
+            assert!(slice[4..slice.len() - 4].iter().all(|byte| *byte == 0xff));
+            assert_eq!(slice[slice.len() - 4..], 3_u32.to_ne_bytes());
+        }
+    });
+}
+
 #[test]
 fn growing_waits_for_no_view() {
     let dir = tempfile::tempdir().unwrap();

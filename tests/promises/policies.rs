@@ -111,6 +111,51 @@ fn dropped_view_starts_policy_flush() {
     });
 }
 
+#[cfg(feature = "atomic")]
+#[test]
+fn dropped_atomic_view_counts_as_written() {
+    use std::sync::atomic::Ordering;
+
+    let dir = on_a_disk();
+    let probes = can_probe("dropped_atomic_view_counts_as_written", dir.path());
+    block_on(async {
+        for (name, policy, starts) in [
+            ("never", FlushPolicy::Never, false),
+            ("hour", HOUR, false),
+            ("more", FlushPolicy::EveryBytes(81), false),
+            ("always", FlushPolicy::Always, true),
+            ("bytes", FlushPolicy::EveryBytes(80), true),
+            ("soon", FlushPolicy::EveryMillis(1), true),
+        ] {
+            let path = dir.path().join(name);
+            let file = settled(&path, 100_000, policy).await;
+            let probe = Probe::new(&path);
+            let words = file.atomic_u64_slice(10_000, 10).unwrap();
+            words[9].store(3, Ordering::Relaxed);
+            assert_eq!(state(&file), (0, 0), "{policy:?}");
+            // An explicit flush covers the stores of a view that lives.
+            file.flush().await.unwrap();
+            assert!(!probes || probe.is_clean());
+            let flushes = file.stats().flushes;
+            words[0].store(4, Ordering::Relaxed);
+            drop(words);
+            if starts {
+                eventually(name, || {
+                    state(&file) == (flushes + 1, 0) && (!probes || probe.is_clean())
+                });
+            } else {
+                assert_eq!(state(&file), (flushes, 80), "{policy:?}");
+            }
+        }
+        let file = settled(&dir.path().join("sizes"), 100, FlushPolicy::Never).await;
+        drop(file.atomic_u64(0).unwrap());
+        drop(file.atomic_u32(96).unwrap());
+        drop(file.atomic_u32_slice(4, 2).unwrap());
+        drop(file.atomic_u32_slice(100, 0).unwrap());
+        assert_eq!(file.pending_bytes(), 16);
+    });
+}
+
 #[test]
 fn flush_covers_raw_pointer_stores() {
     let dir = on_a_disk();

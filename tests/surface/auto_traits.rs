@@ -40,6 +40,14 @@ const _: () = {
 fn views<'a>(_: &'a MemoryMappedFile) {
     shared::<MappedSlice<'a>>();
     shared::<MappedSliceMut<'a>>();
+    #[cfg(feature = "atomic")]
+    {
+        use std::sync::atomic::{AtomicU32, AtomicU64};
+        shared::<mmap_io::AtomicView<'a, AtomicU32>>();
+        shared::<mmap_io::AtomicView<'a, AtomicU64>>();
+        shared::<mmap_io::atomic::AtomicSliceView<'a, AtomicU32>>();
+        shared::<mmap_io::atomic::AtomicSliceView<'a, AtomicU64>>();
+    }
 }
 
 fn sendable<F: Future + Send>(_: F) {}

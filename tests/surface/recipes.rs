@@ -158,6 +158,24 @@ rt_test!(
     }
 );
 
+#[cfg(feature = "atomic")]
+rt_test!(atomic_counter_loses_nothing, |dir| {
+    use std::sync::atomic::Ordering;
+
+    let file = create_mmap(dir.join("data"), 4096).await.unwrap();
+    let add = |count: u64| {
+        let file = file.clone();
+        async move {
+            for _ in 0..count {
+                file.atomic_u64(8).unwrap().fetch_add(1, Ordering::Relaxed);
+                futures_lite::future::yield_now().await;
+            }
+        }
+    };
+    futures_lite::future::zip(add(20), add(30)).await;
+    assert_eq!(file.as_slice(8, 8).unwrap(), 50_u64.to_ne_bytes());
+});
+
 rt_test!(counter_under_a_mutable_view_loses_nothing, |dir| {
     let file = create_mmap(dir.join("data"), 4096).await.unwrap();
     let add = |count: u64| {
