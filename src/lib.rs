@@ -243,7 +243,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
-//! | `atomic` | no | [`atomic_u32`](MemoryMappedFile::atomic_u32), [`atomic_u64`](MemoryMappedFile::atomic_u64), and their slices |
+//! | `atomic` | no | `atomic_u32`, `atomic_u64`, and their slices: words of a file as atomics of the standard library |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
