@@ -53,10 +53,10 @@ use crate::range::ByteRange;
 /// # Blocking
 ///
 /// Making a view runs a memory barrier on all threads of the process (0.3 to 20 us, milliseconds at
-/// worst), unless a live view of the same size contains the words, or a writer used them shortly
-/// before. It also waits for what ends within moments: a write of at most 1 MiB that is being
-/// applied to the words, and a copy of at most 1 MiB that `read_into`, a reader or `chunks_owned` is
-/// making of them.
+/// worst), unless a live view of the same size contains the words, or they were written or in atomic
+/// use shortly before. It also waits for what ends within moments: a write of at most 1 MiB that is
+/// being applied to the words, a copy of at most 1 MiB that `read_into`, a reader or `chunks_owned`
+/// is making of them, and for up to 1 ms for a write that views have kept out.
 ///
 /// The words may not be in memory: then the first touch of each page blocks the thread, and a store
 /// to a hole of a sparse file raises `SIGBUS` if the disk is full.
