@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
+use bytes::Bytes;
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
 use crate::common::child::child;
@@ -483,24 +484,32 @@ fuse_test!(growth_beside_lock_cuts_nothing, |fuse| {
     }
 });
 
+/// Starts more reads of pages that the server holds back than the pool has threads.
+async fn start_reads(
+    file: &MemoryMappedFile,
+) -> Vec<Pin<Box<impl Future<Output = Result<Bytes>> + '_>>> {
+    const READS: u64 = 2_000;
+    let mut reads = Vec::new();
+    for number in 0..READS {
+        let mut read = Box::pin(file.read_bytes(number % (LEN / 4096) * 4096, 4096));
+        assert!(poll_once(&mut read).await.is_none());
+        reads.push(read);
+    }
+    assert_eq!(file.stats().resident_misses, READS);
+    reads
+}
+
 fuse_test!(cold_reads_leave_pool_to_writes, |fuse| {
     if is_single_threaded() {
         return;
     }
-    const READS: u64 = 200;
     let dir = tempfile::tempdir().unwrap();
     let local = MemoryMappedFile::create_rw(dir.path().join("local"), 5000).await;
     let local = local.unwrap();
     let file = open_ro(fuse).await;
     let held = fuse.hold(&[READ]);
-    let mut reads: Vec<_> = (0..READS)
-        .map(|page| Box::pin(file.read_bytes(page * 4096, 4096)))
-        .collect();
-    for read in &mut reads {
-        assert!(poll_once(read).await.is_none());
-    }
+    let mut reads = start_reads(&file).await;
     eventually("pages are asked for", || fuse.count(READ) > 0);
-    assert_eq!(file.stats().resident_misses, READS);
     for _ in 0..5 {
         with_timeout(local.update_region_async(100, b"durable"))
             .await
@@ -511,9 +520,21 @@ fuse_test!(cold_reads_leave_pool_to_writes, |fuse| {
         assert!(poll_once(read).await.is_none());
     }
     drop(held);
-    for (expected, read) in pattern(LEN as usize).chunks(4096).zip(reads) {
+    let expected = pattern(LEN as usize);
+    for (expected, read) in expected.chunks(4096).cycle().zip(reads) {
         assert_eq!(with_timeout(read).await.unwrap(), expected);
     }
+});
+
+fuse_test!(reads_that_are_not_polled_delay_none, |fuse| {
+    let file = open_ro(fuse).await;
+    let held = fuse.hold(&[READ]);
+    let mut reads = start_reads(&file).await;
+    let last = reads.pop().unwrap();
+    drop(held);
+    with_timeout(last).await.unwrap();
+    with_timeout(file.read_bytes(LEN - 100, 100)).await.unwrap();
+    drop(reads);
 });
 
 fuse_test!(birth_time_separates_equal_inodes, |fuse| {
