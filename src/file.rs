@@ -14,6 +14,8 @@ mod bytes;
 
 mod regions;
 
+mod read_ahead;
+
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
 mod iterate;
@@ -50,6 +52,7 @@ pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
 use self::read::PinnedRanges;
+pub(crate) use self::read_ahead::ReadAhead;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;

@@ -10,6 +10,8 @@ mod common;
 
 mod allocations;
 mod auto_traits;
+#[cfg(target_os = "linux")]
+mod drop_behind;
 mod durable_log;
 #[cfg(target_os = "linux")]
 mod kill;
