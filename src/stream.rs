@@ -1,7 +1,6 @@
 //! Streams of `Bytes`: a range of the file, piece by piece, each in memory before it is yielded.
 
 use std::fmt;
-use std::future::Future;
 use std::ops::RangeBounds;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,11 +9,10 @@ use std::task::{ready, Context, Poll, Waker};
 use bytes::Bytes;
 use futures_lite::Stream;
 
+use crate::boxed::Boxed;
 use crate::error::Result;
 use crate::file::{MemoryMappedFile, ReadAhead};
 use crate::range::ByteRange;
-
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl MemoryMappedFile {
     /// Returns a stream of zero-copy `Bytes` over a range, `chunk` bytes each; the last may be shorter.
@@ -93,7 +91,8 @@ impl MmapStream {
     /// the stream yields a later item and no view shows the page. Pages that were in the page
     /// cache before the stream came to them stay, where the system tells (it does not tell a
     /// process that neither owns nor may write the file), and pages that are not yet written out
-    /// stay. When the stream is dropped, it drops the rest of what it has read.
+    /// stay. When the stream is dropped, it drops the rest of what it has read, but not the
+    /// pages whose read has not ended.
     ///
     /// Nothing is lost: a page that is dropped is read again when it is touched.
     pub fn drop_behind(self, drop_behind: bool) -> Self {
@@ -119,15 +118,11 @@ impl MmapStream {
         }
         let advancing = self.read_ahead.advance(piece, self.end);
         self.advancing = advancing.and_then(|advancing| {
-            let mut advancing: Boxed<()> = Box::pin(advancing);
+            let mut advancing = Boxed::new(advancing);
             // It begins now. This task is not to be woken for it yet: the task polls again when it
             // wants the piece.
             let context = &mut Context::from_waker(noop_waker());
-            advancing
-                .as_mut()
-                .poll(context)
-                .is_pending()
-                .then_some(advancing)
+            advancing.poll(context).is_pending().then_some(advancing)
         });
     }
 }
@@ -158,15 +153,15 @@ impl Stream for MmapStream {
             this.advance();
         }
         if let Some(advancing) = &mut this.advancing {
-            ready!(advancing.as_mut().poll(context));
+            ready!(advancing.poll(context));
             this.advancing = None;
         }
         let (next, len) = (this.next, this.next_len());
         let file = &this.file;
         let reading = this
             .reading
-            .get_or_insert_with(|| Box::pin(file.read_bytes(next, len)));
-        let read = ready!(reading.as_mut().poll(context));
+            .get_or_insert_with(|| Boxed::new(file.read_bytes(next, len)));
+        let read = ready!(reading.poll(context));
         this.reading = None;
         match &read {
             Ok(_) => {

@@ -21,7 +21,7 @@ const AHEAD: u64 = 2 << 20;
 /// touched that an earlier reader has left with a mark to do so.
 const NOTED: u64 = 32 << 20;
 
-/// What one reader of a file, which reads piece after piece, has asked for.
+/// What one sequential reader of a file has asked for.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     shared: Arc<OpenFile>,
@@ -35,7 +35,7 @@ pub(crate) struct ReadAhead {
 
 #[derive(Debug)]
 struct State {
-    /// Where the next piece begins, if the reader goes on in order.
+    /// Where the next piece begins, unless the reader has been moved.
     next: u64,
     /// From the first piece up to here, the pages were in memory, or were read in.
     known: u64,
@@ -71,8 +71,7 @@ impl ReadAhead {
         self.drops_behind.store(drops_behind, Ordering::Relaxed);
     }
 
-    /// Reads a piece in, and asks the disk for what follows it up to `end`, if the piece follows the
-    /// one before. `None` if all of that is in memory, and pages that were passed stay there.
+    /// Reads a piece in, and asks the disk for what follows it, up to `end`. `None` if all of that is in memory, and pages that were passed stay there.
     ///
     /// Errors are not reported: the read of the piece itself finds them again.
     pub(crate) fn advance(
@@ -84,16 +83,13 @@ impl ReadAhead {
         check().ok()?;
         let is_resident = |range| self.shared.is_resident(self.protection, range);
         let mut state = lock(&self.state);
-        let ahead = match piece.start() == state.next {
-            true => AHEAD,
-            false => {
-                (state.known, state.asked) = (piece.start(), piece.start());
-                state.noted = piece.start();
-                0
-            }
-        };
+        if piece.start() != state.next {
+            // What lies between was neither asked for nor noted.
+            (state.known, state.asked) = (piece.start(), piece.start());
+            state.noted = piece.start();
+        }
         state.next = piece.end();
-        let until = end.min(piece.end() + ahead).max(state.asked);
+        let until = end.min(piece.end() + AHEAD).max(state.asked);
         let next = ByteRange::between(state.asked, until);
         let is_next_resident = next.is_empty() || is_resident(next);
         if is_next_resident && state.known == state.asked {

@@ -10,6 +10,8 @@ mod common;
 
 mod allocations;
 mod auto_traits;
+#[cfg(feature = "http-body")]
+mod body;
 #[cfg(target_os = "linux")]
 mod drop_behind;
 mod durable_log;
