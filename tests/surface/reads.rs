@@ -311,6 +311,13 @@ fn prefetch_brings_all_of_its_range() {
         assert_eq!(cached(&path, 0, RANGE), 0);
         file.prefetch_range(0, RANGE as u64).await.unwrap();
         let all = RANGE / mmap_io::utils::page_size();
-        crate::common::eventually("all of it is in memory", || cached(&path, 0, RANGE) == all);
+        let mut present = 0;
+        crate::common::eventually("all of it is in memory", || {
+            let before = std::mem::replace(&mut present, cached(&path, 0, RANGE));
+            if before != present {
+                println!("{present} of {all} pages");
+            }
+            present == all
+        });
     });
 }
