@@ -22,6 +22,8 @@ mod iterate;
 
 mod write;
 
+mod append;
+
 mod flush;
 
 mod resize;

@@ -59,7 +59,7 @@ impl Source {
             // The birth time first, then the descriptor: a copy that is made in between looks like
             // one that was made later, and the map is replaced once more than necessary.
             source.born = born(file);
-            if let Ok(newer) = sys::reopen(file) {
+            if let Ok(newer) = sys::reopen(file, false) {
                 source.file = Descriptor::new(newer);
             }
         }

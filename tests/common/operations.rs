@@ -219,6 +219,9 @@ pub(crate) fn operations() -> Vec<Operation> {
             fixture.file.write_bytes(WRITTEN.0, source)
         };
         Nothing "try_update_region": |fixture| fixture.file.try_update_region(WRITTEN.0, &WHOLE);
+        Nothing "append": |fixture| fixture.file.append(&PART);
+        Nothing "append_async": |fixture| fixture.file.append_async(&PART);
+        Nothing "append_at": |fixture| fixture.file.append_at(fixture.file.len(), &PART);
         AnyView "as_slice_mut": |fixture| async {
             fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
             Ok::<_, MmapIoError>(())

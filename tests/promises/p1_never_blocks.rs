@@ -199,7 +199,10 @@ fn shut_down_with_all_in_flight(
     block_on(async {
         fixture.settled().await;
         assert_eq!(fixture.written(), BEFORE);
-        assert_eq!(fixture.file.stats().updates, 0);
+        // Views do not block an append, so that it may be complete.
+        let may_be_complete = |operation: &&Operation| operation.name.starts_with("append");
+        let appends = all.iter().filter(may_be_complete).count();
+        assert!(fixture.file.stats().updates <= appends as u64);
     });
     fixture
 }

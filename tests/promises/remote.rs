@@ -93,6 +93,9 @@ fn operations<'a>(
         "update_region": file.update_region(LEN / 2, b"some bytes");
         "update_region_async": file.update_region_async(LEN / 2 + 10, b"some bytes");
         "update_regions": file.update_regions(&[(LEN / 2 + 20, b"one"), (LEN / 2 + 30, b"two")]);
+        "append": file.append(b"some bytes");
+        "append_async": file.append_async(b"some bytes");
+        "append_at": file.append_at(LEN, b"some bytes");
         "write_bytes": file.write_bytes(LEN / 2 + 40, owned);
         "write_bytes of a mapping": file.write_bytes(LEN / 2 + 50, mapped);
         "write_bytes_async": file.write_bytes_async(LEN / 2 + 60, data);
@@ -333,6 +336,20 @@ fuse_test!(slow_flush_delays_no_other_file, |fuse| {
     }
     drop(held);
     eventually("the slow one is flushed", || slow.pending_bytes() == 0);
+});
+
+fuse_test!(appends_reach_the_server, |fuse| {
+    let file = open_rw(fuse).await;
+    let mut expected = pattern(LEN as usize);
+    for number in 0..20 {
+        let data = [number; 700];
+        assert_eq!(file.append(&data).await.unwrap(), expected.len() as u64);
+        expected.extend(data);
+    }
+    file.append_async(b"durable").await.unwrap();
+    expected.extend(b"durable");
+    assert_eq!(fuse.content("data"), expected);
+    assert_eq!(file.as_slice(0, file.len()).unwrap(), expected[..]);
 });
 
 fuse_test!(file_without_links_opens_or_fails, |fuse| {
