@@ -52,6 +52,32 @@ impl MemoryMappedFile {
     /// assert!(file.as_slice(98, 5).is_err());  // out of bounds
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
+    ///
+    /// Records of a fixed layout can be used in place, for example with `zerocopy`. The offset
+    /// decides the [alignment](Self::bytes#alignment):
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+    ///
+    /// #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+    /// #[repr(C)]
+    /// struct Record {
+    ///     key: u64,
+    ///     value: u64,
+    /// }
+    ///
+    /// let record = Record { key: 7, value: 49 };
+    /// file.update_region(160, record.as_bytes()).await?;
+    ///
+    /// let slice = file.as_slice(128, 64)?;
+    /// let records = <[Record]>::ref_from_bytes(&slice).expect("aligned, and whole records");
+    /// assert_eq!(records.len(), 4);
+    /// assert_eq!((records[2].key, records[2].value), (7, 49));
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     #[inline(always)]
     pub fn as_slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         loop {

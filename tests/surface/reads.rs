@@ -3,13 +3,16 @@
 
 use std::io::{Cursor, Read, Seek, SeekFrom};
 
-use bytes::Bytes;
+use ::bytes::Bytes;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, Stream, StreamExt};
 use mmap_io::{MemoryMappedFile, MmapIoError};
 use proptest::prelude::*;
 
 use crate::common::probe::{cached, can_probe};
 use crate::common::{block_on, on_a_disk, pattern, patterned, rt_test, with_timeout};
+
+mod bytes;
+mod decoders;
 
 const LEN: usize = 100_000;
 
