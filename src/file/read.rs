@@ -54,7 +54,7 @@ impl MemoryMappedFile {
     /// ```
     ///
     /// Records of a fixed layout can be used in place, for example with `zerocopy`. The offset
-    /// decides the [alignment](Self::bytes#alignment):
+    /// decides the alignment, as for [`bytes`](Self::bytes):
     ///
     /// ```
     /// # futures_lite::future::block_on(async {

@@ -300,6 +300,29 @@ proptest! {
     }
 }
 
+rt_test!(stats_count_what_is_read_in, |_dir| {
+    let dir = on_a_disk();
+    let (_, file) = patterned(dir.path(), LEN).await;
+    let counts = || {
+        let stats = file.stats();
+        let looked_at = (stats.resident_hits, stats.resident_misses);
+        (looked_at, stats.bytes_read_in, stats.read_in_time)
+    };
+    file.evict(0, LEN as u64).await.unwrap();
+    file.slice(10_000, 20_000).await.unwrap();
+    let (looked_at, bytes, time) = counts();
+    assert_eq!((looked_at, bytes), ((0, 1), 20_000));
+    assert!(!time.is_zero());
+    // In memory by now.
+    file.read_bytes(15_000, 100).await.unwrap();
+    assert_eq!(counts(), ((1, 1), 20_000, time));
+    file.evict(0, LEN as u64).await.unwrap();
+    file.read_regions(&[(0, 100), (90_000, 1_000)])
+        .await
+        .unwrap();
+    assert_eq!((counts().0, counts().1), ((1, 3), 21_100));
+});
+
 #[test]
 fn prefetch_brings_all_of_its_range() {
     const RANGE: usize = 64 << 20;
