@@ -1,12 +1,16 @@
-//! Asks the operating system which pages are cached or mapped, and how many threads and descriptors
-//! exist, and evicts pages. Linux only; elsewhere the figures that need it report that.
+//! Asks the operating system which pages are cached or mapped, how many threads exist, and how
+//! often one waited for the disk; evicts pages, and raises limits. Linux only; elsewhere the figures
+//! that need it report that.
 
-pub(crate) use imp::{drop_cached, is_mapped, raise_descriptors, sync_all, threads};
+pub(crate) use imp::{
+    advise_random, drop_cached, is_mapped, major_faults, raise_descriptors, sync_all, threads,
+};
 
 #[cfg(target_os = "linux")]
 mod imp {
     use std::fs::{self, File};
     use std::io;
+    use std::mem::MaybeUninit;
     use std::os::fd::AsRawFd;
     use std::path::Path;
 
@@ -29,6 +33,27 @@ mod imp {
             0 => Ok(()),
             pages => Err(format!("{pages} pages of {} stay cached", path.display()).into()),
         }
+    }
+
+    /// Announces that reads through the descriptor are at random places: the kernel then reads what
+    /// is asked for, and no more.
+    pub(crate) fn advise_random(file: &File) -> Result<()> {
+        // SAFETY: no memory is passed, and the descriptor is open.
+        match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error).into()),
+        }
+    }
+
+    /// How often an access to memory made the calling thread wait for the disk.
+    pub(crate) fn major_faults() -> Result<u64> {
+        let mut usage = MaybeUninit::<libc::rusage>::uninit();
+        // SAFETY: `usage` has room for what is written to it.
+        if unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        // SAFETY: `getrusage` succeeded, so it filled the structure in.
+        Ok(unsafe { usage.assume_init() }.ru_majflt as u64)
     }
 
     fn cached_pages(path: &Path) -> Result<usize> {
@@ -96,6 +121,7 @@ mod imp {
 
 #[cfg(not(target_os = "linux"))]
 mod imp {
+    use std::fs::File;
     use std::path::Path;
 
     use crate::harness::Result;
@@ -103,6 +129,14 @@ mod imp {
     const ELSEWHERE: &str = "this figure needs Linux";
 
     pub(crate) fn drop_cached(_path: &Path) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn advise_random(_file: &File) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn major_faults() -> Result<u64> {
         Err(ELSEWHERE.into())
     }
 
