@@ -21,6 +21,7 @@
 
 mod alloc;
 mod beside_flush;
+mod bounded;
 mod bulk;
 mod bytes_views;
 mod chart;
@@ -160,6 +161,10 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F26",
         run: cold_batch::cold_batch,
+    },
+    Figure {
+        id: "F27",
+        run: bounded::bounded_memory,
     },
     Figure {
         id: "F30",
