@@ -136,7 +136,7 @@ impl Row {
         times[times.len() / 2].as_secs_f64()
     }
 
-    /// The lateness that so many of the ticks do not exceed, in milliseconds.
+    /// The lateness that this part of the ticks does not exceed, in milliseconds.
     fn late(&self, quantile: f64) -> f64 {
         self.late.value_at_quantile(quantile) as f64 / 1e6
     }

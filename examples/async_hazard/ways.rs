@@ -18,7 +18,7 @@ const PIECE: usize = 256 << 10;
 /// How many pieces `read_regions` is asked for at a time.
 const BATCH: usize = 16;
 
-/// Of so many bytes one is looked at, so that the work is reading.
+/// One byte of this many is looked at, so that the work is reading.
 pub(crate) const STEP: usize = 512;
 
 /// Sums up the bytes that are looked at.

@@ -16,7 +16,7 @@ use crate::whole_file::{by_reads, by_stream, by_touching, PIECE};
 
 const FILES: u64 = 8;
 
-/// Of so many bytes one is looked at, so that the work is reading.
+/// One byte of this many is looked at, so that the work is reading.
 const STEP: usize = 512;
 
 /// The longest time for which an idle runtime is looked at in a round.
