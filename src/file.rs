@@ -6,6 +6,10 @@
 mod builder;
 mod open;
 
+#[cfg(feature = "cow")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cow")))]
+mod cow;
+
 #[allow(unsafe_code)]
 mod read;
 
@@ -59,7 +63,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::flush::FlushPolicy;
-use crate::lease::{LeaseHost, Leases};
+use crate::lease::{LeaseHost, Leases, Under};
 use crate::map::Protection;
 use crate::mode::MmapMode;
 use crate::offload::offload;
@@ -100,6 +104,8 @@ pub struct MemoryMappedFile {
     /// A copy of what a read needs of the handle, so that a loop of reads keeps it in registers.
     shared: Arc<OpenFile>,
     protection: Protection,
+    /// A copy of [`OpenFile::is_private`], for the same reason.
+    is_private: bool,
 }
 
 /// What the clones of a handle share.
@@ -116,7 +122,8 @@ pub(crate) struct Handle {
 
 /// Counters and queue lengths of a file, which [`MemoryMappedFile::stats`] returns.
 ///
-/// They cover all handles of the file together. `mapped_bytes`, `pending_bytes`, `queued_writes`,
+/// They cover all handles of the file together, except that a writable copy-on-write handle and its
+/// clones have their own. `mapped_bytes`, `pending_bytes`, `queued_writes`,
 /// `queued_bytes`, `oldest_blocked` and `views` are values of the moment; everything else counts
 /// from the time the file was opened by its first handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,19 +170,22 @@ impl MemoryMappedFile {
         self.handle.mode
     }
 
-    /// Returns `true` if writes through the handle go to private pages; `false` for every handle
-    /// so far, see [`MmapMode::CopyOnWrite`].
+    /// Returns `true` if writes through the handle go to private pages: if it is a writable
+    /// [`CopyOnWrite`](MmapMode::CopyOnWrite) handle.
     pub fn is_cow_writable(&self) -> bool {
-        false
+        self.is_private
     }
 
     /// Returns the length of the file in bytes.
+    ///
+    /// A writable [`CopyOnWrite`](MmapMode::CopyOnWrite) handle keeps the length at which it was
+    /// opened when the file grows, and follows the file when it is cut.
     #[inline]
     pub fn len(&self) -> u64 {
         self.handle.shared.len()
     }
 
-    /// Returns `true` if the file has no bytes, which only a read-only handle can see.
+    /// Returns `true` if the file has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -195,13 +205,13 @@ impl MemoryMappedFile {
     }
 
     /// Returns the policy by which writes through this handle are flushed;
-    /// [`Never`](FlushPolicy::Never) for a read-only handle.
+    /// [`Never`](FlushPolicy::Never) for a read-only or copy-on-write handle.
     pub fn flush_policy(&self) -> FlushPolicy {
         self.handle.policy
     }
 
     /// Returns the number of distinct bytes that are written and not flushed, through any handle
-    /// on the file; 0 for a read-only handle.
+    /// on the file; 0 for a read-only or copy-on-write handle.
     ///
     /// A byte that is being flushed counts until the flush has succeeded. Of thousands of ranges
     /// far from each other, whole pages are counted.
@@ -346,6 +356,7 @@ impl MemoryMappedFile {
         Self {
             shared: Arc::clone(&handle.shared),
             protection: handle.protection(),
+            is_private: handle.shared.is_private(),
             handle,
         }
     }
@@ -373,8 +384,23 @@ impl MemoryMappedFile {
 impl Handle {
     pub(crate) fn protection(&self) -> Protection {
         match self.mode {
-            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
+            MmapMode::CopyOnWrite if self.shared.is_private() => Protection::ReadWrite,
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
+        }
+    }
+
+    /// Whether the handle may write: the file, or private pages.
+    pub(crate) fn may_write(&self) -> bool {
+        self.protection() == Protection::ReadWrite
+    }
+
+    /// Fails unless the handle may write. What is about the file itself, such as its length,
+    /// requires the mode instead.
+    pub(crate) fn require_write(&self) -> Result<()> {
+        match self.may_write() {
+            true => Ok(()),
+            false => self.mode.require_write(),
         }
     }
 
@@ -398,7 +424,7 @@ impl Handle {
     /// Runs a job on the pool with the file, which it keeps open.
     pub(crate) fn run_on_pool<T, E>(
         &self,
-        job: impl FnOnce(&OpenFile) -> Result<T, E> + Send + 'static,
+        job: impl FnOnce(&Arc<OpenFile>) -> Result<T, E> + Send + 'static,
     ) -> impl Future<Output = Result<T, E>> + Send + 'static
     where
         T: Send + 'static,
@@ -421,6 +447,10 @@ impl LeaseHost for Handle {
 
     fn restart(&self, gone: ByteRange) {
         self.shared.restart(gone);
+    }
+
+    fn under(&self) -> Option<Under<'_>> {
+        self.shared.under()
     }
 }
 

@@ -5,6 +5,7 @@
 //! they are dropped.
 
 mod announced;
+mod companions;
 mod fence;
 mod intervals;
 mod kinds;
@@ -19,8 +20,10 @@ mod loom_models;
 mod tests;
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::ops::Deref;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,11 +33,13 @@ use self::fence::ProcessFences;
 use self::kinds::Wake;
 use self::slots::{Block, Blocks};
 use self::table::Table;
+use self::waiting::Waiter;
 use crate::error::Result;
 use crate::range::ByteRange;
 use crate::sys;
 use crate::wakers::scope;
 
+pub(crate) use self::companions::{Companions, Under};
 pub(crate) use self::intervals::{Intervals, Key};
 pub(crate) use self::kinds::{Asks, Conflict, Kind, Token, Want};
 pub(crate) use self::table::BRIEF;
@@ -57,6 +62,12 @@ pub(crate) trait LeaseHost {
     /// Tells the host that a lease on the range `gone` has ended, and that it blocked a queued
     /// operation.
     fn restart(&self, gone: ByteRange);
+
+    /// Returns the file that shows through the bytes of this host, if there is one. Every lease of
+    /// the host then comes with one on that file; see [`companions`].
+    fn under(&self) -> Option<Under<'_>> {
+        None
+    }
 }
 
 /// How a shared lease is held.
@@ -130,6 +141,12 @@ impl Leases {
         }
     }
 
+    /// Resolves when a lease that conflicts with readers of `range` has ended. Listens from this
+    /// call on: a caller that tries again after it, and is refused, misses no end.
+    pub(crate) fn listen(&self, range: ByteRange) -> impl Future<Output = ()> + Send + '_ {
+        self.table.listen(range)
+    }
+
     /// Returns the number of live leases, without those of the batch of writes being applied.
     pub(crate) fn count(&self) -> usize {
         self.table.count()
@@ -157,7 +174,7 @@ impl Leases {
     }
 }
 
-fn wake(host: &impl LeaseHost, wake: &Wake) {
+fn wake(host: &(impl LeaseHost + ?Sized), wake: &Wake) {
     if let Some(gone) = wake.writers {
         host.restart(gone);
     }
@@ -212,6 +229,7 @@ where
         range: ByteRange,
         slow_path: impl FnOnce(&H::Target, ByteRange) -> Option<Token>,
     ) -> Option<Self> {
+        debug_assert!(host.under().is_none(), "a slot has no companion");
         let published = match THREAD_BLOCK.get() {
             Some(block) => host.leases().table.publish(block, range),
             None => None,
@@ -229,16 +247,22 @@ where
         Some(Self { host, token })
     }
 
+    /// Makes a lease of what one of this module's functions has taken.
+    pub(crate) fn of(host: H, token: Token) -> Self {
+        let token = Some(token);
+        Self { host, token }
+    }
+
     /// Takes a shared lease, or reports what conflicts with it.
     pub(crate) fn try_shared(host: H, hold: Hold, range: ByteRange) -> Result<Self, Conflict> {
-        let token = Some(try_shared(&*host, hold, range)?);
-        Ok(Self { host, token })
+        let token = try_shared(&*host, hold, range)?;
+        Ok(Self::of(host, token))
     }
 
     /// Takes a shared lease, and waits for conflicts that end soon; see [`shared_briefly`].
     pub(crate) fn shared_briefly(host: H, hold: Hold, range: ByteRange) -> Result<Self> {
-        let token = Some(shared_briefly(&*host, hold, range)?);
-        Ok(Self { host, token })
+        let token = shared_briefly(&*host, hold, range)?;
+        Ok(Self::of(host, token))
     }
 
     /// Takes a shared lease, however long that takes.
@@ -247,8 +271,8 @@ where
     ///
     /// Dropping the future leaves nothing behind.
     pub(crate) async fn shared(host: H, hold: Hold, range: ByteRange) -> Self {
-        let token = Some(shared(&*host, hold, range).await);
-        Self { host, token }
+        let token = shared(&*host, hold, range).await;
+        Self::of(host, token)
     }
 
     /// Takes a lease of any kind for a caller that may run a heavy fence; see
@@ -259,11 +283,42 @@ where
         range: ByteRange,
         asks: Asks,
     ) -> io::Result<Option<Self>> {
+        let Some(under) = host.under() else {
+            return Self::try_acquire_alone(host, kind, range, asks);
+        };
+        let Some(companion) = companions::try_companion(under, kind, range) else {
+            return Ok(None);
+        };
+        let token = companions::try_acquire(&*host, under, kind, range, asks, companion)?;
+        Ok(token.map(|token| Self::of(host, token)))
+    }
+
+    /// Takes a lease as [`try_acquire`](Self::try_acquire) does; `companion` becomes its companion,
+    /// if there is one.
+    pub(crate) fn try_acquire_with(
+        host: H,
+        kind: Kind,
+        range: ByteRange,
+        asks: Asks,
+        companion: Option<Self>,
+    ) -> io::Result<Option<Self>> {
+        let companion = companion.and_then(|mut companion| companion.token.take());
+        let (Some(under), Some(companion)) = (host.under(), companion) else {
+            return Self::try_acquire_alone(host, kind, range, asks);
+        };
+        let token = companions::try_acquire(&*host, under, kind, range, asks, companion)?;
+        Ok(token.map(|token| Self::of(host, token)))
+    }
+
+    /// Takes a lease without a companion: for a caller that does not look at the bytes.
+    pub(crate) fn try_acquire_alone(
+        host: H,
+        kind: Kind,
+        range: ByteRange,
+        asks: Asks,
+    ) -> io::Result<Option<Self>> {
         let token = host.leases().table.try_acquire(kind, range, asks)?;
-        Ok(token.map(|token| Self {
-            host,
-            token: Some(token),
-        }))
+        Ok(token.map(|token| Self::of(host, token)))
     }
 
     pub(crate) fn host(&self) -> &H {
@@ -304,12 +359,19 @@ fn restart(host: &impl LeaseHost, gone: ByteRange) {
 }
 
 #[cold]
-fn release_slowly(host: &impl LeaseHost, token: Token) {
+fn release_slowly(host: &(impl LeaseHost + ?Sized), token: Token) {
     if sys::is_forked() && !matches!(token, Token::Slot(_)) {
         // In a forked child the lock on the entries may never be free, and no writer looks at them.
         return;
     }
+    // Before the entry is free for the next lease.
+    let companion = host
+        .under()
+        .and_then(|under| Some((under, under.companions.take(&token)?)));
     wake(host, &host.leases().table.release(token));
+    if let Some((under, companion)) = companion {
+        release_slowly(under.file, companion);
+    }
 }
 
 /// Takes a shared lease that the caller turns into a [`Lease`], or reports what conflicts with it.
@@ -318,8 +380,20 @@ pub(crate) fn try_shared(
     hold: Hold,
     range: ByteRange,
 ) -> Result<Token, Conflict> {
+    try_shared_at(host, hold, range).map_err(|(conflict, _)| conflict)
+}
+
+/// Takes the same lease, or reports what conflicts with it and the leases among which that is.
+fn try_shared_at(
+    host: &impl LeaseHost,
+    hold: Hold,
+    range: ByteRange,
+) -> Result<Token, (Conflict, &Leases)> {
+    if let Some(under) = host.under() {
+        return companions::try_shared(host, under, range);
+    }
     let leases = host.leases();
-    match hold {
+    let token = match hold {
         Hold::Slot if sys::is_forked() => without_locks(host, range),
         Hold::Slot => leases.past_gates(|| {
             let lease = leases.table.try_shared(thread_block(), range);
@@ -328,8 +402,14 @@ pub(crate) fn try_shared(
                 conflict
             })
         }),
-        Hold::Entry => leases.past_gates(|| leases.table.try_owned(range)),
-    }
+        Hold::Entry => try_owned(leases, range),
+    };
+    token.map_err(|conflict| (conflict, leases))
+}
+
+/// Takes a shared lease in the table's own map.
+fn try_owned(leases: &Leases, range: ByteRange) -> Result<Token, Conflict> {
+    leases.past_gates(|| leases.table.try_owned(range))
 }
 
 /// Takes a shared lease in a forked child, from the slots alone, because a lock may never be free
@@ -358,13 +438,13 @@ fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Confl
 /// - `Busy` if the conflict may last.
 pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Result<Token> {
     let mut spins = 0;
-    let mut listener = None;
+    let mut listening: Listening<'_> = None;
     loop {
         range.check(host.len())?;
-        let conflict = match try_shared(host, hold, range) {
+        let (conflict, leases) = match try_shared_at(host, hold, range) {
             Ok(token) => return Ok(token),
-            Err(Conflict::Held) => return Err(range.busy()),
-            Err(conflict) => conflict,
+            Err((Conflict::Held, _)) => return Err(range.busy()),
+            Err(refused) => refused,
         };
         if spins < SPINS {
             spins += 1;
@@ -372,28 +452,36 @@ pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange
             continue;
         }
         // Listen first, then try once more: if the conflict ends in between, the listener is told.
-        match (listener.take(), conflict) {
-            (None, _) => listener = Some(host.leases().table.listen(range)),
-            (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
-            (Some(listening), _) => listening.wait(None),
+        match (listening.take(), conflict) {
+            (Some((at, told)), Conflict::Gate(until)) if ptr::eq(at, leases) => {
+                told.wait(Some(until));
+            }
+            (Some((at, told)), _) if ptr::eq(at, leases) => told.wait(None),
+            _ => listening = Some((leases, leases.table.listen(range))),
         }
     }
 }
 
 /// Takes a shared lease, however long that takes.
 async fn shared(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Token {
-    let mut listener = None;
+    let mut listening: Listening<'_> = None;
     loop {
-        match (try_shared(host, hold, range), listener.take()) {
-            (Ok(token), _) => return token,
+        let (conflict, leases) = match try_shared_at(host, hold, range) {
+            Ok(token) => return token,
+            Err(refused) => refused,
+        };
+        match (listening.take(), conflict) {
             // No timer is needed: a gate lasts at most a millisecond, and the first reader that
             // looks after that takes it down.
-            (Err(Conflict::Gate(_)), _) => yield_now().await,
-            (Err(_), None) => listener = Some(host.leases().table.listen(range)),
-            (Err(_), Some(listening)) => listening.await,
+            (_, Conflict::Gate(_)) => yield_now().await,
+            (Some((at, told)), _) if ptr::eq(at, leases) => told.await,
+            _ => listening = Some((leases, leases.table.listen(range))),
         }
     }
 }
+
+/// Where a reader listens, and what tells it.
+type Listening<'a> = Option<(&'a Leases, Waiter<'a>)>;
 
 /// The blocks of slots of all threads in the process.
 static BLOCKS: Blocks = Blocks::new();

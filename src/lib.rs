@@ -206,7 +206,7 @@
 //! [`Busy`](MmapIoError::Busy) while they have views of it. If another process copies a file up,
 //! handles that were opened before do not see what it writes, until the last of them is gone or the
 //! file is opened again; and one of several hard links to a file of a lower layer becomes a file of
-//! its own.
+//! its own. Private pages that were mapped before the copy go on to show the old file.
 //!
 //! ## A child that is forked off
 //!
@@ -217,10 +217,10 @@
 //! parent began does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
 //! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write or a
 //! mutable view was at the time of the fork: those bytes are `Busy` forever, and
-//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes. To the child the parent is another
-//! process: its writes show under the child's views. Handles and views can be dropped, and the
-//! parent runs the flushes that were scheduled. A child that is forked off before the parent has
-//! opened a file works as any process does.
+//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes, and so is every view of private
+//! pages. To the child the parent is another process: its writes show under the child's views.
+//! Handles and views can be dropped, and the parent runs the flushes that were scheduled. A child
+//! that is forked off before the parent has opened a file works as any process does.
 //!
 //! ## Where no thread can be started
 //!
@@ -242,6 +242,7 @@
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
+//! | `cow` | no | [`open_cow`](MemoryMappedFile::open_cow), [`open_cow_writable`](MemoryMappedFile::open_cow_writable), and the mode [`CopyOnWrite`](MmapMode::CopyOnWrite) |
 //! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |

@@ -35,21 +35,38 @@ pub(crate) enum Protection {
 /// Where the bytes of an open file are kept.
 #[derive(Clone, Debug)]
 pub(crate) enum Backing {
+    /// In the file, which stores through the map change.
     File(Arc<Descriptor>),
+    /// In the map's own copies of pages that were stored to; everywhere else in the file, which
+    /// stores through the map do not change.
+    Private(Arc<Descriptor>),
     /// In the map alone: anonymous memory, which is freed with the map.
     Memory,
 }
 
 impl Backing {
+    /// Returns the file that the map shows.
     pub(crate) fn file(&self) -> Option<&File> {
+        self.descriptor().map(|file| &***file)
+    }
+
+    /// Returns the file that stores through the map change.
+    pub(crate) fn stored_file(&self) -> Option<&File> {
         match self {
             Self::File(file) => Some(file),
+            Self::Private(_) | Self::Memory => None,
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> Option<&Arc<Descriptor>> {
+        match self {
+            Self::File(file) | Self::Private(file) => Some(file),
             Self::Memory => None,
         }
     }
 }
 
-/// One mapping: a shared mapping of a file, or private memory.
+/// One mapping: a shared mapping of a file, private pages over a file, or private memory.
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
@@ -64,10 +81,12 @@ impl Map {
     /// Where nothing can be reserved (a 32-bit address space, a platform that does not map past the
     /// end of a file) exactly `len` bytes are mapped; `len` must not be 0 then.
     ///
-    /// Anonymous memory gets exactly `len` bytes: it does not grow.
+    /// Anonymous memory and private pages get exactly `len` bytes: they do not grow. Private pages
+    /// can always be written, whatever the protection.
     pub(crate) fn new(backing: &Backing, len: u64, protection: Protection) -> io::Result<Self> {
         let file = match backing {
             Backing::File(file) => file,
+            Backing::Private(file) => return Self::private(file, len, backing),
             Backing::Memory => return Self::memory(len),
         };
         let listed = |raw| Self::listed(raw, backing.clone());
@@ -87,6 +106,18 @@ impl Map {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
         Ok(Self::listed(raw, Backing::Memory))
+    }
+
+    fn private(file: &File, len: u64, backing: &Backing) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut options = MmapOptions::new();
+        // Most files of this kind get few private pages. Without this option the system could
+        // refuse a file that is larger than its memory.
+        options.len(len).no_reserve_swap();
+        // SAFETY: the map becomes a raw one at once: no reference to its bytes is made here, and
+        // `Span` makes one only under a lease.
+        let raw = MmapRaw::from(unsafe { options.map_copy(file) }?);
+        Ok(Self::listed(raw, backing.clone()))
     }
 
     fn exact(file: &File, len: u64, protection: Protection) -> io::Result<MmapRaw> {

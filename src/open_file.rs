@@ -5,6 +5,7 @@
 
 mod append;
 mod apply;
+mod cow;
 mod durability;
 mod maps;
 mod resize;
@@ -18,13 +19,14 @@ use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Or
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Instant, SystemTime};
 
+use self::cow::Origin;
 use self::durability::TIMER;
 use self::maps::Mapped;
 use crate::commit::Commits;
 use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Lease, LeaseHost, Leases};
+use crate::lease::{Lease, LeaseHost, Leases, Under};
 use crate::map::{Backing, Map, Protection};
 use crate::offload::release;
 use crate::queue::Queue;
@@ -74,8 +76,12 @@ pub(crate) struct OpenFile {
     /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
-    /// The identity in the registry; `None` for anonymous memory.
+    /// The identity in the registry; `None` for anonymous memory and private pages.
     id: Option<FileId>,
+    /// For private pages: the file that they are copies of.
+    origin: Option<Origin>,
+    /// The private pages over this file, which are told when the file is cut.
+    private: Mutex<Vec<Weak<Self>>>,
     /// On a file system that copies files up: the birth time of the file that the read-only map
     /// shows.
     shown: Mutex<Option<SystemTime>>,
@@ -174,7 +180,7 @@ impl OpenFile {
         len: u64,
         protection: Protection,
     ) -> Arc<Self> {
-        let opened = Self::new(Some(claim.id()), len);
+        let opened = Self::new(Some(claim.id()), None, len);
         opened.install(map, source, protection);
         opened
     }
@@ -182,7 +188,7 @@ impl OpenFile {
     /// Makes anonymous memory of `len` bytes, all of them 0. It has no name and is never flushed.
     pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
         let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
-        let opened = Self::new(None, len);
+        let opened = Self::new(None, None, len);
         let backing = Backing::Memory;
         opened.set_map(
             Some(map),
@@ -193,7 +199,7 @@ impl OpenFile {
         Ok(opened)
     }
 
-    fn new(id: Option<FileId>, len: u64) -> Arc<Self> {
+    fn new(id: Option<FileId>, origin: Option<Origin>, len: u64) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             hot: Hot {
                 leases: Leases::new(),
@@ -202,6 +208,7 @@ impl OpenFile {
             },
             queue: Queue::new(),
             commits: Commits::default(),
+            // Nothing else is ever flushed.
             dirty: DirtyRanges::new(id.is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
@@ -216,6 +223,8 @@ impl OpenFile {
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,
+            origin,
+            private: Mutex::default(),
             shown: Mutex::default(),
             users: AtomicUsize::new(0),
             closed: Event::new(),
@@ -305,6 +314,10 @@ impl LeaseHost for OpenFile {
         Self::len(self)
     }
 
+    fn under(&self) -> Option<Under<'_>> {
+        self.origin.as_ref().map(Origin::under)
+    }
+
     fn restart(&self, gone: ByteRange) {
         // Acquire: pairs with the fence in `grow`, by the mark on the lease that brought this
         // thread here.
@@ -334,11 +347,11 @@ impl Drop for OpenFile {
             self.closed.notify();
         }
         let is_slow = |mapped: &Mapped| match &mapped.backing {
-            Backing::File(file) => file.may_block(),
+            Backing::File(file) | Backing::Private(file) => file.may_block(),
             Backing::Memory => false,
         };
         // An upper bound of the resident bytes: the blocks of a file in memory, else the length.
-        let to_unmap = |mapped: &Mapped| match mapped.backing.file() {
+        let to_unmap = |mapped: &Mapped| match mapped.backing.stored_file() {
             Some(file) if mapped.fs_traits.in_memory => sys::allocated(file).unwrap_or(u64::MAX),
             _ => self.len(),
         };

@@ -404,6 +404,7 @@ impl Opening {
 
     fn protection(&self) -> Protection {
         match self.mode {
+            // Private pages are mapped after the file was opened like this.
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
         }
@@ -446,7 +447,7 @@ impl OpenMode {
 
 fn check_not_empty(mode: MmapMode, len: u64) -> Result<()> {
     match mode {
-        MmapMode::ReadWrite => check_size(len),
-        MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
+        MmapMode::ReadWrite | MmapMode::CopyOnWrite => check_size(len),
+        MmapMode::ReadOnly => Ok(()),
     }
 }

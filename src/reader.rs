@@ -14,7 +14,6 @@ use crate::boxed::Boxed;
 use crate::error::Result;
 use crate::fairness::copied;
 use crate::file::{MemoryMappedFile, ReadAhead};
-use crate::mode::MmapMode;
 use crate::range::ByteRange;
 
 /// Most bytes that one read copies, and that a reader of a writable handle buffers.
@@ -192,9 +191,9 @@ impl MmapReader {
     fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         if self.buffered.is_empty() {
             let bytes = ready!(self.poll_bytes(context, PIECE))?;
-            self.buffered = match self.file.mode() {
-                MmapMode::ReadOnly => bytes,
-                MmapMode::ReadWrite | MmapMode::CopyOnWrite => {
+            self.buffered = match self.file.handle.may_write() {
+                false => bytes,
+                true => {
                     copied(bytes.len());
                     Bytes::copy_from_slice(&bytes)
                 }

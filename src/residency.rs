@@ -173,8 +173,8 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
     check_length(backing.file(), &[range])
 }
 
-/// Makes the pages of all ranges writable: allocates the blocks of holes, and changes no byte.
-/// Blocks.
+/// Makes the pages of all ranges writable: allocates the blocks of holes, or copies the pages of a
+/// private map, and changes no byte. Blocks.
 ///
 /// # Errors
 ///
@@ -197,11 +197,18 @@ pub(crate) fn populate_write(
         if let Err(truncated) = check_length(backing.file(), &ranges) {
             return Unpopulated::Explained(truncated);
         }
-        let Some(file) = backing.file() else {
-            return Unpopulated::Explained(MmapIoError::from(error));
-        };
-        // Populating reports only `EFAULT`; reading and allocating the pages tells the cause.
         let step = steps[index];
+        // Populating reports only `EFAULT`; reading and allocating the pages tells the cause.
+        let file = match backing {
+            Backing::File(file) => file,
+            // The copies of the pages take memory, and no blocks of the file.
+            Backing::Private(file) => {
+                let read = read_one_byte_a_page(file, step).err();
+                let cause = read.unwrap_or_else(|| unreadable(error));
+                return Unpopulated::Explained(MmapIoError::from(cause));
+            }
+            Backing::Memory => return Unpopulated::Explained(MmapIoError::from(error)),
+        };
         match read_one_byte_a_page(file, step).and_then(|()| allocate(file, step)) {
             Err(reason) => Unpopulated::Explained(MmapIoError::from(reason)),
             Ok(()) => Unpopulated::Unexplained(store_error(file, step)),
@@ -216,7 +223,7 @@ pub(crate) fn populate_write(
 ///
 /// `Truncated` if the file has become shorter, or the error of reading or allocating the pages.
 pub(crate) fn make_writable(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
-    if let Some(file) = backing.file() {
+    if let Some(file) = backing.stored_file() {
         sys::check_room(file, range.start(), range.len())?;
     }
     let populate = || populate_write(map, backing, std::iter::once(range));

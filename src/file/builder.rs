@@ -13,6 +13,7 @@ use crate::fairness::operation;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
+use crate::open_file::OpenFile;
 use crate::opening::{absolute, Attempt, OpenMode, Opening};
 
 /// Opens or creates a file with options.
@@ -53,6 +54,7 @@ pub struct MemoryMappedFileBuilder {
     touch: TouchHint,
     preallocate: bool,
     touch_mtime: bool,
+    cow_writable: bool,
     write_buffer: Option<usize>,
 }
 
@@ -66,6 +68,7 @@ impl MemoryMappedFileBuilder {
             touch: TouchHint::default(),
             preallocate: false,
             touch_mtime: false,
+            cow_writable: false,
             write_buffer: None,
         }
     }
@@ -79,7 +82,7 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Sets whether the file is mapped for writing as well.
+    /// Sets whether the file is mapped for reading, for writing as well, or copy-on-write.
     ///
     /// By default [`open`](Self::open) maps it read-only, and every other way read-write.
     pub fn mode(self, mode: MmapMode) -> Self {
@@ -91,7 +94,7 @@ impl MemoryMappedFileBuilder {
 
     /// Sets when writes are flushed without a request; [`FlushPolicy::Never`] by default.
     ///
-    /// A read-only handle has no other policy.
+    /// A read-only or copy-on-write handle has no other policy.
     pub fn flush_policy(self, policy: FlushPolicy) -> Self {
         Self { policy, ..self }
     }
@@ -136,6 +139,19 @@ impl MemoryMappedFileBuilder {
     pub fn touch_mtime(self, touch_mtime: bool) -> Self {
         Self {
             touch_mtime,
+            ..self
+        }
+    }
+
+    /// Sets whether a [`CopyOnWrite`](MmapMode::CopyOnWrite) handle may write its private pages;
+    /// ignored in other modes.
+    ///
+    /// Off by default. See [`open_cow_writable`](MemoryMappedFile::open_cow_writable).
+    #[cfg(feature = "cow")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cow")))]
+    pub fn cow_writable(self, cow_writable: bool) -> Self {
+        Self {
+            cow_writable,
             ..self
         }
     }
@@ -215,8 +231,8 @@ impl MemoryMappedFileBuilder {
     ///
     /// # Errors
     ///
-    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
-    ///   its blocks cannot be [reserved](Self::preallocate).
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode is not
+    ///   read-only; or its blocks cannot be [reserved](Self::preallocate).
     /// - [`Busy`](MmapIoError::Busy): the file was on the lower layer of an overlayfs, and this
     ///   process has views that still show the file there; see [Overlayfs](crate#overlayfs).
     /// - [`Io`](MmapIoError::Io): it cannot be opened, is no regular file, or cannot be read in
@@ -304,14 +320,20 @@ impl MemoryMappedFileBuilder {
                 }
             };
             opened.finish().await?;
+            let open = match mode {
+                MmapMode::CopyOnWrite if self.cow_writable => {
+                    offload(move || OpenFile::private_pages(opened.open)).await?
+                }
+                _ => opened.open,
+            };
             if let Some(bytes) = self.write_buffer {
-                opened.open.queue().budget.set_limit(bytes);
+                open.queue().budget.set_limit(bytes);
             }
             let policy = match mode {
                 MmapMode::ReadOnly | MmapMode::CopyOnWrite => FlushPolicy::Never,
                 MmapMode::ReadWrite => self.policy,
             };
-            let file = MemoryMappedFile::new(opened.open, mode, policy, self.path, location);
+            let file = MemoryMappedFile::new(open, mode, policy, self.path, location);
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }

@@ -13,7 +13,8 @@ use crate::sys;
 
 /// # Flushing
 ///
-/// A read-only handle has nothing to flush: its flushes check their range and do nothing.
+/// A read-only or copy-on-write handle has nothing to flush: its flushes check their range and do
+/// nothing.
 impl MemoryMappedFile {
     /// Makes all completed writes to the file durable, of every handle and view.
     ///
@@ -194,8 +195,9 @@ impl MemoryMappedFile {
     /// bytes. A read-only handle flushes nothing, and drops the pages that are clean.
     ///
     /// It is a hint: pages that another process has mapped, or that are dirtied in the meantime,
-    /// stay. The pages of every view stay too, since they were perhaps read in to be touched
-    /// without waiting; the pages of a view that is made in the meantime may go.
+    /// stay, and so do private copies of pages. The pages of every view stay too, since they were
+    /// perhaps read in to be touched without waiting; the pages of a view that is made in the
+    /// meantime may go.
     ///
     /// # Errors
     ///

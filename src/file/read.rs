@@ -11,7 +11,6 @@ use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, operation};
 use crate::lease::{shared_briefly, try_shared, Hold, Lease, LeaseHost, Token};
 use crate::map::no_bytes;
-use crate::mode::MmapMode;
 use crate::offload::{check, offload_read_in};
 use crate::open_file::{OpenFile, OwnedLease};
 use crate::range::ByteRange;
@@ -151,7 +150,10 @@ impl MemoryMappedFile {
             return Some(MappedSlice::EMPTY);
         }
         let range = ByteRange::between(offset, offset.checked_add(len)?);
-        let lease = Lease::shared_or(&*self.shared, range, slow_path)?;
+        let lease = match self.is_private {
+            false => Lease::shared_or(&*self.shared, range, slow_path)?,
+            true => Lease::of(&*self.shared, slow_path(&self.shared, range)?),
+        };
         // Only now: without the lease, a shrink could cut the range off after the check.
         let span = self.shared.span_within(self.protection, range)?;
         Some(MappedSlice::new(span, lease))
@@ -175,7 +177,7 @@ impl MemoryMappedFile {
         ByteRange::new(offset, len, self.len()).err().map(Box::new)
     }
 
-    /// Returns a `&[u8]` that stays valid as long as the read-only handle is borrowed.
+    /// Returns a `&[u8]` that stays valid as long as the handle, which may not write, is borrowed.
     ///
     /// The range stays leased until the last clone of the handle is dropped, so that a write
     /// through another handle that overlaps the range waits until then. To ask for the same range
@@ -184,8 +186,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// - [`InvalidMode`](MmapIoError::InvalidMode): the handle may write, and its writes would
-    ///   wait for its own view.
+    /// - [`InvalidMode`](MmapIoError::InvalidMode): the handle may write, also private pages, and
+    ///   its writes would wait for its own view.
     /// - Those of [`as_slice`](Self::as_slice).
     ///
     /// # Blocking
@@ -195,7 +197,7 @@ impl MemoryMappedFile {
         if len == 0 {
             return Ok(no_bytes());
         }
-        if self.handle.mode != MmapMode::ReadOnly {
+        if self.handle.may_write() {
             return Err(MmapIoError::invalid_mode(
                 "a handle that may write would wait for its own view",
             ));

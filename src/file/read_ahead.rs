@@ -140,7 +140,7 @@ impl ReadAhead {
 /// Drops those of the pages that are in front of `position`, and returns the others, and those that
 /// a view shows. Blocks.
 fn drop_pages(
-    shared: &OpenFile,
+    shared: &Arc<OpenFile>,
     file: &Descriptor,
     brought: Vec<PageRange>,
     position: u64,

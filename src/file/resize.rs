@@ -131,7 +131,8 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         operation("asking for the length", Subject::Nothing, async move {
             let op = Op::new(ByteRange::EMPTY, Action::AdoptFileLen);
-            Queue::submit(&handle.shared, op).await?;
+            // Private pages learn of a cut from the file.
+            Queue::submit(&handle.shared.file_itself(), op).await?;
             Ok(handle.shared.len())
         })
     }

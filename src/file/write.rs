@@ -31,7 +31,8 @@ use crate::view::MappedSliceMut;
 /// without polling the first again, may wait forever.
 ///
 /// A write of no bytes is `Ok`, at any offset and through any handle. All other writes fail with
-/// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
+/// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, or copy-on-write
+///   and writable;
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds); a shrink that was submitted earlier counts;
 /// - [`Truncated`](MmapIoError::Truncated) if another process has cut off bytes of the range;
 /// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), or when a page
@@ -347,7 +348,7 @@ impl MemoryMappedFile {
     }
 
     fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
-        self.handle.mode.require_write()?;
+        self.handle.require_write()?;
         check()?;
         ByteRange::new(offset, len, self.len())
     }

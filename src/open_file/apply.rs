@@ -13,7 +13,7 @@ use super::write_plan::{reserve, WritePlan, WriteTarget};
 use super::{OpenFile, OwnedLease};
 use crate::dirty::FlushDue;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Asks, Kind, Lease, Want};
+use crate::lease::{Asks, Intervals, Kind, Lease, Want};
 use crate::map::Protection;
 use crate::queue::{Action, AllSteps, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
 use crate::range::ByteRange;
@@ -90,6 +90,9 @@ impl OpenFile {
     /// Grants the lease of a view or a snapshot; `None` while another lease or operation conflicts
     /// with it.
     fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
+        let Some(mut held) = self.hold_origin(&[range]) else {
+            return Ok(None);
+        };
         range.check(self.len())?;
         if kind == Kind::Exclusive {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
@@ -98,7 +101,15 @@ impl OpenFile {
                 residency::make_writable(&map, &mapped.backing, range)?;
             }
         }
-        Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
+        // One range has one lease on the origin, if there is an origin.
+        let companion = held.pop();
+        Ok(Lease::try_acquire_with(
+            self.clone(),
+            kind,
+            range,
+            Asks::Queue,
+            companion,
+        )?)
     }
 
     /// Applies a batch of writes, and returns the writes whose ranges are in use. Writes that must
@@ -108,6 +119,38 @@ impl OpenFile {
     /// readers of the ranges are not blocked in the meantime. It also finds a full disk before the
     /// first byte changes.
     fn apply_writes(
+        self: &Arc<Self>,
+        batch: &[Operation],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Operation> {
+        if !self.is_private() {
+            return self.apply_held(batch, ended);
+        }
+        let mut blocked = Intervals::new();
+        let (mut ready, mut held, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
+        for op in batch {
+            // An operation does not overtake one that waits for the origin.
+            let is_behind = op.ranges.iter().any(|range| blocked.overlaps(*range));
+            let leases = match is_behind {
+                true => None,
+                false => self.hold_origin(&op.ranges),
+            };
+            if let Some(leases) = leases {
+                held.extend(leases);
+                ready.push(op.clone());
+            } else if !self.gives_up(op, ended) {
+                for range in &*op.ranges {
+                    blocked.insert(*range, ());
+                }
+                deferred.push(op.clone());
+            }
+        }
+        deferred.extend(self.apply_held(&ready, ended));
+        deferred
+    }
+
+    /// Applies a batch of writes whose pages nothing changes in the meantime but these writes.
+    fn apply_held(
         self: &Arc<Self>,
         batch: &[Operation],
         ended: &mut Ended<OwnedLease>,
@@ -122,7 +165,7 @@ impl OpenFile {
             map: &map,
             len: self.len(),
             coherent: match mapped.fs_traits.coherent_writes {
-                true => mapped.backing.file(),
+                true => mapped.backing.stored_file(),
                 false => None,
             },
         };
@@ -250,14 +293,22 @@ impl OpenFile {
 
     /// Returns a write whose ranges are in use, to be deferred; a `TryWrite` is completed instead.
     fn refuse(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> Option<Operation> {
-        if matches!(op.action, Action::TryWrite(_)) {
-            self.queue.complete(op, Ok(Outcome::InUse), ended);
+        if self.gives_up(op, ended) {
             return None;
         }
         if op.was_deferred() {
             self.raise_gate(&op.ranges);
         }
         Some(op.clone())
+    }
+
+    /// Completes a `TryWrite`, whose range is in use, and returns whether it was one.
+    fn gives_up(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> bool {
+        let gives_up = matches!(op.action, Action::TryWrite(_));
+        if gives_up {
+            self.queue.complete(op, Ok(Outcome::InUse), ended);
+        }
+        gives_up
     }
 
     /// Holds off new readers for a moment, for a write that was blocked before.

@@ -156,7 +156,8 @@ impl Durable for OpenFile {
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
         let mapped = self.mapped[Protection::ReadWrite as usize].get();
-        let file = mapped.and_then(|mapped| Some((mapped.fs_traits, mapped.backing.file()?)));
+        let file =
+            mapped.and_then(|mapped| Some((mapped.fs_traits, mapped.backing.stored_file()?)));
         let Some((fs_traits, file)) = file else {
             return Ok(());
         };

@@ -208,10 +208,7 @@ impl OpenFile {
 
     /// Returns the same descriptor, if there is one.
     pub(crate) fn descriptor_if_mapped(&self, protection: Protection) -> Option<&Arc<Descriptor>> {
-        match &self.mapped[protection as usize].get()?.backing {
-            Backing::File(file) => Some(file),
-            Backing::Memory => None,
-        }
+        self.mapped[protection as usize].get()?.backing.descriptor()
     }
 
     /// Returns the address of a range in the current map, if the range is inside the file.
@@ -353,24 +350,35 @@ impl OpenFile {
 
     /// Removes pages from the maps and from the page cache, except those that a view shows and
     /// those that are not yet written out. Returns the pages that views show.
-    pub(crate) fn evict(&self, file: &File, range: ByteRange) -> io::Result<Vec<PageRange>> {
+    pub(crate) fn evict(
+        self: &Arc<Self>,
+        file: &File,
+        range: ByteRange,
+    ) -> io::Result<Vec<PageRange>> {
+        // Not private copies, which are nowhere else.
+        let shared = self.file_itself();
         // A shrink may have gone first.
-        let end = range.end().min(self.len());
+        let end = range.end().min(shared.len());
         let range = ByteRange::between(range.start().min(end), end);
         let page_size = sys::page_size();
         let pages = range.to_pages(page_size);
-        let leased = self.leases().leased(range).into_iter();
+        let leased = shared.leases().leased(range).into_iter();
         let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
         let evicted = pages.without(&leased);
         for pages in &evicted {
-            self.unmap_pages((*pages).into())?;
+            shared.unmap_pages((*pages).into())?;
             sys::cache_hint(file, pages.start(), pages.len(), CacheHint::DontNeed)?;
         }
         Ok(pages.without(&evicted))
     }
 
     /// Removes pages from every map. They stay in the page cache, and in the file.
+    ///
+    /// # Panics
+    ///
+    /// If these are [private pages](Self::is_private), which are nowhere else.
     fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
+        assert!(!self.is_private(), "the pages are nowhere else");
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
             let maps = lock(&mapped.maps).clone();
             for map in maps {
@@ -382,7 +390,7 @@ impl OpenFile {
                 if !range.is_empty() {
                     let run = map.run(range.to_pages(sys::page_size()));
                     // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
-                    // keeps live; every map of `self.mapped` that has a file is a shared one.
+                    // keeps live; the maps of a file that is in the registry are shared ones.
                     unsafe { sys::advise(run, Advice::DontNeed) }?;
                 }
             }

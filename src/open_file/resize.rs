@@ -51,6 +51,7 @@ impl OpenFile {
             self.hot.len.store(len, Ordering::Release);
             return Err(MmapIoError::resize_failed(error));
         }
+        self.cut_private(new_len);
         self.dirty.truncate(new_len);
         self.cancel_alarm_if_clean();
         self.mark_length_unsynced();
@@ -169,6 +170,7 @@ impl OpenFile {
         self.hot.leases.recheck(ByteRange::between(file_len, len));
         // SeqCst: as for a cut that `resize` makes.
         self.cuts.fetch_add(1, Ordering::SeqCst);
+        self.cut_private(file_len);
         if let Some(gone) = self.dirty.truncate(file_len) {
             lock(&self.lost).get_or_insert(MmapIoError::Truncated {
                 offset: gone.start(),
@@ -273,7 +275,7 @@ impl OpenFile {
     ///
     /// `InvalidMode` for anonymous memory, or if no handle may write the file.
     pub(super) fn writable_file(&self) -> Result<&File> {
-        let file = self.writable()?.backing.file();
+        let file = self.writable()?.backing.stored_file();
         file.ok_or_else(|| MmapIoError::invalid_mode("memory has a fixed size"))
     }
 }

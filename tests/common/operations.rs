@@ -207,6 +207,12 @@ pub(crate) fn operations() -> Vec<Operation> {
             .touch_hint(TouchHint::Eager)
             .flush_policy(FlushPolicy::Always)
             .open();
+        #[cfg(feature = "cow")]
+        Nothing "open_cow": |fixture| MemoryMappedFile::open_cow(fixture.path("unmapped"));
+        #[cfg(feature = "cow")]
+        Nothing "open_cow_writable": |fixture| {
+            MemoryMappedFile::open_cow_writable(fixture.path("data"))
+        };
         Nothing "from_file": |fixture| {
             let file = fixture.plain.try_clone().unwrap();
             MemoryMappedFile::from_file(file, MmapMode::ReadWrite, "name")
@@ -261,6 +267,22 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "is_hugepage_backed": |fixture| async {
             let _ = fixture.file.is_hugepage_backed().await;
             Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "cow")]
+        MutableViews "update_region, private": |fixture| async {
+            let private = MemoryMappedFile::open_cow_writable(fixture.path("data")).await?;
+            private.update_region(WRITTEN.0, &WHOLE).await
+        };
+        #[cfg(feature = "cow")]
+        MutableViews "as_slice_mut, private": |fixture| async {
+            let private = MemoryMappedFile::open_cow_writable(fixture.path("data")).await?;
+            private.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
+            Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "cow")]
+        MutableViews "slice, private": |fixture| async {
+            let private = MemoryMappedFile::open_cow_writable(fixture.path("data")).await?;
+            private.slice(COLD.0, COLD.1).await.map(drop)
         };
         MutableViews "slice": |fixture| fixture.file.slice(COLD.0, COLD.1);
         MutableViews "read_bytes": |fixture| fixture.file.read_bytes(COLD.0, COLD.1);

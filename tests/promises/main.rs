@@ -27,6 +27,8 @@ mod common;
 #[cfg(target_os = "linux")]
 mod appends;
 mod copies;
+#[cfg(feature = "cow")]
+mod cow;
 mod fairness;
 #[cfg(target_os = "linux")]
 mod forked;

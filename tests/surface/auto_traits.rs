@@ -65,6 +65,11 @@ fn every_future_is_send() {
             MmapMode::ReadOnly,
             &path,
         ));
+        #[cfg(feature = "cow")]
+        {
+            spawnable(MemoryMappedFile::open_cow(&path));
+            spawnable(MemoryMappedFile::open_cow_writable(&path));
+        }
         spawnable(builder().create());
         spawnable(builder().create_new());
         spawnable(builder().open());

@@ -1,7 +1,7 @@
 //! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
 //! crate, which types and futures can be sent to another thread, the cost of a read and a write,
-//! openings at the same time, a writer that is killed, the log of the example, and the recipes of the
-//! crate page.
+//! openings at the same time, copy-on-write handles, a writer that is killed, the log of the
+//! example, and the recipes of the crate page.
 //!
 //! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 
@@ -12,6 +12,8 @@ mod allocations;
 mod auto_traits;
 #[cfg(feature = "http-body")]
 mod body;
+#[cfg(feature = "cow")]
+mod cow;
 #[cfg(target_os = "linux")]
 mod drop_behind;
 mod durable_log;
