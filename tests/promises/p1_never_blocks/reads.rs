@@ -30,7 +30,8 @@ const END: u64 = AT + SIZE;
 /// Another part of the file.
 const FAR: u64 = 800_001;
 
-/// A way to read. It checks, and so touches, what it has read.
+/// A way to read. It checks, and so touches, what it has read. It runs once before its faults are
+/// counted, so that its own code is in memory.
 struct Read {
     name: &'static str,
     /// Whether it waits until the pages are in memory.
@@ -174,9 +175,15 @@ fn major_faults() -> i64 {
     usage.ru_majflt
 }
 
-/// Makes a read of cold pages, after it has run once, so that its own code is in memory. Checks
-/// that this thread has no major fault.
+/// Makes a read of cold pages, and checks that this thread has no major fault.
 async fn read_cold(file: &MemoryMappedFile, read: &Read) {
+    let mut tries = Tries::default();
+    while tries.go_on(read) {
+        tries.0.push(faults_of_cold(file, read).await);
+    }
+}
+
+async fn faults_of_cold(file: &MemoryMappedFile, read: &Read) -> i64 {
     (read.run)(file.clone()).await.unwrap();
     // A read ahead that has just begun may bring pages back.
     while cached(file.path(), 0, LEN as usize) > 0 {
@@ -184,8 +191,22 @@ async fn read_cold(file: &MemoryMappedFile, read: &Read) {
     }
     let before = (major_faults(), file.stats().pool_hops);
     (read.run)(file.clone()).await.unwrap();
-    assert_eq!(major_faults(), before.0, "{}", read.name);
     assert!(file.stats().pool_hops > before.1, "{}", read.name);
+    major_faults() - before.0
+}
+
+/// Major faults of each try of a read. The system takes a page of the program away now and then, so
+/// one try without a fault is enough: a read that faults on its bytes does so in each.
+#[derive(Default)]
+struct Tries(Vec<i64>);
+
+impl Tries {
+    /// Whether another try is needed. Fails when there were enough.
+    fn go_on(&self, read: &Read) -> bool {
+        let all = &self.0;
+        assert!(all.len() < 3 || all.contains(&0), "{}: {all:?}", read.name);
+        !all.contains(&0)
+    }
 }
 
 #[test]
@@ -222,15 +243,19 @@ fn ticker_runs_beside_cold_reads() {
 async fn all_cold_reads(dir: &Path, ticks: Receiver<()>) {
     for file in handles_on_a_disk(dir).await {
         for read in reads() {
-            make_cold(&file).await;
-            let before = major_faults();
-            // As a slow disk would be.
-            let busy = BusyPool::new();
-            let mut stuck = (read.run)(file.clone());
-            ticks_beside(read.name, &mut stuck, &ticks).await;
-            drop(busy);
-            with_timeout(stuck).await.unwrap();
-            assert_eq!(major_faults(), before, "{}", read.name);
+            let mut tries = Tries::default();
+            while tries.go_on(&read) {
+                (read.run)(file.clone()).await.unwrap();
+                make_cold(&file).await;
+                let before = major_faults();
+                // As a slow disk would be.
+                let busy = BusyPool::new();
+                let mut stuck = (read.run)(file.clone());
+                ticks_beside(read.name, &mut stuck, &ticks).await;
+                drop(busy);
+                with_timeout(stuck).await.unwrap();
+                tries.0.push(major_faults() - before);
+            }
         }
     }
 }
@@ -288,17 +313,23 @@ fn unprivileged_child() {
     let plain = File::open(&path).unwrap();
     block_on(async {
         for read in reads() {
-            // Pages that are mapped would stay.
-            // SAFETY: the call takes no pointer.
-            unsafe { libc::posix_fadvise(plain.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-            let file = MemoryMappedFile::open_ro(&path).await.unwrap();
-            let before = major_faults();
-            (read.run)(file.clone()).await.unwrap();
-            assert_eq!(major_faults(), before, "{}", read.name);
-            let stats = file.stats();
-            assert_eq!(stats.resident_hits, 0, "{}", read.name);
-            assert!(stats.pool_hops > 0, "{}", read.name);
-            file.close().await.unwrap();
+            let mut tries = Tries::default();
+            while tries.go_on(&read) {
+                let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+                (read.run)(file.clone()).await.unwrap();
+                file.close().await.unwrap();
+                // Pages that are mapped would stay.
+                // SAFETY: the call takes no pointer.
+                unsafe { libc::posix_fadvise(plain.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+                let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+                let before = major_faults();
+                (read.run)(file.clone()).await.unwrap();
+                tries.0.push(major_faults() - before);
+                let stats = file.stats();
+                assert_eq!(stats.resident_hits, 0, "{}", read.name);
+                assert!(stats.pool_hops > 0, "{}", read.name);
+                file.close().await.unwrap();
+            }
         }
     });
     println!("works without capabilities");
@@ -327,9 +358,10 @@ async fn all_remote_reads(fuse: &Fuse, ticks: Receiver<()>) {
     for file in both_handles(&fuse.path("data")).await {
         for read in reads() {
             let name = read.name;
+            (read.run)(file.clone()).await.unwrap();
             make_cold(&file).await;
             fuse.asked_here();
-            let (before, asked) = (major_faults(), fuse.count(READ));
+            let asked = fuse.count(READ);
             let held = fuse.hold(&[READ, GETATTR]);
             let mut running = (read.run)(file.clone());
             if read.waits {
@@ -346,8 +378,8 @@ async fn all_remote_reads(fuse: &Fuse, ticks: Receiver<()>) {
                 }
             }
             drop(held);
+            // Faults ask, too.
             assert_eq!(fuse.asked_here(), [], "{name}, on the thread that polls");
-            assert_eq!(major_faults(), before, "{name}");
             assert!(fuse.count(READ) > asked, "{name} reads nothing");
         }
     }
@@ -363,12 +395,15 @@ fn server_that_takes_300_ms_stalls_nothing() {
 async fn all_reads_at_once(fuse: &Fuse, ticks: Receiver<()>) {
     const TAKES: Duration = Duration::from_millis(300);
     let files = both_handles(&fuse.path("data")).await;
+    for read in reads() {
+        (read.run)(files[0].clone()).await.unwrap();
+    }
     make_cold(&files[0]).await;
     let has_ended = Cell::new(false);
     let executor = smol::LocalExecutor::new();
     fuse.slow_down(&[READ, GETATTR], TAKES);
     fuse.asked_here();
-    let (began, before) = (Instant::now(), major_faults());
+    let began = Instant::now();
     let mut running = Vec::new();
     for file in &files {
         for read in reads() {
@@ -399,7 +434,6 @@ async fn all_reads_at_once(fuse: &Fuse, ticks: Receiver<()>) {
     };
     executor.run(ending).await;
     assert_eq!(fuse.asked_here(), [], "on the thread that polls");
-    assert_eq!(major_faults(), before);
     fuse.slow_down(&[], TAKES);
 }
 
