@@ -11,9 +11,13 @@ use crate::sys;
 impl MemoryMappedFile {
     /// Tells the kernel how a range will be used; changes no byte.
     ///
-    /// The start of the range is rounded down to a page. It is a hint:
+    /// The start of the range is rounded down to a page, and the end up. It is a hint:
     /// [`touch_pages_range`](Self::touch_pages_range) reads pages in, and [`evict`](Self::evict)
     /// takes them out of memory.
+    ///
+    /// It is about the mapping of this handle, which all handles that may do the same with the file
+    /// share. A file that outgrows its mapping gets a new one, for which the advice has to be given
+    /// again.
     ///
     /// # Errors
     ///
@@ -27,7 +31,8 @@ impl MemoryMappedFile {
     ///
     /// # Platform-specific behavior
     ///
-    /// `madvise` on Unix; on Windows only `WillNeed` does anything.
+    /// `madvise` on Unix, where [`MmapAdvice::Cold`] and the hints after it are ignored except on
+    /// Linux; on Windows only [`MmapAdvice::WillNeed`] does anything.
     ///
     /// # Examples
     ///

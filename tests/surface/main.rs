@@ -1,13 +1,16 @@
 //! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
 //! crate, which types and futures can be sent to another thread, the cost of a read and a write,
-//! openings at the same time, a writer that is killed, the log of the example, and the recipes of the
-//! crate page.
+//! openings at the same time, a writer that is killed, advice and huge pages, locks on pages and on
+//! files, the log of the example, and the recipes of the crate page.
 //!
 //! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "advise")]
+#[cfg(target_os = "linux")]
+mod advice;
 mod allocations;
 mod auto_traits;
 #[cfg(feature = "http-body")]

@@ -19,6 +19,10 @@ const RUNS_A_CALL: usize = 1024;
 /// (`/sys/block/*/queue/read_ahead_kb`).
 pub(super) const READ_AHEAD: u64 = 128 << 10;
 
+/// Most bytes of one call that goes through the pages, during which the kernel holds the address
+/// space's lock: a fault of another thread may have to wait for it.
+const PAGES_STEP: usize = 8 << 20;
+
 /// Faults in the pages of a run for reading ([`madvise(2)`], `MADV_POPULATE_READ`, Linux 5.14).
 ///
 /// # Errors
@@ -310,7 +314,12 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     };
     let piece = match advice {
         Advice::WillNeed => READ_AHEAD as usize,
-        _ => run.len.max(1),
+        Advice::DontNeed | Advice::Cold | Advice::PageOut => PAGES_STEP,
+        Advice::Normal
+        | Advice::Random
+        | Advice::Sequential
+        | Advice::HugePage
+        | Advice::NoHugePage => run.len.max(1),
     };
     for at in (0..run.len).step_by(piece) {
         let (addr, len) = (run.addr.wrapping_add(at), piece.min(run.len - at));
