@@ -7,6 +7,8 @@ mod append;
 mod apply;
 mod durability;
 mod maps;
+#[cfg_attr(not(feature = "locking"), allow(dead_code))]
+mod page_lock;
 mod resize;
 mod write_plan;
 
@@ -20,6 +22,7 @@ use std::time::{Instant, SystemTime};
 
 use self::durability::TIMER;
 use self::maps::Mapped;
+use self::page_lock::PageLockTurns;
 use crate::commit::Commits;
 use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
@@ -71,6 +74,7 @@ pub(crate) struct OpenFile {
     appender: OnceLock<Option<Arc<Descriptor>>>,
     /// Whether a flush of written bytes sets the time of the last modification.
     touch_mtime: AtomicBool,
+    page_lock_turns: PageLockTurns,
     /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
@@ -213,6 +217,7 @@ impl OpenFile {
             preallocate: AtomicBool::new(false),
             appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),
+            page_lock_turns: PageLockTurns::new(),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,

@@ -21,8 +21,9 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
-    /// [`AdviceFailed`](MmapIoError::AdviceFailed).
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or [`AdviceFailed`](MmapIoError::AdviceFailed) if
+    /// the system refuses: it does not take pages out of the mapping that are
+    /// [locked](Self#method.lock).
     ///
     /// # Cancel safety
     ///

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::page_lock::{overlapping, LockedPages};
 use super::OpenFile;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
@@ -29,6 +30,9 @@ pub(super) struct Mapped {
     /// The last map is the current one. The maps before it are outgrown, and are kept because views
     /// may point into them.
     pub(super) maps: Mutex<Vec<Arc<Map>>>,
+    /// The pages that are locked in the current map. As long as the mutex is held, that map stays
+    /// the current one.
+    pub(super) locked: Mutex<LockedPages>,
 }
 
 impl Mapped {
@@ -140,10 +144,9 @@ impl OpenFile {
         if is_current {
             return Ok(());
         }
-        let map = Arc::new(source.map(self.len(), Protection::Read)?);
+        let map = source.map(self.len(), Protection::Read)?;
         let _exclusive = self.lease_everything()?;
-        self.make_current(Protection::Read, &map);
-        lock(&mapped.maps).push(map);
+        self.replace_map(mapped, Protection::Read, map)?;
         *lock(&self.shown) = now;
         Ok(())
     }
@@ -192,6 +195,7 @@ impl OpenFile {
             backing,
             fs_traits,
             maps: Mutex::new(map.into_iter().collect()),
+            locked: Mutex::default(),
         });
     }
 
@@ -369,9 +373,11 @@ impl OpenFile {
         Ok(pages.without(&evicted))
     }
 
-    /// Removes pages from every map. They stay in the page cache, and in the file.
+    /// Removes pages from every map, except for those that are locked. They stay in the page cache,
+    /// and in the file.
     fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
+            let locked = lock(&mapped.locked);
             let maps = lock(&mapped.maps).clone();
             for map in maps {
                 // Outgrown maps are shorter.
@@ -379,8 +385,10 @@ impl OpenFile {
                     range.start().min(map.capacity()),
                     range.end().min(map.capacity()),
                 );
-                if !range.is_empty() {
-                    let run = map.run(range.to_pages(sys::page_size()));
+                let pages = range.to_pages(sys::page_size());
+                let kept: Vec<PageRange> = overlapping(&locked, pages).collect();
+                for pages in pages.without(&kept) {
+                    let run = map.run(pages);
                     // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
                     // keeps live; every map of `self.mapped` that has a file is a shared one.
                     unsafe { sys::advise(run, Advice::DontNeed) }?;

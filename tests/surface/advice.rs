@@ -74,3 +74,22 @@ fn page_out_frees_memory() {
         assert!(file.slice(0, LEN).await.unwrap() == pattern(LEN as usize)[..]);
     });
 }
+
+#[cfg(feature = "locking")]
+#[test]
+fn dont_need_of_locked_pages_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (_, file) = patterned(dir.path(), 100_000).await;
+        file.lock(0, 4096).await.unwrap();
+        let refused = file.advise(0, 100_000, MmapAdvice::DontNeed).await;
+        assert!(
+            matches!(refused, Err(mmap_io::MmapIoError::AdviceFailed(_))),
+            "{refused:?}"
+        );
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        for advice in [MmapAdvice::Cold, MmapAdvice::PageOut, MmapAdvice::WillNeed] {
+            file.advise(0, 100_000, advice).await.unwrap();
+        }
+    });
+}

@@ -93,6 +93,13 @@ fn every_future_is_send() {
     spawnable(file.prefetch_range(0, 1));
     #[cfg(feature = "advise")]
     spawnable(file.advise(0, 1, mmap_io::MmapAdvice::Normal));
+    #[cfg(feature = "locking")]
+    {
+        spawnable(file.lock(0, 1));
+        spawnable(file.lock_all());
+        spawnable(file.unlock(0, 1));
+        spawnable(file.unlock_all());
+    }
     spawnable(file.clone().close());
     let view = file.try_as_slice_mut(0, 1).unwrap().unwrap();
     spawnable(view.commit());

@@ -22,6 +22,9 @@ mod durable_log;
 mod kill;
 mod old_names;
 mod openings;
+#[cfg(feature = "locking")]
+#[cfg(target_os = "linux")]
+mod page_locks;
 #[cfg(target_os = "linux")]
 mod reads;
 mod recipes;
