@@ -242,6 +242,7 @@
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
+//! | `hugepages` | no | [`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder, [`AnonymousMmap::with_huge_pages`](AnonymousMmap#method.with_huge_pages) |
 //! | `locking` | no | [`lock`](MemoryMappedFile#method.lock), [`lock_all`](MemoryMappedFile#method.lock_all) and their opposites: pages that stay in memory |
 //! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |

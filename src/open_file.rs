@@ -74,6 +74,8 @@ pub(crate) struct OpenFile {
     appender: OnceLock<Option<Arc<Descriptor>>>,
     /// Whether a flush of written bytes sets the time of the last modification.
     touch_mtime: AtomicBool,
+    /// Whether maps are made for huge pages.
+    huge_pages: AtomicBool,
     page_lock_turns: PageLockTurns,
     /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
@@ -217,6 +219,7 @@ impl OpenFile {
             preallocate: AtomicBool::new(false),
             appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),
+            huge_pages: AtomicBool::new(false),
             page_lock_turns: PageLockTurns::new(),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),

@@ -37,6 +37,7 @@ pub(crate) struct Opening {
     pub(crate) preallocate: bool,
     pub(crate) touch_mtime: bool,
     pub(crate) touch: TouchHint,
+    pub(crate) huge_pages: bool,
 }
 
 /// Which file is opened, and what happens if it exists and if it does not.
@@ -298,6 +299,10 @@ impl Opening {
                     _ if len > 0 => Some(source.map(len, protection)?),
                     _ => None,
                 };
+                if let (Some(map), true) = (&map, self.huge_pages) {
+                    // Before a page is touched.
+                    map.use_huge_pages();
+                }
                 Ok((map, len))
             });
         let (map, len) = mapped.map_err(|error| {
@@ -335,6 +340,9 @@ impl Opening {
         }
         if self.touch_mtime {
             open.touch_mtime_on_flush();
+        }
+        if self.huge_pages {
+            open.use_huge_pages();
         }
         if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.open_mode.path()) {
             open.mark_name_unsynced(path);

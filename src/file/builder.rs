@@ -54,6 +54,7 @@ pub struct MemoryMappedFileBuilder {
     preallocate: bool,
     touch_mtime: bool,
     write_buffer: Option<usize>,
+    huge_pages: bool,
 }
 
 impl MemoryMappedFileBuilder {
@@ -67,6 +68,7 @@ impl MemoryMappedFileBuilder {
             preallocate: false,
             touch_mtime: false,
             write_buffer: None,
+            huge_pages: false,
         }
     }
 
@@ -158,6 +160,33 @@ impl MemoryMappedFileBuilder {
             write_buffer: Some(bytes),
             ..self
         }
+    }
+
+    /// Sets whether the system is asked to keep the mapping in huge pages.
+    ///
+    /// Fewer and larger pages take less time to look up, for random accesses to a large file that
+    /// is in memory. Off by default; it holds for the file, through all its handles, until the last
+    /// handle is dropped, and also when it grows.
+    ///
+    /// It is a hint and never an error. It changes neither the length nor the content of the file,
+    /// and allocates nothing by itself; but a write to a hole may then take a whole huge page
+    /// (2 MiB on most machines) instead of a normal one.
+    /// [`is_hugepage_backed`](MemoryMappedFile::is_hugepage_backed) tells whether huge pages are in
+    /// use.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`madvise(2)`] with `MADV_HUGEPAGE` on Linux, right after each mapping is made. It is of use
+    /// on tmpfs that is mounted with `huge=advise`, `within_size` or `always`, and on file systems
+    /// with large folios (ext4, xfs, btrfs of recent kernels) for files that are read. Elsewhere it
+    /// does nothing.
+    ///
+    /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+    #[cfg(feature = "hugepages")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "hugepages")))]
+    #[doc(alias = "MADV_HUGEPAGE")]
+    pub fn huge_pages(self, huge_pages: bool) -> Self {
+        Self { huge_pages, ..self }
     }
 
     /// Creates the file, or truncates an existing file; read-write by default.
@@ -290,6 +319,7 @@ impl MemoryMappedFileBuilder {
                 preallocate: self.preallocate,
                 touch_mtime: self.touch_mtime,
                 touch: self.touch,
+                huge_pages: self.huge_pages,
             };
             opening.check()?;
             let mut again = None;

@@ -189,6 +189,9 @@ impl OpenFile {
     ) {
         let map = map.map(Arc::new);
         if let Some(map) = &map {
+            if self.huge_pages.load(Ordering::Relaxed) {
+                map.use_huge_pages();
+            }
             self.make_current(protection, map);
         }
         let _ = self.mapped[protection as usize].set(Mapped {
@@ -197,6 +200,17 @@ impl OpenFile {
             maps: Mutex::new(map.into_iter().collect()),
             locked: Mutex::default(),
         });
+    }
+
+    /// Asks the system to use huge pages for the current maps and those that replace them.
+    pub(crate) fn use_huge_pages(&self) {
+        // While it is held, no map is made that could miss the mark.
+        let _remap = lock(&self.remap);
+        self.huge_pages.store(true, Ordering::Relaxed);
+        let mapped = self.mapped.iter().filter_map(OnceLock::get);
+        for map in mapped.filter_map(Mapped::current) {
+            map.use_huge_pages();
+        }
     }
 
     /// Returns the descriptor through which the file was first mapped with a protection. All

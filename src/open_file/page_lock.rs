@@ -186,6 +186,9 @@ impl OpenFile {
         protection: Protection,
         map: Map,
     ) -> io::Result<()> {
+        if self.huge_pages.load(Ordering::Relaxed) {
+            map.use_huge_pages();
+        }
         let locked = lock(&mapped.locked);
         if let Some(before) = mapped.current() {
             move_locks(&locked, &before, &map)?;

@@ -489,7 +489,8 @@ mod portable {
     ///
     /// # Safety
     ///
-    /// The run lies in one live shared mapping of a file.
+    /// The run lies in one live mapping. That is a shared mapping of a file, whose discarded pages
+    /// come back from the file; or the advice is none that discards pages.
     #[cfg_attr(not(feature = "advise"), allow(dead_code))]
     pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
         let advice = match advice {
@@ -500,8 +501,8 @@ mod portable {
             Advice::DontNeed => libc::MADV_DONTNEED,
             Advice::Cold | Advice::PageOut | Advice::HugePage | Advice::NoHugePage => return Ok(()),
         };
-        // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
-        // page that is discarded is read from the file again.
+        // SAFETY: the run lies in one live mapping, by this function's contract, and a page that is
+        // discarded is read from the file again.
         unsafe { madvise(run.addr, run.len, advice) }
     }
 

@@ -452,7 +452,7 @@ pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// The run lies in one live shared mapping of a file.
+/// The run lies in one live mapping.
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
 pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     match advice {

@@ -264,6 +264,10 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "unlock": |fixture| fixture.file.unlock(COLD.0, COLD.1);
         #[cfg(feature = "locking")]
         Nothing "unlock_all": |fixture| fixture.file.unlock_all();
+        #[cfg(feature = "hugepages")]
+        Nothing "open, huge pages": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
+            .huge_pages(true)
+            .open();
         Nothing "metadata": |fixture| fixture.file.metadata();
         Nothing "is_at_path": |fixture| fixture.file.is_at_path();
         Nothing "is_hugepage_backed": |fixture| async {

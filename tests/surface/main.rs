@@ -18,6 +18,9 @@ mod body;
 #[cfg(target_os = "linux")]
 mod drop_behind;
 mod durable_log;
+#[cfg(feature = "hugepages")]
+#[cfg(target_os = "linux")]
+mod huge_pages;
 #[cfg(target_os = "linux")]
 mod kill;
 mod old_names;

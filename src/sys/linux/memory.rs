@@ -296,7 +296,8 @@ pub(crate) unsafe fn sync_range(_file: &File, run: Run) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// The run lies in one live shared mapping of a file: discarded pages come back from the file.
+/// The run lies in one live mapping. That is a shared mapping of a file, whose discarded pages come
+/// back from the file; or the advice is none that discards pages.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
@@ -323,8 +324,8 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     };
     for at in (0..run.len).step_by(piece) {
         let (addr, len) = (run.addr.wrapping_add(at), piece.min(run.len - at));
-        // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
-        // page that is discarded is read from the file again.
+        // SAFETY: the run lies in one live mapping, by this function's contract, and a page that is
+        // discarded is read from the file again.
         match unsafe { madvise(addr, len, code) } {
             Err(error) if is_hint && error.raw_os_error() == Some(libc::EINVAL) => {}
             result => result?,
