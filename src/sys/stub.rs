@@ -196,6 +196,18 @@ pub(crate) unsafe fn unlock_pages(_run: Run) -> io::Result<()> {
     unsupported()
 }
 
+pub(crate) fn try_lock_shared(_file: &File) -> io::Result<bool> {
+    unsupported()
+}
+
+pub(crate) fn try_lock_exclusive(_file: &File) -> io::Result<bool> {
+    unsupported()
+}
+
+pub(crate) fn unlock(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
 pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
     false
 }

@@ -268,6 +268,11 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "open, huge pages": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
             .huge_pages(true)
             .open();
+        #[cfg(feature = "advisory-lock")]
+        Nothing "open, locked": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
+            .mode(MmapMode::ReadWrite)
+            .advisory_lock(mmap_io::Lock::Exclusive)
+            .open();
         Nothing "metadata": |fixture| fixture.file.metadata();
         Nothing "is_at_path": |fixture| fixture.file.is_at_path();
         Nothing "is_hugepage_backed": |fixture| async {

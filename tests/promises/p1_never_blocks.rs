@@ -267,7 +267,7 @@ mod calls {
     use crate::common::probe::{can_trace, trace};
 
     /// What may wait for a disk, or for other processors.
-    const CALLS: [&str; 32] = [
+    const CALLS: [&str; 33] = [
         "open",
         "openat",
         "openat2",
@@ -292,6 +292,7 @@ mod calls {
         "fadvise64",
         "mlock",
         "munlock",
+        "flock",
         "copy_file_range",
         "sendfile",
         "ioctl",
@@ -384,6 +385,8 @@ mod calls {
                 arguments.contains(&format!("AT_STATX_DONT_SYNC|AT_EMPTY_PATH, {mask}, "))
             }),
             "msync" | "membarrier" | "process_madvise" | "mlock" | "munlock" => false,
+            // On a local file system, which this is, no process waits for it.
+            "flock" => arguments.contains("LOCK_UN"),
             // The standard library looks at files of the system.
             _ => !arguments.contains(dir),
         }

@@ -33,6 +33,10 @@ const _: () = {
     owned::<mmap_io::MmapAdvice>();
     #[cfg(feature = "advise")]
     plain::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "advisory-lock")]
+    owned::<mmap_io::Lock>();
+    #[cfg(feature = "advisory-lock")]
+    plain::<mmap_io::Lock>();
 };
 
 /// For every lifetime of the handle, not only for `'static`.

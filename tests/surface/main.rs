@@ -11,6 +11,9 @@ mod common;
 #[cfg(feature = "advise")]
 #[cfg(target_os = "linux")]
 mod advice;
+#[cfg(feature = "advisory-lock")]
+#[cfg(target_os = "linux")]
+mod advisory_locks;
 mod allocations;
 mod auto_traits;
 #[cfg(feature = "http-body")]
