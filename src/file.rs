@@ -38,6 +38,10 @@ mod pages;
 #[allow(unsafe_code)]
 mod advise;
 
+#[cfg(feature = "locking")]
+#[cfg_attr(docsrs, doc(cfg(feature = "locking")))]
+mod page_lock;
+
 mod copy;
 
 mod huge;

@@ -183,6 +183,11 @@
 //! again closes none, except on overlayfs, and where several tasks open the file for the first time
 //! at once. OFD locks and `flock` are not touched.
 //!
+//! With [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) the crate itself takes a
+//! lock on the file, by `flock`, so that other processes which ask for one know that the file is in
+//! use. It has a descriptor of its own, which is opened with the first handle that asks for the
+//! lock, and closed with the last handle and view.
+//!
 //! ## The time of modification
 //!
 //! Stores through a mapping move the file's modification time late, when the system writes them
@@ -242,7 +247,10 @@
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
-//! | `cow` | no | [`open_cow`](MemoryMappedFile::open_cow), [`open_cow_writable`](MemoryMappedFile::open_cow_writable), and the mode [`CopyOnWrite`](MmapMode::CopyOnWrite) |
+//! | `advisory-lock` | no | [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) of the builder: a lock on the file that other processes respect |
+//! | `cow` | no | [`open_cow`](MemoryMappedFile#method.open_cow), [`open_cow_writable`](MemoryMappedFile#method.open_cow_writable), and the mode [`CopyOnWrite`](MmapMode::CopyOnWrite) |
+//! | `hugepages` | no | [`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder, [`AnonymousMmap::with_huge_pages`](AnonymousMmap#method.with_huge_pages) |
+//! | `locking` | no | [`lock`](MemoryMappedFile#method.lock), [`lock_all`](MemoryMappedFile#method.lock_all) and their opposites: pages that stay in memory |
 //! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
@@ -270,6 +278,8 @@ mod sys;
 mod offload;
 
 mod descriptor;
+
+mod advisory_lock;
 
 #[allow(unsafe_code)]
 mod map;
@@ -322,6 +332,9 @@ pub mod utils;
 
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
+#[cfg(feature = "advisory-lock")]
+#[cfg_attr(docsrs, doc(cfg(feature = "advisory-lock")))]
+pub use crate::advisory_lock::Lock;
 pub use crate::anonymous::AnonymousMmap;
 #[cfg(feature = "http-body")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http-body")))]

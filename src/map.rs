@@ -20,7 +20,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use crate::descriptor::Descriptor;
 use crate::range::{ByteRange, PageRange};
 use crate::sync::lock;
-use crate::sys;
+use crate::sys::{self, Advice};
 
 /// The least address space that is reserved for a file, in bytes.
 const LEAST_RESERVATION: u64 = 1 << 20;
@@ -160,6 +160,14 @@ impl Map {
         let base = unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr()) };
         // SAFETY: the range is inside this map, as was just checked, and `self` is live.
         unsafe { Span::in_map(base, range) }
+    }
+
+    /// Asks the system to use huge pages for this map. That is a hint, and the map works without.
+    pub(crate) fn use_huge_pages(&self) {
+        let all = ByteRange::between(0, self.capacity()).to_pages(sys::page_size());
+        // SAFETY: `run` has checked that the pages are inside this map, which is live; the advice
+        // discards no page.
+        let _ = unsafe { sys::advise(self.run(all), Advice::HugePage) };
     }
 
     /// Returns the address of whole pages, for the calls of [`sys`]. The pages are inside this map:

@@ -8,6 +8,8 @@ mod apply;
 mod cow;
 mod durability;
 mod maps;
+#[cfg_attr(not(feature = "locking"), allow(dead_code))]
+mod page_lock;
 mod resize;
 mod write_plan;
 
@@ -16,12 +18,14 @@ use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use self::cow::Origin;
 use self::durability::TIMER;
 use self::maps::Mapped;
+use self::page_lock::PageLockTurns;
+use crate::advisory_lock::AdvisoryLock;
 use crate::commit::Commits;
 use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
@@ -32,6 +36,7 @@ use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, Registry};
+use crate::sync::lock;
 use crate::sys::{self, FileId, FsTraits};
 use crate::wakers::{Event, EventListener};
 
@@ -73,6 +78,11 @@ pub(crate) struct OpenFile {
     appender: OnceLock<Option<Arc<Descriptor>>>,
     /// Whether a flush of written bytes sets the time of the last modification.
     touch_mtime: AtomicBool,
+    /// Whether maps are made for huge pages.
+    huge_pages: AtomicBool,
+    page_lock_turns: PageLockTurns,
+    /// The lock by which other processes know that this process uses the file.
+    advisory_lock: Mutex<Option<AdvisoryLock>>,
     /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
@@ -220,6 +230,9 @@ impl OpenFile {
             preallocate: AtomicBool::new(false),
             appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),
+            huge_pages: AtomicBool::new(false),
+            page_lock_turns: PageLockTurns::new(),
+            advisory_lock: Mutex::default(),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,
@@ -302,6 +315,11 @@ impl OpenFile {
     pub(crate) fn touch_mtime_on_flush(&self) {
         self.touch_mtime.store(true, Ordering::Relaxed);
     }
+
+    /// Returns the advisory lock that this process has on the file.
+    pub(crate) fn advisory_lock(&self) -> MutexGuard<'_, Option<AdvisoryLock>> {
+        lock(&self.advisory_lock)
+    }
 }
 
 impl LeaseHost for OpenFile {
@@ -339,6 +357,11 @@ impl LeaseHost for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        // Before the registry forgets the file: the next opening of it may want the lock. Without
+        // locking the mutex, which a forked child might find locked.
+        let advisory_lock = self.advisory_lock.get_mut();
+        let advisory_lock = advisory_lock.unwrap_or_else(PoisonError::into_inner);
+        drop(advisory_lock.take());
         // A forked child opens no more files, and a lock may stay locked there forever.
         if !sys::is_forked() {
             if let Some(id) = self.id {
@@ -374,7 +397,6 @@ mod tests {
     use super::*;
     use crate::file::MemoryMappedFile;
     use crate::flush::FlushPolicy;
-    use crate::sync::lock;
 
     /// Waits until the file has exactly `count` references, when jobs have dropped theirs.
     fn wait_for_references(open: &Arc<OpenFile>, count: usize) {

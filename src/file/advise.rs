@@ -19,16 +19,21 @@ impl MemoryMappedFile {
     /// `DontNeed` throws the private copies of a writable
     /// [`CopyOnWrite`](crate::MmapMode::CopyOnWrite) handle away: whole pages show the file again.
     ///
-    /// The start of the range is rounded down to a page. It is a hint:
+    /// The start of the range is rounded down to a page, and the end up. It is a hint:
     /// [`touch_pages_range`](Self::touch_pages_range) reads pages in, and [`evict`](Self::evict)
     /// takes them out of memory.
+    ///
+    /// It is about the mapping of this handle, which all handles that may do the same with the file
+    /// share. A file that outgrows its mapping gets a new one, for which the advice has to be given
+    /// again.
     ///
     /// # Errors
     ///
     /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
     /// - [`Busy`](MmapIoError::Busy): a view or an operation overlaps a page whose private copy
     ///   would be thrown away.
-    /// - [`AdviceFailed`](MmapIoError::AdviceFailed): the system refuses.
+    /// - [`AdviceFailed`](MmapIoError::AdviceFailed): the system refuses; it does not take pages out
+    ///   of the mapping that are [locked](Self#method.lock).
     ///
     /// # Cancel safety
     ///
@@ -37,7 +42,8 @@ impl MemoryMappedFile {
     ///
     /// # Platform-specific behavior
     ///
-    /// `madvise` on Unix; on Windows only `WillNeed` does anything.
+    /// `madvise` on Unix, where [`MmapAdvice::Cold`] and the hints after it are ignored except on
+    /// Linux; on Windows only [`MmapAdvice::WillNeed`] does anything.
     ///
     /// # Examples
     ///

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use super::MemoryMappedFile;
+use crate::advisory_lock::Lock;
 use crate::descriptor::Descriptor;
 #[cfg(doc)]
 use crate::error::MmapIoError;
@@ -56,6 +57,8 @@ pub struct MemoryMappedFileBuilder {
     touch_mtime: bool,
     cow_writable: bool,
     write_buffer: Option<usize>,
+    huge_pages: bool,
+    advisory_lock: Option<Lock>,
 }
 
 impl MemoryMappedFileBuilder {
@@ -70,6 +73,8 @@ impl MemoryMappedFileBuilder {
             touch_mtime: false,
             cow_writable: false,
             write_buffer: None,
+            huge_pages: false,
+            advisory_lock: None,
         }
     }
 
@@ -172,6 +177,97 @@ impl MemoryMappedFileBuilder {
     pub fn write_buffer(self, bytes: usize) -> Self {
         Self {
             write_buffer: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Sets whether the system is asked to keep the mapping in huge pages.
+    ///
+    /// Fewer and larger pages take less time to look up, for random accesses to a large file that
+    /// is in memory. Off by default; it holds for the file, through all its handles, until the last
+    /// handle is dropped, and also when it grows.
+    ///
+    /// It is a hint and never an error. It changes neither the length nor the content of the file,
+    /// and allocates nothing by itself; but a write to a hole may then take a whole huge page
+    /// (2 MiB on most machines) instead of a normal one.
+    /// [`is_hugepage_backed`](MemoryMappedFile::is_hugepage_backed) tells whether huge pages are in
+    /// use.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`madvise(2)`] with `MADV_HUGEPAGE` on Linux, right after each mapping is made. It is of use
+    /// on tmpfs that is mounted with `huge=advise`, `within_size` or `always`, and on file systems
+    /// with large folios (ext4, xfs, btrfs of recent kernels) for files that are read. Elsewhere it
+    /// does nothing.
+    ///
+    /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+    #[cfg(feature = "hugepages")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "hugepages")))]
+    #[doc(alias = "MADV_HUGEPAGE")]
+    pub fn huge_pages(self, huge_pages: bool) -> Self {
+        Self { huge_pages, ..self }
+    }
+
+    /// Sets which advisory lock this process takes on the file, so that other processes know that
+    /// it is in use; none by default.
+    ///
+    /// The lock is a convention: it stops only processes that ask for a lock themselves, by this
+    /// crate, `flock(2)`, or `std::fs::File::lock`. The opening takes it before it changes the
+    /// file, and never waits for it: if another process has a lock that conflicts, the opening
+    /// fails.
+    ///
+    /// The lock belongs to the file, through all its handles, as leases do: handles of one process
+    /// do not exclude each other. It is released when the last handle and the last view of the file
+    /// are gone (after a drop perhaps by a thread of the pool;
+    /// [`close`](MemoryMappedFile::close)`().await` waits for that), and when the process ends. A
+    /// process that has a shared lock on a file cannot get an exclusive lock on it before that, but
+    /// an exclusive lock is also good for handles that ask for a shared one.
+    ///
+    /// # Errors
+    ///
+    /// The opening fails with [`LockFailed`](MmapIoError::LockFailed) if the process does not get
+    /// the lock. The kind of the cause is [`WouldBlock`](std::io::ErrorKind::WouldBlock) if another
+    /// process has locked the file, or this process has, by a descriptor of its own or shared
+    /// instead of exclusively. The file is not changed then.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`flock(2)`] on Unix, on an open file description of its own. Such a lock knows nothing of
+    /// locks set by `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)`, and they know nothing of it. The path
+    /// is opened once more for it; closing that descriptor releases the locks that the process
+    /// itself has set by `fcntl(F_SETLK)`, see [Locks on the file](crate#locks-on-the-file).
+    ///
+    /// On NFS, Linux turns the lock into a lock of the server on the whole file, as `fcntl` sets
+    /// it: it holds between machines, conflicts with `fcntl` locks, and the exclusive one needs a
+    /// handle that writes. Whether other network file systems pass locks on is up to them.
+    ///
+    /// On Windows, `LockFileEx` on one byte far past the end of the file, so that other handles can
+    /// read and write the file.
+    ///
+    /// [`flock(2)`]: https://man7.org/linux/man-pages/man2/flock.2.html
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("store");
+    /// use mmap_io::{Lock, MemoryMappedFile, MmapIoError};
+    ///
+    /// let store = MemoryMappedFile::builder(&path).size(4096).advisory_lock(Lock::Exclusive);
+    /// let store = match store.open_or_create().await {
+    ///     Err(MmapIoError::LockFailed(error)) => return Err(format!("in use: {error}").into()),
+    ///     store => store?,
+    /// };
+    /// store.update_region(0, b"no other process that asks writes here").await?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    #[cfg(feature = "advisory-lock")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "advisory-lock")))]
+    #[doc(alias = "flock")]
+    pub fn advisory_lock(self, lock: Lock) -> Self {
+        Self {
+            advisory_lock: Some(lock),
             ..self
         }
     }
@@ -306,6 +402,8 @@ impl MemoryMappedFileBuilder {
                 preallocate: self.preallocate,
                 touch_mtime: self.touch_mtime,
                 touch: self.touch,
+                huge_pages: self.huge_pages,
+                advisory_lock: self.advisory_lock,
             };
             opening.check()?;
             let mut again = None;

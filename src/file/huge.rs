@@ -4,15 +4,18 @@ use std::future::Future;
 use std::io;
 
 use super::MemoryMappedFile;
+#[cfg(doc)]
+use super::MemoryMappedFileBuilder;
 use crate::range::ByteRange;
 use crate::sys;
 
 impl MemoryMappedFile {
     /// Returns `true` if huge pages hold a part of the mapping; `None` where that is unknown.
     ///
-    /// It depends on the file system and on what has been touched; a file that is smaller than a
-    /// huge page has none. The system looks through the mappings of the whole process for it, on
-    /// the pool: meant for diagnosis.
+    /// It depends on the file system, on what has been touched, and on what was asked for
+    /// ([`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder); a file that is
+    /// smaller than a huge page has none. The system looks through the mappings of the whole
+    /// process for it, on the pool: meant for diagnosis.
     ///
     /// # Cancel safety
     ///

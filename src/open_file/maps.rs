@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::page_lock::{overlapping, LockedPages};
 use super::OpenFile;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
@@ -29,6 +30,9 @@ pub(super) struct Mapped {
     /// The last map is the current one. The maps before it are outgrown, and are kept because views
     /// may point into them.
     pub(super) maps: Mutex<Vec<Arc<Map>>>,
+    /// The pages that are locked in the current map. As long as the mutex is held, that map stays
+    /// the current one.
+    pub(super) locked: Mutex<LockedPages>,
 }
 
 impl Mapped {
@@ -140,10 +144,9 @@ impl OpenFile {
         if is_current {
             return Ok(());
         }
-        let map = Arc::new(source.map(self.len(), Protection::Read)?);
+        let map = source.map(self.len(), Protection::Read)?;
         let _exclusive = self.lease_everything()?;
-        self.make_current(Protection::Read, &map);
-        lock(&mapped.maps).push(map);
+        self.replace_map(mapped, Protection::Read, map)?;
         *lock(&self.shown) = now;
         Ok(())
     }
@@ -186,13 +189,28 @@ impl OpenFile {
     ) {
         let map = map.map(Arc::new);
         if let Some(map) = &map {
+            if self.huge_pages.load(Ordering::Relaxed) {
+                map.use_huge_pages();
+            }
             self.make_current(protection, map);
         }
         let _ = self.mapped[protection as usize].set(Mapped {
             backing,
             fs_traits,
             maps: Mutex::new(map.into_iter().collect()),
+            locked: Mutex::default(),
         });
+    }
+
+    /// Asks the system to use huge pages for the current maps and those that replace them.
+    pub(crate) fn use_huge_pages(&self) {
+        // While it is held, no map is made that could miss the mark.
+        let _remap = lock(&self.remap);
+        self.huge_pages.store(true, Ordering::Relaxed);
+        let mapped = self.mapped.iter().filter_map(OnceLock::get);
+        for map in mapped.filter_map(Mapped::current) {
+            map.use_huge_pages();
+        }
     }
 
     /// Returns the descriptor through which the file was first mapped with a protection. All
@@ -372,7 +390,8 @@ impl OpenFile {
         Ok(pages.without(&evicted))
     }
 
-    /// Removes pages from every map. They stay in the page cache, and in the file.
+    /// Removes pages from every map, except for those that are locked. They stay in the page cache,
+    /// and in the file.
     ///
     /// # Panics
     ///
@@ -380,6 +399,7 @@ impl OpenFile {
     fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         assert!(!self.is_private(), "the pages are nowhere else");
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
+            let locked = lock(&mapped.locked);
             let maps = lock(&mapped.maps).clone();
             for map in maps {
                 // Outgrown maps are shorter.
@@ -387,8 +407,10 @@ impl OpenFile {
                     range.start().min(map.capacity()),
                     range.end().min(map.capacity()),
                 );
-                if !range.is_empty() {
-                    let run = map.run(range.to_pages(sys::page_size()));
+                let pages = range.to_pages(sys::page_size());
+                let kept: Vec<PageRange> = overlapping(&locked, pages).collect();
+                for pages in pages.without(&kept) {
+                    let run = map.run(pages);
                     // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
                     // keeps live; the maps of a file that is in the registry are shared ones.
                     unsafe { sys::advise(run, Advice::DontNeed) }?;

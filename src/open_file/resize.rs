@@ -52,6 +52,7 @@ impl OpenFile {
             return Err(MmapIoError::resize_failed(error));
         }
         self.cut_private(new_len);
+        self.unlock_past(new_len);
         self.dirty.truncate(new_len);
         self.cancel_alarm_if_clean();
         self.mark_length_unsynced();
@@ -171,6 +172,7 @@ impl OpenFile {
         // SeqCst: as for a cut that `resize` makes.
         self.cuts.fetch_add(1, Ordering::SeqCst);
         self.cut_private(file_len);
+        self.unlock_past(file_len);
         if let Some(gone) = self.dirty.truncate(file_len) {
             lock(&self.lost).get_or_insert(MmapIoError::Truncated {
                 offset: gone.start(),
@@ -225,9 +227,7 @@ impl OpenFile {
                 self.forget_outgrown()?;
                 Map::new(backing, len, protection).map_err(|_| error)
             })?;
-            let map = Arc::new(map);
-            self.make_current(protection, &map);
-            lock(&mapped.maps).push(map);
+            self.replace_map(mapped, protection, map)?;
         }
         let reached = grow_file()?;
         // Release: pairs with the load in `len`. A thread that sees this length also sees maps that

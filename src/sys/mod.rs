@@ -37,6 +37,8 @@
 //! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
 //! | [`reopen`] | `/proc/self/fd` | not used | not used |
 //! | [`look`], [`may_open`] | `O_PATH`, `faccessat2(2)` | nothing | nothing |
+//! | [`lock_pages`], [`unlock_pages`] | `mlock(2)` | `mlock(2)` | `VirtualLock`, `VirtualUnlock` |
+//! | [`try_lock_shared`], [`try_lock_exclusive`], [`unlock`] | `flock(2)` | `flock(2)` | `LockFileEx`, `UnlockFileEx` |
 //! | [`has_huge_pages`] | `/proc/self/smaps` | unknown | unknown |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |

@@ -182,6 +182,32 @@ pub(crate) unsafe fn advise(_run: Run, _advice: Advice) -> io::Result<()> {
     unsupported()
 }
 
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn lock_pages(_run: Run) -> io::Result<()> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn unlock_pages(_run: Run) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn try_lock_shared(_file: &File) -> io::Result<bool> {
+    unsupported()
+}
+
+pub(crate) fn try_lock_exclusive(_file: &File) -> io::Result<bool> {
+    unsupported()
+}
+
+pub(crate) fn unlock(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
 pub(crate) fn clone_file(_source: &File, _destination: &File) -> bool {
     false
 }

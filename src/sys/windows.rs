@@ -5,6 +5,8 @@
 //! cut, a name in a directory needs no flush of its own, and a page that cannot be read raises a
 //! structured exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
 
+mod locks;
+
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::fs::FileExt;
@@ -31,6 +33,7 @@ use windows_sys::Win32::System::SystemInformation::{GetSystemInfo, SYSTEM_INFO};
 use windows_sys::Win32::System::Threading::{FlushProcessWriteBuffers, GetCurrentProcess};
 use windows_sys::Win32::System::IO::IO_STATUS_BLOCK;
 
+pub(crate) use self::locks::*;
 use super::{Access, Advice, CacheHint, FileId, FileInfo, Run};
 
 /// A section that is larger than its file extends the file (`CreateFileMappingW`), so a mapping
@@ -449,7 +452,7 @@ pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// The run lies in one live shared mapping of a file.
+/// The run lies in one live mapping.
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
 pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     match advice {

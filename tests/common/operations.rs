@@ -262,6 +262,23 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "advise": |fixture| {
             fixture.file.advise(COLD.0, COLD.1, mmap_io::MmapAdvice::WillNeed)
         };
+        #[cfg(feature = "locking")]
+        Nothing "lock": |fixture| fixture.file.lock(COLD.0, COLD.1);
+        #[cfg(feature = "locking")]
+        Nothing "lock_all": |fixture| fixture.file.lock_all();
+        #[cfg(feature = "locking")]
+        Nothing "unlock": |fixture| fixture.file.unlock(COLD.0, COLD.1);
+        #[cfg(feature = "locking")]
+        Nothing "unlock_all": |fixture| fixture.file.unlock_all();
+        #[cfg(feature = "hugepages")]
+        Nothing "open, huge pages": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
+            .huge_pages(true)
+            .open();
+        #[cfg(feature = "advisory-lock")]
+        Nothing "open, locked": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
+            .mode(MmapMode::ReadWrite)
+            .advisory_lock(mmap_io::Lock::Exclusive)
+            .open();
         Nothing "metadata": |fixture| fixture.file.metadata();
         Nothing "is_at_path": |fixture| fixture.file.is_at_path();
         Nothing "is_hugepage_backed": |fixture| async {

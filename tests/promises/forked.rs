@@ -72,6 +72,10 @@ fn all_are_refused(file: &MemoryMappedFile, memory: &AnonymousMmap) -> bool {
         is_refused(file.prefetch_range(0, 10)),
         is_refused(file.copy_to(path.with_extension("copy"))),
         is_refused(file.clone().close()),
+        #[cfg(feature = "locking")]
+        is_refused(file.lock(0, 10)),
+        #[cfg(feature = "locking")]
+        is_refused(file.unlock_all()),
         is_refused(builder().create()),
         is_refused(builder().open()),
         is_refused(builder().open_or_create()),

@@ -267,7 +267,7 @@ mod calls {
     use crate::common::probe::{can_trace, trace};
 
     /// What may wait for a disk, or for other processors.
-    const CALLS: [&str; 30] = [
+    const CALLS: [&str; 33] = [
         "open",
         "openat",
         "openat2",
@@ -290,6 +290,9 @@ mod calls {
         "madvise",
         "process_madvise",
         "fadvise64",
+        "mlock",
+        "munlock",
+        "flock",
         "copy_file_range",
         "sendfile",
         "ioctl",
@@ -381,7 +384,9 @@ mod calls {
             "statx" => ["STATX_SIZE", "STATX_NLINK"].iter().any(|mask| {
                 arguments.contains(&format!("AT_STATX_DONT_SYNC|AT_EMPTY_PATH, {mask}, "))
             }),
-            "msync" | "membarrier" | "process_madvise" => false,
+            "msync" | "membarrier" | "process_madvise" | "mlock" | "munlock" => false,
+            // On a local file system, which this is, no process waits for it.
+            "flock" => arguments.contains("LOCK_UN"),
             // The standard library looks at files of the system.
             _ => !arguments.contains(dir),
         }

@@ -33,6 +33,10 @@ const _: () = {
     owned::<mmap_io::MmapAdvice>();
     #[cfg(feature = "advise")]
     plain::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "advisory-lock")]
+    owned::<mmap_io::Lock>();
+    #[cfg(feature = "advisory-lock")]
+    plain::<mmap_io::Lock>();
 };
 
 /// For every lifetime of the handle, not only for `'static`.
@@ -98,6 +102,13 @@ fn every_future_is_send() {
     spawnable(file.prefetch_range(0, 1));
     #[cfg(feature = "advise")]
     spawnable(file.advise(0, 1, mmap_io::MmapAdvice::Normal));
+    #[cfg(feature = "locking")]
+    {
+        spawnable(file.lock(0, 1));
+        spawnable(file.lock_all());
+        spawnable(file.unlock(0, 1));
+        spawnable(file.unlock_all());
+    }
     spawnable(file.clone().close());
     let view = file.try_as_slice_mut(0, 1).unwrap().unwrap();
     spawnable(view.commit());

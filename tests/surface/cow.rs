@@ -420,3 +420,21 @@ fn cold_pages_are_read_on_the_pool() {
         );
     });
 }
+
+#[cfg(feature = "locking")]
+#[test]
+fn private_pages_cannot_be_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    std::fs::write(&path, [7; 5000]).unwrap();
+    crate::common::block_on(async {
+        let shared = MemoryMappedFile::open_cow(&path).await.unwrap();
+        shared.lock(0, 100).await.unwrap();
+        shared.unlock(0, 100).await.unwrap();
+        let private = MemoryMappedFile::open_cow_writable(&path).await.unwrap();
+        let refused = private.lock(0, 100).await;
+        assert!(matches!(refused, Err(mmap_io::MmapIoError::InvalidMode(_))));
+        let refused = private.lock_all().await;
+        assert!(matches!(refused, Err(mmap_io::MmapIoError::InvalidMode(_))));
+    });
+}
