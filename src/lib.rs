@@ -243,6 +243,7 @@
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
+//! | `watch` | no | `MemoryMappedFile::watch` and `watch_stream`: reports when the file is changed or replaced |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
@@ -313,6 +314,9 @@ mod stream;
 pub mod anonymous;
 pub mod manager;
 pub mod utils;
+#[cfg(all(feature = "watch", any(unix, windows)))]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
 
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
@@ -329,6 +333,8 @@ pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::reader::MmapReader;
 pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};
+#[cfg(all(feature = "watch", any(unix, windows)))]
+pub use crate::watch::{ChangeEvent, ChangeKind, WatchHandle, WatchStream};
 
 /// The iterators under their old path.
 #[cfg(feature = "iterator")]

@@ -31,6 +31,14 @@ const _: () = {
     plain::<TouchHint>();
     #[cfg(feature = "advise")]
     owned::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::WatchHandle>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::WatchStream>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::ChangeEvent>();
+    #[cfg(feature = "watch")]
+    plain::<mmap_io::ChangeKind>();
     #[cfg(feature = "advise")]
     plain::<mmap_io::MmapAdvice>();
 };
@@ -93,6 +101,10 @@ fn every_future_is_send() {
     spawnable(file.prefetch_range(0, 1));
     #[cfg(feature = "advise")]
     spawnable(file.advise(0, 1, mmap_io::MmapAdvice::Normal));
+    #[cfg(feature = "watch")]
+    spawnable(file.watch(|_| ()));
+    #[cfg(feature = "watch")]
+    spawnable(file.watch_stream());
     spawnable(file.clone().close());
     let view = file.try_as_slice_mut(0, 1).unwrap().unwrap();
     spawnable(view.commit());
