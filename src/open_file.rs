@@ -29,6 +29,7 @@ use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, Registry};
 use crate::sys::{self, FileId, FsTraits};
+use crate::trace;
 use crate::wakers::{Event, EventListener};
 
 pub(crate) use self::maps::Source;
@@ -63,6 +64,8 @@ pub(crate) struct OpenFile {
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
     unsynced: Mutex<UnsyncedMetadata>,
+    /// A path by which the file was opened for writing.
+    name: trace::Name,
     /// Whether growth reserves blocks.
     preallocate: AtomicBool,
     /// Whether a flush of written bytes sets the time of the last modification.
@@ -206,6 +209,7 @@ impl OpenFile {
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),
+            name: trace::Name::new(),
             preallocate: AtomicBool::new(false),
             touch_mtime: AtomicBool::new(false),
             written_by_address: AtomicBool::new(false),

@@ -15,6 +15,7 @@ use crate::flush::FlushPolicy;
 use crate::lease::Kind;
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
+use crate::trace::Phase;
 
 /// One operation, shared by the queue and the future that waits for it.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(crate) struct Op<L> {
     pub(super) place: AtomicU64,
     /// The time at which the range was first found in use.
     pub(super) deferred_since: OnceLock<Instant>,
+    pub(super) phase: Phase,
     pub(super) done: Completion<Result<Outcome<L>>>,
 }
 
@@ -54,6 +56,11 @@ pub(crate) enum Action {
 impl Action {
     pub(super) fn is_write(self) -> bool {
         matches!(self, Self::Write(_) | Self::TryWrite(_))
+    }
+
+    /// Whether the operation changes something, or lets its caller do so.
+    pub(super) fn changes(self) -> bool {
+        !matches!(self, Self::Lease(Kind::Shared))
     }
 
     /// Returns the flush policy of a write, and `Never` for other actions.
@@ -184,6 +191,7 @@ impl<L> Op<L> {
             held: Mutex::new(held),
             place: AtomicU64::new(0),
             deferred_since: OnceLock::new(),
+            phase: Phase::submit(),
             done,
         })
     }
@@ -240,6 +248,7 @@ impl<L: Send> Waiter for Op<L> {
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
+        self.phase.end();
         self.done.complete(result.map(|()| Outcome::Done))
     }
 }

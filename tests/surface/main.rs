@@ -1,7 +1,7 @@
 //! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
 //! crate, which types and futures can be sent to another thread, the cost of a read and a write,
 //! openings at the same time, a writer that is killed, the log of the example, the recipes of the
-//! crate page, and the watches.
+//! crate page, the watches, and what a subscriber of `tracing` is told.
 //!
 //! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 
@@ -18,5 +18,7 @@ mod openings;
 #[cfg(target_os = "linux")]
 mod reads;
 mod recipes;
+#[cfg(feature = "tracing")]
+mod tracing;
 #[cfg(all(unix, feature = "watch"))]
 mod watch;
