@@ -83,7 +83,7 @@ pub enum MmapIoError {
     #[error(transparent)]
     UnlockFailed(Cause),
 
-    /// The file cannot be watched. Reserved: no operation returns it yet.
+    /// The file cannot be watched.
     #[error(transparent)]
     WatchFailed(Cause),
 

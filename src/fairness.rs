@@ -12,6 +12,7 @@ use std::pin::pin;
 use futures_lite::future::yield_now;
 
 use crate::error::{Result, Subject};
+use crate::trace;
 
 /// How many operations in a row may complete on a thread before one of them yields to the executor.
 const OPERATIONS: u32 = 128;
@@ -50,14 +51,14 @@ async fn fair<T>(operation: impl Future<Output = T>) -> T {
     output
 }
 
-/// Runs one operation of the public API: [fairly](fair), and with the operation's name in an error
-/// that has no context yet.
+/// Runs one operation of the public API: [fairly](fair), in a [span](trace), and with the
+/// operation's name in an error that has no context yet.
 pub(crate) async fn operation<T>(
     name: &'static str,
-    subject: impl Into<Subject>,
+    subject: impl Into<Subject> + Clone,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let done = fair(work).await;
+    let done = trace::operation(name, &subject, fair(work)).await;
     done.map_err(|error| error.during(name, subject))
 }
 

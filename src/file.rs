@@ -119,7 +119,7 @@ pub(crate) struct Handle {
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
     /// The same path, made absolute.
-    location: PathBuf,
+    pub(crate) location: PathBuf,
     /// The ranges that [`MemoryMappedFile::as_slice_bytes`] has returned.
     pinned: Mutex<PinnedRanges>,
 }

@@ -253,7 +253,31 @@
 //! | `locking` | no | [`lock`](MemoryMappedFile#method.lock), [`lock_all`](MemoryMappedFile#method.lock_all) and their opposites: pages that stay in memory |
 //! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
+//! | `tracing` | no | [spans and warnings](#tracing) for subscribers of `tracing` |
+//! | `watch` | no | `MemoryMappedFile::watch` and `watch_stream`: reports when the file is changed or replaced |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
+//!
+//! # Tracing
+//!
+//! With the feature `tracing`, each operation that gives work to the pool or to the queue of a file
+//! has a span named `operation`, with the target `mmap_io` and the level `DEBUG`. It begins when
+//! the operation is submitted, and ends when the future resolves or is dropped. Its fields:
+//!
+//! | field | what it tells |
+//! |---|---|
+//! | `operation` | what the operation does, as error messages name it |
+//! | `path`, `offset`, `len` | what it is about, the latter two in bytes; as far as they apply |
+//! | `waited_us` | microseconds for which it waited for a thread of the pool, its turn, room and views |
+//! | `ran_us` | microseconds for which it ran after that, including a flush that it shares |
+//!
+//! The last two are recorded at the end, and do not count what has not ended by then.
+//!
+//! A write, a mutable view or a resize that views or earlier operations have blocked for a second
+//! causes an event of the level `WARN`, which names the bytes, the file if it was opened by a path,
+//! and the views. Each is named once, and a file causes at most one such event a second. While
+//! something is blocked and a subscriber wants warnings, one job of the pool waits for all files.
+//!
+//! The subscriber is called on the thread that polls and on threads of the pool.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
@@ -267,6 +291,8 @@ mod range;
 mod sync;
 
 mod completion;
+mod trace;
+
 mod fairness;
 pub mod flush;
 mod wakers;
@@ -329,6 +355,9 @@ mod body;
 pub mod anonymous;
 pub mod manager;
 pub mod utils;
+#[cfg(all(feature = "watch", any(unix, windows)))]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
 
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
@@ -351,6 +380,8 @@ pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::reader::MmapReader;
 pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};
+#[cfg(all(feature = "watch", any(unix, windows)))]
+pub use crate::watch::{ChangeEvent, ChangeKind, WatchHandle, WatchStream};
 
 /// The iterators under their old path.
 #[cfg(feature = "iterator")]

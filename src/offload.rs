@@ -38,6 +38,7 @@ use std::io;
 use std::sync::OnceLock;
 
 use self::room::JobSlot;
+use crate::trace::Phase;
 use crate::wakers::Shielded;
 
 /// After how many rounds a job that always finds more work goes to the end of the pool's queue, so
@@ -56,6 +57,7 @@ where
     T: Send + 'static,
     E: From<io::Error> + Send + 'static,
 {
+    let job = Phase::submit().around(job);
     let task = JobSlot::take().map(|slot| blocking::unblock(move || run(&slot, job)));
     async move { Shielded::new(task?).await }
 }

@@ -38,6 +38,7 @@ use crate::range::ByteRange;
 use crate::registry::{Claim, Registry};
 use crate::sync::lock;
 use crate::sys::{self, FileId, FsTraits};
+use crate::trace;
 use crate::wakers::{Event, EventListener};
 
 pub(crate) use self::maps::Source;
@@ -72,6 +73,8 @@ pub(crate) struct OpenFile {
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
     unsynced: Mutex<UnsyncedMetadata>,
+    /// A path by which the file was opened for writing.
+    name: trace::Name,
     /// Whether growth reserves blocks.
     preallocate: AtomicBool,
     /// A descriptor of its own for appends, whose position tells where they went.
@@ -227,6 +230,7 @@ impl OpenFile {
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),
+            name: trace::Name::new(),
             preallocate: AtomicBool::new(false),
             appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::commit::Flush;
 use crate::error::Result;
+use crate::fairness::operation;
 use crate::flush::FlushPolicy;
 use crate::lease::Lease;
 use crate::map::Span;
@@ -217,15 +218,16 @@ impl MappedSliceMut<'_> {
             range: self.range,
             policy,
         });
+        let subject = (self.range.start(), self.range.len());
         drop(self);
-        async move {
+        operation("flushing", subject, async move {
             let Some(mut uncommitted) = uncommitted else {
                 return Ok(());
             };
             uncommitted.policy = FlushPolicy::Never;
             let flush = uncommitted.open.start(Flush::of(uncommitted.range));
             flush.done().await
-        }
+        })
     }
 }
 

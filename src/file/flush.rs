@@ -51,7 +51,7 @@ impl MemoryMappedFile {
     pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("flushing", Subject::Nothing, async move {
-            handle.flush(Flush::of_everything()).await
+            handle.flush(Flush::of_everything).await
         })
     }
 
@@ -79,7 +79,7 @@ impl MemoryMappedFile {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
-            handle.flush(Flush::of(range)).await
+            handle.flush(|| Flush::of(range)).await
         })
     }
 
@@ -126,14 +126,17 @@ impl MemoryMappedFile {
     ///
     /// As [`flush`](Self::flush).
     pub async fn close(self) -> Result<()> {
-        let flushed = self.flush().await;
-        // Closing the last descriptor may block; it is over when this resolves.
-        offload(move || {
-            drop(self);
-            Ok::<_, MmapIoError>(())
+        operation("closing", Subject::Nothing, async move {
+            let flushed = self.flush().await;
+            // Closing the last descriptor may block; it is over when this resolves.
+            offload(move || {
+                drop(self);
+                Ok::<_, MmapIoError>(())
+            })
+            .await?;
+            flushed
         })
-        .await?;
-        flushed
+        .await
     }
 
     /// Starts writing dirty pages to disk without waiting; not durable.
@@ -232,14 +235,14 @@ impl MemoryMappedFile {
 }
 
 impl Handle {
-    async fn flush(&self, flush: Flush) -> Result<()> {
+    async fn flush(&self, flush: impl FnOnce() -> Flush) -> Result<()> {
         match self.mode {
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
             MmapMode::ReadWrite => {
                 check()?;
                 match self.shared.is_durable() {
                     true => Ok(()),
-                    false => self.shared.start(flush).done().await,
+                    false => self.shared.start(flush()).done().await,
                 }
             }
         }

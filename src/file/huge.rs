@@ -6,6 +6,8 @@ use std::io;
 use super::MemoryMappedFile;
 #[cfg(doc)]
 use super::MemoryMappedFileBuilder;
+use crate::error::Subject;
+use crate::fairness::operation;
 use crate::range::ByteRange;
 use crate::sys;
 
@@ -28,7 +30,7 @@ impl MemoryMappedFile {
     /// [`/proc/self/smaps`]: https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
         let (handle, protection) = (self.handle.clone(), self.protection);
-        async move {
+        let looking = async move {
             let asked = handle.run_on_pool(move |shared| -> io::Result<Option<bool>> {
                 let len = shared.len();
                 // The map lives until its address has been looked for.
@@ -38,7 +40,9 @@ impl MemoryMappedFile {
                 let pages = ByteRange::between(0, len).to_pages(sys::page_size());
                 sys::has_huge_pages(map.run(pages))
             });
-            asked.await.ok().flatten()
-        }
+            Ok(asked.await.ok().flatten())
+        };
+        let looked = operation("looking for huge pages", Subject::Nothing, looking);
+        async move { looked.await.ok().flatten() }
     }
 }

@@ -5,6 +5,7 @@
 //! here.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -73,6 +74,15 @@ impl QueueHost for OpenFile {
             }
             None => batch.to_vec(),
         }
+    }
+
+    fn leased(&self, ranges: &[ByteRange]) -> Vec<ByteRange> {
+        let leased = ranges.iter().map(|range| self.hot.leases.leased(*range));
+        leased.flatten().collect()
+    }
+
+    fn name(&self) -> Option<&Path> {
+        self.name.get()
     }
 }
 

@@ -101,6 +101,7 @@ impl OpenFile {
             Some(Ok(here)) => here.join(path),
             _ => path.to_path_buf(),
         };
+        self.name.set(&path);
         let mut unsynced = lock(&self.unsynced);
         if !unsynced.names.contains(&path) {
             unsynced.names.push(path);

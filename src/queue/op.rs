@@ -15,6 +15,7 @@ use crate::flush::FlushPolicy;
 use crate::lease::Kind;
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
+use crate::trace::Phase;
 
 /// One operation, shared by the queue and the future that waits for it.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub(crate) struct Op<L> {
     pub(super) deferred_since: OnceLock<Instant>,
     /// The bytes that an append has added to the file; its `ranges` are their place in the order.
     appended: OnceLock<[ByteRange; 1]>,
+    pub(super) phase: Phase,
     pub(super) done: Completion<Result<Outcome<L>>>,
 }
 
@@ -78,6 +80,11 @@ impl Action {
             _ => None,
         };
         kind(self).is_some() && kind(self) == kind(other)
+    }
+
+    /// Whether the operation changes something, or lets its caller do so.
+    pub(super) fn changes(self) -> bool {
+        !matches!(self, Self::Lease(Kind::Shared))
     }
 
     /// Returns the flush policy of a write, and `Never` for other actions.
@@ -222,6 +229,7 @@ impl<L> Op<L> {
             place: AtomicU64::new(0),
             deferred_since: OnceLock::new(),
             appended: OnceLock::new(),
+            phase: Phase::submit(),
             done,
         })
     }
@@ -300,6 +308,7 @@ impl<L: Send> Waiter for Op<L> {
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
+        self.phase.end();
         self.done.complete(result.map(|()| self.success()))
     }
 }

@@ -354,6 +354,10 @@ pub(crate) fn operations() -> Vec<Operation> {
             let target = fixture.path("small_copy");
             manager::r#async::copy_mmap_async(fixture.path("unmapped"), target)
         };
+        #[cfg(feature = "watch")]
+        Nothing "watch": |fixture| fixture.file.watch(|_| ());
+        #[cfg(feature = "watch")]
+        Nothing "watch_stream": |fixture| fixture.file.watch_stream();
         Nothing "delete_mmap": |fixture| deleted(mmap_io::delete_mmap(fixture.path("doomed")));
         Nothing "delete_mmap_async": |fixture| {
             deleted(manager::r#async::delete_mmap_async(fixture.path("doomed")))

@@ -210,3 +210,34 @@ fn early_child() {
     })));
     assert_eq!(std::fs::read(&path).unwrap()[..5], *b"child");
 }
+
+#[cfg(feature = "watch")]
+#[test]
+fn forked_child_drops_watches() {
+    in_child(child!(watching_child));
+}
+
+#[cfg(feature = "watch")]
+#[test]
+fn watching_child() {
+    use futures_lite::StreamExt;
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (path, file) = block_on(patterned(&dir, 100));
+    let watch = block_on(file.watch(|_| ())).unwrap();
+    let mut changes = block_on(file.watch_stream()).unwrap();
+    assert!(block_on(poll_once(changes.next())).is_none());
+    let mut parent = block_on(file.watch_stream()).unwrap();
+    assert!(in_fork(move || {
+        let ended = block_on(poll_once(changes.next())) == Some(None);
+        let is_right = ended
+            && !watch.is_active()
+            && is_refused(file.watch_stream())
+            && is_refused(file.watch(|_| ()));
+        drop((watch, changes, file));
+        is_right
+    }));
+    std::fs::write(path, b"parent").unwrap();
+    assert!(block_on(with_timeout(parent.next())).is_some());
+}

@@ -31,6 +31,14 @@ const _: () = {
     plain::<TouchHint>();
     #[cfg(feature = "advise")]
     owned::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::WatchHandle>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::WatchStream>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::ChangeEvent>();
+    #[cfg(feature = "watch")]
+    plain::<mmap_io::ChangeKind>();
     #[cfg(feature = "advise")]
     plain::<mmap_io::MmapAdvice>();
     #[cfg(feature = "advisory-lock")]
@@ -109,6 +117,10 @@ fn every_future_is_send() {
         spawnable(file.unlock(0, 1));
         spawnable(file.unlock_all());
     }
+    #[cfg(feature = "watch")]
+    spawnable(file.watch(|_| ()));
+    #[cfg(feature = "watch")]
+    spawnable(file.watch_stream());
     spawnable(file.clone().close());
     let view = file.try_as_slice_mut(0, 1).unwrap().unwrap();
     spawnable(view.commit());

@@ -1,7 +1,8 @@
 //! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
 //! crate, which types and futures can be sent to another thread, the cost of a read and a write,
 //! openings at the same time, copy-on-write handles, a writer that is killed, advice and huge pages,
-//! locks on pages and on files, the log of the example, and the recipes of the crate page.
+//! locks on pages and on files, the log of the example, the recipes of the crate page, the watches,
+//! and what a subscriber of `tracing` is told.
 //!
 //! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 
@@ -36,3 +37,7 @@ mod page_locks;
 #[cfg(target_os = "linux")]
 mod reads;
 mod recipes;
+#[cfg(feature = "tracing")]
+mod tracing;
+#[cfg(all(unix, feature = "watch"))]
+mod watch;
