@@ -312,6 +312,7 @@ mod stream;
 #[allow(unsafe_code)]
 pub mod anonymous;
 pub mod manager;
+pub mod segment;
 pub mod utils;
 
 #[cfg(feature = "advise")]
@@ -327,6 +328,7 @@ pub use crate::manager::{
 };
 pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::reader::MmapReader;
+pub use crate::segment::{Segment, SegmentMut};
 pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};
 

@@ -8,7 +8,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use bytes::Bytes;
 use mmap_io::{
     manager, FlushPolicy, MappedSlice, MappedSliceMut, MemoryMappedFile, MemoryMappedFileBuilder,
-    MmapIoError, MmapMode, Stats, TouchHint,
+    MmapIoError, MmapMode, Segment, SegmentMut, Stats, TouchHint,
 };
 
 const fn shared<T: Send + Sync + Unpin + Debug>() {}
@@ -21,6 +21,8 @@ const _: () = {
     owned::<MmapIoError>();
     owned::<mmap_io::Cause>();
     owned::<mmap_io::Result<MemoryMappedFile>>();
+    owned::<Segment>();
+    owned::<SegmentMut>();
     owned::<Stats>();
     owned::<FlushPolicy>();
     owned::<MmapMode>();
@@ -107,6 +109,9 @@ fn every_future_is_send() {
     sendable(file.update_regions_async(&[(0, &data)]));
     sendable(file.try_update_region(0, &data));
     sendable(file.as_slice_mut(0, 1));
+    let segment = SegmentMut::new(std::sync::Arc::new(file.clone()), 0, 1).unwrap();
+    sendable(segment.as_slice_mut());
+    sendable(segment.write(&data));
     sendable(mmap_io::update_region(&file, 0, &data));
     sendable(mmap_io::write_mmap(&path, 0, &data));
     assert!(!dir.path().join("other").exists(), "nothing was polled");
