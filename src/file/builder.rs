@@ -14,6 +14,7 @@ use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
 use crate::opening::{absolute, Attempt, OpenMode, Opening};
+use crate::sys;
 
 /// Opens or creates a file with options.
 ///
@@ -54,6 +55,7 @@ pub struct MemoryMappedFileBuilder {
     preallocate: bool,
     touch_mtime: bool,
     write_buffer: Option<usize>,
+    permissions: u32,
 }
 
 impl MemoryMappedFileBuilder {
@@ -67,6 +69,7 @@ impl MemoryMappedFileBuilder {
             preallocate: false,
             touch_mtime: false,
             write_buffer: None,
+            permissions: sys::FOR_ALL,
         }
     }
 
@@ -160,6 +163,45 @@ impl MemoryMappedFileBuilder {
         }
     }
 
+    /// Sets the permissions of a file that is created; `0o666` by default.
+    ///
+    /// The file has them from the first moment, for example `0o600` for a secret. The process's
+    /// `umask` takes bits away from them, and the special bits above `0o777` are not set. A file that
+    /// exists keeps its permissions, also if [`create`](Self::create) truncates it;
+    /// [`create_new`](Self::create_new) fails then.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// The mode of [`open(2)`] on Unix; elsewhere nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("keys");
+    /// let keys = mmap_io::MemoryMappedFile::builder(&path)
+    ///     .size(4096)
+    ///     .unix_permissions(0o600)
+    ///     .create_new()
+    ///     .await?;
+    /// # #[cfg(unix)] {
+    /// use std::os::unix::fs::PermissionsExt;
+    /// assert_eq!(keys.metadata().await?.permissions().mode() & 0o777, 0o600);
+    /// # }
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+    #[doc(alias = "mode")]
+    #[doc(alias = "chmod")]
+    pub fn unix_permissions(self, mode: u32) -> Self {
+        Self {
+            permissions: mode & 0o777,
+            ..self
+        }
+    }
+
     /// Creates the file, or truncates an existing file; read-write by default.
     ///
     /// In a mode that does not write, the file is opened as it is. Links are followed, where the
@@ -235,6 +277,7 @@ impl MemoryMappedFileBuilder {
     ///
     /// A file without bytes gets [`size`](Self::size) of them, or stays as long as another process
     /// has just made it. In a mode that does not write, the file must be there.
+    /// [`was_created`](MemoryMappedFile::was_created) tells which it was.
     ///
     /// # Errors
     ///
@@ -290,6 +333,7 @@ impl MemoryMappedFileBuilder {
                 preallocate: self.preallocate,
                 touch_mtime: self.touch_mtime,
                 touch: self.touch,
+                permissions: self.permissions,
             };
             opening.check()?;
             let mut again = None;
@@ -311,7 +355,9 @@ impl MemoryMappedFileBuilder {
                 MmapMode::ReadOnly | MmapMode::CopyOnWrite => FlushPolicy::Never,
                 MmapMode::ReadWrite => self.policy,
             };
-            let file = MemoryMappedFile::new(opened.open, mode, policy, self.path, location);
+            let is_new = opened.is_new;
+            let file =
+                MemoryMappedFile::new(opened.open, mode, policy, self.path, location, is_new);
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }
