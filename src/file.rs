@@ -20,6 +20,10 @@ mod iterate;
 
 mod write;
 
+#[cfg(feature = "iterator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
+mod iterate_mut;
+
 mod flush;
 
 mod resize;
@@ -49,6 +53,8 @@ use std::time::Duration;
 pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
+#[cfg(feature = "iterator")]
+pub use self::iterate_mut::ChunkIteratorMut;
 use self::read::PinnedRanges;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};

@@ -241,7 +241,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
-//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
+//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), their owned siblings, and [`chunks_mut`](MemoryMappedFile::chunks_mut) |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -320,7 +320,7 @@ pub use crate::advise::MmapAdvice;
 pub use crate::anonymous::AnonymousMmap;
 pub use crate::error::{Cause, MmapIoError, Result};
 #[cfg(feature = "iterator")]
-pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};
 pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
 pub use crate::flush::FlushPolicy;
 pub use crate::manager::{
@@ -336,7 +336,7 @@ pub use crate::view::{MappedSlice, MappedSliceMut};
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
 pub mod iterator {
-    pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+    pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};
 }
 
 /// The error type under its old path.

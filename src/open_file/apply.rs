@@ -51,6 +51,9 @@ impl QueueHost for OpenFile {
             Action::Lease(kind) => self
                 .lease(kind, range)
                 .map(|lease| lease.map(Outcome::Leased)),
+            Action::LeaseUnpopulated => self
+                .lease_only(Kind::Exclusive, range)
+                .map(|lease| lease.map(Outcome::Leased)),
             Action::Resize => self
                 .resize(range.start(), starts)
                 .map(|resized| resized.then_some(Outcome::Done)),
@@ -86,14 +89,21 @@ impl OpenFile {
     /// Grants the lease of a view or a snapshot; `None` while another lease or operation conflicts
     /// with it.
     fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
-        range.check(self.len())?;
         if kind == Kind::Exclusive {
+            range.check(self.len())?;
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
             residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
                 residency::make_writable(&map, &mapped.backing, range)?;
             }
         }
+        self.lease_only(kind, range)
+    }
+
+    /// Grants a lease on pages in any state; `None` while another lease or operation conflicts with
+    /// it.
+    fn lease_only(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
+        range.check(self.len())?;
         Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
     }
 

@@ -40,6 +40,9 @@ pub(crate) enum Action {
     TryWrite(FlushPolicy),
     /// Leases the one range to the caller.
     Lease(Kind),
+    /// Leases the one range exclusively, but leaves it to the caller to make its pages writable.
+    #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
+    LeaseUnpopulated,
     /// Changes the length of the file to the start of the one range, which has no end.
     Resize,
     /// Makes the file at least as long as the start of the one range, which has no end.
@@ -61,6 +64,7 @@ impl Action {
         match self {
             Self::Write(policy) | Self::TryWrite(policy) => policy,
             Self::Lease(_)
+            | Self::LeaseUnpopulated
             | Self::Resize
             | Self::GrowTo
             | Self::SetLenIfEmpty

@@ -5,10 +5,12 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 
 use bytes::Bytes;
-use mmap_io::{manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, TouchHint};
+use mmap_io::{
+    manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, SegmentMut, TouchHint,
+};
 
 /// Bytes of the file that operations work on. Only the first pages are written; the rest is a
 /// hole, which is not resident until it is read.
@@ -227,6 +229,26 @@ pub(crate) fn operations() -> Vec<Operation> {
             let mut view = fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?;
             view.fill(AFTER);
             view.commit().await
+        };
+        AnyView "SegmentMut::write": |fixture| async {
+            let parent = Arc::new(fixture.file.clone());
+            let segment = SegmentMut::new(parent, WRITTEN.0, WRITTEN.1)?;
+            segment.write(&WHOLE).await
+        };
+        AnyView "SegmentMut::as_slice_mut": |fixture| async {
+            let parent = Arc::new(fixture.file.clone());
+            let segment = SegmentMut::new(parent, WRITTEN.0, WRITTEN.1)?;
+            segment.as_slice_mut().await?.fill(AFTER);
+            Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "iterator")]
+        AnyView "for_each_mut": |fixture| {
+            fixture.file.chunks_mut(1 << 17).for_each_mut(|offset, chunk| {
+                if offset == 0 {
+                    chunk[WRITTEN.0 as usize..][..WRITTEN.1 as usize].fill(AFTER);
+                }
+                Ok(())
+            })
         };
         Nothing "flush": |fixture| fixture.file.flush();
         Nothing "flush_range": |fixture| fixture.file.flush_range(WRITTEN.0, WRITTEN.1);

@@ -42,6 +42,8 @@ const _: () = {
 fn views<'a>(_: &'a MemoryMappedFile) {
     shared::<MappedSlice<'a>>();
     shared::<MappedSliceMut<'a>>();
+    #[cfg(feature = "iterator")]
+    shared::<mmap_io::ChunkIteratorMut<'a>>();
 }
 
 fn sendable<F: Future + Send>(_: F) {}
@@ -109,6 +111,14 @@ fn every_future_is_send() {
     sendable(file.update_regions_async(&[(0, &data)]));
     sendable(file.try_update_region(0, &data));
     sendable(file.as_slice_mut(0, 1));
+    #[cfg(feature = "iterator")]
+    {
+        sendable(file.chunks_mut(1).for_each_mut(|_, _| Ok(())));
+        sendable(
+            file.chunks_mut(1)
+                .for_each_mut_legacy(|_, _| Ok::<_, ()>(())),
+        );
+    }
     let segment = SegmentMut::new(std::sync::Arc::new(file.clone()), 0, 1).unwrap();
     sendable(segment.as_slice_mut());
     sendable(segment.write(&data));
