@@ -311,6 +311,8 @@ mod stream;
 
 #[allow(unsafe_code)]
 pub mod anonymous;
+mod replace;
+
 pub mod manager;
 pub mod segment;
 pub mod utils;
@@ -328,6 +330,7 @@ pub use crate::manager::{
 };
 pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::reader::MmapReader;
+pub use crate::replace::replace;
 pub use crate::segment::{Segment, SegmentMut};
 pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};

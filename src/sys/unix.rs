@@ -1,5 +1,6 @@
 //! The calls that all Unix systems share, and portable versions of those that only Linux has.
 
+mod attributes;
 mod opening;
 
 use std::fs::{self, File, Metadata, Permissions};
@@ -15,6 +16,7 @@ use super::{Access, FileId, FileInfo};
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use self::portable::*;
 
+pub(crate) use self::attributes::*;
 pub(crate) use self::opening::*;
 
 /// A map may be longer than its file: a page past the end of the file faults, and the file is not

@@ -126,6 +126,8 @@ impl Fixture {
                 "created" => len == CREATED,
                 "copy" => len >= LEN / 2,
                 "small_copy" => len == CREATED,
+                // The temporary file of a replacement takes its name, or is removed.
+                ".mmap" => false,
                 _ => return None,
             };
             Some((path, is_whole))
@@ -300,6 +302,9 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "copy_mmap_async": |fixture| {
             let target = fixture.path("small_copy");
             manager::r#async::copy_mmap_async(fixture.path("unmapped"), target)
+        };
+        Nothing "replace": |fixture| {
+            mmap_io::replace(fixture.path("created-p"), vec![AFTER; CREATED as usize])
         };
         Nothing "delete_mmap": |fixture| deleted(mmap_io::delete_mmap(fixture.path("doomed")));
         Nothing "delete_mmap_async": |fixture| {

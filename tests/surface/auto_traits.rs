@@ -77,6 +77,7 @@ fn every_future_is_send() {
         spawnable(mmap_io::load_mmap(&path, MmapMode::ReadOnly));
         spawnable(mmap_io::copy_mmap(&path, &path));
         spawnable(mmap_io::delete_mmap(&path));
+        spawnable(mmap_io::replace(&path, "new"));
         spawnable(manager::r#async::create_mmap_async(&path, 1));
         spawnable(manager::r#async::copy_mmap_async(&path, &path));
         spawnable(manager::r#async::delete_mmap_async(&path));
