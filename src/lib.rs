@@ -91,10 +91,11 @@
 //! A write is in the page cache when it returns, and the page cache belongs to the system:
 //! `kill -9` loses none of it. What a power cut may take is bounded by the [`FlushPolicy`], which
 //! is [`Never`](FlushPolicy::Never) by default: without a durable operation nothing is flushed. No
-//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`).
+//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`), and so is
+//! [`replace`], which puts a whole new file in the place of an old one.
 //!
 //! A file that has lost its name while it was open, because it was removed or another file was
-//! renamed over it, goes on to take writes, and they are lost with its last handle.
+//! renamed over it (as by [`replace`]), goes on to take writes, and they are lost with its last handle.
 //! [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
 //!
 //! # Deadlocks
