@@ -211,10 +211,10 @@ impl Temporary {
             .expect("a resolved path of a file has a name");
         let created = self.created.as_mut().expect("present until here");
         created.rename(name)?;
-        let created = self.created.take().expect("present until here");
-        created
-            .sync(&self.file)
-            .map_err(|error| MmapIoError::FlushFailed(error.into()))
+        // The drop leaves the file alone from here on.
+        let created = self.created.take();
+        let synced = created.map_or(Ok(()), |created| created.sync(&self.file));
+        synced.map_err(|error| MmapIoError::FlushFailed(error.into()))
     }
 }
 
