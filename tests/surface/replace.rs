@@ -250,6 +250,7 @@ mod linux {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
+    use std::os::unix::io::AsRawFd;
     use std::process::Stdio;
 
     use mmap_io::MmapIoError;
@@ -400,6 +401,66 @@ mod linux {
         }
     }
 
+    /// The name of the new file has to become durable in another way then.
+    #[test]
+    fn directory_need_not_be_readable() {
+        if !is_root() {
+            return skip(
+                "directory_need_not_be_readable",
+                "needs root, to be another user",
+            );
+        }
+        let dir = on_a_disk();
+        let path = dir.path().join("secret");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o333)).unwrap();
+        child!(other_users_child).dir(dir.path()).passes();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(temporary(dir.path()), Vec::<PathBuf>::new());
+    }
+
+    /// Closing any descriptor of the old file would release them.
+    #[test]
+    fn replace_releases_no_locks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("data"), dir.path().join("link"));
+        fs::write(&path, "old").unwrap();
+        fs::hard_link(&path, &link).unwrap();
+        let locked = fs::File::options().write(true).open(&path).unwrap();
+        // SAFETY: the lock is live for the call, and `locked` keeps the descriptor open.
+        let set = unsafe { libc::fcntl(locked.as_raw_fd(), libc::F_SETLK, &write_lock()) };
+        assert_eq!(set, 0);
+        block_on(replace(&path, "new")).unwrap();
+        let printed = child!(lock_finding_child).dir(dir.path()).passes();
+        assert!(printed.contains("it is locked"), "{printed}");
+        drop(locked);
+    }
+
+    fn write_lock() -> libc::flock {
+        // SAFETY: all-zero bytes are a valid `flock`: the whole file.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = libc::F_WRLCK as libc::c_short;
+        lock
+    }
+
+    #[test]
+    fn lock_finding_child() {
+        let Some(dir) = child_dir() else {
+            return;
+        };
+        let file = fs::File::options()
+            .write(true)
+            .open(dir.join("link"))
+            .unwrap();
+        let mut lock = write_lock();
+        // SAFETY: the lock is live for the call, and `file` keeps the descriptor open.
+        let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &mut lock) };
+        assert_eq!(asked, 0);
+        if lock.l_type == libc::F_WRLCK as libc::c_short {
+            println!("it is locked");
+        }
+    }
+
     /// Replaces files as a user who may neither give files away nor keep their group.
     #[test]
     fn other_users_child() {
@@ -413,7 +474,9 @@ mod linux {
             assert_eq!(libc::setresuid(4321, 4321, 4321), 0);
         }
         for name in ["secret", "public", "special", "shared"] {
-            block_on(replace(dir.join(name), "new")).unwrap();
+            if dir.join(name).exists() {
+                block_on(replace(dir.join(name), "new")).unwrap();
+            }
         }
     }
 
