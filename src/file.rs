@@ -199,10 +199,10 @@ impl MemoryMappedFile {
     /// Returns `true` if the call that opened this handle created the file, and `false` if the file
     /// was there.
     ///
-    /// Of several processes and tasks that [open or create](Self::open_or_create) a file at the same
-    /// time, one creates it; only where the path is a symbolic link to a file that is not there,
-    /// several may be told that they did. A file that was there without bytes, for example since its
-    /// creator has not given it its length yet, or has crashed before, was not created.
+    /// Of several processes and tasks that [open or create](Self::open_or_create) a file at the
+    /// same time, one creates it; only where the path is a symbolic link to a file that is not
+    /// there, several may be told that they did. A file that was there without bytes, for example
+    /// since its creator has not given it its length yet, or has crashed before, was not created.
     ///
     /// # Examples
     ///

@@ -95,8 +95,8 @@
 //! [`replace`], which puts a whole new file in the place of an old one.
 //!
 //! A file that has lost its name while it was open, because it was removed or another file was
-//! renamed over it (as by [`replace`]), goes on to take writes, and they are lost with its last handle.
-//! [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
+//! renamed over it (as by [`replace`]), goes on to take writes, and they are lost with its last
+//! handle. [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
 //!
 //! # Deadlocks
 //!

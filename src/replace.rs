@@ -28,10 +28,10 @@ const LINKS: usize = 40;
 /// Puts a new file with the given content in the place of the file at `path`, durably and at once.
 ///
 /// A program that opens the path sees the whole old content or the whole new content, never a
-/// mixture, also after a crash or a power cut; when this returns `Ok`, the new content survives one.
-/// If there is no file at `path`, the new file is created there. This is for files that are replaced
-/// as a whole, such as a configuration or an index; to change parts of a file, open it and write to
-/// it.
+/// mixture, also after a crash or a power cut; when this returns `Ok`, the new content survives
+/// one. If there is no file at `path`, the new file is created there. This is for files that are
+/// replaced as a whole, such as a configuration or an index; to change parts of a file, open it and
+/// write to it.
 ///
 /// The new file is another file with the same name:
 /// - Handles, views and mappings of the old file keep the old content, in this process and others,
@@ -46,8 +46,8 @@ const LINKS: usize = 40;
 /// The process needs permission to write to the directory, not to the file. The content is written
 /// to a temporary file in the same directory first, so the disk needs room for both files. If there
 /// is an old file, only the process's own user may open the temporary file until it is whole. It is
-/// removed if the call fails. If the process ends in the middle, the temporary file stays behind: its
-/// name is `.mmap-io-replace-` and 16 hexadecimal digits, and it can be removed.
+/// removed if the call fails. If the process ends in the middle, the temporary file stays behind:
+/// its name is `.mmap-io-replace-` and 16 hexadecimal digits, and it can be removed.
 ///
 /// If several tasks or processes replace a file at the same time, each puts its file there, one
 /// after the other, and the last file stays.

@@ -166,8 +166,8 @@ impl MemoryMappedFileBuilder {
     /// Sets the permissions of a file that is created; `0o666` by default.
     ///
     /// The file has them from the first moment, for example `0o600` for a secret. The process's
-    /// `umask` takes bits away from them, and the special bits above `0o777` are not set. A file that
-    /// exists keeps its permissions, also if [`create`](Self::create) truncates it;
+    /// `umask` takes bits away from them, and the special bits above `0o777` are not set. A file
+    /// that exists keeps its permissions, also if [`create`](Self::create) truncates it;
     /// [`create_new`](Self::create_new) fails then.
     ///
     /// # Platform-specific behavior

@@ -80,12 +80,12 @@ impl ChunkIteratorMut<'_> {
     ///
     /// # Errors
     ///
-    /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, even if there is
-    ///   no chunk.
+    /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, even if there
+    ///   is no chunk.
     /// - [`OutOfBounds`](MmapIoError::OutOfBounds): the file was shrunk in the meantime.
     /// - [`Truncated`](MmapIoError::Truncated): another process has cut off bytes of the step.
-    /// - [`Io`](MmapIoError::Io): the disk is full, or a page cannot be read. The chunks before stay
-    ///   changed.
+    /// - [`Io`](MmapIoError::Io): the disk is full, or a page cannot be read. The chunks before
+    ///   stay changed.
     /// - [`FlushFailed`](MmapIoError::FlushFailed), if the policy flushes.
     /// - What `change` returns, as it is.
     ///
@@ -105,8 +105,8 @@ impl ChunkIteratorMut<'_> {
         self.change_each(change).await?
     }
 
-    /// Calls `change` with each chunk, as [`for_each_mut`](Self::for_each_mut) does, and returns its
-    /// error inside `Ok`: the shape that the synchronous crate has.
+    /// Calls `change` with each chunk, as [`for_each_mut`](Self::for_each_mut) does, and returns
+    /// its error inside `Ok`: the shape that the synchronous crate has.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
 //! crate, which types and futures can be sent to another thread, the cost of a read and a write,
-//! openings at the same time, who created a file, changing and replacing all of one, a writer that is
-//! killed, the log of the example, and the recipes of the crate page.
+//! openings at the same time, who created a file, changing and replacing all of one, a writer that
+//! is killed, the log of the example, and the recipes of the crate page.
 //!
 //! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 

@@ -21,8 +21,8 @@ const ACL: &[u8] = b"system.posix_acl_access\0";
 const OF_THE_CONTENT: [&[u8]; 2] = [b"security.ima", b"security.evm"];
 
 /// Gives `file` the extended attributes of the file at `old`, as far as the process may read and
-/// set them ([`listxattr(2)`], [`getxattr(2)`], [`setxattr(2)`]). An access control list that `file`
-/// has is removed; that of `old` is copied if `with_acl`.
+/// set them ([`listxattr(2)`], [`getxattr(2)`], [`setxattr(2)`]). An access control list that
+/// `file` has is removed; that of `old` is copied if `with_acl`.
 ///
 /// [`listxattr(2)`]: https://man7.org/linux/man-pages/man2/listxattr.2.html
 /// [`getxattr(2)`]: https://man7.org/linux/man-pages/man2/getxattr.2.html
