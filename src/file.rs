@@ -14,11 +14,15 @@ mod bytes;
 
 mod regions;
 
+mod read_ahead;
+
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
 mod iterate;
 
 mod write;
+
+mod append;
 
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
@@ -56,6 +60,7 @@ pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
 #[cfg(feature = "iterator")]
 pub use self::iterate_mut::ChunkIteratorMut;
 use self::read::PinnedRanges;
+pub(crate) use self::read_ahead::ReadAhead;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;

@@ -243,6 +243,7 @@
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
 //! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), their owned siblings, and [`chunks_mut`](MemoryMappedFile::chunks_mut) |
+//! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -307,8 +308,12 @@ mod view;
 
 mod file;
 
+mod boxed;
 mod reader;
 mod stream;
+
+#[cfg(feature = "http-body")]
+mod body;
 
 #[allow(unsafe_code)]
 pub mod anonymous;
@@ -321,6 +326,9 @@ pub mod utils;
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
 pub use crate::anonymous::AnonymousMmap;
+#[cfg(feature = "http-body")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http-body")))]
+pub use crate::body::MmapBody;
 pub use crate::error::{Cause, MmapIoError, Result};
 #[cfg(feature = "iterator")]
 pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};

@@ -3,6 +3,7 @@
 //! All handles of the process on one file share one [`OpenFile`]. The file and its maps stay open
 //! until the last handle, view, `Bytes` and queued operation has been dropped.
 
+mod append;
 mod apply;
 mod durability;
 mod maps;
@@ -20,6 +21,7 @@ use std::time::{Instant, SystemTime};
 use self::durability::TIMER;
 use self::maps::Mapped;
 use crate::commit::Commits;
+use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Lease, LeaseHost, Leases};
@@ -65,6 +67,8 @@ pub(crate) struct OpenFile {
     unsynced: Mutex<UnsyncedMetadata>,
     /// Whether growth reserves blocks.
     preallocate: AtomicBool,
+    /// A descriptor of its own for appends, whose position tells where they went.
+    appender: OnceLock<Option<Arc<Descriptor>>>,
     /// Whether a flush of written bytes sets the time of the last modification.
     touch_mtime: AtomicBool,
     /// Whether a caller has the address of the bytes, and may store to them at any time.
@@ -207,6 +211,7 @@ impl OpenFile {
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),
             preallocate: AtomicBool::new(false),
+            appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),

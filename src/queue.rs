@@ -456,7 +456,8 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 ranges += op.ranges.len();
             }
             let is_full = bytes > BRIEF || ranges > PORTION;
-            let ends_batch = !batch.is_empty() && (!is_write || is_full);
+            let first: Option<&Arc<Op<L>>> = batch.first();
+            let ends_batch = first.is_some_and(|first| is_full || !op.action.joins(first.action));
             if ends_batch {
                 state.incoming.push_front(op);
                 break;

@@ -103,17 +103,47 @@ pub(crate) fn read_in(map: &Map, backing: &Backing, ranges: &[ByteRange]) -> Res
     let pages = ranges.iter().map(|range| range.to_pages(page_size));
     let pages = PageRange::merged(pages);
     let is_one_page = matches!(&pages[..], [page] if page.len() <= page_size as u64);
-    if backing.file().is_some() && !is_one_page {
-        for run in pages {
-            // SAFETY: the ranges are inside the file, so their pages are inside the live map, which
-            // is a shared map of a file; the advice changes no byte.
-            // A hint: the pages are read in below in any case.
-            let _ = unsafe { sys::advise(map.run(run), Advice::WillNeed) };
-        }
+    if !is_one_page {
+        pages.into_iter().for_each(|run| ask_for(map, backing, run));
     }
     ranges
         .iter()
         .try_for_each(|range| populate_read(map, backing, *range))
+}
+
+/// Asks the disk for pages without waiting for them. They are inside the file.
+pub(crate) fn ask_for(map: &Map, backing: &Backing, pages: PageRange) {
+    if backing.file().is_some() {
+        // SAFETY: the pages are inside the live map, as `Map::run` checks, and the map is a shared
+        // one of a file; the advice changes no byte.
+        // A hint: who needs the pages reads them in afterwards.
+        let _ = unsafe { sys::advise(map.run(pages), Advice::WillNeed) };
+    }
+}
+
+/// Returns those of the pages that are not in the page cache; all of them, where the system does
+/// not tell.
+pub(crate) fn absent(
+    map: &Map,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    pages: PageRange,
+) -> Vec<PageRange> {
+    let page_size = sys::page_size() as u64;
+    let (Some(file), true) = (backing.file(), probes()) else {
+        return Vec::new();
+    };
+    let is_told = match sys::cached_pages(file, pages.start(), pages.len()) {
+        Ok(Some(0)) if !fs_traits.copies_up => false,
+        Ok(Some(cached)) if cached >= pages.len() / page_size => return Vec::new(),
+        Ok(_) => sys::is_owner(file),
+        Err(_) => false,
+    };
+    if !is_told {
+        return vec![pages];
+    }
+    let absent = |page: &PageRange| !is_cached(map.run(*page));
+    PageRange::merged(pages.steps(page_size).filter(absent))
 }
 
 /// Reads the pages of the range into memory. Blocks.

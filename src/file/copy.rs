@@ -80,7 +80,7 @@ impl MemoryMappedFile {
                 };
                 match submitted.await {
                     Ok(Outcome::Leased(lease)) => break (len, Some(lease)),
-                    Ok(Outcome::Done | Outcome::InUse) => {
+                    Ok(Outcome::Done | Outcome::Appended(_) | Outcome::InUse) => {
                         unreachable!("it ends in a lease or an error")
                     }
                     // A shrink went first.

@@ -1,17 +1,15 @@
 //! Flushing, write-back and eviction through a handle.
 
 use std::future::Future;
-use std::io;
 
 use super::{Handle, MemoryMappedFile};
 use crate::commit::Flush;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
-use crate::lease::LeaseHost;
 use crate::mode::MmapMode;
 use crate::offload::{check, offload};
-use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, CacheHint};
+use crate::range::ByteRange;
+use crate::sys;
 
 /// # Flushing
 ///
@@ -224,19 +222,8 @@ impl MemoryMappedFile {
                 return Ok(());
             }
             let file = handle.file().clone();
-            let evicted = handle.run_on_pool(move |shared| {
-                // A shrink may have gone first.
-                let end = (offset + len).min(shared.len());
-                let range = ByteRange::between(offset.min(end), end);
-                let page_size = sys::page_size();
-                let leased = shared.leases().leased(range).into_iter();
-                let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
-                for pages in range.to_pages(page_size).without(&leased) {
-                    shared.unmap_pages(pages.into())?;
-                    sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)?;
-                }
-                Ok::<_, io::Error>(())
-            });
+            let range = ByteRange::between(offset, offset + len);
+            let evicted = handle.run_on_pool(move |shared| shared.evict(&file, range).map(drop));
             evicted.await.map_err(MmapIoError::advice_failed)
         })
     }

@@ -164,7 +164,9 @@ impl ChunkIteratorMut<'_> {
         let op = Op::new(range, Action::LeaseUnpopulated);
         let lease = match Queue::submit(shared, op).await? {
             Outcome::Leased(lease) => lease,
-            Outcome::Done | Outcome::InUse => unreachable!("a view ends in a lease or an error"),
+            Outcome::Done | Outcome::Appended(_) | Outcome::InUse => {
+                unreachable!("a view ends in a lease or an error")
+            }
         };
         // A shrink may have gone first.
         range.check(shared.len())?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::MemoryMappedFile;
@@ -11,7 +12,7 @@ use crate::fairness::{copied, operation};
 use crate::lease::{shared_briefly, try_shared, Hold, Lease, LeaseHost, Token};
 use crate::map::no_bytes;
 use crate::mode::MmapMode;
-use crate::offload::check;
+use crate::offload::{check, offload_read_in};
 use crate::open_file::{OpenFile, OwnedLease};
 use crate::range::ByteRange;
 use crate::residency;
@@ -49,6 +50,32 @@ impl MemoryMappedFile {
     /// let slice = file.as_slice(10, 5)?;
     /// assert_eq!(slice, b"hello");
     /// assert!(file.as_slice(98, 5).is_err());  // out of bounds
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// Records of a fixed layout can be used in place, for example with `zerocopy`. The offset
+    /// decides the alignment, as for [`bytes`](Self::bytes):
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+    ///
+    /// #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+    /// #[repr(C)]
+    /// struct Record {
+    ///     key: u64,
+    ///     value: u64,
+    /// }
+    ///
+    /// let record = Record { key: 7, value: 49 };
+    /// file.update_region(160, record.as_bytes()).await?;
+    ///
+    /// let slice = file.as_slice(128, 64)?;
+    /// let records = <[Record]>::ref_from_bytes(&slice).expect("aligned, and whole records");
+    /// assert_eq!(records.len(), 4);
+    /// assert_eq!((records[2].key, records[2].value), (7, 49));
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     #[inline(always)]
@@ -283,16 +310,16 @@ impl MemoryMappedFile {
         self.read_in(missing).await
     }
 
-    /// Reads the pages of ranges in, on the pool.
+    /// Reads the pages of ranges in, on the pool, after the reads that have asked for that before if
+    /// they are many.
     async fn read_in(&self, ranges: Vec<ByteRange>) -> Result<()> {
         let began = Instant::now();
         let protection = self.protection;
         let bytes = ranges.iter().map(|range| range.len()).sum::<u64>();
-        let read = self
-            .handle
-            .run_on_pool(move |shared| shared.read_in(protection, &ranges));
-        read.await?;
+        let shared = Arc::clone(&self.shared);
         let counters = &self.shared.counters;
+        counters.hops.fetch_add(1, Ordering::Relaxed);
+        offload_read_in(move || shared.read_in(protection, &ranges)).await?;
         counters.bytes_read_in.fetch_add(bytes, Ordering::Relaxed);
         let waited = began.elapsed().as_nanos() as u64;
         counters.read_in_nanos.fetch_add(waited, Ordering::Relaxed);

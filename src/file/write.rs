@@ -253,7 +253,7 @@ impl MemoryMappedFile {
             let op = Op::new(range, Action::Lease(Kind::Exclusive));
             match Queue::submit(&self.handle.shared, op).await? {
                 Outcome::Leased(lease) => self.slice_mut(range, lease),
-                Outcome::Done | Outcome::InUse => {
+                Outcome::Done | Outcome::Appended(_) | Outcome::InUse => {
                     unreachable!("a view ends in a lease or an error")
                 }
             }

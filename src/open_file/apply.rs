@@ -21,11 +21,11 @@ use crate::residency::{self, Unpopulated};
 use crate::sync::lock;
 use crate::sys;
 
-type Operation = Arc<Op<OwnedLease>>;
+pub(super) type Operation = Arc<Op<OwnedLease>>;
 /// A write whose ranges are inside the file, and its plan.
 type Ready<'a> = (&'a Operation, WritePlan);
 /// A write that was applied, and its result.
-type Written<'a> = (&'a Operation, io::Result<()>);
+pub(super) type Written<'a> = (&'a Operation, io::Result<()>);
 
 impl QueueHost for OpenFile {
     type Lease = OwnedLease;
@@ -42,12 +42,16 @@ impl QueueHost for OpenFile {
     ) -> Vec<Operation> {
         let op = match batch {
             [op] => op,
+            [first, ..] if matches!(first.action, Action::Append(_)) => {
+                return self.apply_appends(batch, ended)
+            }
             writes => return self.apply_writes(writes, ended),
         };
         let range = op.ranges[0];
         let starts = || self.queue.take_payload(op).is_some();
         let outcome = match op.action {
             Action::Write(_) | Action::TryWrite(_) => return self.apply_writes(batch, ended),
+            Action::Append(_) | Action::AppendAt(..) => return self.apply_appends(batch, ended),
             Action::Lease(kind) => self
                 .lease(kind, range)
                 .map(|lease| lease.map(Outcome::Leased)),
@@ -276,14 +280,14 @@ impl OpenFile {
 
     /// Records what was written as dirty, while it is still leased. Returns what each write's
     /// policy wants to be flushed now.
-    fn record(&self, written: &[Written<'_>]) -> Vec<FlushDue> {
+    pub(super) fn record(&self, written: &[Written<'_>]) -> Vec<FlushDue> {
         let mut dirty = self.dirty.lock();
-        let record = |(op, _): &Written<'_>| dirty.record(&op.ranges, op.action.policy());
+        let record = |(op, _): &Written<'_>| dirty.record(op.written(), op.action.policy());
         written.iter().map(record).collect()
     }
 
     /// Completes the writes, except those that must be durable: the commits complete these.
-    fn account(
+    pub(super) fn account(
         self: &Arc<Self>,
         written: Vec<Written<'_>>,
         due: Vec<FlushDue>,
@@ -297,14 +301,14 @@ impl OpenFile {
             }
             applied += 1;
             match due {
-                FlushDue::None => ended.push(op, Ok(Outcome::Done)),
+                FlushDue::None => ended.push(op, Ok(op.success())),
                 FlushDue::ThisWrite => self.commits.add(op.clone(), false),
                 FlushDue::AllDirty => self.commits.add(op.clone(), true),
                 // The background flush is not awaited. But once a flush has failed, no later one
                 // can succeed, so that is reported now.
                 FlushDue::ArmTimer(_) | FlushDue::TimerArmed => {
                     let failed = self.commits.failure();
-                    ended.push(op, failed.map_or(Ok(Outcome::Done), Err));
+                    ended.push(op, failed.map_or_else(|| Ok(op.success()), Err));
                 }
             }
             alarm |= matches!(due, FlushDue::ArmTimer(_));
@@ -315,7 +319,7 @@ impl OpenFile {
         }
     }
 
-    fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
+    pub(super) fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
         self.queue.complete(op, Err(error), ended);
     }

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant, SystemTime};
 use super::OpenFile;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Asks, Kind, Lease};
+use crate::lease::{Asks, Kind, Lease, LeaseHost};
 use crate::map::{Backing, Map, Protection, Span};
-use crate::range::{ByteRange, MAX_LEN};
+use crate::range::{ByteRange, PageRange, MAX_LEN};
 use crate::residency;
 use crate::sync::lock;
-use crate::sys::{self, Advice, FsTraits};
+use crate::sys::{self, Advice, CacheHint, FsTraits};
 
 /// How long an opening that must replace a map waits for views that end within a moment.
 const BRIEFLY: Duration = Duration::from_millis(1);
@@ -59,7 +59,7 @@ impl Source {
             // The birth time first, then the descriptor: a copy that is made in between looks like
             // one that was made later, and the map is replaced once more than necessary.
             source.born = born(file);
-            if let Ok(newer) = sys::reopen(file) {
+            if let Ok(newer) = sys::reopen(file, false) {
                 source.file = Descriptor::new(newer);
             }
         }
@@ -315,8 +315,62 @@ impl OpenFile {
         }
     }
 
+    /// Asks the disk for the pages of `ahead` that are not in memory, and waits for those of `piece`.
+    /// Blocks. Reports no error: the read of the piece itself finds it again.
+    pub(crate) fn read_ahead(&self, protection: Protection, piece: ByteRange, ahead: ByteRange) {
+        let Some((mapped, map)) = self.mapped_within(protection, piece.hull(ahead)) else {
+            return;
+        };
+        if !ahead.is_empty() {
+            let pages = ahead.to_pages(sys::page_size());
+            residency::ask_for(&map, &mapped.backing, pages);
+        }
+        let _ = residency::populate_read(&map, &mapped.backing, piece);
+    }
+
+    /// Returns those pages of a range that are not in the page cache; all of them, if the system
+    /// does not tell.
+    pub(crate) fn absent_pages(&self, protection: Protection, range: ByteRange) -> Vec<PageRange> {
+        match self.mapped_within(protection, range) {
+            Some((mapped, map)) if !range.is_empty() => {
+                let pages = range.to_pages(sys::page_size());
+                residency::absent(&map, &mapped.backing, mapped.fs_traits, pages)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The current map, if it holds the range.
+    fn mapped_within(
+        &self,
+        protection: Protection,
+        range: ByteRange,
+    ) -> Option<(&Mapped, Arc<Map>)> {
+        range.check(self.len()).ok()?;
+        let mapped = self.mapped[protection as usize].get()?;
+        Some((mapped, mapped.current()?))
+    }
+
+    /// Removes pages from the maps and from the page cache, except those that a view shows and
+    /// those that are not yet written out. Returns the pages that views show.
+    pub(crate) fn evict(&self, file: &File, range: ByteRange) -> io::Result<Vec<PageRange>> {
+        // A shrink may have gone first.
+        let end = range.end().min(self.len());
+        let range = ByteRange::between(range.start().min(end), end);
+        let page_size = sys::page_size();
+        let pages = range.to_pages(page_size);
+        let leased = self.leases().leased(range).into_iter();
+        let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
+        let evicted = pages.without(&leased);
+        for pages in &evicted {
+            self.unmap_pages((*pages).into())?;
+            sys::cache_hint(file, pages.start(), pages.len(), CacheHint::DontNeed)?;
+        }
+        Ok(pages.without(&evicted))
+    }
+
     /// Removes pages from every map. They stay in the page cache, and in the file.
-    pub(crate) fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
+    fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
             let maps = lock(&mapped.maps).clone();
             for map in maps {

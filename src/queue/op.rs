@@ -28,6 +28,8 @@ pub(crate) struct Op<L> {
     pub(super) place: AtomicU64,
     /// The time at which the range was first found in use.
     pub(super) deferred_since: OnceLock<Instant>,
+    /// The bytes that an append has added to the file; its `ranges` are their place in the order.
+    appended: OnceLock<[ByteRange; 1]>,
     pub(super) done: Completion<Result<Outcome<L>>>,
 }
 
@@ -38,6 +40,11 @@ pub(crate) enum Action {
     Write(FlushPolicy),
     /// The same as `Write`, but gives up instead of being deferred.
     TryWrite(FlushPolicy),
+    /// Writes the payload behind the end of the file. The one range has its length, and lies where
+    /// no file reaches, so that it overlaps other appends and everything that changes the length.
+    Append(FlushPolicy),
+    /// The same as `Append`, but gives up unless the file has this length.
+    AppendAt(FlushPolicy, u64),
     /// Leases the one range to the caller.
     Lease(Kind),
     /// Leases the one range exclusively, but leaves it to the caller to make its pages writable.
@@ -56,13 +63,34 @@ pub(crate) enum Action {
 
 impl Action {
     pub(super) fn is_write(self) -> bool {
-        matches!(self, Self::Write(_) | Self::TryWrite(_))
+        match self {
+            Self::Write(_) | Self::TryWrite(_) | Self::Append(_) | Self::AppendAt(..) => true,
+            Self::Lease(_)
+            | Self::LeaseUnpopulated
+            | Self::Resize
+            | Self::GrowTo
+            | Self::SetLenIfEmpty
+            | Self::AdoptFileLen => false,
+        }
+    }
+
+    /// Whether this operation may be applied in one batch with another.
+    pub(super) fn joins(self, other: Self) -> bool {
+        let kind = |action| match action {
+            Self::Write(_) | Self::TryWrite(_) => Some(0),
+            Self::Append(_) => Some(1),
+            _ => None,
+        };
+        kind(self).is_some() && kind(self) == kind(other)
     }
 
     /// Returns the flush policy of a write, and `Never` for other actions.
     pub(crate) fn policy(self) -> FlushPolicy {
         match self {
-            Self::Write(policy) | Self::TryWrite(policy) => policy,
+            Self::Write(policy)
+            | Self::TryWrite(policy)
+            | Self::Append(policy)
+            | Self::AppendAt(policy, _) => policy,
             Self::Lease(_)
             | Self::LeaseUnpopulated
             | Self::Resize
@@ -78,6 +106,13 @@ impl Action {
 pub(crate) enum Ranges {
     One([ByteRange; 1]),
     Many(Box<[ByteRange]>),
+}
+
+impl Ranges {
+    /// The place in the order of an append of `len` bytes; see [`Action::Append`].
+    pub(crate) fn of_append(len: u64) -> Self {
+        Self::One([ByteRange::between(u64::MAX - len, u64::MAX)])
+    }
 }
 
 impl std::ops::Deref for Ranges {
@@ -146,7 +181,10 @@ impl Payload {
 #[derive(Debug)]
 pub(crate) enum Outcome<L> {
     Done,
-    /// Something conflicts with a [`Action::TryWrite`].
+    /// The bytes of an append begin at this offset.
+    Appended(u64),
+    /// Something conflicts with a [`Action::TryWrite`], or the file has another length than a
+    /// [`Action::AppendAt`] expects.
     InUse,
     Leased(L),
 }
@@ -156,7 +194,7 @@ impl<L: Granted> Outcome<L> {
     pub(super) fn delivered(&self) {
         match self {
             Self::Leased(lease) => lease.delivered(),
-            Self::Done | Self::InUse => {}
+            Self::Done | Self::Appended(_) | Self::InUse => {}
         }
     }
 }
@@ -188,6 +226,7 @@ impl<L> Op<L> {
             held: Mutex::new(held),
             place: AtomicU64::new(0),
             deferred_since: OnceLock::new(),
+            appended: OnceLock::new(),
             done,
         })
     }
@@ -233,6 +272,28 @@ impl<L> Op<L> {
         self.ranges.iter().map(|range| range.len()).sum()
     }
 
+    /// Notes where the file has the bytes of an append.
+    pub(crate) fn set_appended(&self, range: ByteRange) {
+        // An append is applied once.
+        let _ = self.appended.set([range]);
+    }
+
+    /// The ranges of the file that were written.
+    pub(crate) fn written(&self) -> &[ByteRange] {
+        match self.appended.get() {
+            Some(appended) => appended,
+            None => &self.ranges,
+        }
+    }
+
+    /// The outcome of a write that has succeeded.
+    pub(crate) fn success(&self) -> Outcome<L> {
+        match self.appended.get() {
+            Some([range]) => Outcome::Appended(range.start()),
+            None => Outcome::Done,
+        }
+    }
+
     pub(super) fn hull(&self) -> Option<ByteRange> {
         self.ranges.iter().copied().reduce(ByteRange::hull)
     }
@@ -240,10 +301,10 @@ impl<L> Op<L> {
 
 impl<L: Send> Waiter for Op<L> {
     fn extent(&self) -> Extent<'_> {
-        Extent::Ranges(&self.ranges)
+        Extent::Ranges(self.written())
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
-        self.done.complete(result.map(|()| Outcome::Done))
+        self.done.complete(result.map(|()| self.success()))
     }
 }

@@ -27,7 +27,7 @@
 //! | [`HAS_BARRIER`], [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
 //! | [`fs_traits`] | `fstatfs(2)` | none | none |
-//! | [`may_write_at`], [`write_at`], [`reserve`] | `fcntl(2)`, `pwritev2(2)`, `fallocate(2)` | not used | not used |
+//! | [`may_write_at`], [`write_at`], [`append`], [`reserve`] | `fcntl(2)`, `pwritev2(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
 //! | [`advise`] | `madvise(2)` | `madvise(2)` | `PrefetchVirtualMemory` |
 //! | [`allocate`], [`preallocate`], [`ALLOCATE_KEEPS_BYTES`] | `fallocate(2)` | zeroes are written | zeroes are written |

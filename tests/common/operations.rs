@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{mpsc, Arc};
 
 use bytes::Bytes;
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
 use mmap_io::{
     manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, SegmentMut, TouchHint,
 };
@@ -168,6 +169,18 @@ macro_rules! operations {
     };
 }
 
+/// The operations that read: they wait for their bytes, and are not in the queue.
+pub(crate) const READS: [&str; 8] = [
+    "slice",
+    "slices",
+    "read_bytes",
+    "read_regions",
+    "read_into",
+    "stream",
+    "reader, read",
+    "reader, fill_buf",
+];
+
 /// Every operation, with arguments that give it work on the pool.
 pub(crate) fn operations() -> Vec<Operation> {
     operations! {
@@ -223,6 +236,9 @@ pub(crate) fn operations() -> Vec<Operation> {
             fixture.file.write_bytes(WRITTEN.0, source)
         };
         Nothing "try_update_region": |fixture| fixture.file.try_update_region(WRITTEN.0, &WHOLE);
+        Nothing "append": |fixture| fixture.file.append(&PART);
+        Nothing "append_async": |fixture| fixture.file.append_async(&PART);
+        Nothing "append_at": |fixture| fixture.file.append_at(fixture.file.len(), &PART);
         AnyView "as_slice_mut": |fixture| async {
             fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
             Ok::<_, MmapIoError>(())
@@ -276,6 +292,26 @@ pub(crate) fn operations() -> Vec<Operation> {
             let mut buffer = vec![1; COLD.1 as usize];
             fixture.file.read_into(COLD.0, &mut buffer).await?;
             assert!(buffer.iter().all(|byte| *byte == 0));
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "read_regions": |fixture| fixture.file.read_regions(&[COLD, (2 * COLD.0, 10)]);
+        MutableViews "slices": |fixture| fixture.file.slices(&[COLD, (2 * COLD.0, 10)]);
+        MutableViews "stream": |fixture| async {
+            let mut stream = fixture.file.stream(COLD.0..COLD.0 + COLD.1, 1 << 14)?;
+            while let Some(piece) = stream.next().await {
+                assert_eq!(piece?, [0; 1 << 14][..]);
+            }
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "reader, read": |fixture| async {
+            let mut buffer = vec![1; COLD.1 as usize];
+            fixture.file.reader_range(COLD.0..)?.read_exact(&mut buffer).await?;
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "reader, fill_buf": |fixture| async {
+            let mut reader = fixture.file.reader_range(COLD.0..)?;
+            assert!(reader.fill_buf().await?.iter().all(|byte| *byte == 0));
             Ok::<_, MmapIoError>(())
         };
         MutableViews "copy_to": |fixture| fixture.file.copy_to(fixture.path("copy"));

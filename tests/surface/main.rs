@@ -10,9 +10,13 @@ mod common;
 
 mod allocations;
 mod auto_traits;
+#[cfg(feature = "http-body")]
+mod body;
 #[cfg(feature = "iterator")]
 mod chunks_mut;
 mod created;
+#[cfg(target_os = "linux")]
+mod drop_behind;
 mod durable_log;
 #[cfg(target_os = "linux")]
 mod kill;

@@ -246,16 +246,16 @@ fn sync_file_system(file: &File) -> io::Result<()> {
     }
 }
 
-/// Opens an open file a second time, for reading ([`proc_pid_fd(5)`]). On overlayfs the new
-/// descriptor shows the current copy of the file.
+/// Opens an open file a second time, for reading or for writing ([`proc_pid_fd(5)`]). On overlayfs
+/// the new descriptor shows the current copy of the file.
 ///
 /// # Errors
 ///
 /// `/proc` is not mounted, or the process may no longer open the file.
 ///
 /// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
-pub(crate) fn reopen(file: &File) -> io::Result<File> {
+pub(crate) fn reopen(file: &File, writes: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    crate::sys::unix::open(options.read(true), path.as_ref())
+    crate::sys::unix::open(options.read(!writes).write(writes), path.as_ref())
 }
