@@ -67,6 +67,17 @@ pub(crate) fn copied(bytes: usize) {
     BYTES.set(BYTES.get().saturating_add(bytes));
 }
 
+/// Counts a step of a longer operation, which has worked on `bytes` bytes on the thread that polls.
+/// If the thread's count is full then, the future yields once.
+#[cfg(feature = "iterator")]
+pub(crate) async fn step(bytes: usize) {
+    copied(bytes);
+    if is_full() {
+        begin_anew();
+        yield_now().await;
+    }
+}
+
 fn is_full() -> bool {
     let completed = COMPLETED.get() + 1;
     COMPLETED.set(completed);

@@ -28,6 +28,10 @@ mod write;
 
 mod append;
 
+#[cfg(feature = "iterator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
+mod iterate_mut;
+
 mod flush;
 
 mod resize;
@@ -61,6 +65,8 @@ use std::time::Duration;
 pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
+#[cfg(feature = "iterator")]
+pub use self::iterate_mut::ChunkIteratorMut;
 use self::read::PinnedRanges;
 pub(crate) use self::read_ahead::ReadAhead;
 use crate::descriptor::Descriptor;
@@ -120,6 +126,7 @@ pub(crate) struct Handle {
     path: PathBuf,
     /// The same path, made absolute.
     pub(crate) location: PathBuf,
+    was_created: bool,
     /// The ranges that [`MemoryMappedFile::as_slice_bytes`] has returned.
     pinned: Mutex<PinnedRanges>,
 }
@@ -206,6 +213,34 @@ impl MemoryMappedFile {
     /// Returns the path that was used to open the file.
     pub fn path(&self) -> &Path {
         &self.handle.path
+    }
+
+    /// Returns `true` if the call that opened this handle created the file, and `false` if the file
+    /// was there.
+    ///
+    /// Of several processes and tasks that [open or create](Self::open_or_create) a file at the
+    /// same time, one creates it; only where the path is a symbolic link to a file that is not
+    /// there, several may be told that they did. A file that was there without bytes, for example
+    /// since its creator has not given it its length yet, or has crashed before, was not created.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("data");
+    /// use mmap_io::MemoryMappedFile;
+    ///
+    /// let file = MemoryMappedFile::open_or_create(&path, 4096).await?;
+    /// if file.was_created() {
+    ///     file.update_region_async(0, b"header").await?;
+    /// }
+    /// let again = MemoryMappedFile::open_or_create(&path, 4096).await?;
+    /// assert!(file.was_created() && !again.was_created());
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn was_created(&self) -> bool {
+        self.handle.was_created
     }
 
     /// Returns the policy by which writes through this handle are flushed;
@@ -333,6 +368,7 @@ impl MemoryMappedFile {
         policy: FlushPolicy,
         path: PathBuf,
         location: PathBuf,
+        was_created: bool,
     ) -> Self {
         Self::of(Arc::new(Handle {
             shared,
@@ -340,6 +376,7 @@ impl MemoryMappedFile {
             policy,
             path,
             location,
+            was_created,
             pinned: Mutex::default(),
         }))
     }
@@ -352,6 +389,7 @@ impl MemoryMappedFile {
             policy: FlushPolicy::Never,
             path: PathBuf::new(),
             location: PathBuf::new(),
+            was_created: false,
             pinned: Mutex::default(),
         }))
     }

@@ -91,11 +91,12 @@
 //! A write is in the page cache when it returns, and the page cache belongs to the system:
 //! `kill -9` loses none of it. What a power cut may take is bounded by the [`FlushPolicy`], which
 //! is [`Never`](FlushPolicy::Never) by default: without a durable operation nothing is flushed. No
-//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`).
+//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`), and so is
+//! [`replace`], which puts a whole new file in the place of an old one.
 //!
 //! A file that has lost its name while it was open, because it was removed or another file was
-//! renamed over it, goes on to take writes, and they are lost with its last handle.
-//! [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
+//! renamed over it (as by [`replace`]), goes on to take writes, and they are lost with its last
+//! handle. [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
 //!
 //! # Deadlocks
 //!
@@ -246,7 +247,7 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
-//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
+//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), their owned siblings, and [`chunks_mut`](MemoryMappedFile::chunks_mut) |
 //! | `advisory-lock` | no | [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) of the builder: a lock on the file that other processes respect |
 //! | `cow` | no | [`open_cow`](MemoryMappedFile#method.open_cow), [`open_cow_writable`](MemoryMappedFile#method.open_cow_writable), and the mode [`CopyOnWrite`](MmapMode::CopyOnWrite) |
 //! | `hugepages` | no | [`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder, [`AnonymousMmap::with_huge_pages`](AnonymousMmap#method.with_huge_pages) |
@@ -353,7 +354,10 @@ mod body;
 
 #[allow(unsafe_code)]
 pub mod anonymous;
+mod replace;
+
 pub mod manager;
+pub mod segment;
 pub mod utils;
 #[cfg(all(feature = "watch", any(unix, windows)))]
 #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
@@ -370,7 +374,7 @@ pub use crate::anonymous::AnonymousMmap;
 pub use crate::body::MmapBody;
 pub use crate::error::{Cause, MmapIoError, Result};
 #[cfg(feature = "iterator")]
-pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};
 pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
 pub use crate::flush::FlushPolicy;
 pub use crate::manager::{
@@ -378,6 +382,8 @@ pub use crate::manager::{
 };
 pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::reader::MmapReader;
+pub use crate::replace::replace;
+pub use crate::segment::{Segment, SegmentMut};
 pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};
 #[cfg(all(feature = "watch", any(unix, windows)))]
@@ -387,7 +393,7 @@ pub use crate::watch::{ChangeEvent, ChangeKind, WatchHandle, WatchStream};
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
 pub mod iterator {
-    pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+    pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};
 }
 
 /// The error type under its old path.

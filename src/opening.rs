@@ -41,6 +41,8 @@ pub(crate) struct Opening {
     pub(crate) touch: TouchHint,
     pub(crate) huge_pages: bool,
     pub(crate) advisory_lock: Option<Lock>,
+    /// The permissions of a file that is created, before the `umask`.
+    pub(crate) permissions: u32,
 }
 
 /// Which file is opened, and what happens if it exists and if it does not.
@@ -71,6 +73,7 @@ pub(crate) enum Attempt {
 pub(crate) struct RetryState {
     file: Arc<Descriptor>,
     created: Option<Created>,
+    is_new: bool,
 }
 
 /// An opened file.
@@ -79,6 +82,8 @@ pub(crate) struct Opened {
     /// A change of the length that the file's queue has still to make, and the range it is about.
     pending_resize: Option<(Action, ByteRange)>,
     mode: MmapMode,
+    /// Whether this opening created the file.
+    pub(crate) is_new: bool,
 }
 
 impl Opening {
@@ -117,8 +122,9 @@ impl Opening {
                             return Ok(Attempt::RetryAfter(closed, target.into()));
                         }
                     }
+                    let is_new = target.is_new;
                     let joined = self.join(HandleRef::new(open), &target.keep(), &info, fs_traits);
-                    return joined.map(Attempt::Opened);
+                    return joined.map(|opened| Attempt::Opened(Opened { is_new, ..opened }));
                 }
                 Found::Vacant(claim) => {
                     // Another holder of the claim may have changed the file, or removed it.
@@ -155,15 +161,15 @@ impl Opening {
             OpenMode::Existing(path) => Target::existing(path, self.mode)?,
             OpenMode::Create(path, size) => {
                 self.check_room(path, *size)?;
-                Target::create(path, sys::FOR_ALL)?
+                Target::create(path, self.permissions)?
             }
             OpenMode::CreateNew(path, size) => {
                 self.check_room(path, *size)?;
-                Target::create_new(path, sys::FOR_ALL)?
+                Target::create_new(path, self.permissions)?
             }
             OpenMode::OpenOrCreate(path, size) => {
                 match check_size(*size).and_then(|()| self.check_room(path, *size)) {
-                    Ok(()) => Target::open_or_create(path, sys::FOR_ALL)?,
+                    Ok(()) => Target::open_or_create(path, self.permissions)?,
                     // The file may exist, and have a size of its own.
                     Err(problem) => match Target::existing(path, self.mode) {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -178,6 +184,7 @@ impl Opening {
                 Target {
                     file: file.clone(),
                     created: None,
+                    is_new: false,
                 }
             }
         };
@@ -205,6 +212,7 @@ impl Opening {
         Ok(file.map(|file| Target {
             file,
             created: None,
+            is_new: false,
         }))
     }
 
@@ -266,6 +274,7 @@ impl Opening {
             open,
             pending_resize,
             mode,
+            is_new: false,
         })
     }
 
@@ -386,11 +395,13 @@ impl Opening {
         *open.advisory_lock() = lock;
         self.prepare(&open);
         claim.fill(&open);
+        let is_new = target.is_new;
         target.keep();
         Ok(Opened {
             open: HandleRef::new(open),
             pending_resize: None,
             mode: self.mode,
+            is_new,
         })
     }
 

@@ -318,19 +318,29 @@ pub(crate) fn is_mapped(data: &[u8]) -> bool {
     find_mapped(data).is_some()
 }
 
-/// Copies bytes, after reading their pages in if they lie in a map of this crate. Blocks.
+/// Reads the pages of bytes in, if they lie in a map of this crate. Blocks.
 ///
 /// # Errors
 ///
 /// `Truncated` if their file has become shorter, or the error of reading the pages.
+pub(crate) fn read_in_mapped(data: &[u8]) -> Result<()> {
+    let Some(place) = find_mapped(data) else {
+        return Ok(());
+    };
+    // SAFETY: `find_mapped` returns the pages of one map that hold `data`, and the view behind
+    // `data` keeps that map live.
+    let populated = unsafe { sys::populate_read(place.run) };
+    check_length(place.backing.file(), &[place.range])?;
+    Ok(populated.map_err(unreadable)?)
+}
+
+/// Copies bytes, after reading their pages in if they lie in a map of this crate. Blocks.
+///
+/// # Errors
+///
+/// Those of [`read_in_mapped`].
 pub(crate) fn copy_mapped(data: &[u8]) -> Result<Box<[u8]>> {
-    if let Some(place) = find_mapped(data) {
-        // SAFETY: `find_mapped` returns the pages of one map that hold `data`, and the view behind
-        // `data` keeps that map live.
-        let populated = unsafe { sys::populate_read(place.run) };
-        check_length(place.backing.file(), &[place.range])?;
-        populated.map_err(unreadable)?;
-    }
+    read_in_mapped(data)?;
     Ok(data.into())
 }
 

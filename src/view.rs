@@ -231,6 +231,40 @@ impl MappedSliceMut<'_> {
     }
 }
 
+/// A view whose bytes are handed out piece by piece.
+#[cfg(feature = "iterator")]
+impl MappedSliceMut<'_> {
+    /// Makes a view of the first bytes of the file, none of which counts as written yet. `span` is
+    /// under the exclusive lease, in a writable map of the lease's host.
+    pub(crate) fn of_nothing_yet(span: Span, lease: OwnedLease, policy: FlushPolicy) -> Self {
+        Self::new(span, ByteRange::EMPTY, lease, policy)
+    }
+
+    /// Returns bytes of a view that was made [`of_nothing_yet`](Self::of_nothing_yet), and counts
+    /// them as written from now on.
+    pub(crate) fn hand_out(&mut self, range: ByteRange) -> &mut [u8] {
+        self.range = self.range.hull(range);
+        &mut self[range.start() as usize..range.end() as usize]
+    }
+
+    /// Ends the view, and waits for the flush that the policy asks for after a write.
+    pub(crate) fn finish(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
+        let range = std::mem::replace(&mut self.range, ByteRange::EMPTY);
+        // Before the lease ends, as in the drop.
+        let flushed = match &self.lease {
+            Some(lease) if !range.is_empty() => Some(lease.host().record_write(range, self.policy)),
+            _ => None,
+        };
+        drop(self);
+        async move {
+            match flushed {
+                Some(flushed) => flushed.await,
+                None => Ok(()),
+            }
+        }
+    }
+}
+
 /// The bytes of a view that has ended, to be committed. If it is dropped before that, it starts the
 /// flush that the policy asks for.
 struct Uncommitted {
@@ -291,8 +325,11 @@ impl fmt::Debug for MappedSliceMut<'_> {
 impl Drop for MappedSliceMut<'_> {
     fn drop(&mut self) {
         // The bytes are counted before the lease ends, so that a later flush covers them.
-        if let Some(lease) = &self.lease {
-            lease.host().record_view_write(self.range, self.policy);
+        match &self.lease {
+            Some(lease) if !self.range.is_empty() => {
+                lease.host().record_view_write(self.range, self.policy);
+            }
+            _ => {}
         }
     }
 }

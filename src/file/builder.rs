@@ -16,6 +16,7 @@ use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
 use crate::open_file::OpenFile;
 use crate::opening::{absolute, Attempt, OpenMode, Opening};
+use crate::sys;
 
 /// Opens or creates a file with options.
 ///
@@ -59,6 +60,7 @@ pub struct MemoryMappedFileBuilder {
     write_buffer: Option<usize>,
     huge_pages: bool,
     advisory_lock: Option<Lock>,
+    permissions: u32,
 }
 
 impl MemoryMappedFileBuilder {
@@ -75,6 +77,7 @@ impl MemoryMappedFileBuilder {
             write_buffer: None,
             huge_pages: false,
             advisory_lock: None,
+            permissions: sys::FOR_ALL,
         }
     }
 
@@ -177,6 +180,45 @@ impl MemoryMappedFileBuilder {
     pub fn write_buffer(self, bytes: usize) -> Self {
         Self {
             write_buffer: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Sets the permissions of a file that is created; `0o666` by default.
+    ///
+    /// The file has them from the first moment, for example `0o600` for a secret. The process's
+    /// `umask` takes bits away from them, and the special bits above `0o777` are not set. A file
+    /// that exists keeps its permissions, also if [`create`](Self::create) truncates it;
+    /// [`create_new`](Self::create_new) fails then.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// The mode of [`open(2)`] on Unix; elsewhere nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("keys");
+    /// let keys = mmap_io::MemoryMappedFile::builder(&path)
+    ///     .size(4096)
+    ///     .unix_permissions(0o600)
+    ///     .create_new()
+    ///     .await?;
+    /// # #[cfg(unix)] {
+    /// use std::os::unix::fs::PermissionsExt;
+    /// assert_eq!(keys.metadata().await?.permissions().mode() & 0o777, 0o600);
+    /// # }
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+    #[doc(alias = "mode")]
+    #[doc(alias = "chmod")]
+    pub fn unix_permissions(self, mode: u32) -> Self {
+        Self {
+            permissions: mode & 0o777,
             ..self
         }
     }
@@ -347,6 +389,7 @@ impl MemoryMappedFileBuilder {
     ///
     /// A file without bytes gets [`size`](Self::size) of them, or stays as long as another process
     /// has just made it. In a mode that does not write, the file must be there.
+    /// [`was_created`](MemoryMappedFile::was_created) tells which it was.
     ///
     /// # Errors
     ///
@@ -404,6 +447,7 @@ impl MemoryMappedFileBuilder {
                 touch: self.touch,
                 huge_pages: self.huge_pages,
                 advisory_lock: self.advisory_lock,
+                permissions: self.permissions,
             };
             opening.check()?;
             let mut again = None;
@@ -418,6 +462,7 @@ impl MemoryMappedFileBuilder {
                 }
             };
             opened.finish().await?;
+            let is_new = opened.is_new;
             let open = match mode {
                 MmapMode::CopyOnWrite if self.cow_writable => {
                     offload(move || OpenFile::private_pages(opened.open)).await?
@@ -431,7 +476,7 @@ impl MemoryMappedFileBuilder {
                 MmapMode::ReadOnly | MmapMode::CopyOnWrite => FlushPolicy::Never,
                 MmapMode::ReadWrite => self.policy,
             };
-            let file = MemoryMappedFile::new(open, mode, policy, self.path, location);
+            let file = MemoryMappedFile::new(open, mode, policy, self.path, location, is_new);
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }

@@ -347,7 +347,8 @@ impl MemoryMappedFile {
         Ok(())
     }
 
-    fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
+    /// Returns the range, if the handle may write and the range is inside the file.
+    pub(crate) fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
         self.handle.require_write()?;
         check()?;
         ByteRange::new(offset, len, self.len())

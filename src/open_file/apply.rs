@@ -54,7 +54,10 @@ impl QueueHost for OpenFile {
             Action::Write(_) | Action::TryWrite(_) => return self.apply_writes(batch, ended),
             Action::Append(_) | Action::AppendAt(..) => return self.apply_appends(batch, ended),
             Action::Lease(kind) => self
-                .lease(kind, range)
+                .lease(kind, range, kind == Kind::Exclusive)
+                .map(|lease| lease.map(Outcome::Leased)),
+            Action::LeaseUnpopulated => self
+                .lease(Kind::Exclusive, range, false)
                 .map(|lease| lease.map(Outcome::Leased)),
             Action::Resize => self
                 .resize(range.start(), starts)
@@ -98,13 +101,18 @@ impl Granted for OwnedLease {
 
 impl OpenFile {
     /// Grants the lease of a view or a snapshot; `None` while another lease or operation conflicts
-    /// with it.
-    fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
+    /// with it. First makes the pages writable, if asked to.
+    fn lease(
+        self: &Arc<Self>,
+        kind: Kind,
+        range: ByteRange,
+        populates: bool,
+    ) -> Result<Option<OwnedLease>> {
         let Some(mut held) = self.hold_origin(&[range]) else {
             return Ok(None);
         };
         range.check(self.len())?;
-        if kind == Kind::Exclusive {
+        if populates {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
             residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
@@ -113,8 +121,9 @@ impl OpenFile {
         }
         // One range has one lease on the origin, if there is an origin.
         let companion = held.pop();
+        let this = self.clone();
         Ok(Lease::try_acquire_with(
-            self.clone(),
+            this,
             kind,
             range,
             Asks::Queue,

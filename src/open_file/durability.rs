@@ -2,6 +2,8 @@
 
 use std::env;
 use std::fs::File;
+#[cfg(feature = "iterator")]
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -63,6 +65,34 @@ impl OpenFile {
             return;
         }
         self.start_due(self.dirty.record(&[range], policy), range);
+    }
+
+    /// Records what was written through a view as dirty, and starts the flush that the policy asks
+    /// for. The future waits for that flush, as a write does.
+    #[cfg(feature = "iterator")]
+    pub(crate) fn record_write(
+        self: &Arc<Self>,
+        range: ByteRange,
+        policy: FlushPolicy,
+    ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
+        let flush = match self.dirty.record(&[range], policy) {
+            FlushDue::None => Ok(None),
+            FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
+            FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
+            due @ (FlushDue::ArmTimer(_) | FlushDue::TimerArmed) => {
+                if matches!(due, FlushDue::ArmTimer(_)) {
+                    self.set_alarm();
+                }
+                // It is not awaited; but after a failed flush no later one can succeed.
+                self.commits.failure().map_or(Ok(None), Err)
+            }
+        };
+        async move {
+            match flush? {
+                Some(flush) => flush.done().await,
+                None => Ok(()),
+            }
+        }
     }
 
     /// Starts the flush that the policy asks for because of bytes that were recorded before.

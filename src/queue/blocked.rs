@@ -144,7 +144,7 @@ fn name(action: Action) -> &'static str {
     match action {
         Action::Write(_) | Action::TryWrite(_) => "a write",
         Action::Append(_) | Action::AppendAt(..) => "an append",
-        Action::Lease(_) => "a mutable view",
+        Action::Lease(_) | Action::LeaseUnpopulated => "a mutable view",
         Action::Resize | Action::GrowTo | Action::SetLenIfEmpty | Action::AdoptFileLen => {
             "a change of the length"
         }

@@ -49,6 +49,9 @@ pub(crate) enum Action {
     AppendAt(FlushPolicy, u64),
     /// Leases the one range to the caller.
     Lease(Kind),
+    /// Leases the one range exclusively, but leaves it to the caller to make its pages writable.
+    #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
+    LeaseUnpopulated,
     /// Changes the length of the file to the start of the one range, which has no end.
     Resize,
     /// Makes the file at least as long as the start of the one range, which has no end.
@@ -65,6 +68,7 @@ impl Action {
         match self {
             Self::Write(_) | Self::TryWrite(_) | Self::Append(_) | Self::AppendAt(..) => true,
             Self::Lease(_)
+            | Self::LeaseUnpopulated
             | Self::Resize
             | Self::GrowTo
             | Self::SetLenIfEmpty
@@ -95,6 +99,7 @@ impl Action {
             | Self::Append(policy)
             | Self::AppendAt(policy, _) => policy,
             Self::Lease(_)
+            | Self::LeaseUnpopulated
             | Self::Resize
             | Self::GrowTo
             | Self::SetLenIfEmpty

@@ -4,6 +4,7 @@ mod blocks;
 mod copy;
 mod files;
 mod memory;
+mod xattrs;
 
 use std::fs::File;
 use std::io::{self, IoSlice, Seek};
@@ -15,6 +16,7 @@ pub(crate) use self::blocks::*;
 pub(crate) use self::copy::*;
 pub(crate) use self::files::*;
 pub(crate) use self::memory::*;
+pub(in crate::sys) use self::xattrs::*;
 
 /// [`membarrier(2)`]: runs a full barrier on every running thread of this process.
 ///

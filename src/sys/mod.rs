@@ -8,12 +8,13 @@
 //! | [`page_size`] | `sysconf(3)` | `sysconf(3)` | `GetSystemInfo` |
 //! | [`CAN_MAP_PAST_END`] | yes (64-bit) | yes (64-bit) | no |
 //! | [`open`], [`open_or_create`], [`FOR_ALL`], [`FOR_THE_OWNER`] | `open(2)`, waits for a lease | `open(2)` | `CreateFileW` |
-//! | [`create_new`], [`Created`] | `openat(2)`, `unlinkat(2)` | `openat(2)`, `unlinkat(2)` | `CREATE_NEW`, `DeleteFileW` |
+//! | [`create_new`], [`Created`] | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `CREATE_NEW`, `MoveFileExW`, `DeleteFileW` |
 //! | [`file_info`], [`file_id_at`] | `fstat(2)`, `stat(2)` | `fstat(2)`, `stat(2)` | `GetFileInformationByHandleEx` |
 //! | [`file_len`], [`known_len`], [`is_linked`] | `statx(2)` | `fstat(2)` | `GetFileInformationByHandle` |
 //! | [`access`] | `fcntl(2)` | `fcntl(2)` | `NtQueryInformationFile` |
 //! | [`is_owner`] | `geteuid(2)` | `geteuid(2)` | never |
 //! | [`restrict`], [`copy_permissions`] | `fchmod(2)` | `fchmod(2)` | the read-only attribute |
+//! | [`copy_attributes`] | `fchown(2)`, `fchmod(2)`, `setxattr(2)` | `fchown(2)`, `fchmod(2)` | the read-only attribute |
 //! | [`check_address_space`] | `mmap(2)` | `mmap(2)` | not checked |
 //! | [`check_file_limit`] | `getrlimit(2)` | `getrlimit(2)` | no limit |
 //! | [`check_free_space`], [`check_free_space_for`] | `fstatvfs(3)` | `fstatvfs(3)` | not checked |

@@ -3,6 +3,7 @@
 //! [`Unsupported`](io::ErrorKind::Unsupported). No file is ever open, so most functions here are
 //! never called.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
@@ -50,6 +51,14 @@ pub(crate) fn create_new(_path: &Path, _permissions: u32) -> io::Result<(File, O
 }
 
 impl Created {
+    pub(crate) fn rename(&mut self, _name: &OsStr) -> io::Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn sync(&self, _file: &File) -> io::Result<()> {
+        match *self {}
+    }
+
     pub(crate) fn remove(&self, _file: &File) -> io::Result<()> {
         match *self {}
     }
@@ -60,6 +69,10 @@ pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
 }
 
 pub(crate) fn copy_permissions(_file: &File, _source: &Metadata) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn copy_attributes(_file: &File, _old: &Path, _metadata: &Metadata) -> io::Result<()> {
     unsupported()
 }
 

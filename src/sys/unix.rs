@@ -1,5 +1,6 @@
 //! The calls that all Unix systems share, and portable versions of those that only Linux has.
 
+mod attributes;
 mod locks;
 mod opening;
 
@@ -16,6 +17,7 @@ use super::{Access, FileId, FileInfo};
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use self::portable::*;
 
+pub(crate) use self::attributes::*;
 pub(crate) use self::locks::*;
 pub(crate) use self::opening::*;
 

@@ -5,11 +5,13 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 
 use bytes::Bytes;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
-use mmap_io::{manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, TouchHint};
+use mmap_io::{
+    manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, SegmentMut, TouchHint,
+};
 
 /// Bytes of the file that operations work on. Only the first pages are written; the rest is a
 /// hole, which is not resident until it is read.
@@ -125,6 +127,8 @@ impl Fixture {
                 "created" => len == CREATED,
                 "copy" => len >= LEN / 2,
                 "small_copy" => len == CREATED,
+                // The temporary file of a replacement takes its name, or is removed.
+                ".mmap" => false,
                 _ => return None,
             };
             Some((path, is_whole))
@@ -250,6 +254,26 @@ pub(crate) fn operations() -> Vec<Operation> {
             view.fill(AFTER);
             view.commit().await
         };
+        AnyView "SegmentMut::write": |fixture| async {
+            let parent = Arc::new(fixture.file.clone());
+            let segment = SegmentMut::new(parent, WRITTEN.0, WRITTEN.1)?;
+            segment.write(&WHOLE).await
+        };
+        AnyView "SegmentMut::as_slice_mut": |fixture| async {
+            let parent = Arc::new(fixture.file.clone());
+            let segment = SegmentMut::new(parent, WRITTEN.0, WRITTEN.1)?;
+            segment.as_slice_mut().await?.fill(AFTER);
+            Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "iterator")]
+        AnyView "for_each_mut": |fixture| {
+            fixture.file.chunks_mut(1 << 17).for_each_mut(|offset, chunk| {
+                if offset == 0 {
+                    chunk[WRITTEN.0 as usize..][..WRITTEN.1 as usize].fill(AFTER);
+                }
+                Ok(())
+            })
+        };
         Nothing "flush": |fixture| fixture.file.flush();
         Nothing "flush_range": |fixture| fixture.file.flush_range(WRITTEN.0, WRITTEN.1);
         Nothing "flush_async": |fixture| fixture.file.flush_async();
@@ -358,6 +382,9 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "watch": |fixture| fixture.file.watch(|_| ());
         #[cfg(feature = "watch")]
         Nothing "watch_stream": |fixture| fixture.file.watch_stream();
+        Nothing "replace": |fixture| {
+            mmap_io::replace(fixture.path("created-p"), vec![AFTER; CREATED as usize])
+        };
         Nothing "delete_mmap": |fixture| deleted(mmap_io::delete_mmap(fixture.path("doomed")));
         Nothing "delete_mmap_async": |fixture| {
             deleted(manager::r#async::delete_mmap_async(fixture.path("doomed")))

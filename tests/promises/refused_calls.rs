@@ -2,6 +2,7 @@
 //!
 //! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
 
+use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 
@@ -33,6 +34,15 @@ const CALLS: [(&str, libc::c_long); 17] = [
     ("prlimit64", libc::SYS_prlimit64),
     ("fstatfs", libc::SYS_fstatfs),
     ("lseek", libc::SYS_lseek),
+];
+
+/// What `replace` can do without: the new file then lacks what the calls would give it.
+const ATTRIBUTE_CALLS: [(&str, libc::c_long); 5] = [
+    ("fchown", libc::SYS_fchown),
+    ("fremovexattr", libc::SYS_fremovexattr),
+    ("llistxattr", libc::SYS_llistxattr),
+    ("lgetxattr", libc::SYS_lgetxattr),
+    ("fsetxattr", libc::SYS_fsetxattr),
 ];
 
 const ERRNO: u32 = 0x0005_0000;
@@ -179,6 +189,48 @@ fn refusing_child() {
     refuse(call, errno);
     block_on(everything(&dir, errno));
     println!("works without {name}");
+}
+
+#[test]
+fn replace_works_without_attributes() {
+    for (name, _) in ATTRIBUTE_CALLS {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let dir = on_a_disk();
+            let path = dir.path().join("data");
+            fs::write(&path, "old").unwrap();
+            // Where the process may not do this, fewer attributes have to be kept.
+            let _ = std::os::unix::fs::chown(&path, Some(1234), Some(1234));
+            let file = CString::new(path.to_str().unwrap()).unwrap();
+            // SAFETY: both names are live C strings, and the value has one byte.
+            unsafe {
+                libc::setxattr(
+                    file.as_ptr(),
+                    c"user.kind".as_ptr(),
+                    b"1".as_ptr().cast(),
+                    1,
+                    0,
+                )
+            };
+            fs::write(dir.path().join("refused"), format!("{name} {errno}")).unwrap();
+            println!("{name}, {errno}");
+            child!(replacing_child).dir(dir.path()).passes();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        }
+    }
+}
+
+#[test]
+fn replacing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let order = fs::read_to_string(dir.join("refused")).unwrap();
+    let (name, errno) = order.split_once(' ').unwrap();
+    let errno = errno.parse().unwrap();
+    let mut calls = ATTRIBUTE_CALLS.iter();
+    refuse(calls.find(|(known, _)| *known == name).unwrap().1, errno);
+    block_on(mmap_io::replace(dir.join("data"), "new")).unwrap();
 }
 
 #[test]

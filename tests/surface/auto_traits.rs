@@ -8,7 +8,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use bytes::Bytes;
 use mmap_io::{
     manager, FlushPolicy, MappedSlice, MappedSliceMut, MemoryMappedFile, MemoryMappedFileBuilder,
-    MmapIoError, MmapMode, Stats, TouchHint,
+    MmapIoError, MmapMode, Segment, SegmentMut, Stats, TouchHint,
 };
 
 const fn shared<T: Send + Sync + Unpin + Debug>() {}
@@ -21,6 +21,8 @@ const _: () = {
     owned::<MmapIoError>();
     owned::<mmap_io::Cause>();
     owned::<mmap_io::Result<MemoryMappedFile>>();
+    owned::<Segment>();
+    owned::<SegmentMut>();
     owned::<Stats>();
     owned::<FlushPolicy>();
     owned::<MmapMode>();
@@ -52,6 +54,8 @@ const _: () = {
 fn views<'a>(_: &'a MemoryMappedFile) {
     shared::<MappedSlice<'a>>();
     shared::<MappedSliceMut<'a>>();
+    #[cfg(feature = "iterator")]
+    shared::<mmap_io::ChunkIteratorMut<'a>>();
 }
 
 fn sendable<F: Future + Send>(_: F) {}
@@ -90,6 +94,7 @@ fn every_future_is_send() {
         spawnable(mmap_io::load_mmap(&path, MmapMode::ReadOnly));
         spawnable(mmap_io::copy_mmap(&path, &path));
         spawnable(mmap_io::delete_mmap(&path));
+        spawnable(mmap_io::replace(&path, "new"));
         spawnable(manager::r#async::create_mmap_async(&path, 1));
         spawnable(manager::r#async::copy_mmap_async(&path, &path));
         spawnable(manager::r#async::delete_mmap_async(&path));
@@ -135,6 +140,17 @@ fn every_future_is_send() {
     sendable(file.update_regions_async(&[(0, &data)]));
     sendable(file.try_update_region(0, &data));
     sendable(file.as_slice_mut(0, 1));
+    #[cfg(feature = "iterator")]
+    {
+        sendable(file.chunks_mut(1).for_each_mut(|_, _| Ok(())));
+        sendable(
+            file.chunks_mut(1)
+                .for_each_mut_legacy(|_, _| Ok::<_, ()>(())),
+        );
+    }
+    let segment = SegmentMut::new(std::sync::Arc::new(file.clone()), 0, 1).unwrap();
+    sendable(segment.as_slice_mut());
+    sendable(segment.write(&data));
     sendable(mmap_io::update_region(&file, 0, &data));
     sendable(mmap_io::write_mmap(&path, 0, &data));
     assert!(!dir.path().join("other").exists(), "nothing was polled");

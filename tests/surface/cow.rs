@@ -438,3 +438,31 @@ fn private_pages_cannot_be_locked() {
         assert!(matches!(refused, Err(mmap_io::MmapIoError::InvalidMode(_))));
     });
 }
+
+#[cfg(feature = "iterator")]
+#[test]
+fn chunks_of_private_pages_change_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    std::fs::write(&path, [7; 10_000]).unwrap();
+    crate::common::block_on(async {
+        let private = MemoryMappedFile::open_cow_writable(&path).await.unwrap();
+        let chunks = private.chunks_mut(3000);
+        chunks
+            .for_each_mut(|offset, chunk| {
+                chunk.fill(offset as u8);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        assert_eq!(
+            private.as_slice(3000, 3000).unwrap(),
+            [3000_u64 as u8; 3000][..]
+        );
+        assert_eq!(private.pending_bytes(), 0);
+        let shared = MemoryMappedFile::open_cow(&path).await.unwrap();
+        let refused = shared.chunks_mut(3000).for_each_mut(|_, _| Ok(())).await;
+        assert!(matches!(refused, Err(mmap_io::MmapIoError::InvalidMode(_))));
+    });
+    assert_eq!(std::fs::read(&path).unwrap(), [7; 10_000]);
+}

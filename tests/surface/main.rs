@@ -1,8 +1,8 @@
 //! Behaviour that programs rely on and that is no promise of its own: the names of the synchronous
 //! crate, which types and futures can be sent to another thread, the cost of a read and a write,
-//! openings at the same time, copy-on-write handles, a writer that is killed, advice and huge pages,
-//! locks on pages and on files, the log of the example, the recipes of the crate page, the watches,
-//! and what a subscriber of `tracing` is told.
+//! openings at the same time, who created a file, copy-on-write handles, changing and replacing all of
+//! a file, a writer that is killed, advice and huge pages, locks on pages and on files, the log of the
+//! example, the recipes of the crate page, the watches, and what a subscriber of `tracing` is told.
 //!
 //! `allocations` replaces the allocator: another reason for a binary apart from `promises`.
 
@@ -19,8 +19,11 @@ mod allocations;
 mod auto_traits;
 #[cfg(feature = "http-body")]
 mod body;
+#[cfg(feature = "iterator")]
+mod chunks_mut;
 #[cfg(feature = "cow")]
 mod cow;
+mod created;
 #[cfg(target_os = "linux")]
 mod drop_behind;
 mod durable_log;
@@ -37,6 +40,8 @@ mod page_locks;
 #[cfg(target_os = "linux")]
 mod reads;
 mod recipes;
+mod replace;
+mod segments;
 #[cfg(feature = "tracing")]
 mod tracing;
 #[cfg(all(unix, feature = "watch"))]
