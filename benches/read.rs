@@ -1,9 +1,11 @@
-//! Measures reads, to catch regressions: small and large, borrowed, resident, shared and copied.
+//! Measures reads, to catch regressions: small and large, borrowed, resident, shared and copied, of
+//! many ranges, and of the whole file.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use futures_lite::future::block_on;
+use futures_lite::StreamExt;
 use mmap_io::MemoryMappedFile;
 
 const FILE_LEN: u64 = 16 << 20;
@@ -23,6 +25,8 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     views(&mut criterion, &map);
     copies(&mut criterion, &map);
+    many(&mut criterion, &map);
+    whole_file(&mut criterion, &map);
     criterion.final_summary();
 }
 
@@ -58,6 +62,56 @@ fn copies(criterion: &mut Criterion, map: &MemoryMappedFile) {
             });
         });
     }
+    group.finish();
+}
+
+/// Measures views of many ranges at once.
+fn many(criterion: &mut Criterion, map: &MemoryMappedFile) {
+    const COUNT: usize = 64;
+    let mut group = criterion.benchmark_group("many");
+    for len in LENGTHS {
+        let regions: Vec<_> = std::iter::repeat_with(offsets(len))
+            .take(COUNT)
+            .map(|offset| (offset, len))
+            .collect();
+        group.throughput(Throughput::Elements(COUNT as u64));
+        group.bench_function(BenchmarkId::new("slices", len), |bencher| {
+            bencher.iter(|| block_on(map.slices(&regions)).expect("in bounds").len());
+        });
+        group.bench_function(BenchmarkId::new("read_regions", len), |bencher| {
+            bencher.iter(|| {
+                block_on(map.read_regions(&regions))
+                    .expect("in bounds")
+                    .len()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Measures scans, without the time that it takes to look at the bytes.
+fn whole_file(criterion: &mut Criterion, map: &MemoryMappedFile) {
+    const CHUNK: usize = 64 << 10;
+    let mut group = criterion.benchmark_group("whole_file");
+    group.throughput(Throughput::Bytes(FILE_LEN));
+    #[cfg(feature = "iterator")]
+    group.bench_function("chunks", |bencher| {
+        bencher.iter(|| {
+            for chunk in map.chunks(CHUNK) {
+                black_box(&chunk.expect("in bounds")[..]);
+            }
+        });
+    });
+    group.bench_function("stream", |bencher| {
+        bencher.iter(|| {
+            block_on(async {
+                let mut stream = map.stream(.., CHUNK).expect("in bounds");
+                while let Some(chunk) = stream.next().await {
+                    black_box(chunk.expect("in bounds"));
+                }
+            });
+        });
+    });
     group.finish();
 }
 

@@ -22,7 +22,7 @@ pub enum MmapAdvice {
     /// The range will be used soon: start reading it.
     WillNeed,
     /// The range will not be used soon: take the pages out of this mapping. Their content stays in
-    /// the file.
+    /// the file; what was written to private pages is lost.
     DontNeed,
     /// The range will not be used soon: its pages go first when memory is short.
     Cold,

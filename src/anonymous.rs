@@ -56,6 +56,46 @@ impl AnonymousMmap {
         Ok(Self(MemoryMappedFile::of_memory(HandleRef::new(open))))
     }
 
+    /// Maps `size` bytes of zeroes, and asks the system to keep them in huge pages.
+    ///
+    /// Fewer and larger pages take less time to look up, for random accesses to much memory. The
+    /// first touch of a huge page (2 MiB on most machines) makes the system zero and take all of
+    /// it. Only huge pages that lie completely inside the mapping are used; the length stays as it
+    /// was asked for. Where the system has no huge page to give, normal pages are used:
+    /// [`is_hugepage_backed`](Self::is_hugepage_backed) tells.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new); none for want of huge pages.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`madvise(2)`] with `MADV_HUGEPAGE` on Linux; the same as [`new`](Self::new) elsewhere.
+    ///
+    /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// use mmap_io::AnonymousMmap;
+    ///
+    /// let table = AnonymousMmap::with_huge_pages(8 << 20)?;
+    /// table.update_region(5 << 20, b"entry").await?;
+    /// if table.is_hugepage_backed().await != Some(true) {
+    ///     eprintln!("normal pages");
+    /// }
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    #[cfg(feature = "hugepages")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "hugepages")))]
+    #[doc(alias = "MADV_HUGEPAGE")]
+    pub fn with_huge_pages(size: u64) -> Result<Self> {
+        let mapping = Self::new(size)?;
+        mapping.0.handle.shared.use_huge_pages();
+        Ok(mapping)
+    }
+
     /// Returns the length in bytes; it never changes.
     #[inline]
     pub fn len(&self) -> u64 {

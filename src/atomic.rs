@@ -179,7 +179,7 @@ impl MemoryMappedFile {
         let size = size_of::<T>() as u64;
         let len = size.saturating_mul(count as u64);
         let words = || {
-            self.handle.mode.require_write()?;
+            self.handle.require_write()?;
             check()?;
             if offset % size != 0 {
                 return Err(MmapIoError::Misaligned {

@@ -25,6 +25,7 @@ use crate::error::{MmapIoError, Result, Subject};
 use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
+use crate::trace::{self, Phase};
 
 /// A flush is delayed by at most 1/LINGER of the time that the previous flush took.
 const LINGER: u32 = 4;
@@ -78,6 +79,9 @@ pub(crate) trait Waiter: Send + Sync {
         true
     }
 
+    /// Notes that the flush begins.
+    fn begin(&self) {}
+
     /// Takes the result of the flush; returns the waker of the waiting future, to be woken by the
     /// caller.
     fn acknowledge(&self, result: Result<()>) -> Option<Waker>;
@@ -89,6 +93,7 @@ pub(crate) struct Flush {
     /// `None` for the whole file.
     range: Option<[ByteRange; 1]>,
     is_heeded: bool,
+    phase: Phase,
     done: Completion<Result<()>>,
 }
 
@@ -97,6 +102,7 @@ impl Flush {
         Self {
             range: Some([range]),
             is_heeded: true,
+            phase: Phase::submit(),
             done: Completion::new(),
         }
     }
@@ -105,6 +111,7 @@ impl Flush {
         Self {
             range: None,
             is_heeded: true,
+            phase: Phase::submit(),
             done: Completion::new(),
         }
     }
@@ -135,7 +142,12 @@ impl Waiter for Flush {
         self.is_heeded
     }
 
+    fn begin(&self) {
+        self.phase.begin();
+    }
+
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
+        self.phase.end();
         self.done.complete(result)
     }
 }
@@ -310,6 +322,9 @@ impl<D: Durable> FlushTurn<D> {
                 let waiting = std::mem::take(&mut state.waiting);
                 (waiting, std::mem::take(&mut state.everything))
             };
+            if trace::IS_ON {
+                waiting.iter().for_each(|waiter| waiter.begin());
+            }
             let commits = target.commits();
             let is_heeded = waiting.iter().any(|waiter| waiter.is_heeded());
             let lost = is_heeded.then(|| target.take_lost()).flatten();

@@ -74,16 +74,16 @@ pub enum MmapIoError {
     #[error(transparent)]
     AdviceFailed(Cause),
 
-    /// Locking failed: pages in memory, or an advisory lock on the file. Reserved: no operation
-    /// returns it yet.
+    /// Locking failed: pages in memory, or an advisory lock on the file. The kind of the cause is
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) if another process has the advisory lock.
     #[error(transparent)]
     LockFailed(Cause),
 
-    /// Unlocking failed. Reserved: no operation returns it yet.
+    /// The operating system refused to unlock pages.
     #[error(transparent)]
     UnlockFailed(Cause),
 
-    /// The file cannot be watched. Reserved: no operation returns it yet.
+    /// The file cannot be watched.
     #[error(transparent)]
     WatchFailed(Cause),
 
@@ -186,6 +186,11 @@ impl MmapIoError {
     /// Makes the error of a size that the file cannot be given.
     pub(crate) fn resize_failed(cause: impl Into<Cause>) -> Self {
         Self::ResizeFailed(cause.into())
+    }
+
+    /// Makes the error of a lock that the process did not get, on pages or on a file.
+    pub(crate) fn lock_failed(cause: impl Into<Cause>) -> Self {
+        Self::LockFailed(cause.into())
     }
 
     /// Makes the error of advice that the system refused.

@@ -12,6 +12,7 @@ use std::pin::pin;
 use futures_lite::future::yield_now;
 
 use crate::error::{Result, Subject};
+use crate::trace;
 
 /// How many operations in a row may complete on a thread before one of them yields to the executor.
 const OPERATIONS: u32 = 128;
@@ -50,20 +51,31 @@ async fn fair<T>(operation: impl Future<Output = T>) -> T {
     output
 }
 
-/// Runs one operation of the public API: [fairly](fair), and with the operation's name in an error
-/// that has no context yet.
+/// Runs one operation of the public API: [fairly](fair), in a [span](trace), and with the
+/// operation's name in an error that has no context yet.
 pub(crate) async fn operation<T>(
     name: &'static str,
-    subject: impl Into<Subject>,
+    subject: impl Into<Subject> + Clone,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let done = fair(work).await;
+    let done = trace::operation(name, &subject, fair(work)).await;
     done.map_err(|error| error.during(name, subject))
 }
 
 /// Counts bytes that an operation copied on the thread that polls it.
 pub(crate) fn copied(bytes: usize) {
     BYTES.set(BYTES.get().saturating_add(bytes));
+}
+
+/// Counts a step of a longer operation, which has worked on `bytes` bytes on the thread that polls.
+/// If the thread's count is full then, the future yields once.
+#[cfg(feature = "iterator")]
+pub(crate) async fn step(bytes: usize) {
+    copied(bytes);
+    if is_full() {
+        begin_anew();
+        yield_now().await;
+    }
 }
 
 fn is_full() -> bool {

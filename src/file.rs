@@ -6,6 +6,10 @@
 mod builder;
 mod open;
 
+#[cfg(feature = "cow")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cow")))]
+mod cow;
+
 #[allow(unsafe_code)]
 mod read;
 
@@ -14,11 +18,19 @@ mod bytes;
 
 mod regions;
 
+mod read_ahead;
+
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
 mod iterate;
 
 mod write;
+
+mod append;
+
+#[cfg(feature = "iterator")]
+#[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
+mod iterate_mut;
 
 mod flush;
 
@@ -29,6 +41,10 @@ mod pages;
 #[cfg(feature = "advise")]
 #[allow(unsafe_code)]
 mod advise;
+
+#[cfg(feature = "locking")]
+#[cfg_attr(docsrs, doc(cfg(feature = "locking")))]
+mod page_lock;
 
 mod copy;
 
@@ -49,12 +65,15 @@ use std::time::Duration;
 pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
+#[cfg(feature = "iterator")]
+pub use self::iterate_mut::ChunkIteratorMut;
 use self::read::PinnedRanges;
+pub(crate) use self::read_ahead::ReadAhead;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::flush::FlushPolicy;
-use crate::lease::{LeaseHost, Leases};
+use crate::lease::{LeaseHost, Leases, Under};
 use crate::map::Protection;
 use crate::mode::MmapMode;
 use crate::offload::offload;
@@ -95,6 +114,8 @@ pub struct MemoryMappedFile {
     /// A copy of what a read needs of the handle, so that a loop of reads keeps it in registers.
     shared: Arc<OpenFile>,
     protection: Protection,
+    /// A copy of [`OpenFile::is_private`], for the same reason.
+    is_private: bool,
 }
 
 /// What the clones of a handle share.
@@ -104,14 +125,16 @@ pub(crate) struct Handle {
     pub(crate) policy: FlushPolicy,
     path: PathBuf,
     /// The same path, made absolute.
-    location: PathBuf,
+    pub(crate) location: PathBuf,
+    was_created: bool,
     /// The ranges that [`MemoryMappedFile::as_slice_bytes`] has returned.
     pinned: Mutex<PinnedRanges>,
 }
 
 /// Counters and queue lengths of a file, which [`MemoryMappedFile::stats`] returns.
 ///
-/// They cover all handles of the file together. `mapped_bytes`, `pending_bytes`, `queued_writes`,
+/// They cover all handles of the file together, except that a writable copy-on-write handle and its
+/// clones have their own. `mapped_bytes`, `pending_bytes`, `queued_writes`,
 /// `queued_bytes`, `oldest_blocked` and `views` are values of the moment; everything else counts
 /// from the time the file was opened by its first handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,19 +181,22 @@ impl MemoryMappedFile {
         self.handle.mode
     }
 
-    /// Returns `true` if writes through the handle go to private pages; `false` for every handle
-    /// so far, see [`MmapMode::CopyOnWrite`].
+    /// Returns `true` if writes through the handle go to private pages: if it is a writable
+    /// [`CopyOnWrite`](MmapMode::CopyOnWrite) handle.
     pub fn is_cow_writable(&self) -> bool {
-        false
+        self.is_private
     }
 
     /// Returns the length of the file in bytes.
+    ///
+    /// A writable [`CopyOnWrite`](MmapMode::CopyOnWrite) handle keeps the length at which it was
+    /// opened when the file grows, and follows the file when it is cut.
     #[inline]
     pub fn len(&self) -> u64 {
         self.handle.shared.len()
     }
 
-    /// Returns `true` if the file has no bytes, which only a read-only handle can see.
+    /// Returns `true` if the file has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -189,14 +215,42 @@ impl MemoryMappedFile {
         &self.handle.path
     }
 
+    /// Returns `true` if the call that opened this handle created the file, and `false` if the file
+    /// was there.
+    ///
+    /// Of several processes and tasks that [open or create](Self::open_or_create) a file at the
+    /// same time, one creates it; only where the path is a symbolic link to a file that is not
+    /// there, several may be told that they did. A file that was there without bytes, for example
+    /// since its creator has not given it its length yet, or has crashed before, was not created.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("data");
+    /// use mmap_io::MemoryMappedFile;
+    ///
+    /// let file = MemoryMappedFile::open_or_create(&path, 4096).await?;
+    /// if file.was_created() {
+    ///     file.update_region_async(0, b"header").await?;
+    /// }
+    /// let again = MemoryMappedFile::open_or_create(&path, 4096).await?;
+    /// assert!(file.was_created() && !again.was_created());
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn was_created(&self) -> bool {
+        self.handle.was_created
+    }
+
     /// Returns the policy by which writes through this handle are flushed;
-    /// [`Never`](FlushPolicy::Never) for a read-only handle.
+    /// [`Never`](FlushPolicy::Never) for a read-only or copy-on-write handle.
     pub fn flush_policy(&self) -> FlushPolicy {
         self.handle.policy
     }
 
     /// Returns the number of distinct bytes that are written and not flushed, through any handle
-    /// on the file; 0 for a read-only handle.
+    /// on the file; 0 for a read-only or copy-on-write handle.
     ///
     /// A byte that is being flushed counts until the flush has succeeded. Of thousands of ranges
     /// far from each other, whole pages are counted.
@@ -314,6 +368,7 @@ impl MemoryMappedFile {
         policy: FlushPolicy,
         path: PathBuf,
         location: PathBuf,
+        was_created: bool,
     ) -> Self {
         Self::of(Arc::new(Handle {
             shared,
@@ -321,6 +376,7 @@ impl MemoryMappedFile {
             policy,
             path,
             location,
+            was_created,
             pinned: Mutex::default(),
         }))
     }
@@ -333,6 +389,7 @@ impl MemoryMappedFile {
             policy: FlushPolicy::Never,
             path: PathBuf::new(),
             location: PathBuf::new(),
+            was_created: false,
             pinned: Mutex::default(),
         }))
     }
@@ -341,6 +398,7 @@ impl MemoryMappedFile {
         Self {
             shared: Arc::clone(&handle.shared),
             protection: handle.protection(),
+            is_private: handle.shared.is_private(),
             handle,
         }
     }
@@ -368,8 +426,23 @@ impl MemoryMappedFile {
 impl Handle {
     pub(crate) fn protection(&self) -> Protection {
         match self.mode {
-            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
+            MmapMode::CopyOnWrite if self.shared.is_private() => Protection::ReadWrite,
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
+        }
+    }
+
+    /// Whether the handle may write: the file, or private pages.
+    pub(crate) fn may_write(&self) -> bool {
+        self.protection() == Protection::ReadWrite
+    }
+
+    /// Fails unless the handle may write. What is about the file itself, such as its length,
+    /// requires the mode instead.
+    pub(crate) fn require_write(&self) -> Result<()> {
+        match self.may_write() {
+            true => Ok(()),
+            false => self.mode.require_write(),
         }
     }
 
@@ -393,7 +466,7 @@ impl Handle {
     /// Runs a job on the pool with the file, which it keeps open.
     pub(crate) fn run_on_pool<T, E>(
         &self,
-        job: impl FnOnce(&OpenFile) -> Result<T, E> + Send + 'static,
+        job: impl FnOnce(&Arc<OpenFile>) -> Result<T, E> + Send + 'static,
     ) -> impl Future<Output = Result<T, E>> + Send + 'static
     where
         T: Send + 'static,
@@ -416,6 +489,10 @@ impl LeaseHost for Handle {
 
     fn restart(&self, gone: ByteRange) {
         self.shared.restart(gone);
+    }
+
+    fn under(&self) -> Option<Under<'_>> {
+        self.shared.under()
     }
 }
 

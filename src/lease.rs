@@ -5,6 +5,7 @@
 //! they are dropped.
 
 mod announced;
+mod companions;
 mod copy;
 mod fence;
 mod intervals;
@@ -20,6 +21,7 @@ mod loom_models;
 mod tests;
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,11 +33,13 @@ use self::fence::ProcessFences;
 use self::kinds::{Term, Wake};
 use self::slots::{Block, Blocks};
 use self::table::Table;
+use self::waiting::Waiter;
 use crate::error::Result;
 use crate::range::ByteRange;
 use crate::sys;
 use crate::wakers::scope;
 
+pub(crate) use self::companions::{Companions, Under};
 pub(crate) use self::copy::CopyLease;
 pub(crate) use self::intervals::{Intervals, Key};
 pub(crate) use self::kinds::{Asks, Conflict, Kind, Token, Want};
@@ -59,6 +63,12 @@ pub(crate) trait LeaseHost {
     /// Tells the host that a lease on the range `gone` has ended, and that it blocked a queued
     /// operation.
     fn restart(&self, gone: ByteRange);
+
+    /// Returns the file that shows through the bytes of this host, if there is one. Every lease of
+    /// the host then comes with one on that file; see [`companions`].
+    fn under(&self) -> Option<Under<'_>> {
+        None
+    }
 }
 
 /// How a shared lease is held.
@@ -144,6 +154,12 @@ impl Leases {
         }
     }
 
+    /// Resolves when a lease that conflicts with readers of `range` has ended. Listens from this
+    /// call on: a caller that tries again after it, and is refused, misses no end.
+    pub(crate) fn listen(&self, range: ByteRange) -> impl Future<Output = ()> + Send + '_ {
+        self.table.listen(range)
+    }
+
     /// Returns the number of live leases, without those of the batch of writes being applied.
     pub(crate) fn count(&self) -> usize {
         self.table.count()
@@ -171,7 +187,7 @@ impl Leases {
     }
 }
 
-fn wake(host: &impl LeaseHost, wake: &Wake) {
+fn wake(host: &(impl LeaseHost + ?Sized), wake: &Wake) {
     if let Some(gone) = wake.writers {
         restart(host, gone);
     }
@@ -226,6 +242,7 @@ where
         range: ByteRange,
         slow_path: impl FnOnce(&H::Target, ByteRange) -> Option<Token>,
     ) -> Option<Self> {
+        debug_assert!(host.under().is_none(), "a slot has no companion");
         let published = match THREAD_BLOCK.get() {
             Some(block) => host.leases().table.publish(block, range, Term::Lasting),
             None => None,
@@ -243,16 +260,22 @@ where
         Some(Self { host, token })
     }
 
+    /// Makes a lease of what one of this module's functions has taken.
+    pub(crate) fn of(host: H, token: Token) -> Self {
+        let token = Some(token);
+        Self { host, token }
+    }
+
     /// Takes a shared lease, or reports what conflicts with it.
-    pub(crate) fn try_shared(host: H, hold: Hold, range: ByteRange) -> Result<Self, Conflict> {
-        let token = Some(try_shared(&*host, hold, range)?);
-        Ok(Self { host, token })
+    pub(crate) fn try_shared(host: H, hold: Hold, range: ByteRange) -> Result<Self, Refused> {
+        let token = try_shared(&*host, hold, range)?;
+        Ok(Self::of(host, token))
     }
 
     /// Takes a shared lease, and waits for conflicts that end soon; see [`shared_briefly`].
     pub(crate) fn shared_briefly(host: H, hold: Hold, range: ByteRange) -> Result<Self> {
-        let token = Some(shared_briefly(&*host, hold, range)?);
-        Ok(Self { host, token })
+        let token = shared_briefly(&*host, hold, range)?;
+        Ok(Self::of(host, token))
     }
 
     /// Takes a shared lease, however long that takes.
@@ -262,8 +285,8 @@ where
     /// Dropping the future leaves nothing behind.
     pub(crate) async fn shared(host: H, hold: Hold, range: ByteRange) -> Self {
         let mut attempt = || try_shared(&*host, hold, range);
-        let token = Some(until_granted(&*host, range, &mut attempt).await);
-        Self { host, token }
+        let token = until_granted(&*host, range, &mut attempt).await;
+        Self::of(host, token)
     }
 
     /// Takes an atomic lease, which the caller may keep. Waits for conflicts that end soon, as
@@ -276,10 +299,8 @@ where
     /// Those of [`shared_briefly`], and `Io` if the system refuses the fence.
     #[cfg_attr(not(feature = "atomic"), allow(dead_code))]
     pub(crate) fn atomic_briefly(host: H, kind: Kind, range: ByteRange) -> Result<Self> {
-        let leases = host.leases();
-        let attempt = |asks| leases.past_gates(|| leases.table.try_atomic(kind, range, asks));
-        let token = Some(briefly(&*host, range, attempt)??);
-        Ok(Self { host, token })
+        let token = briefly(&*host, range, |asks| try_atomic(&*host, kind, range, asks))??;
+        Ok(Self::of(host, token))
     }
 
     /// Takes a lease of any kind for a caller that may run a heavy fence; see
@@ -290,11 +311,42 @@ where
         range: ByteRange,
         asks: Asks,
     ) -> io::Result<Option<Self>> {
+        let Some(under) = host.under() else {
+            return Self::try_acquire_alone(host, kind, range, asks);
+        };
+        let Some(companion) = companions::try_companion(under, kind, range) else {
+            return Ok(None);
+        };
+        let token = companions::try_acquire(&*host, under, kind, range, asks, companion)?;
+        Ok(token.map(|token| Self::of(host, token)))
+    }
+
+    /// Takes a lease as [`try_acquire`](Self::try_acquire) does; `companion` becomes its companion,
+    /// if there is one.
+    pub(crate) fn try_acquire_with(
+        host: H,
+        kind: Kind,
+        range: ByteRange,
+        asks: Asks,
+        companion: Option<Self>,
+    ) -> io::Result<Option<Self>> {
+        let companion = companion.and_then(|mut companion| companion.token.take());
+        let (Some(under), Some(companion)) = (host.under(), companion) else {
+            return Self::try_acquire_alone(host, kind, range, asks);
+        };
+        let token = companions::try_acquire(&*host, under, kind, range, asks, companion)?;
+        Ok(token.map(|token| Self::of(host, token)))
+    }
+
+    /// Takes a lease without a companion: for a caller that does not look at the bytes.
+    pub(crate) fn try_acquire_alone(
+        host: H,
+        kind: Kind,
+        range: ByteRange,
+        asks: Asks,
+    ) -> io::Result<Option<Self>> {
         let token = host.leases().table.try_acquire(kind, range, asks)?;
-        Ok(token.map(|token| Self {
-            host,
-            token: Some(token),
-        }))
+        Ok(token.map(|token| Self::of(host, token)))
     }
 
     pub(crate) fn host(&self) -> &H {
@@ -331,7 +383,7 @@ where
 
 /// Tells the writers and the callers that wait for the end of a lease that it has ended.
 #[cold]
-fn restart(host: &impl LeaseHost, gone: ByteRange) {
+fn restart(host: &(impl LeaseHost + ?Sized), gone: ByteRange) {
     host.restart(gone);
     if !sys::is_forked() {
         // In a forked child the lock on the waiting callers may never be free.
@@ -340,12 +392,38 @@ fn restart(host: &impl LeaseHost, gone: ByteRange) {
 }
 
 #[cold]
-fn release_slowly(host: &impl LeaseHost, token: Token) {
+fn release_slowly(host: &(impl LeaseHost + ?Sized), token: Token) {
     if sys::is_forked() && !matches!(token, Token::Slot(_)) {
         // In a forked child the lock on the entries may never be free, and no writer looks at them.
         return;
     }
+    // Before the entry is free for the next lease.
+    let companion = host
+        .under()
+        .and_then(|under| Some((under, under.companions.take(&token)?)));
     wake(host, &host.leases().table.release(token));
+    if let Some((under, companion)) = companion {
+        release_slowly(under.file, companion);
+    }
+}
+
+/// What conflicts with a lease, and where.
+pub(crate) type Refused = (Conflict, At);
+
+/// Among which leases a conflict was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// Those of the host itself.
+    Own,
+    /// Those of the file that shows through it.
+    Under,
+}
+
+fn leases_at(host: &impl LeaseHost, at: At) -> &Leases {
+    match (at, host.under()) {
+        (At::Under, Some(under)) => under.file.leases(),
+        _ => host.leases(),
+    }
 }
 
 /// Takes a shared lease that the caller turns into a [`Lease`], or reports what conflicts with it.
@@ -353,9 +431,12 @@ pub(crate) fn try_shared(
     host: &impl LeaseHost,
     hold: Hold,
     range: ByteRange,
-) -> Result<Token, Conflict> {
+) -> Result<Token, Refused> {
+    if let Some(under) = host.under() {
+        return companions::try_shared(host, under, range);
+    }
     let leases = host.leases();
-    match hold {
+    let token = match hold {
         Hold::Slot | Hold::Copy if sys::is_forked() => without_locks(host, range),
         Hold::Slot | Hold::Copy => leases.past_gates(|| {
             let term = hold.term(range);
@@ -365,7 +446,32 @@ pub(crate) fn try_shared(
                 conflict
             })
         }),
-        Hold::Entry => leases.past_gates(|| leases.table.try_owned(range, hold.term(range))),
+        Hold::Entry => try_owned(leases, range),
+    };
+    token.map_err(|conflict| (conflict, At::Own))
+}
+
+/// Takes a shared lease in the table's own map.
+fn try_owned(leases: &Leases, range: ByteRange) -> Result<Token, Conflict> {
+    leases.past_gates(|| leases.table.try_owned(range, Term::Lasting))
+}
+
+/// Takes an atomic lease, or reports what conflicts with it.
+#[cfg_attr(not(feature = "atomic"), allow(dead_code))]
+fn try_atomic(
+    host: &impl LeaseHost,
+    kind: Kind,
+    range: ByteRange,
+    asks: Asks,
+) -> Result<io::Result<Token>, Refused> {
+    let leases = host.leases();
+    let alone = || {
+        let token = leases.past_gates(|| leases.table.try_atomic(kind, range, asks));
+        token.map_err(|conflict| (conflict, At::Own))
+    };
+    match host.under() {
+        Some(under) => companions::try_atomic(under, range, alone),
+        None => alone(),
     }
 }
 
@@ -401,20 +507,20 @@ pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange
 fn briefly<T>(
     host: &impl LeaseHost,
     range: ByteRange,
-    mut attempt: impl FnMut(Asks) -> Result<T, Conflict>,
+    mut attempt: impl FnMut(Asks) -> Result<T, Refused>,
 ) -> Result<T> {
     let mut spins = 0;
-    let mut listener = None;
+    let mut listening: Listening<'_> = None;
     loop {
         range.check(host.len())?;
-        let asks = match &listener {
+        let asks = match &listening {
             None => Asks::Caller,
             Some(_) => Asks::WaitingCaller,
         };
-        let conflict = match attempt(asks) {
+        let (conflict, at) = match attempt(asks) {
             Ok(granted) => return Ok(granted),
-            Err(Conflict::Held) => return Err(range.busy()),
-            Err(conflict) => conflict,
+            Err((Conflict::Held, _)) => return Err(range.busy()),
+            Err(refused) => refused,
         };
         if spins < SPINS {
             spins += 1;
@@ -422,10 +528,12 @@ fn briefly<T>(
             continue;
         }
         // Listen first, then try once more: if the conflict ends in between, the listener is told.
-        match (listener.take(), conflict) {
-            (None, _) => listener = Some(host.leases().table.listen(range)),
-            (Some(listening), Conflict::Gate(until)) => listening.wait(Some(until)),
-            (Some(listening), _) => listening.wait(None),
+        match (listening.take(), conflict) {
+            (Some((place, told)), Conflict::Gate(until)) if place == at => {
+                told.wait(Some(until));
+            }
+            (Some((place, told)), _) if place == at => told.wait(None),
+            _ => listening = Some((at, leases_at(host, at).table.listen(range))),
         }
     }
 }
@@ -434,20 +542,26 @@ fn briefly<T>(
 pub(crate) async fn until_granted<T>(
     host: &impl LeaseHost,
     range: ByteRange,
-    attempt: &mut impl FnMut() -> Result<T, Conflict>,
+    attempt: &mut impl FnMut() -> Result<T, Refused>,
 ) -> T {
-    let mut listener = None;
+    let mut listening: Listening<'_> = None;
     loop {
-        match (attempt(), listener.take()) {
-            (Ok(granted), _) => return granted,
+        let (conflict, at) = match attempt() {
+            Ok(granted) => return granted,
+            Err(refused) => refused,
+        };
+        match (listening.take(), conflict) {
             // No timer is needed: a gate lasts at most a millisecond, and the first reader that
             // looks after that takes it down.
-            (Err(Conflict::Gate(_)), _) => yield_now().await,
-            (Err(_), None) => listener = Some(host.leases().table.listen(range)),
-            (Err(_), Some(listening)) => listening.await,
+            (_, Conflict::Gate(_)) => yield_now().await,
+            (Some((place, told)), _) if place == at => told.await,
+            _ => listening = Some((at, leases_at(host, at).table.listen(range))),
         }
     }
 }
+
+/// Where a reader listens, and what tells it.
+type Listening<'a> = Option<(At, Waiter<'a>)>;
 
 /// The blocks of slots of all threads in the process.
 static BLOCKS: Blocks = Blocks::new();

@@ -92,11 +92,12 @@
 //! A write is in the page cache when it returns, and the page cache belongs to the system:
 //! `kill -9` loses none of it. What a power cut may take is bounded by the [`FlushPolicy`], which
 //! is [`Never`](FlushPolicy::Never) by default: without a durable operation nothing is flushed. No
-//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`).
+//! write is atomic across a power cut: a log with checksums is (`examples/durable_log`), and so is
+//! [`replace`], which puts a whole new file in the place of an old one.
 //!
 //! A file that has lost its name while it was open, because it was removed or another file was
-//! renamed over it, goes on to take writes, and they are lost with its last handle.
-//! [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
+//! renamed over it (as by [`replace`]), goes on to take writes, and they are lost with its last
+//! handle. [`is_at_path`](MemoryMappedFile::is_at_path) detects this.
 //!
 //! # Deadlocks
 //!
@@ -185,6 +186,11 @@
 //! again closes none, except on overlayfs, and where several tasks open the file for the first time
 //! at once. OFD locks and `flock` are not touched.
 //!
+//! With [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) the crate itself takes a
+//! lock on the file, by `flock`, so that other processes which ask for one know that the file is in
+//! use. It has a descriptor of its own, which is opened with the first handle that asks for the
+//! lock, and closed with the last handle and view.
+//!
 //! ## The time of modification
 //!
 //! Stores through a mapping move the file's modification time late, when the system writes them
@@ -208,7 +214,7 @@
 //! [`Busy`](MmapIoError::Busy) while they have views of it. If another process copies a file up,
 //! handles that were opened before do not see what it writes, until the last of them is gone or the
 //! file is opened again; and one of several hard links to a file of a lower layer becomes a file of
-//! its own.
+//! its own. Private pages that were mapped before the copy go on to show the old file.
 //!
 //! ## A child that is forked off
 //!
@@ -219,10 +225,10 @@
 //! parent began does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
 //! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write, a
 //! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever, and
-//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes. To the child the parent is another
-//! process: its writes show under the child's views. Handles and views can be dropped, and the
-//! parent runs the flushes that were scheduled. A child that is forked off before the parent has
-//! opened a file works as any process does.
+//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes, and so is every view of private
+//! pages. To the child the parent is another process: its writes show under the child's views.
+//! Handles and views can be dropped, and the parent runs the flushes that were scheduled. A child
+//! that is forked off before the parent has opened a file works as any process does.
 //!
 //! ## Where no thread can be started
 //!
@@ -243,10 +249,39 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `advise` | yes | [`MemoryMappedFile::advise`] |
+//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), their owned siblings, and [`chunks_mut`](MemoryMappedFile::chunks_mut) |
+//! | `advisory-lock` | no | [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) of the builder: a lock on the file that other processes respect |
 //! | `atomic` | no | `atomic_u32`, `atomic_u64`, and their slices: words of a file as atomics of the standard library |
-//! | `iterator` | yes | [`chunks`](MemoryMappedFile::chunks), [`pages`](MemoryMappedFile::pages), and their owned siblings |
+//! | `cow` | no | [`open_cow`](MemoryMappedFile#method.open_cow), [`open_cow_writable`](MemoryMappedFile#method.open_cow_writable), and the mode [`CopyOnWrite`](MmapMode::CopyOnWrite) |
+//! | `hugepages` | no | [`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder, [`AnonymousMmap::with_huge_pages`](AnonymousMmap#method.with_huge_pages) |
+//! | `locking` | no | [`lock`](MemoryMappedFile#method.lock), [`lock_all`](MemoryMappedFile#method.lock_all) and their opposites: pages that stay in memory |
+//! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
 //! | `tokio` | no | tokio's `AsyncRead`, `AsyncBufRead` and `AsyncSeek` for [`MmapReader`] |
+//! | `tracing` | no | [spans and warnings](#tracing) for subscribers of `tracing` |
+//! | `watch` | no | `MemoryMappedFile::watch` and `watch_stream`: reports when the file is changed or replaced |
 //! | `async`, `bytes` | no | nothing: their items of mmap-io 0.9 are always there |
+//!
+//! # Tracing
+//!
+//! With the feature `tracing`, each operation that gives work to the pool or to the queue of a file
+//! has a span named `operation`, with the target `mmap_io` and the level `DEBUG`. It begins when
+//! the operation is submitted, and ends when the future resolves or is dropped. Its fields:
+//!
+//! | field | what it tells |
+//! |---|---|
+//! | `operation` | what the operation does, as error messages name it |
+//! | `path`, `offset`, `len` | what it is about, the latter two in bytes; as far as they apply |
+//! | `waited_us` | microseconds for which it waited for a thread of the pool, its turn, room and views |
+//! | `ran_us` | microseconds for which it ran after that, including a flush that it shares |
+//!
+//! The last two are recorded at the end, and do not count what has not ended by then.
+//!
+//! A write, a mutable view or a resize that views or earlier operations have blocked for a second
+//! causes an event of the level `WARN`, which names the bytes, the file if it was opened by a path,
+//! and the views. Each is named once, and a file causes at most one such event a second. While
+//! something is blocked and a subscriber wants warnings, one job of the pool waits for all files.
+//!
+//! The subscriber is called on the thread that polls and on threads of the pool.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
@@ -260,6 +295,8 @@ mod range;
 mod sync;
 
 mod completion;
+mod trace;
+
 mod fairness;
 pub mod flush;
 mod wakers;
@@ -271,6 +308,8 @@ mod sys;
 mod offload;
 
 mod descriptor;
+
+mod advisory_lock;
 
 #[allow(unsafe_code)]
 mod map;
@@ -309,26 +348,42 @@ mod view;
 
 mod file;
 
+mod boxed;
 mod reader;
 mod stream;
 
+#[cfg(feature = "http-body")]
+mod body;
+
 #[allow(unsafe_code)]
 pub mod anonymous;
+mod replace;
+
 #[cfg(feature = "atomic")]
 #[cfg_attr(docsrs, doc(cfg(feature = "atomic")))]
 #[allow(unsafe_code)]
 pub mod atomic;
 pub mod manager;
+pub mod segment;
 pub mod utils;
+#[cfg(all(feature = "watch", any(unix, windows)))]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
 
 #[cfg(feature = "advise")]
 pub use crate::advise::MmapAdvice;
+#[cfg(feature = "advisory-lock")]
+#[cfg_attr(docsrs, doc(cfg(feature = "advisory-lock")))]
+pub use crate::advisory_lock::Lock;
 pub use crate::anonymous::AnonymousMmap;
 #[cfg(feature = "atomic")]
 pub use crate::atomic::{AtomicSliceView, AtomicView};
+#[cfg(feature = "http-body")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http-body")))]
+pub use crate::body::MmapBody;
 pub use crate::error::{Cause, MmapIoError, Result};
 #[cfg(feature = "iterator")]
-pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};
 pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
 pub use crate::flush::FlushPolicy;
 pub use crate::manager::{
@@ -336,14 +391,18 @@ pub use crate::manager::{
 };
 pub use crate::mode::{MmapMode, TouchHint};
 pub use crate::reader::MmapReader;
+pub use crate::replace::replace;
+pub use crate::segment::{Segment, SegmentMut};
 pub use crate::stream::MmapStream;
 pub use crate::view::{MappedSlice, MappedSliceMut};
+#[cfg(all(feature = "watch", any(unix, windows)))]
+pub use crate::watch::{ChangeEvent, ChangeKind, WatchHandle, WatchStream};
 
 /// The iterators under their old path.
 #[cfg(feature = "iterator")]
 #[cfg_attr(docsrs, doc(cfg(feature = "iterator")))]
 pub mod iterator {
-    pub use crate::file::{ChunkIterator, OwnedChunkIterator};
+    pub use crate::file::{ChunkIterator, ChunkIteratorMut, OwnedChunkIterator};
 }
 
 /// The error type under its old path.

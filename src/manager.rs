@@ -15,6 +15,8 @@ use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::opening::absolute;
 
+pub use crate::replace::replace;
+
 /// Creates a file of `size` bytes, or truncates an existing one; see
 /// [`MemoryMappedFile::create_rw`].
 ///

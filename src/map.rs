@@ -22,7 +22,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use crate::descriptor::Descriptor;
 use crate::range::{ByteRange, PageRange};
 use crate::sync::lock;
-use crate::sys;
+use crate::sys::{self, Advice};
 
 /// The least address space that is reserved for a file, in bytes.
 const LEAST_RESERVATION: u64 = 1 << 20;
@@ -37,21 +37,38 @@ pub(crate) enum Protection {
 /// Where the bytes of an open file are kept.
 #[derive(Clone, Debug)]
 pub(crate) enum Backing {
+    /// In the file, which stores through the map change.
     File(Arc<Descriptor>),
+    /// In the map's own copies of pages that were stored to; everywhere else in the file, which
+    /// stores through the map do not change.
+    Private(Arc<Descriptor>),
     /// In the map alone: anonymous memory, which is freed with the map.
     Memory,
 }
 
 impl Backing {
+    /// Returns the file that the map shows.
     pub(crate) fn file(&self) -> Option<&File> {
+        self.descriptor().map(|file| &***file)
+    }
+
+    /// Returns the file that stores through the map change.
+    pub(crate) fn stored_file(&self) -> Option<&File> {
         match self {
             Self::File(file) => Some(file),
+            Self::Private(_) | Self::Memory => None,
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> Option<&Arc<Descriptor>> {
+        match self {
+            Self::File(file) | Self::Private(file) => Some(file),
             Self::Memory => None,
         }
     }
 }
 
-/// One mapping: a shared mapping of a file, or private memory.
+/// One mapping: a shared mapping of a file, private pages over a file, or private memory.
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
@@ -66,10 +83,12 @@ impl Map {
     /// Where nothing can be reserved (a 32-bit address space, a platform that does not map past the
     /// end of a file) exactly `len` bytes are mapped; `len` must not be 0 then.
     ///
-    /// Anonymous memory gets exactly `len` bytes: it does not grow.
+    /// Anonymous memory and private pages get exactly `len` bytes: they do not grow. Private pages
+    /// can always be written, whatever the protection.
     pub(crate) fn new(backing: &Backing, len: u64, protection: Protection) -> io::Result<Self> {
         let file = match backing {
             Backing::File(file) => file,
+            Backing::Private(file) => return Self::private(file, len, backing),
             Backing::Memory => return Self::memory(len),
         };
         let listed = |raw| Self::listed(raw, backing.clone());
@@ -89,6 +108,18 @@ impl Map {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
         Ok(Self::listed(raw, Backing::Memory))
+    }
+
+    fn private(file: &File, len: u64, backing: &Backing) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut options = MmapOptions::new();
+        // Most files of this kind get few private pages. Without this option the system could
+        // refuse a file that is larger than its memory.
+        options.len(len).no_reserve_swap();
+        // SAFETY: the map becomes a raw one at once: no reference to its bytes is made here, and
+        // `Span` makes one only under a lease.
+        let raw = MmapRaw::from(unsafe { options.map_copy(file) }?);
+        Ok(Self::listed(raw, backing.clone()))
     }
 
     fn exact(file: &File, len: u64, protection: Protection) -> io::Result<MmapRaw> {
@@ -131,6 +162,14 @@ impl Map {
         let base = unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr()) };
         // SAFETY: the range is inside this map, as was just checked, and `self` is live.
         unsafe { Span::in_map(base, range) }
+    }
+
+    /// Asks the system to use huge pages for this map. That is a hint, and the map works without.
+    pub(crate) fn use_huge_pages(&self) {
+        let all = ByteRange::between(0, self.capacity()).to_pages(sys::page_size());
+        // SAFETY: `run` has checked that the pages are inside this map, which is live; the advice
+        // discards no page.
+        let _ = unsafe { sys::advise(self.run(all), Advice::HugePage) };
     }
 
     /// Returns the address of whole pages, for the calls of [`sys`]. The pages are inside this map:

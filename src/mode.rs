@@ -10,8 +10,12 @@ pub enum MmapMode {
     ReadOnly,
     /// A mapping for reading and writing, shared with every other mapping of the file.
     ReadWrite,
-    /// A mapping of private pages over an existing file. Reserved: the crate cannot map files like
-    /// this yet, and opening a file in this mode fails with
+    /// A mapping of an existing file whose writes stay in private copies of pages and never reach
+    /// the file.
+    ///
+    /// It reads only, unless
+    /// [`cow_writable`](crate::MemoryMappedFileBuilder::cow_writable) lets it write. The file must
+    /// not be empty. Needs the feature `cow`: without it, opening a file in this mode fails with
     /// [`InvalidMode`](MmapIoError::InvalidMode).
     CopyOnWrite,
 }
@@ -30,10 +34,10 @@ impl MmapMode {
     /// Fails unless files can be mapped in the mode.
     pub(crate) fn require_available(self) -> Result<()> {
         match self {
-            Self::ReadOnly | Self::ReadWrite => Ok(()),
-            Self::CopyOnWrite => Err(MmapIoError::invalid_mode(
-                "this version of the crate cannot map a file copy-on-write",
+            Self::CopyOnWrite if !cfg!(feature = "cow") => Err(MmapIoError::invalid_mode(
+                "to map a file copy-on-write, enable the feature `cow` of mmap-io",
             )),
+            Self::ReadOnly | Self::ReadWrite | Self::CopyOnWrite => Ok(()),
         }
     }
 }

@@ -11,6 +11,11 @@
 //! started runs to completion, and its result is dropped on the pool. So a job owns everything that
 //! it works on.
 //!
+//! # Reads
+//!
+//! Reads of pages that are not in memory take as long as the disk, and there may be thousands of
+//! them. They occupy at most half of the threads at a time; see [`read_ins`].
+//!
 //! # When no thread can be started
 //!
 //! An operation that cannot be given to the pool returns an error, and does not wait. This happens
@@ -21,8 +26,11 @@
 #[allow(unsafe_code)]
 pub(crate) mod loom_pool;
 
+mod read_ins;
 #[cfg_attr(all(test, mmap_io_loom), allow(dead_code))]
 mod room;
+
+pub(crate) use self::read_ins::offload_read_in;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -30,6 +38,7 @@ use std::io;
 use std::sync::OnceLock;
 
 use self::room::JobSlot;
+use crate::trace::Phase;
 use crate::wakers::Shielded;
 
 /// After how many rounds a job that always finds more work goes to the end of the pool's queue, so
@@ -48,6 +57,7 @@ where
     T: Send + 'static,
     E: From<io::Error> + Send + 'static,
 {
+    let job = Phase::submit().around(job);
     let task = JobSlot::take().map(|slot| blocking::unblock(move || run(&slot, job)));
     async move { Shielded::new(task?).await }
 }

@@ -3,9 +3,13 @@
 //! All handles of the process on one file share one [`OpenFile`]. The file and its maps stay open
 //! until the last handle, view, `Bytes` and queued operation has been dropped.
 
+mod append;
 mod apply;
+mod cow;
 mod durability;
 mod maps;
+#[cfg_attr(not(feature = "locking"), allow(dead_code))]
+mod page_lock;
 mod resize;
 mod write_plan;
 
@@ -14,21 +18,27 @@ use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
+use self::cow::Origin;
 use self::durability::TIMER;
 use self::maps::Mapped;
+use self::page_lock::PageLockTurns;
+use crate::advisory_lock::AdvisoryLock;
 use crate::commit::Commits;
+use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Lease, LeaseHost, Leases};
+use crate::lease::{Lease, LeaseHost, Leases, Under};
 use crate::map::{Backing, Map, Protection};
 use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, Registry};
+use crate::sync::lock;
 use crate::sys::{self, FileId, FsTraits};
+use crate::trace;
 use crate::wakers::{Event, EventListener};
 
 pub(crate) use self::maps::Source;
@@ -63,15 +73,28 @@ pub(crate) struct OpenFile {
     remap: Mutex<()>,
     last_gate: Mutex<Option<Instant>>,
     unsynced: Mutex<UnsyncedMetadata>,
+    /// A path by which the file was opened for writing.
+    name: trace::Name,
     /// Whether growth reserves blocks.
     preallocate: AtomicBool,
+    /// A descriptor of its own for appends, whose position tells where they went.
+    appender: OnceLock<Option<Arc<Descriptor>>>,
     /// Whether a flush of written bytes sets the time of the last modification.
     touch_mtime: AtomicBool,
+    /// Whether maps are made for huge pages.
+    huge_pages: AtomicBool,
+    page_lock_turns: PageLockTurns,
+    /// The lock by which other processes know that this process uses the file.
+    advisory_lock: Mutex<Option<AdvisoryLock>>,
     /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
-    /// The identity in the registry; `None` for anonymous memory.
+    /// The identity in the registry; `None` for anonymous memory and private pages.
     id: Option<FileId>,
+    /// For private pages: the file that they are copies of.
+    origin: Option<Origin>,
+    /// The private pages over this file, which are told when the file is cut.
+    private: Mutex<Vec<Weak<Self>>>,
     /// On a file system that copies files up: the birth time of the file that the read-only map
     /// shows.
     shown: Mutex<Option<SystemTime>>,
@@ -170,7 +193,7 @@ impl OpenFile {
         len: u64,
         protection: Protection,
     ) -> Arc<Self> {
-        let opened = Self::new(Some(claim.id()), len);
+        let opened = Self::new(Some(claim.id()), None, len);
         opened.install(map, source, protection);
         opened
     }
@@ -178,7 +201,7 @@ impl OpenFile {
     /// Makes anonymous memory of `len` bytes, all of them 0. It has no name and is never flushed.
     pub(crate) fn anonymous(len: u64) -> io::Result<Arc<Self>> {
         let map = Map::new(&Backing::Memory, len, Protection::ReadWrite)?;
-        let opened = Self::new(None, len);
+        let opened = Self::new(None, None, len);
         let backing = Backing::Memory;
         opened.set_map(
             Some(map),
@@ -189,7 +212,7 @@ impl OpenFile {
         Ok(opened)
     }
 
-    fn new(id: Option<FileId>, len: u64) -> Arc<Self> {
+    fn new(id: Option<FileId>, origin: Option<Origin>, len: u64) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             hot: Hot {
                 leases: Leases::new(),
@@ -198,6 +221,7 @@ impl OpenFile {
             },
             queue: Queue::new(),
             commits: Commits::default(),
+            // Nothing else is ever flushed.
             dirty: DirtyRanges::new(id.is_some()),
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
@@ -206,11 +230,18 @@ impl OpenFile {
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),
+            name: trace::Name::new(),
             preallocate: AtomicBool::new(false),
+            appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),
+            huge_pages: AtomicBool::new(false),
+            page_lock_turns: PageLockTurns::new(),
+            advisory_lock: Mutex::default(),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,
+            origin,
+            private: Mutex::default(),
             shown: Mutex::default(),
             users: AtomicUsize::new(0),
             closed: Event::new(),
@@ -288,6 +319,11 @@ impl OpenFile {
     pub(crate) fn touch_mtime_on_flush(&self) {
         self.touch_mtime.store(true, Ordering::Relaxed);
     }
+
+    /// Returns the advisory lock that this process has on the file.
+    pub(crate) fn advisory_lock(&self) -> MutexGuard<'_, Option<AdvisoryLock>> {
+        lock(&self.advisory_lock)
+    }
 }
 
 impl LeaseHost for OpenFile {
@@ -298,6 +334,10 @@ impl LeaseHost for OpenFile {
 
     fn len(&self) -> u64 {
         Self::len(self)
+    }
+
+    fn under(&self) -> Option<Under<'_>> {
+        self.origin.as_ref().map(Origin::under)
     }
 
     fn restart(&self, gone: ByteRange) {
@@ -321,6 +361,11 @@ impl LeaseHost for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        // Before the registry forgets the file: the next opening of it may want the lock. Without
+        // locking the mutex, which a forked child might find locked.
+        let advisory_lock = self.advisory_lock.get_mut();
+        let advisory_lock = advisory_lock.unwrap_or_else(PoisonError::into_inner);
+        drop(advisory_lock.take());
         // A forked child opens no more files, and a lock may stay locked there forever.
         if !sys::is_forked() {
             if let Some(id) = self.id {
@@ -329,11 +374,11 @@ impl Drop for OpenFile {
             self.closed.notify();
         }
         let is_slow = |mapped: &Mapped| match &mapped.backing {
-            Backing::File(file) => file.may_block(),
+            Backing::File(file) | Backing::Private(file) => file.may_block(),
             Backing::Memory => false,
         };
         // An upper bound of the resident bytes: the blocks of a file in memory, else the length.
-        let to_unmap = |mapped: &Mapped| match mapped.backing.file() {
+        let to_unmap = |mapped: &Mapped| match mapped.backing.stored_file() {
             Some(file) if mapped.fs_traits.in_memory => sys::allocated(file).unwrap_or(u64::MAX),
             _ => self.len(),
         };
@@ -356,7 +401,6 @@ mod tests {
     use super::*;
     use crate::file::MemoryMappedFile;
     use crate::flush::FlushPolicy;
-    use crate::sync::lock;
 
     /// Waits until the file has exactly `count` references, when jobs have dropped theirs.
     fn wait_for_references(open: &Arc<OpenFile>, count: usize) {

@@ -15,8 +15,10 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 pub(crate) use self::target::*;
+use crate::advisory_lock::{AdvisoryLock, Lock};
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::map::{Backing, Protection};
@@ -37,6 +39,10 @@ pub(crate) struct Opening {
     pub(crate) preallocate: bool,
     pub(crate) touch_mtime: bool,
     pub(crate) touch: TouchHint,
+    pub(crate) huge_pages: bool,
+    pub(crate) advisory_lock: Option<Lock>,
+    /// The permissions of a file that is created, before the `umask`.
+    pub(crate) permissions: u32,
 }
 
 /// Which file is opened, and what happens if it exists and if it does not.
@@ -67,6 +73,7 @@ pub(crate) enum Attempt {
 pub(crate) struct RetryState {
     file: Arc<Descriptor>,
     created: Option<Created>,
+    is_new: bool,
 }
 
 /// An opened file.
@@ -75,6 +82,8 @@ pub(crate) struct Opened {
     /// A change of the length that the file's queue has still to make, and the range it is about.
     pending_resize: Option<(Action, ByteRange)>,
     mode: MmapMode,
+    /// Whether this opening created the file.
+    pub(crate) is_new: bool,
 }
 
 impl Opening {
@@ -108,13 +117,14 @@ impl Opening {
             match find_open(&target, &info, fs_traits) {
                 Found::Claimed(opening) => return Ok(Attempt::RetryAfter(opening, target.into())),
                 Found::Open(open) => {
-                    if self.creates() {
+                    if self.creates() || self.check_lock(&open).is_err() {
                         if let Err(closed) = open.check_in_use() {
                             return Ok(Attempt::RetryAfter(closed, target.into()));
                         }
                     }
+                    let is_new = target.is_new;
                     let joined = self.join(HandleRef::new(open), &target.keep(), &info, fs_traits);
-                    return joined.map(Attempt::Opened);
+                    return joined.map(|opened| Attempt::Opened(Opened { is_new, ..opened }));
                 }
                 Found::Vacant(claim) => {
                     // Another holder of the claim may have changed the file, or removed it.
@@ -151,15 +161,15 @@ impl Opening {
             OpenMode::Existing(path) => Target::existing(path, self.mode)?,
             OpenMode::Create(path, size) => {
                 self.check_room(path, *size)?;
-                Target::create(path, sys::FOR_ALL)?
+                Target::create(path, self.permissions)?
             }
             OpenMode::CreateNew(path, size) => {
                 self.check_room(path, *size)?;
-                Target::create_new(path, sys::FOR_ALL)?
+                Target::create_new(path, self.permissions)?
             }
             OpenMode::OpenOrCreate(path, size) => {
                 match check_size(*size).and_then(|()| self.check_room(path, *size)) {
-                    Ok(()) => Target::open_or_create(path, sys::FOR_ALL)?,
+                    Ok(()) => Target::open_or_create(path, self.permissions)?,
                     // The file may exist, and have a size of its own.
                     Err(problem) => match Target::existing(path, self.mode) {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -174,6 +184,7 @@ impl Opening {
                 Target {
                     file: file.clone(),
                     created: None,
+                    is_new: false,
                 }
             }
         };
@@ -201,6 +212,7 @@ impl Opening {
         Ok(file.map(|file| Target {
             file,
             created: None,
+            is_new: false,
         }))
     }
 
@@ -256,12 +268,61 @@ impl Opening {
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
         self.prepare(&open);
+        self.lock_joined(&open, file, fs_traits)?;
         let mode = self.mode;
         Ok(Opened {
             open,
             pending_resize,
             mode,
+            is_new: false,
         })
+    }
+
+    /// Fails if this process has a lock on an open file that is weaker than the requested one.
+    fn check_lock(&self, open: &OpenFile) -> Result<()> {
+        match (&*open.advisory_lock(), self.advisory_lock) {
+            (Some(held), Some(asked)) => held.check_covers(asked),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the requested lock on a file that is already open in this process, unless the process
+    /// has it.
+    fn lock_joined(&self, open: &OpenFile, file: &File, fs_traits: FsTraits) -> Result<()> {
+        // Held, so that another opening does not take a lock that conflicts with this one.
+        let mut held = open.advisory_lock();
+        match (&*held, self.advisory_lock) {
+            (Some(held), Some(asked)) => held.check_covers(asked)?,
+            (None, Some(_)) => *held = self.take_lock(file, fs_traits)?,
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the requested lock on a file that is not open in this process.
+    fn lock_first(
+        &self,
+        claim: &Claim<OpenFile>,
+        file: &File,
+        fs_traits: FsTraits,
+    ) -> Result<Option<AdvisoryLock>> {
+        loop {
+            // Looked at before the lock is tried: if a handle is being dropped at this moment, the
+            // lock may be one that it still has.
+            let is_closing = claim.is_closing();
+            match self.take_lock(file, fs_traits) {
+                Err(error) if is_closing && is_conflict(&error) => thread::yield_now(),
+                taken => return taken,
+            }
+        }
+    }
+
+    fn take_lock(&self, file: &File, fs_traits: FsTraits) -> Result<Option<AdvisoryLock>> {
+        let (Some(lock), Some(path)) = (self.advisory_lock, self.open_mode.path()) else {
+            return Ok(None);
+        };
+        let writes = self.mode == MmapMode::ReadWrite;
+        AdvisoryLock::take(lock, file, path, writes, fs_traits.is_local).map(Some)
     }
 
     /// Opens a file that is not open in this process, and puts it into the registry.
@@ -284,6 +345,15 @@ impl Opening {
                 None
             }
         };
+        // Before anything is changed.
+        let lock = match self.lock_first(&claim, &target.file, fs_traits) {
+            Err(error) if is_conflict(&error) => {
+                // Not removed, even if it was created here: another process uses it.
+                target.keep();
+                return Err(error);
+            }
+            lock => lock?,
+        };
         let protection = self.protection();
         let source = Source::new(&target.file, fs_traits, protection);
         let len = size.unwrap_or(info.len);
@@ -298,6 +368,10 @@ impl Opening {
                     _ if len > 0 => Some(source.map(len, protection)?),
                     _ => None,
                 };
+                if let (Some(map), true) = (&map, self.huge_pages) {
+                    // Before a page is touched.
+                    map.use_huge_pages();
+                }
                 Ok((map, len))
             });
         let (map, len) = mapped.map_err(|error| {
@@ -318,13 +392,16 @@ impl Opening {
             }
         }
         let open = OpenFile::open(&claim, &source, map, len, protection);
+        *open.advisory_lock() = lock;
         self.prepare(&open);
         claim.fill(&open);
+        let is_new = target.is_new;
         target.keep();
         Ok(Opened {
             open: HandleRef::new(open),
             pending_resize: None,
             mode: self.mode,
+            is_new,
         })
     }
 
@@ -335,6 +412,9 @@ impl Opening {
         }
         if self.touch_mtime {
             open.touch_mtime_on_flush();
+        }
+        if self.huge_pages {
+            open.use_huge_pages();
         }
         if let (MmapMode::ReadWrite, Some(path)) = (self.mode, self.open_mode.path()) {
             open.mark_name_unsynced(path);
@@ -404,6 +484,7 @@ impl Opening {
 
     fn protection(&self) -> Protection {
         match self.mode {
+            // Private pages are mapped after the file was opened like this.
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
         }
@@ -444,9 +525,14 @@ impl OpenMode {
     }
 }
 
+/// Whether the error says that another process has locked the file.
+fn is_conflict(error: &MmapIoError) -> bool {
+    matches!(error, MmapIoError::LockFailed(cause) if cause.kind() == io::ErrorKind::WouldBlock)
+}
+
 fn check_not_empty(mode: MmapMode, len: u64) -> Result<()> {
     match mode {
-        MmapMode::ReadWrite => check_size(len),
-        MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
+        MmapMode::ReadWrite | MmapMode::CopyOnWrite => check_size(len),
+        MmapMode::ReadOnly => Ok(()),
     }
 }

@@ -30,6 +30,7 @@
 //! the lease table's state. Wakers and the owners of a `Bytes` are foreign code: they are called
 //! and dropped while this thread holds none of these locks and no lease.
 
+mod blocked;
 mod budget;
 mod deferred;
 mod door;
@@ -47,6 +48,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -63,6 +65,7 @@ use crate::residency;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
 use crate::sys;
 
+use self::blocked::Warnings;
 use self::budget::{Account, Budget};
 use self::deferred::Deferred;
 use self::door::Door;
@@ -98,6 +101,16 @@ pub(crate) trait QueueHost: Durable {
         batch: &[Arc<Op<Self::Lease>>],
         ended: &mut Ended<Self::Lease>,
     ) -> Vec<Arc<Op<Self::Lease>>>;
+
+    /// Returns the leases that overlap `ranges` at present, for a warning.
+    fn leased(&self, _ranges: &[ByteRange]) -> Vec<ByteRange> {
+        Vec::new()
+    }
+
+    /// Returns a path of the file, for a warning.
+    fn name(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// The lease with which an operation may end.
@@ -139,6 +152,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 running: false,
                 applying: None,
                 submitted: 0,
+                warnings: Warnings::default(),
                 steps: PhantomData,
             }),
             budget: Budget::new(),
@@ -343,6 +357,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
             let Some(batch) = target.queue().next_batch(&mut ended, lingers) else {
                 continue;
             };
+            Self::time_blocked(&target);
             if batch.is_empty() && ended.is_empty() {
                 if !lingers {
                     return Self::commit(target);
@@ -356,6 +371,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                     // This job has more to apply, so another job makes the applied writes durable.
                     Commits::start(&target);
                 }
+                batch.iter().for_each(|op| op.phase.begin());
                 let applied = contain(|| target.apply(&batch, &mut ended));
                 let deferred = applied.unwrap_or_else(|| {
                     // The leases were released while the panic unwound. No future may be left
@@ -456,7 +472,8 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 ranges += op.ranges.len();
             }
             let is_full = bytes > BRIEF || ranges > PORTION;
-            let ends_batch = !batch.is_empty() && (!is_write || is_full);
+            let first: Option<&Arc<Op<L>>> = batch.first();
+            let ends_batch = first.is_some_and(|first| is_full || !op.action.joins(first.action));
             if ends_batch {
                 state.incoming.push_front(op);
                 break;

@@ -213,6 +213,13 @@ impl PageRange {
         merged.into_iter().map(Self).collect()
     }
 
+    /// Returns the pages in front of the one that holds the byte `at`, and the rest.
+    pub(crate) fn split_before(self, at: u64, page_size: usize) -> (Self, Self) {
+        let at = (at & !(page_size as u64 - 1)).clamp(self.start(), self.end());
+        let front = ByteRange::between(self.start(), at);
+        (Self(front), Self(ByteRange::between(at, self.end())))
+    }
+
     /// Returns the parts of the range outside `others`, which are sorted and disjoint.
     pub(crate) fn without(self, others: &[Self]) -> Vec<Self> {
         let mut left = Vec::new();
@@ -269,6 +276,19 @@ mod tests {
             [pages(12, 14), pages(15, 18)]
         );
         assert_eq!(left(&[pages(12, 40), pages(50, 60)]), [pages(10, 12)]);
+    }
+
+    #[test]
+    fn pages_are_split_before_the_page_of_a_byte() {
+        let pages = |start, end| ByteRange::between(start, end).to_pages(4096);
+        let split = |at| pages(4096, 16_384).split_before(at, 4096);
+        assert_eq!(split(0), (pages(4096, 4096), pages(4096, 16_384)));
+        assert_eq!(split(8191), (pages(4096, 4096), pages(4096, 16_384)));
+        assert_eq!(split(8192), (pages(4096, 8192), pages(8192, 16_384)));
+        assert_eq!(
+            split(u64::MAX),
+            (pages(4096, 16_384), pages(16_384, 16_384))
+        );
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! A reader over the file, for decoders and parsers: futures-io's traits, and tokio's.
 
 use std::fmt;
-use std::future::Future;
 use std::io::{self, SeekFrom};
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{ready, Context, Poll};
@@ -11,15 +10,18 @@ use std::task::{ready, Context, Poll};
 use bytes::Bytes;
 use futures_lite::{AsyncBufRead, AsyncRead, AsyncSeek};
 
+use crate::boxed::Boxed;
 use crate::error::Result;
 use crate::fairness::copied;
-use crate::file::{Handle, MemoryMappedFile};
+use crate::file::{Handle, MemoryMappedFile, ReadAhead};
 use crate::lease::CopyLease;
-use crate::mode::MmapMode;
 use crate::range::ByteRange;
 
 /// Most bytes that one read copies, and that a reader of a writable handle buffers.
 const PIECE: u64 = 64 << 10;
+
+/// How many bytes at a time are read in for a reader that goes on where it has read last.
+const IN_ORDER: u64 = 256 << 10;
 
 impl MemoryMappedFile {
     /// Returns a reader over the whole file, which begins at its first byte.
@@ -49,7 +51,8 @@ impl MemoryMappedFile {
 /// It implements `AsyncRead`, `AsyncBufRead` and `AsyncSeek` of futures-io, and those of tokio with
 /// the feature `tokio`. It owns a clone of the handle. Pages that are not in memory are read in on the
 /// pool before they are touched. Positions are those of a [`std::io::Cursor`]: any may be set, and
-/// there is nothing to read past the end.
+/// there is nothing to read past the end. Reads that follow each other read ahead, as a
+/// [stream](MemoryMappedFile::stream) does.
 ///
 /// An idle reader holds no lease. `fill_buf` lends the mapping on a read-only handle, under a lease
 /// that ends when what was lent is consumed; on a writable handle it lends a copy of at most 64 KiB,
@@ -82,13 +85,16 @@ pub struct MmapReader {
     buffered: Bytes,
     /// The bytes at `position`, being read in.
     reading: Option<Reading>,
+    read_ahead: Arc<ReadAhead>,
+    /// The part of the file that was read last, or read in for the reads to come.
+    recent: Range<u64>,
 }
 
 /// What is being read in, and from which position on.
 struct Reading {
     position: u64,
     len: u64,
-    future: Pin<Box<dyn Future<Output = Result<()>> + Send>>,
+    future: Boxed<Result<()>>,
 }
 
 /// Bytes of the file that are in memory, and leased for a copy.
@@ -100,6 +106,8 @@ struct Ready {
 impl MmapReader {
     fn new(file: MemoryMappedFile, start: u64, end: Option<u64>) -> Self {
         Self {
+            read_ahead: ReadAhead::new(&file, start),
+            recent: start..start,
             file,
             start,
             end,
@@ -142,18 +150,14 @@ impl MmapReader {
                 self.reading = None;
                 return Poll::Ready(Ok(None));
             }
-            let (file, start) = (&self.file, self.start + position);
-            let reading = match &mut self.reading {
-                // It was asked for before, perhaps with another length.
-                Some(reading) if reading.position == position => reading,
-                reading => reading.insert(Reading {
-                    position,
-                    len,
-                    future: Box::pin(file.clone().read_in_to_copy(start, len)),
-                }),
-            };
+            let start = self.start + position;
+            // It may have been asked for before, perhaps with another length.
+            if !matches!(&self.reading, Some(reading) if reading.position == position) {
+                self.reading = Some(self.begin(position, len));
+            }
+            let reading = self.reading.as_mut().expect("set above");
             let len = len.min(reading.len);
-            let read = ready!(reading.future.as_mut().poll(context));
+            let read = ready!(reading.future.poll(context));
             self.reading = None;
             read.map_err(io::Error::from)?;
             let range = ByteRange::between(start, start + len);
@@ -162,6 +166,30 @@ impl MmapReader {
             if let Ok(lease) = CopyLease::try_new(self.file.handle.clone(), range) {
                 return Poll::Ready(Ok(Some(Ready { range, lease })));
             }
+        }
+    }
+
+    /// Begins to read bytes. If they continue what was read last, more is read in than that.
+    fn begin(&mut self, position: u64, len: u64) -> Reading {
+        let (at, end) = (self.start + position, self.start + self.len());
+        let mut advancing = None;
+        if !(self.recent.start..=self.recent.end).contains(&at) {
+            self.recent = at..at + len;
+        } else if at + len > self.recent.end {
+            let piece = ByteRange::between(self.recent.end, end.min(at + IN_ORDER));
+            self.recent.end = piece.end();
+            advancing = self.read_ahead.advance(piece, end);
+        }
+        let file = self.file.clone();
+        Reading {
+            position,
+            len,
+            future: Boxed::new(async move {
+                if let Some(advancing) = advancing {
+                    advancing.await;
+                }
+                file.read_in_to_copy(at, len).await
+            }),
         }
     }
 
@@ -193,10 +221,10 @@ impl MmapReader {
     fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         if self.buffered.is_empty() {
             if let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? {
-                let lent = match self.file.mode() {
+                let lent = match self.file.handle.may_write() {
                     // Refused for bytes in atomic use, among others.
-                    MmapMode::ReadOnly => self.file.try_bytes(range)?,
-                    MmapMode::ReadWrite | MmapMode::CopyOnWrite => None,
+                    false => self.file.try_bytes(range)?,
+                    true => None,
                 };
                 self.buffered = match lent {
                     Some(bytes) => bytes,

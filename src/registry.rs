@@ -142,6 +142,17 @@ impl<T> Claim<T> {
         self.id
     }
 
+    /// Whether a file of the place is being dropped at this moment.
+    pub(crate) fn is_closing(&self) -> bool {
+        let places = self.registry.places();
+        let open = places
+            .get(&self.id)
+            .into_iter()
+            .flat_map(|place| &place.open);
+        // The drop of a file removes it from its place, after that of its last reference.
+        { open }.any(|open| open.strong_count() == 0)
+    }
+
     /// Puts the opened file in its place.
     pub(crate) fn fill(self, file: &Arc<T>) {
         // The place exists, because it is claimed.
@@ -201,6 +212,20 @@ mod tests {
         claim(&REGISTRY).fill(&mine);
         REGISTRY.remove(id(1), Arc::as_ptr(&other));
         assert!(matches!(REGISTRY.find(id(1), UNIQUE), Found::Open(found) if *found == 1));
+    }
+
+    #[test]
+    fn claim_tells_of_file_being_dropped() {
+        static REGISTRY: Registry<u32> = Registry::new();
+        let file = Arc::new(1);
+        claim(&REGISTRY).fill(&file);
+        let raw = Arc::as_ptr(&file);
+        drop(file);
+        // Its drop has not come to the registry yet.
+        let second = claim(&REGISTRY);
+        assert!(second.is_closing());
+        REGISTRY.remove(id(1), raw);
+        assert!(!second.is_closing());
     }
 
     #[test]

@@ -103,17 +103,47 @@ pub(crate) fn read_in(map: &Map, backing: &Backing, ranges: &[ByteRange]) -> Res
     let pages = ranges.iter().map(|range| range.to_pages(page_size));
     let pages = PageRange::merged(pages);
     let is_one_page = matches!(&pages[..], [page] if page.len() <= page_size as u64);
-    if backing.file().is_some() && !is_one_page {
-        for run in pages {
-            // SAFETY: the ranges are inside the file, so their pages are inside the live map, which
-            // is a shared map of a file; the advice changes no byte.
-            // A hint: the pages are read in below in any case.
-            let _ = unsafe { sys::advise(map.run(run), Advice::WillNeed) };
-        }
+    if !is_one_page {
+        pages.into_iter().for_each(|run| ask_for(map, backing, run));
     }
     ranges
         .iter()
         .try_for_each(|range| populate_read(map, backing, *range))
+}
+
+/// Asks the disk for pages without waiting for them. They are inside the file.
+pub(crate) fn ask_for(map: &Map, backing: &Backing, pages: PageRange) {
+    if backing.file().is_some() {
+        // SAFETY: the pages are inside the live map, as `Map::run` checks, and the map is a shared
+        // one of a file; the advice changes no byte.
+        // A hint: who needs the pages reads them in afterwards.
+        let _ = unsafe { sys::advise(map.run(pages), Advice::WillNeed) };
+    }
+}
+
+/// Returns those of the pages that are not in the page cache; all of them, where the system does
+/// not tell.
+pub(crate) fn absent(
+    map: &Map,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    pages: PageRange,
+) -> Vec<PageRange> {
+    let page_size = sys::page_size() as u64;
+    let (Some(file), true) = (backing.file(), probes()) else {
+        return Vec::new();
+    };
+    let is_told = match sys::cached_pages(file, pages.start(), pages.len()) {
+        Ok(Some(0)) if !fs_traits.copies_up => false,
+        Ok(Some(cached)) if cached >= pages.len() / page_size => return Vec::new(),
+        Ok(_) => sys::is_owner(file),
+        Err(_) => false,
+    };
+    if !is_told {
+        return vec![pages];
+    }
+    let absent = |page: &PageRange| !is_cached(map.run(*page));
+    PageRange::merged(pages.steps(page_size).filter(absent))
 }
 
 /// Reads the pages of the range into memory. Blocks.
@@ -143,8 +173,8 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
     check_length(backing.file(), &[range])
 }
 
-/// Makes the pages of all ranges writable: allocates the blocks of holes, and changes no byte.
-/// Blocks.
+/// Makes the pages of all ranges writable: allocates the blocks of holes, or copies the pages of a
+/// private map, and changes no byte. Blocks.
 ///
 /// # Errors
 ///
@@ -167,11 +197,18 @@ pub(crate) fn populate_write(
         if let Err(truncated) = check_length(backing.file(), &ranges) {
             return Unpopulated::Explained(truncated);
         }
-        let Some(file) = backing.file() else {
-            return Unpopulated::Explained(MmapIoError::from(error));
-        };
-        // Populating reports only `EFAULT`; reading and allocating the pages tells the cause.
         let step = steps[index];
+        // Populating reports only `EFAULT`; reading and allocating the pages tells the cause.
+        let file = match backing {
+            Backing::File(file) => file,
+            // The copies of the pages take memory, and no blocks of the file.
+            Backing::Private(file) => {
+                let read = read_one_byte_a_page(file, step).err();
+                let cause = read.unwrap_or_else(|| unreadable(error));
+                return Unpopulated::Explained(MmapIoError::from(cause));
+            }
+            Backing::Memory => return Unpopulated::Explained(MmapIoError::from(error)),
+        };
         match read_one_byte_a_page(file, step).and_then(|()| allocate(file, step)) {
             Err(reason) => Unpopulated::Explained(MmapIoError::from(reason)),
             Ok(()) => Unpopulated::Unexplained(store_error(file, step)),
@@ -186,7 +223,7 @@ pub(crate) fn populate_write(
 ///
 /// `Truncated` if the file has become shorter, or the error of reading or allocating the pages.
 pub(crate) fn make_writable(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
-    if let Some(file) = backing.file() {
+    if let Some(file) = backing.stored_file() {
         sys::check_room(file, range.start(), range.len())?;
     }
     let populate = || populate_write(map, backing, std::iter::once(range));
@@ -281,19 +318,29 @@ pub(crate) fn is_mapped(data: &[u8]) -> bool {
     find_mapped(data).is_some()
 }
 
-/// Copies bytes, after reading their pages in if they lie in a map of this crate. Blocks.
+/// Reads the pages of bytes in, if they lie in a map of this crate. Blocks.
 ///
 /// # Errors
 ///
 /// `Truncated` if their file has become shorter, or the error of reading the pages.
+pub(crate) fn read_in_mapped(data: &[u8]) -> Result<()> {
+    let Some(place) = find_mapped(data) else {
+        return Ok(());
+    };
+    // SAFETY: `find_mapped` returns the pages of one map that hold `data`, and the view behind
+    // `data` keeps that map live.
+    let populated = unsafe { sys::populate_read(place.run) };
+    check_length(place.backing.file(), &[place.range])?;
+    Ok(populated.map_err(unreadable)?)
+}
+
+/// Copies bytes, after reading their pages in if they lie in a map of this crate. Blocks.
+///
+/// # Errors
+///
+/// Those of [`read_in_mapped`].
 pub(crate) fn copy_mapped(data: &[u8]) -> Result<Box<[u8]>> {
-    if let Some(place) = find_mapped(data) {
-        // SAFETY: `find_mapped` returns the pages of one map that hold `data`, and the view behind
-        // `data` keeps that map live.
-        let populated = unsafe { sys::populate_read(place.run) };
-        check_length(place.backing.file(), &[place.range])?;
-        populated.map_err(unreadable)?;
-    }
+    read_in_mapped(data)?;
     Ok(data.into())
 }
 

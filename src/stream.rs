@@ -1,27 +1,26 @@
 //! Streams of `Bytes`: a range of the file, piece by piece, each in memory before it is yielded.
 
 use std::fmt;
-use std::future::Future;
 use std::ops::RangeBounds;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{ready, Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_lite::Stream;
 
+use crate::boxed::Boxed;
 use crate::error::Result;
-use crate::file::MemoryMappedFile;
+use crate::file::{MemoryMappedFile, ReadAhead};
 use crate::range::ByteRange;
-
-/// A future of a piece, or of its pages.
-type Boxed<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 impl MemoryMappedFile {
     /// Returns a stream of zero-copy `Bytes` over a range, `chunk` bytes each; the last may be shorter.
     ///
     /// Each item is in memory when it is yielded, as [`read_bytes`](Self::read_bytes) has it; while the
-    /// caller uses it, the next one is read in, and no more than that. The stream owns a clone of the
-    /// handle, and holds no lease itself: an item delays writes that overlap it until it is dropped.
+    /// caller uses it, the next one is read in, and the disk is asked for the 2 MiB after that. The
+    /// stream owns a clone of the handle, and holds no lease itself: an item delays writes that
+    /// overlap it until it is dropped. [`MmapStream::drop_behind`] bounds the memory of long scans.
     ///
     /// # Errors
     ///
@@ -59,8 +58,10 @@ impl MemoryMappedFile {
             next: range.start(),
             end: range.end(),
             chunk: chunk as u64,
+            read_ahead: ReadAhead::new(self, range.start()),
+            has_begun: false,
+            advancing: None,
             reading: None,
-            ahead: None,
         })
     }
 }
@@ -73,13 +74,32 @@ pub struct MmapStream {
     next: u64,
     end: u64,
     chunk: u64,
-    /// The next piece.
-    reading: Option<Boxed<Bytes>>,
-    /// The pages of the next piece, being read in.
-    ahead: Option<Boxed<()>>,
+    read_ahead: Arc<ReadAhead>,
+    /// Whether the first piece was asked for.
+    has_begun: bool,
+    /// The next piece, being read in.
+    advancing: Option<Boxed<()>>,
+    /// The next piece, being leased.
+    reading: Option<Boxed<Result<Bytes>>>,
 }
 
 impl MmapStream {
+    /// Chooses whether pages leave memory when the stream has passed them. By default they stay.
+    ///
+    /// With it, a scan of a file that is larger than memory keeps the size of the process and of the
+    /// page cache bounded, and does not drive out the pages that others use. A page is dropped when
+    /// the stream yields a later item and no view shows the page. Pages that were in the page
+    /// cache before the stream came to them stay, where the system tells (it does not tell a
+    /// process that neither owns nor may write the file), and pages that are not yet written out
+    /// stay. When the stream is dropped, it drops the rest of what it has read, but not the
+    /// pages whose read has not ended.
+    ///
+    /// Nothing is lost: a page that is dropped is read again when it is touched.
+    pub fn drop_behind(self, drop_behind: bool) -> Self {
+        self.read_ahead.set_drop_behind(drop_behind);
+        self
+    }
+
     /// Length of the next piece in bytes; 0 at the end.
     fn next_len(&self) -> u64 {
         self.chunk.min(self.end - self.next)
@@ -91,20 +111,24 @@ impl MmapStream {
     }
 
     /// Starts reading the next piece in.
-    fn read_ahead(&mut self) {
-        if self.next == self.end {
+    fn advance(&mut self) {
+        let piece = ByteRange::between(self.next, self.next + self.next_len());
+        if piece.is_empty() {
             return;
         }
-        let mut ahead: Boxed<()> =
-            Box::pin(self.file.touch_pages_range(self.next, self.next_len()));
-        // It starts now. This task is not to be woken for it: it asks again when it is polled.
-        let polled = ahead.as_mut().poll(&mut Context::from_waker(noop_waker()));
-        self.ahead = polled.is_pending().then_some(ahead);
+        let advancing = self.read_ahead.advance(piece, self.end);
+        self.advancing = advancing.and_then(|advancing| {
+            let mut advancing = Boxed::new(advancing);
+            // It begins now. This task is not to be woken for it yet: the task polls again when it
+            // wants the piece.
+            let context = &mut Context::from_waker(noop_waker());
+            advancing.poll(context).is_pending().then_some(advancing)
+        });
     }
 }
 
 fn noop_waker() -> &'static Waker {
-    use std::sync::{Arc, OnceLock};
+    use std::sync::OnceLock;
     use std::task::Wake;
     struct Noop;
     impl Wake for Noop {
@@ -125,22 +149,24 @@ impl Stream for MmapStream {
         if this.next == this.end {
             return Poll::Ready(None);
         }
-        if let Some(ahead) = &mut this.ahead {
-            // Its error comes from the piece itself, which is read in again.
-            let _ = std::task::ready!(ahead.as_mut().poll(context));
-            this.ahead = None;
+        if !std::mem::replace(&mut this.has_begun, true) {
+            this.advance();
+        }
+        if let Some(advancing) = &mut this.advancing {
+            ready!(advancing.poll(context));
+            this.advancing = None;
         }
         let (next, len) = (this.next, this.next_len());
         let file = &this.file;
         let reading = this
             .reading
-            .get_or_insert_with(|| Box::pin(file.read_bytes(next, len)));
-        let read = std::task::ready!(reading.as_mut().poll(context));
+            .get_or_insert_with(|| Boxed::new(file.read_bytes(next, len)));
+        let read = ready!(reading.poll(context));
         this.reading = None;
         match &read {
             Ok(_) => {
                 this.next += len;
-                this.read_ahead();
+                this.advance();
             }
             Err(_) => this.next = this.end,
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::commit::Flush;
 use crate::error::Result;
+use crate::fairness::operation;
 use crate::flush::FlushPolicy;
 use crate::lease::Lease;
 use crate::map::Span;
@@ -217,14 +218,49 @@ impl MappedSliceMut<'_> {
             range: self.range,
             policy,
         });
+        let subject = (self.range.start(), self.range.len());
         drop(self);
-        async move {
+        operation("flushing", subject, async move {
             let Some(mut uncommitted) = uncommitted else {
                 return Ok(());
             };
             uncommitted.policy = FlushPolicy::Never;
             let flush = uncommitted.open.start(Flush::of(uncommitted.range));
             flush.done().await
+        })
+    }
+}
+
+/// A view whose bytes are handed out piece by piece.
+#[cfg(feature = "iterator")]
+impl MappedSliceMut<'_> {
+    /// Makes a view of the first bytes of the file, none of which counts as written yet. `span` is
+    /// under the exclusive lease, in a writable map of the lease's host.
+    pub(crate) fn of_nothing_yet(span: Span, lease: OwnedLease, policy: FlushPolicy) -> Self {
+        Self::new(span, ByteRange::EMPTY, lease, policy)
+    }
+
+    /// Returns bytes of a view that was made [`of_nothing_yet`](Self::of_nothing_yet), and counts
+    /// them as written from now on.
+    pub(crate) fn hand_out(&mut self, range: ByteRange) -> &mut [u8] {
+        self.range = self.range.hull(range);
+        &mut self[range.start() as usize..range.end() as usize]
+    }
+
+    /// Ends the view, and waits for the flush that the policy asks for after a write.
+    pub(crate) fn finish(mut self) -> impl Future<Output = Result<()>> + Send + 'static {
+        let range = std::mem::replace(&mut self.range, ByteRange::EMPTY);
+        // Before the lease ends, as in the drop.
+        let flushed = match &self.lease {
+            Some(lease) if !range.is_empty() => Some(lease.host().record_write(range, self.policy)),
+            _ => None,
+        };
+        drop(self);
+        async move {
+            match flushed {
+                Some(flushed) => flushed.await,
+                None => Ok(()),
+            }
         }
     }
 }
@@ -289,8 +325,11 @@ impl fmt::Debug for MappedSliceMut<'_> {
 impl Drop for MappedSliceMut<'_> {
     fn drop(&mut self) {
         // The bytes are counted before the lease ends, so that a later flush covers them.
-        if let Some(lease) = &self.lease {
-            lease.host().record_view_write(self.range, self.policy);
+        match &self.lease {
+            Some(lease) if !self.range.is_empty() => {
+                lease.host().record_view_write(self.range, self.policy);
+            }
+            _ => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use super::MemoryMappedFile;
+use crate::advisory_lock::Lock;
 use crate::descriptor::Descriptor;
 #[cfg(doc)]
 use crate::error::MmapIoError;
@@ -13,7 +14,9 @@ use crate::fairness::operation;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
 use crate::offload::offload;
+use crate::open_file::OpenFile;
 use crate::opening::{absolute, Attempt, OpenMode, Opening};
+use crate::sys;
 
 /// Opens or creates a file with options.
 ///
@@ -53,7 +56,11 @@ pub struct MemoryMappedFileBuilder {
     touch: TouchHint,
     preallocate: bool,
     touch_mtime: bool,
+    cow_writable: bool,
     write_buffer: Option<usize>,
+    huge_pages: bool,
+    advisory_lock: Option<Lock>,
+    permissions: u32,
 }
 
 impl MemoryMappedFileBuilder {
@@ -66,7 +73,11 @@ impl MemoryMappedFileBuilder {
             touch: TouchHint::default(),
             preallocate: false,
             touch_mtime: false,
+            cow_writable: false,
             write_buffer: None,
+            huge_pages: false,
+            advisory_lock: None,
+            permissions: sys::FOR_ALL,
         }
     }
 
@@ -79,7 +90,7 @@ impl MemoryMappedFileBuilder {
         }
     }
 
-    /// Sets whether the file is mapped for writing as well.
+    /// Sets whether the file is mapped for reading, for writing as well, or copy-on-write.
     ///
     /// By default [`open`](Self::open) maps it read-only, and every other way read-write.
     pub fn mode(self, mode: MmapMode) -> Self {
@@ -91,7 +102,7 @@ impl MemoryMappedFileBuilder {
 
     /// Sets when writes are flushed without a request; [`FlushPolicy::Never`] by default.
     ///
-    /// A read-only handle has no other policy.
+    /// A read-only or copy-on-write handle has no other policy.
     pub fn flush_policy(self, policy: FlushPolicy) -> Self {
         Self { policy, ..self }
     }
@@ -140,6 +151,19 @@ impl MemoryMappedFileBuilder {
         }
     }
 
+    /// Sets whether a [`CopyOnWrite`](MmapMode::CopyOnWrite) handle may write its private pages;
+    /// ignored in other modes.
+    ///
+    /// Off by default. See [`open_cow_writable`](MemoryMappedFile::open_cow_writable).
+    #[cfg(feature = "cow")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cow")))]
+    pub fn cow_writable(self, cow_writable: bool) -> Self {
+        Self {
+            cow_writable,
+            ..self
+        }
+    }
+
     /// Sets the limit on queued write data for the file, through all its handles; 64 MiB by
     /// default.
     ///
@@ -156,6 +180,136 @@ impl MemoryMappedFileBuilder {
     pub fn write_buffer(self, bytes: usize) -> Self {
         Self {
             write_buffer: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Sets the permissions of a file that is created; `0o666` by default.
+    ///
+    /// The file has them from the first moment, for example `0o600` for a secret. The process's
+    /// `umask` takes bits away from them, and the special bits above `0o777` are not set. A file
+    /// that exists keeps its permissions, also if [`create`](Self::create) truncates it;
+    /// [`create_new`](Self::create_new) fails then.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// The mode of [`open(2)`] on Unix; elsewhere nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("keys");
+    /// let keys = mmap_io::MemoryMappedFile::builder(&path)
+    ///     .size(4096)
+    ///     .unix_permissions(0o600)
+    ///     .create_new()
+    ///     .await?;
+    /// # #[cfg(unix)] {
+    /// use std::os::unix::fs::PermissionsExt;
+    /// assert_eq!(keys.metadata().await?.permissions().mode() & 0o777, 0o600);
+    /// # }
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// [`open(2)`]: https://man7.org/linux/man-pages/man2/open.2.html
+    #[doc(alias = "mode")]
+    #[doc(alias = "chmod")]
+    pub fn unix_permissions(self, mode: u32) -> Self {
+        Self {
+            permissions: mode & 0o777,
+            ..self
+        }
+    }
+
+    /// Sets whether the system is asked to keep the mapping in huge pages.
+    ///
+    /// Fewer and larger pages take less time to look up, for random accesses to a large file that
+    /// is in memory. Off by default; it holds for the file, through all its handles, until the last
+    /// handle is dropped, and also when it grows.
+    ///
+    /// It is a hint and never an error. It changes neither the length nor the content of the file,
+    /// and allocates nothing by itself; but a write to a hole may then take a whole huge page
+    /// (2 MiB on most machines) instead of a normal one.
+    /// [`is_hugepage_backed`](MemoryMappedFile::is_hugepage_backed) tells whether huge pages are in
+    /// use.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`madvise(2)`] with `MADV_HUGEPAGE` on Linux, right after each mapping is made. It is of use
+    /// on tmpfs that is mounted with `huge=advise`, `within_size` or `always`, and on file systems
+    /// with large folios (ext4, xfs, btrfs of recent kernels) for files that are read. Elsewhere it
+    /// does nothing.
+    ///
+    /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
+    #[cfg(feature = "hugepages")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "hugepages")))]
+    #[doc(alias = "MADV_HUGEPAGE")]
+    pub fn huge_pages(self, huge_pages: bool) -> Self {
+        Self { huge_pages, ..self }
+    }
+
+    /// Sets which advisory lock this process takes on the file, so that other processes know that
+    /// it is in use; none by default.
+    ///
+    /// The lock is a convention: it stops only processes that ask for a lock themselves, by this
+    /// crate, `flock(2)`, or `std::fs::File::lock`. The opening takes it before it changes the
+    /// file, and never waits for it: if another process has a lock that conflicts, the opening
+    /// fails.
+    ///
+    /// The lock belongs to the file, through all its handles, as leases do: handles of one process
+    /// do not exclude each other. It is released when the last handle and the last view of the file
+    /// are gone (after a drop perhaps by a thread of the pool;
+    /// [`close`](MemoryMappedFile::close)`().await` waits for that), and when the process ends. A
+    /// process that has a shared lock on a file cannot get an exclusive lock on it before that, but
+    /// an exclusive lock is also good for handles that ask for a shared one.
+    ///
+    /// # Errors
+    ///
+    /// The opening fails with [`LockFailed`](MmapIoError::LockFailed) if the process does not get
+    /// the lock. The kind of the cause is [`WouldBlock`](std::io::ErrorKind::WouldBlock) if another
+    /// process has locked the file, or this process has, by a descriptor of its own or shared
+    /// instead of exclusively. The file is not changed then.
+    ///
+    /// # Platform-specific behavior
+    ///
+    /// [`flock(2)`] on Unix, on an open file description of its own. Such a lock knows nothing of
+    /// locks set by `fcntl(F_SETLK)` or `fcntl(F_OFD_SETLK)`, and they know nothing of it. The path
+    /// is opened once more for it; closing that descriptor releases the locks that the process
+    /// itself has set by `fcntl(F_SETLK)`, see [Locks on the file](crate#locks-on-the-file).
+    ///
+    /// On NFS, Linux turns the lock into a lock of the server on the whole file, as `fcntl` sets
+    /// it: it holds between machines, conflicts with `fcntl` locks, and the exclusive one needs a
+    /// handle that writes. Whether other network file systems pass locks on is up to them.
+    ///
+    /// On Windows, `LockFileEx` on one byte far past the end of the file, so that other handles can
+    /// read and write the file.
+    ///
+    /// [`flock(2)`]: https://man7.org/linux/man-pages/man2/flock.2.html
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("store");
+    /// use mmap_io::{Lock, MemoryMappedFile, MmapIoError};
+    ///
+    /// let store = MemoryMappedFile::builder(&path).size(4096).advisory_lock(Lock::Exclusive);
+    /// let store = match store.open_or_create().await {
+    ///     Err(MmapIoError::LockFailed(error)) => return Err(format!("in use: {error}").into()),
+    ///     store => store?,
+    /// };
+    /// store.update_region(0, b"no other process that asks writes here").await?;
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    #[cfg(feature = "advisory-lock")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "advisory-lock")))]
+    #[doc(alias = "flock")]
+    pub fn advisory_lock(self, lock: Lock) -> Self {
+        Self {
+            advisory_lock: Some(lock),
             ..self
         }
     }
@@ -215,8 +369,8 @@ impl MemoryMappedFileBuilder {
     ///
     /// # Errors
     ///
-    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode writes; or
-    ///   its blocks cannot be [reserved](Self::preallocate).
+    /// - [`ResizeFailed`](MmapIoError::ResizeFailed): the file is empty, and the mode is not
+    ///   read-only; or its blocks cannot be [reserved](Self::preallocate).
     /// - [`Busy`](MmapIoError::Busy): the file was on the lower layer of an overlayfs, and this
     ///   process has views that still show the file there; see [Overlayfs](crate#overlayfs).
     /// - [`Io`](MmapIoError::Io): it cannot be opened, is no regular file, or cannot be read in
@@ -235,6 +389,7 @@ impl MemoryMappedFileBuilder {
     ///
     /// A file without bytes gets [`size`](Self::size) of them, or stays as long as another process
     /// has just made it. In a mode that does not write, the file must be there.
+    /// [`was_created`](MemoryMappedFile::was_created) tells which it was.
     ///
     /// # Errors
     ///
@@ -290,6 +445,9 @@ impl MemoryMappedFileBuilder {
                 preallocate: self.preallocate,
                 touch_mtime: self.touch_mtime,
                 touch: self.touch,
+                huge_pages: self.huge_pages,
+                advisory_lock: self.advisory_lock,
+                permissions: self.permissions,
             };
             opening.check()?;
             let mut again = None;
@@ -304,14 +462,21 @@ impl MemoryMappedFileBuilder {
                 }
             };
             opened.finish().await?;
+            let is_new = opened.is_new;
+            let open = match mode {
+                MmapMode::CopyOnWrite if self.cow_writable => {
+                    offload(move || OpenFile::private_pages(opened.open)).await?
+                }
+                _ => opened.open,
+            };
             if let Some(bytes) = self.write_buffer {
-                opened.open.queue().budget.set_limit(bytes);
+                open.queue().budget.set_limit(bytes);
             }
             let policy = match mode {
                 MmapMode::ReadOnly | MmapMode::CopyOnWrite => FlushPolicy::Never,
                 MmapMode::ReadWrite => self.policy,
             };
-            let file = MemoryMappedFile::new(opened.open, mode, policy, self.path, location);
+            let file = MemoryMappedFile::new(open, mode, policy, self.path, location, is_new);
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }

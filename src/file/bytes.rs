@@ -16,13 +16,30 @@ use crate::range::ByteRange;
 impl MemoryMappedFile {
     /// Returns a `Bytes` that points into the mapping and may outlive the handle.
     ///
-    /// It holds the range's lease and keeps the file mapped, until its last clone is dropped: until
-    /// then, writes that overlap it wait, and readers do not. `Bytes::from(&slice)` of a
+    /// It holds the range's lease and keeps the file mapped until the last of it is dropped, clones
+    /// and parts included: until then, writes that overlap the range wait, and readers do not. A
+    /// part (`Bytes::slice`) keeps the lease of the whole range. `Bytes::from(&slice)` of a
     /// [`MappedSlice`](crate::MappedSlice) is a copy, which delays no write. Costs one allocation
-    /// and a short lock; clones and sub-slices cost neither. `try_into_mut` fails, and `Vec::from`
-    /// copies.
+    /// and a short lock; clones and parts cost neither.
     ///
     /// The bytes may not be resident; [`read_bytes`](Self::read_bytes) reads them in before.
+    ///
+    /// # Alignment
+    ///
+    /// The mapping begins at the start of a page, so the offset decides the alignment: at an offset
+    /// that is a multiple of 8 the bytes can be used as `&[u64]`. A view of no bytes has the
+    /// alignment of a page, whatever its offset. Both hold for every view of this crate.
+    ///
+    /// # What touches every byte
+    ///
+    /// The memory belongs to the file: `Bytes::try_into_mut` fails, and `Vec::from` and
+    /// `BytesMut::from` copy all of it. A copy touches each page on the thread that makes it, and
+    /// so do TLS, compression and checksums. A page that is not in memory then blocks that thread,
+    /// which [`read_bytes`](Self::read_bytes) avoids. A page that another process has cut off
+    /// raises `SIGBUS`, which ends the program; a socket without TLS fails with `EFAULT` instead,
+    /// since there the kernel reads the bytes. Where that may happen, give such code a copy of
+    /// [`read_into`](Self::read_into): see the
+    /// [recipe](crate#tls-compression-and-other-code-that-touches-every-byte).
     ///
     /// # Errors
     ///
@@ -42,6 +59,32 @@ impl MemoryMappedFile {
     /// let bytes = file.bytes(5, 5)?;
     /// drop(file);
     /// assert_eq!(bytes, "bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// Values that `rkyv` has archived can be used in place:
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// use rkyv::rancor::Error;
+    ///
+    /// #[derive(rkyv::Archive, rkyv::Serialize)]
+    /// struct Entry {
+    ///     name: String,
+    ///     sizes: Vec<u64>,
+    /// }
+    ///
+    /// let entry = Entry { name: "first".into(), sizes: vec![4, 2] };
+    /// let archived = rkyv::to_bytes::<Error>(&entry)?;
+    /// // An archive needs an offset that is a multiple of 16 at most.
+    /// file.update_region(64, &archived).await?;
+    ///
+    /// let bytes = file.bytes(64, archived.len() as u64)?;
+    /// let entry = rkyv::access::<ArchivedEntry, Error>(&bytes)?;  // checks, and copies nothing
+    /// assert_eq!(entry.name, "first");
+    /// assert_eq!(entry.sizes[1], 2);
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     pub fn bytes(&self, offset: u64, len: u64) -> Result<Bytes> {

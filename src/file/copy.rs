@@ -29,7 +29,8 @@ impl MemoryMappedFile {
     /// writes wait until it is done. It shares the blocks of the file where the file system can
     /// (reflink), and else the kernel copies them. A file that was at `path` is overwritten in
     /// place: its other names, and processes that have it open, see the copy. The copy is not
-    /// durable.
+    /// durable. A writable copy-on-write handle copies what it shows, private pages included,
+    /// through memory.
     ///
     /// Until it is whole, the copy can be opened by the process's own user alone, also if a file
     /// was at `path`; then it gets the permissions of the source, without the set-user-id,
@@ -80,7 +81,7 @@ impl MemoryMappedFile {
                 };
                 match submitted.await {
                     Ok(Outcome::Leased(lease)) => break (len, Some(lease)),
-                    Ok(Outcome::Done | Outcome::InUse) => {
+                    Ok(Outcome::Done | Outcome::Appended(_) | Outcome::InUse) => {
                         unreachable!("it ends in a lease or an error")
                     }
                     // A shrink went first.
@@ -90,7 +91,8 @@ impl MemoryMappedFile {
             };
             loop {
                 let (path, source, lease) = (path.clone(), handle.file().clone(), snapshot.take());
-                let copying = handle.run_on_pool(move |_| copy_out(&source, len, &path, lease));
+                let copying =
+                    handle.run_on_pool(move |open| copy_out(open, &source, len, &path, lease));
                 match copying.await? {
                     Copied::Done => return Ok(len),
                     Copied::Later(lease, closed) => {
@@ -138,7 +140,13 @@ fn check_destination(path: &Path) -> Result<()> {
 }
 
 /// Copies to `path`, which no other handle of this process can map in the meantime.
-fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) -> Result<Copied> {
+fn copy_out(
+    open: &OpenFile,
+    source: &File,
+    len: u64,
+    path: &Path,
+    snapshot: Option<OwnedLease>,
+) -> Result<Copied> {
     for tries_left in (0..TRIES).rev() {
         // Other users may open it only when it is whole, and if they may read the source.
         let target = Target::create(path, sys::FOR_THE_OWNER)?;
@@ -165,7 +173,8 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
                 }
             }
         };
-        let copied = copy_all(source, target.file(), len);
+        let private = snapshot.as_ref().filter(|_| open.is_private());
+        let copied = copy_all(source, target.file(), len, private);
         drop(snapshot);
         // If the copy failed, a file that was created is removed before the claim on it is dropped.
         match &copied {
@@ -178,7 +187,13 @@ fn copy_out(source: &File, len: u64, path: &Path, snapshot: Option<OwnedLease>) 
     unreachable!("the last try takes the file as it is")
 }
 
-fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
+/// `private` is the lease on private pages, if the copy is of these.
+fn copy_all(
+    source: &File,
+    destination: &File,
+    len: u64,
+    private: Option<&OwnedLease>,
+) -> Result<()> {
     // Before the destination loses its content.
     sys::check_file_limit(len)?;
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
@@ -188,7 +203,9 @@ fn copy_all(source: &File, destination: &File, len: u64) -> Result<()> {
     if destination.metadata()?.len() > 0 {
         destination.set_len(0)?;
     }
-    if !(metadata.len() == len && sys::clone_file(source, destination)) {
+    if let Some(lease) = private {
+        lease.host().copy_private(destination, len, lease)?;
+    } else if !(metadata.len() == len && sys::clone_file(source, destination)) {
         sys::copy_contents(source, destination, len).map_err(|error| {
             // Another process may have shortened the file in the meantime.
             let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);

@@ -1,21 +1,20 @@
 //! Flushing, write-back and eviction through a handle.
 
 use std::future::Future;
-use std::io;
 
 use super::{Handle, MemoryMappedFile};
 use crate::commit::Flush;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
-use crate::lease::LeaseHost;
 use crate::mode::MmapMode;
 use crate::offload::{check, offload};
-use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, CacheHint};
+use crate::range::ByteRange;
+use crate::sys;
 
 /// # Flushing
 ///
-/// A read-only handle has nothing to flush: its flushes check their range and do nothing.
+/// A read-only or copy-on-write handle has nothing to flush: its flushes check their range and do
+/// nothing.
 impl MemoryMappedFile {
     /// Makes all completed writes to the file durable, of every handle and view.
     ///
@@ -52,7 +51,7 @@ impl MemoryMappedFile {
     pub fn flush(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("flushing", Subject::Nothing, async move {
-            handle.flush(Flush::of_everything()).await
+            handle.flush(Flush::of_everything).await
         })
     }
 
@@ -80,7 +79,7 @@ impl MemoryMappedFile {
             let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
             };
-            handle.flush(Flush::of(range)).await
+            handle.flush(|| Flush::of(range)).await
         })
     }
 
@@ -127,14 +126,17 @@ impl MemoryMappedFile {
     ///
     /// As [`flush`](Self::flush).
     pub async fn close(self) -> Result<()> {
-        let flushed = self.flush().await;
-        // Closing the last descriptor may block; it is over when this resolves.
-        offload(move || {
-            drop(self);
-            Ok::<_, MmapIoError>(())
+        operation("closing", Subject::Nothing, async move {
+            let flushed = self.flush().await;
+            // Closing the last descriptor may block; it is over when this resolves.
+            offload(move || {
+                drop(self);
+                Ok::<_, MmapIoError>(())
+            })
+            .await?;
+            flushed
         })
-        .await?;
-        flushed
+        .await
     }
 
     /// Starts writing dirty pages to disk without waiting; not durable.
@@ -196,8 +198,9 @@ impl MemoryMappedFile {
     /// bytes. A read-only handle flushes nothing, and drops the pages that are clean.
     ///
     /// It is a hint: pages that another process has mapped, or that are dirtied in the meantime,
-    /// stay. The pages of every view stay too, since they were perhaps read in to be touched
-    /// without waiting; the pages of a view that is made in the meantime may go.
+    /// stay, and so do private copies of pages. The pages of every view stay too, since they were
+    /// perhaps read in to be touched without waiting; the pages of a view that is made in the
+    /// meantime may go.
     ///
     /// # Errors
     ///
@@ -224,33 +227,22 @@ impl MemoryMappedFile {
                 return Ok(());
             }
             let file = handle.file().clone();
-            let evicted = handle.run_on_pool(move |shared| {
-                // A shrink may have gone first.
-                let end = (offset + len).min(shared.len());
-                let range = ByteRange::between(offset.min(end), end);
-                let page_size = sys::page_size();
-                let leased = shared.leases().leased(range).into_iter();
-                let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
-                for pages in range.to_pages(page_size).without(&leased) {
-                    shared.unmap_pages(pages.into())?;
-                    sys::cache_hint(&file, pages.start(), pages.len(), CacheHint::DontNeed)?;
-                }
-                Ok::<_, io::Error>(())
-            });
+            let range = ByteRange::between(offset, offset + len);
+            let evicted = handle.run_on_pool(move |shared| shared.evict(&file, range).map(drop));
             evicted.await.map_err(MmapIoError::advice_failed)
         })
     }
 }
 
 impl Handle {
-    async fn flush(&self, flush: Flush) -> Result<()> {
+    async fn flush(&self, flush: impl FnOnce() -> Flush) -> Result<()> {
         match self.mode {
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
             MmapMode::ReadWrite => {
                 check()?;
                 match self.shared.is_durable() {
                     true => Ok(()),
-                    false => self.shared.start(flush).done().await,
+                    false => self.shared.start(flush()).done().await,
                 }
             }
         }

@@ -4,15 +4,20 @@ use std::future::Future;
 use std::io;
 
 use super::MemoryMappedFile;
+#[cfg(doc)]
+use super::MemoryMappedFileBuilder;
+use crate::error::Subject;
+use crate::fairness::operation;
 use crate::range::ByteRange;
 use crate::sys;
 
 impl MemoryMappedFile {
     /// Returns `true` if huge pages hold a part of the mapping; `None` where that is unknown.
     ///
-    /// It depends on the file system and on what has been touched; a file that is smaller than a
-    /// huge page has none. The system looks through the mappings of the whole process for it, on
-    /// the pool: meant for diagnosis.
+    /// It depends on the file system, on what has been touched, and on what was asked for
+    /// ([`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder); a file that is
+    /// smaller than a huge page has none. The system looks through the mappings of the whole
+    /// process for it, on the pool: meant for diagnosis.
     ///
     /// # Cancel safety
     ///
@@ -25,7 +30,7 @@ impl MemoryMappedFile {
     /// [`/proc/self/smaps`]: https://man7.org/linux/man-pages/man5/proc_pid_smaps.5.html
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
         let (handle, protection) = (self.handle.clone(), self.protection);
-        async move {
+        let looking = async move {
             let asked = handle.run_on_pool(move |shared| -> io::Result<Option<bool>> {
                 let len = shared.len();
                 // The map lives until its address has been looked for.
@@ -35,7 +40,9 @@ impl MemoryMappedFile {
                 let pages = ByteRange::between(0, len).to_pages(sys::page_size());
                 sys::has_huge_pages(map.run(pages))
             });
-            asked.await.ok().flatten()
-        }
+            Ok(asked.await.ok().flatten())
+        };
+        let looked = operation("looking for huge pages", Subject::Nothing, looking);
+        async move { looked.await.ok().flatten() }
     }
 }

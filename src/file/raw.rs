@@ -34,7 +34,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
+    /// [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, or copy-on-write
+    /// and writable.
     ///
     /// # Safety
     ///
@@ -42,7 +43,7 @@ impl MemoryMappedFile {
     /// at the bytes, through this crate or otherwise, unless all sides use atomic operations. A
     /// store may raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
-        self.handle.mode.require_write()?;
+        self.handle.require_write()?;
         let shared = &self.handle.shared;
         // Of the policies, only the background flush comes after the stores.
         let policy = match self.handle.policy {

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, operation};
 use crate::lease::{
-    shared_briefly, try_shared, until_granted, Conflict, CopyLease, Hold, Kind, Lease, LeaseHost,
+    shared_briefly, try_shared, until_granted, CopyLease, Hold, Kind, Lease, LeaseHost, Refused,
     Token,
 };
 use crate::map::{no_bytes, Protection};
-use crate::mode::MmapMode;
-use crate::offload::check;
+use crate::offload::{check, offload_read_in};
 use crate::open_file::{OpenFile, OwnedLease};
 use crate::range::ByteRange;
 use crate::residency;
@@ -52,6 +52,32 @@ impl MemoryMappedFile {
     /// let slice = file.as_slice(10, 5)?;
     /// assert_eq!(slice, b"hello");
     /// assert!(file.as_slice(98, 5).is_err());  // out of bounds
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// Records of a fixed layout can be used in place, for example with `zerocopy`. The offset
+    /// decides the alignment, as for [`bytes`](Self::bytes):
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+    ///
+    /// #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+    /// #[repr(C)]
+    /// struct Record {
+    ///     key: u64,
+    ///     value: u64,
+    /// }
+    ///
+    /// let record = Record { key: 7, value: 49 };
+    /// file.update_region(160, record.as_bytes()).await?;
+    ///
+    /// let slice = file.as_slice(128, 64)?;
+    /// let records = <[Record]>::ref_from_bytes(&slice).expect("aligned, and whole records");
+    /// assert_eq!(records.len(), 4);
+    /// assert_eq!((records[2].key, records[2].value), (7, 49));
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     #[inline(always)]
@@ -127,7 +153,10 @@ impl MemoryMappedFile {
             return Some(MappedSlice::EMPTY);
         }
         let range = ByteRange::between(offset, offset.checked_add(len)?);
-        let lease = Lease::shared_or(&*self.shared, range, slow_path)?;
+        let lease = match self.is_private {
+            false => Lease::shared_or(&*self.shared, range, slow_path)?,
+            true => Lease::of(&*self.shared, slow_path(&self.shared, range)?),
+        };
         // Only now: without the lease, a shrink could cut the range off after the check.
         let span = self.shared.span_within(self.protection, range)?;
         Some(MappedSlice::new(span, lease))
@@ -151,7 +180,7 @@ impl MemoryMappedFile {
         ByteRange::new(offset, len, self.len()).err().map(Box::new)
     }
 
-    /// Returns a `&[u8]` that stays valid as long as the read-only handle is borrowed.
+    /// Returns a `&[u8]` that stays valid as long as the handle, which may not write, is borrowed.
     ///
     /// The range stays leased until the last clone of the handle is dropped, so that a write
     /// through another handle that overlaps the range waits until then. To ask for the same range
@@ -160,8 +189,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// - [`InvalidMode`](MmapIoError::InvalidMode): the handle may write, and its writes would
-    ///   wait for its own view.
+    /// - [`InvalidMode`](MmapIoError::InvalidMode): the handle may write, also private pages, and
+    ///   its writes would wait for its own view.
     /// - Those of [`as_slice`](Self::as_slice).
     ///
     /// # Blocking
@@ -171,7 +200,7 @@ impl MemoryMappedFile {
         if len == 0 {
             return Ok(no_bytes());
         }
-        if self.handle.mode != MmapMode::ReadOnly {
+        if self.handle.may_write() {
             return Err(MmapIoError::invalid_mode(
                 "a handle that may write would wait for its own view",
             ));
@@ -273,7 +302,7 @@ impl MemoryMappedFile {
     async fn resident<T>(
         &self,
         range: ByteRange,
-        mut attempt: impl FnMut() -> Result<T, Conflict>,
+        mut attempt: impl FnMut() -> Result<T, Refused>,
     ) -> Result<T> {
         check()?;
         loop {
@@ -313,16 +342,16 @@ impl MemoryMappedFile {
         self.read_in(missing).await
     }
 
-    /// Reads the pages of ranges in, on the pool.
+    /// Reads the pages of ranges in, on the pool, after the reads that have asked for that before if
+    /// they are many.
     async fn read_in(&self, ranges: Vec<ByteRange>) -> Result<()> {
         let began = Instant::now();
         let protection = self.protection;
         let bytes = ranges.iter().map(|range| range.len()).sum::<u64>();
-        let read = self
-            .handle
-            .run_on_pool(move |shared| shared.read_in(protection, &ranges));
-        read.await?;
+        let shared = Arc::clone(&self.shared);
         let counters = &self.shared.counters;
+        counters.hops.fetch_add(1, Ordering::Relaxed);
+        offload_read_in(move || shared.read_in(protection, &ranges)).await?;
         counters.bytes_read_in.fetch_add(bytes, Ordering::Relaxed);
         let waited = began.elapsed().as_nanos() as u64;
         counters.read_in_nanos.fetch_add(waited, Ordering::Relaxed);

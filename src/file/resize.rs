@@ -63,7 +63,7 @@ impl MemoryMappedFile {
     /// Makes the file at least `min` bytes long, and returns its length; never shrinks it.
     ///
     /// A file that is longer, also because another process has appended to it, stays as long as it
-    /// is. To append, one task at a time grows the file and writes at its former end.
+    /// is. [`append`](Self::append) grows the file and writes in one step.
     ///
     /// Growing fills with zeroes, and takes its turn and waits, as [`resize`](Self::resize) does.
     ///
@@ -85,7 +85,6 @@ impl MemoryMappedFile {
     /// assert_eq!(file.grow_to(10).await?, 4096);
     /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
-    #[doc(alias = "append")]
     pub fn grow_to(&self, min: u64) -> impl Future<Output = Result<u64>> + Send + 'static {
         let handle = self.handle.clone();
         operation("growing to", Subject::Len(min), async move {
@@ -132,7 +131,8 @@ impl MemoryMappedFile {
         let handle = self.handle.clone();
         operation("asking for the length", Subject::Nothing, async move {
             let op = Op::new(ByteRange::EMPTY, Action::AdoptFileLen);
-            Queue::submit(&handle.shared, op).await?;
+            // Private pages learn of a cut from the file.
+            Queue::submit(&handle.shared.file_itself(), op).await?;
             Ok(handle.shared.len())
         })
     }

@@ -31,7 +31,8 @@ use crate::view::MappedSliceMut;
 /// without polling the first again, may wait forever.
 ///
 /// A write of no bytes is `Ok`, at any offset and through any handle. All other writes fail with
-/// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write;
+/// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, or copy-on-write
+///   and writable;
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds); a shrink that was submitted earlier counts;
 /// - [`Truncated`](MmapIoError::Truncated) if another process has cut off bytes of the range;
 /// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), or when a page
@@ -253,7 +254,7 @@ impl MemoryMappedFile {
             let op = Op::new(range, Action::Lease(Kind::Exclusive));
             match Queue::submit(&self.handle.shared, op).await? {
                 Outcome::Leased(lease) => self.slice_mut(range, lease),
-                Outcome::Done | Outcome::InUse => {
+                Outcome::Done | Outcome::Appended(_) | Outcome::InUse => {
                     unreachable!("a view ends in a lease or an error")
                 }
             }
@@ -346,8 +347,9 @@ impl MemoryMappedFile {
         Ok(())
     }
 
-    fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
-        self.handle.mode.require_write()?;
+    /// Returns the range, if the handle may write and the range is inside the file.
+    pub(crate) fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
+        self.handle.require_write()?;
         check()?;
         ByteRange::new(offset, len, self.len())
     }

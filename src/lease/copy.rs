@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::{briefly, Conflict, Hold, Kind, Lease, LeaseHost};
+use super::{briefly, companions, At, Conflict, Hold, Kind, Lease, LeaseHost, Refused};
 use crate::error::Result;
 use crate::range::ByteRange;
 
@@ -27,15 +27,22 @@ where
 {
     /// Takes the leases for a copy of `range`, which conflict only with writers, or reports what
     /// conflicts with them.
-    pub(crate) fn try_new(host: H, range: ByteRange) -> Result<Self, Conflict> {
+    pub(crate) fn try_new(host: H, range: ByteRange) -> Result<Self, Refused> {
         match Lease::try_shared(host.clone(), Hold::Copy, range) {
             // The other lease may be an atomic one.
-            Err(Conflict::Held | Conflict::Applying) => {}
+            Err((Conflict::Held | Conflict::Applying, At::Own)) => {}
             lease => return lease.map(Self::Plain),
         }
         let leases = host.leases();
         let term = Hold::Copy.term(range);
-        let parts = leases.past_gates(|| leases.table.try_copy(range, term))?;
+        let alone = || {
+            let parts = leases.past_gates(|| leases.table.try_copy(range, term));
+            parts.map_err(|conflict| (conflict, At::Own))
+        };
+        let parts = match host.under() {
+            Some(under) => companions::try_parts(under, range, alone)?,
+            None => alone()?,
+        };
         let lease = |token| Lease {
             host: host.clone(),
             token: Some(token),

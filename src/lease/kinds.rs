@@ -69,6 +69,11 @@ impl Entry {
     pub(super) fn key(self) -> Key {
         Key(self.0 as u32)
     }
+
+    /// Returns a number that no other live entry of the table has.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// The origin of a request for a lease that is not a reader's; it decides how long the lease may

@@ -5,6 +5,7 @@
 //! here.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::write_plan::{reserve, WritePlan, WriteTarget};
 use super::{OpenFile, OwnedLease};
 use crate::dirty::FlushDue;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Asks, Kind, Lease, Want};
+use crate::lease::{Asks, Intervals, Kind, Lease, Want};
 use crate::map::Protection;
 use crate::queue::{Action, AllSteps, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
 use crate::range::ByteRange;
@@ -21,11 +22,11 @@ use crate::residency::{self, Unpopulated};
 use crate::sync::lock;
 use crate::sys;
 
-type Operation = Arc<Op<OwnedLease>>;
+pub(super) type Operation = Arc<Op<OwnedLease>>;
 /// A write whose ranges are inside the file, and its plan.
 type Ready<'a> = (&'a Operation, WritePlan);
 /// A write that was applied, and its result.
-type Written<'a> = (&'a Operation, io::Result<()>);
+pub(super) type Written<'a> = (&'a Operation, io::Result<()>);
 
 impl QueueHost for OpenFile {
     type Lease = OwnedLease;
@@ -42,14 +43,21 @@ impl QueueHost for OpenFile {
     ) -> Vec<Operation> {
         let op = match batch {
             [op] => op,
+            [first, ..] if matches!(first.action, Action::Append(_)) => {
+                return self.apply_appends(batch, ended)
+            }
             writes => return self.apply_writes(writes, ended),
         };
         let range = op.ranges[0];
         let starts = || self.queue.take_payload(op).is_some();
         let outcome = match op.action {
             Action::Write(_) | Action::TryWrite(_) => return self.apply_writes(batch, ended),
+            Action::Append(_) | Action::AppendAt(..) => return self.apply_appends(batch, ended),
             Action::Lease(kind) => self
-                .lease(kind, range)
+                .lease(kind, range, kind == Kind::Exclusive)
+                .map(|lease| lease.map(Outcome::Leased)),
+            Action::LeaseUnpopulated => self
+                .lease(Kind::Exclusive, range, false)
                 .map(|lease| lease.map(Outcome::Leased)),
             Action::Resize => self
                 .resize(range.start(), starts)
@@ -70,6 +78,15 @@ impl QueueHost for OpenFile {
             None => batch.to_vec(),
         }
     }
+
+    fn leased(&self, ranges: &[ByteRange]) -> Vec<ByteRange> {
+        let leased = ranges.iter().map(|range| self.hot.leases.leased(*range));
+        leased.flatten().collect()
+    }
+
+    fn name(&self) -> Option<&Path> {
+        self.name.get()
+    }
 }
 
 impl Granted for OwnedLease {
@@ -84,17 +101,34 @@ impl Granted for OwnedLease {
 
 impl OpenFile {
     /// Grants the lease of a view or a snapshot; `None` while another lease or operation conflicts
-    /// with it.
-    fn lease(self: &Arc<Self>, kind: Kind, range: ByteRange) -> Result<Option<OwnedLease>> {
+    /// with it. First makes the pages writable, if asked to.
+    fn lease(
+        self: &Arc<Self>,
+        kind: Kind,
+        range: ByteRange,
+        populates: bool,
+    ) -> Result<Option<OwnedLease>> {
+        let Some(mut held) = self.hold_origin(&[range]) else {
+            return Ok(None);
+        };
         range.check(self.len())?;
-        if kind == Kind::Exclusive {
+        if populates {
             let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
             residency::check_length(mapped.backing.file(), &[range])?;
             if let Some(map) = map {
                 residency::make_writable(&map, &mapped.backing, range)?;
             }
         }
-        Ok(Lease::try_acquire(self.clone(), kind, range, Asks::Queue)?)
+        // One range has one lease on the origin, if there is an origin.
+        let companion = held.pop();
+        let this = self.clone();
+        Ok(Lease::try_acquire_with(
+            this,
+            kind,
+            range,
+            Asks::Queue,
+            companion,
+        )?)
     }
 
     /// Applies a batch of writes, and returns the writes whose ranges are in use. Writes that must
@@ -104,6 +138,38 @@ impl OpenFile {
     /// readers of the ranges are not blocked in the meantime. It also finds a full disk before the
     /// first byte changes.
     fn apply_writes(
+        self: &Arc<Self>,
+        batch: &[Operation],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Vec<Operation> {
+        if !self.is_private() {
+            return self.apply_held(batch, ended);
+        }
+        let mut blocked = Intervals::new();
+        let (mut ready, mut held, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
+        for op in batch {
+            // An operation does not overtake one that waits for the origin.
+            let is_behind = op.ranges.iter().any(|range| blocked.overlaps(*range));
+            let leases = match is_behind {
+                true => None,
+                false => self.hold_origin(&op.ranges),
+            };
+            if let Some(leases) = leases {
+                held.extend(leases);
+                ready.push(op.clone());
+            } else if !self.gives_up(op, ended) {
+                for range in &*op.ranges {
+                    blocked.insert(*range, ());
+                }
+                deferred.push(op.clone());
+            }
+        }
+        deferred.extend(self.apply_held(&ready, ended));
+        deferred
+    }
+
+    /// Applies a batch of writes whose pages nothing changes in the meantime but these writes.
+    fn apply_held(
         self: &Arc<Self>,
         batch: &[Operation],
         ended: &mut Ended<OwnedLease>,
@@ -118,7 +184,7 @@ impl OpenFile {
             map: &map,
             len: self.len(),
             coherent: match mapped.fs_traits.coherent_writes {
-                true => mapped.backing.file(),
+                true => mapped.backing.stored_file(),
                 false => None,
             },
         };
@@ -246,14 +312,22 @@ impl OpenFile {
 
     /// Returns a write whose ranges are in use, to be deferred; a `TryWrite` is completed instead.
     fn refuse(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> Option<Operation> {
-        if matches!(op.action, Action::TryWrite(_)) {
-            self.queue.complete(op, Ok(Outcome::InUse), ended);
+        if self.gives_up(op, ended) {
             return None;
         }
         if op.was_deferred() {
             self.raise_gate(&op.ranges);
         }
         Some(op.clone())
+    }
+
+    /// Completes a `TryWrite`, whose range is in use, and returns whether it was one.
+    fn gives_up(&self, op: &Operation, ended: &mut Ended<OwnedLease>) -> bool {
+        let gives_up = matches!(op.action, Action::TryWrite(_));
+        if gives_up {
+            self.queue.complete(op, Ok(Outcome::InUse), ended);
+        }
+        gives_up
     }
 
     /// Holds off new readers for a moment, for a write that was blocked before.
@@ -266,14 +340,14 @@ impl OpenFile {
 
     /// Records what was written as dirty, while it is still leased. Returns what each write's
     /// policy wants to be flushed now.
-    fn record(&self, written: &[Written<'_>]) -> Vec<FlushDue> {
+    pub(super) fn record(&self, written: &[Written<'_>]) -> Vec<FlushDue> {
         let mut dirty = self.dirty.lock();
-        let record = |(op, _): &Written<'_>| dirty.record(&op.ranges, op.action.policy());
+        let record = |(op, _): &Written<'_>| dirty.record(op.written(), op.action.policy());
         written.iter().map(record).collect()
     }
 
     /// Completes the writes, except those that must be durable: the commits complete these.
-    fn account(
+    pub(super) fn account(
         self: &Arc<Self>,
         written: Vec<Written<'_>>,
         due: Vec<FlushDue>,
@@ -287,14 +361,14 @@ impl OpenFile {
             }
             applied += 1;
             match due {
-                FlushDue::None => ended.push(op, Ok(Outcome::Done)),
+                FlushDue::None => ended.push(op, Ok(op.success())),
                 FlushDue::ThisWrite => self.commits.add(op.clone(), false),
                 FlushDue::AllDirty => self.commits.add(op.clone(), true),
                 // The background flush is not awaited. But once a flush has failed, no later one
                 // can succeed, so that is reported now.
                 FlushDue::ArmTimer(_) | FlushDue::TimerArmed => {
                     let failed = self.commits.failure();
-                    ended.push(op, failed.map_or(Ok(Outcome::Done), Err));
+                    ended.push(op, failed.map_or_else(|| Ok(op.success()), Err));
                 }
             }
             alarm |= matches!(due, FlushDue::ArmTimer(_));
@@ -305,7 +379,7 @@ impl OpenFile {
         }
     }
 
-    fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
+    pub(super) fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
         self.queue.complete(op, Err(error), ended);
     }

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::fs::File;
+#[cfg(feature = "iterator")]
+use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -65,6 +67,34 @@ impl OpenFile {
         self.start_due(self.dirty.record(&[range], policy), range);
     }
 
+    /// Records what was written through a view as dirty, and starts the flush that the policy asks
+    /// for. The future waits for that flush, as a write does.
+    #[cfg(feature = "iterator")]
+    pub(crate) fn record_write(
+        self: &Arc<Self>,
+        range: ByteRange,
+        policy: FlushPolicy,
+    ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
+        let flush = match self.dirty.record(&[range], policy) {
+            FlushDue::None => Ok(None),
+            FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
+            FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
+            due @ (FlushDue::ArmTimer(_) | FlushDue::TimerArmed) => {
+                if matches!(due, FlushDue::ArmTimer(_)) {
+                    self.set_alarm();
+                }
+                // It is not awaited; but after a failed flush no later one can succeed.
+                self.commits.failure().map_or(Ok(None), Err)
+            }
+        };
+        async move {
+            match flush? {
+                Some(flush) => flush.done().await,
+                None => Ok(()),
+            }
+        }
+    }
+
     /// Starts the flush that the policy asks for because of bytes that were recorded before.
     pub(crate) fn start_late(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
         self.start_due(self.dirty.due(policy), range);
@@ -101,6 +131,7 @@ impl OpenFile {
             Some(Ok(here)) => here.join(path),
             _ => path.to_path_buf(),
         };
+        self.name.set(&path);
         let mut unsynced = lock(&self.unsynced);
         if !unsynced.names.contains(&path) {
             unsynced.names.push(path);
@@ -156,7 +187,8 @@ impl Durable for OpenFile {
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
         let mapped = self.mapped[Protection::ReadWrite as usize].get();
-        let file = mapped.and_then(|mapped| Some((mapped.fs_traits, mapped.backing.file()?)));
+        let file =
+            mapped.and_then(|mapped| Some((mapped.fs_traits, mapped.backing.stored_file()?)));
         let Some((fs_traits, file)) = file else {
             return Ok(());
         };

@@ -8,15 +8,16 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::page_lock::{overlapping, LockedPages};
 use super::OpenFile;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
-use crate::lease::{Asks, Kind, Lease};
+use crate::lease::{Asks, Kind, Lease, LeaseHost};
 use crate::map::{Backing, Map, Protection, Span};
-use crate::range::{ByteRange, MAX_LEN};
+use crate::range::{ByteRange, PageRange, MAX_LEN};
 use crate::residency;
 use crate::sync::lock;
-use crate::sys::{self, Advice, FsTraits};
+use crate::sys::{self, Advice, CacheHint, FsTraits};
 
 /// How long an opening that must replace a map waits for views that end within a moment.
 const BRIEFLY: Duration = Duration::from_millis(1);
@@ -29,6 +30,9 @@ pub(super) struct Mapped {
     /// The last map is the current one. The maps before it are outgrown, and are kept because views
     /// may point into them.
     pub(super) maps: Mutex<Vec<Arc<Map>>>,
+    /// The pages that are locked in the current map. As long as the mutex is held, that map stays
+    /// the current one.
+    pub(super) locked: Mutex<LockedPages>,
 }
 
 impl Mapped {
@@ -59,7 +63,7 @@ impl Source {
             // The birth time first, then the descriptor: a copy that is made in between looks like
             // one that was made later, and the map is replaced once more than necessary.
             source.born = born(file);
-            if let Ok(newer) = sys::reopen(file) {
+            if let Ok(newer) = sys::reopen(file, false) {
                 source.file = Descriptor::new(newer);
             }
         }
@@ -140,10 +144,9 @@ impl OpenFile {
         if is_current {
             return Ok(());
         }
-        let map = Arc::new(source.map(self.len(), Protection::Read)?);
+        let map = source.map(self.len(), Protection::Read)?;
         let _exclusive = self.lease_everything()?;
-        self.make_current(Protection::Read, &map);
-        lock(&mapped.maps).push(map);
+        self.replace_map(mapped, Protection::Read, map)?;
         *lock(&self.shown) = now;
         Ok(())
     }
@@ -186,13 +189,28 @@ impl OpenFile {
     ) {
         let map = map.map(Arc::new);
         if let Some(map) = &map {
+            if self.huge_pages.load(Ordering::Relaxed) {
+                map.use_huge_pages();
+            }
             self.make_current(protection, map);
         }
         let _ = self.mapped[protection as usize].set(Mapped {
             backing,
             fs_traits,
             maps: Mutex::new(map.into_iter().collect()),
+            locked: Mutex::default(),
         });
+    }
+
+    /// Asks the system to use huge pages for the current maps and those that replace them.
+    pub(crate) fn use_huge_pages(&self) {
+        // While it is held, no map is made that could miss the mark.
+        let _remap = lock(&self.remap);
+        self.huge_pages.store(true, Ordering::Relaxed);
+        let mapped = self.mapped.iter().filter_map(OnceLock::get);
+        for map in mapped.filter_map(Mapped::current) {
+            map.use_huge_pages();
+        }
     }
 
     /// Returns the descriptor through which the file was first mapped with a protection. All
@@ -208,10 +226,7 @@ impl OpenFile {
 
     /// Returns the same descriptor, if there is one.
     pub(crate) fn descriptor_if_mapped(&self, protection: Protection) -> Option<&Arc<Descriptor>> {
-        match &self.mapped[protection as usize].get()?.backing {
-            Backing::File(file) => Some(file),
-            Backing::Memory => None,
-        }
+        self.mapped[protection as usize].get()?.backing.descriptor()
     }
 
     /// Returns the address of a range in the current map, if the range is inside the file.
@@ -315,9 +330,76 @@ impl OpenFile {
         }
     }
 
-    /// Removes pages from every map. They stay in the page cache, and in the file.
-    pub(crate) fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
+    /// Asks the disk for the pages of `ahead` that are not in memory, and waits for those of `piece`.
+    /// Blocks. Reports no error: the read of the piece itself finds it again.
+    pub(crate) fn read_ahead(&self, protection: Protection, piece: ByteRange, ahead: ByteRange) {
+        let Some((mapped, map)) = self.mapped_within(protection, piece.hull(ahead)) else {
+            return;
+        };
+        if !ahead.is_empty() {
+            let pages = ahead.to_pages(sys::page_size());
+            residency::ask_for(&map, &mapped.backing, pages);
+        }
+        let _ = residency::populate_read(&map, &mapped.backing, piece);
+    }
+
+    /// Returns those pages of a range that are not in the page cache; all of them, if the system
+    /// does not tell.
+    pub(crate) fn absent_pages(&self, protection: Protection, range: ByteRange) -> Vec<PageRange> {
+        match self.mapped_within(protection, range) {
+            Some((mapped, map)) if !range.is_empty() => {
+                let pages = range.to_pages(sys::page_size());
+                residency::absent(&map, &mapped.backing, mapped.fs_traits, pages)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The current map, if it holds the range.
+    fn mapped_within(
+        &self,
+        protection: Protection,
+        range: ByteRange,
+    ) -> Option<(&Mapped, Arc<Map>)> {
+        range.check(self.len()).ok()?;
+        let mapped = self.mapped[protection as usize].get()?;
+        Some((mapped, mapped.current()?))
+    }
+
+    /// Removes pages from the maps and from the page cache, except those that a view shows and
+    /// those that are not yet written out. Returns the pages that views show.
+    pub(crate) fn evict(
+        self: &Arc<Self>,
+        file: &File,
+        range: ByteRange,
+    ) -> io::Result<Vec<PageRange>> {
+        // Not private copies, which are nowhere else.
+        let shared = self.file_itself();
+        // A shrink may have gone first.
+        let end = range.end().min(shared.len());
+        let range = ByteRange::between(range.start().min(end), end);
+        let page_size = sys::page_size();
+        let pages = range.to_pages(page_size);
+        let leased = shared.leases().leased(range).into_iter();
+        let leased = PageRange::merged(leased.map(|range| range.to_pages(page_size)));
+        let evicted = pages.without(&leased);
+        for pages in &evicted {
+            shared.unmap_pages((*pages).into())?;
+            sys::cache_hint(file, pages.start(), pages.len(), CacheHint::DontNeed)?;
+        }
+        Ok(pages.without(&evicted))
+    }
+
+    /// Removes pages from every map, except for those that are locked. They stay in the page cache,
+    /// and in the file.
+    ///
+    /// # Panics
+    ///
+    /// If these are [private pages](Self::is_private), which are nowhere else.
+    fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
+        assert!(!self.is_private(), "the pages are nowhere else");
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
+            let locked = lock(&mapped.locked);
             let maps = lock(&mapped.maps).clone();
             for map in maps {
                 // Outgrown maps are shorter.
@@ -325,10 +407,12 @@ impl OpenFile {
                     range.start().min(map.capacity()),
                     range.end().min(map.capacity()),
                 );
-                if !range.is_empty() {
-                    let run = map.run(range.to_pages(sys::page_size()));
+                let pages = range.to_pages(sys::page_size());
+                let kept: Vec<PageRange> = overlapping(&locked, pages).collect();
+                for pages in pages.without(&kept) {
+                    let run = map.run(pages);
                     // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
-                    // keeps live; every map of `self.mapped` that has a file is a shared one.
+                    // keeps live; the maps of a file that is in the registry are shared ones.
                     unsafe { sys::advise(run, Advice::DontNeed) }?;
                 }
             }

@@ -51,6 +51,8 @@ impl OpenFile {
             self.hot.len.store(len, Ordering::Release);
             return Err(MmapIoError::resize_failed(error));
         }
+        self.cut_private(new_len);
+        self.unlock_past(new_len);
         self.dirty.truncate(new_len);
         self.cancel_alarm_if_clean();
         self.mark_length_unsynced();
@@ -87,19 +89,8 @@ impl OpenFile {
                 Longer::Refused | Longer::Welcome => Ok(true),
             };
         }
-        // Relaxed: only the drain stores it, and this is the drain.
-        let shown = min.min(self.shown_end.load(Ordering::Relaxed));
-        let _under_views = if shown > file_len {
-            let grown = ByteRange::between(file_len, shown);
-            // Release: pairs with the fence in `restart`. A thread that ends a lease which was
-            // marked by the attempt below sees `shown_end`.
-            fence(Ordering::Release);
-            match Lease::try_acquire(&**self, Kind::Exclusive, grown, Asks::Queue)? {
-                Some(lease) => Some(lease),
-                None => return Ok(false),
-            }
-        } else {
-            None
+        let Some(_under_views) = self.lease_shown(ByteRange::between(file_len, min))? else {
+            return Ok(false);
         };
         if !starts() {
             return Ok(true);
@@ -112,11 +103,32 @@ impl OpenFile {
                 self.clear_tail(ByteRange::between(file_len, min))?;
                 // Before any write past the old end can be made and flushed.
                 self.mark_length_unsynced();
-                sys::extend(file, min)
+                sys::extend(file, min)?;
+                Ok(min)
             })
         };
         grow().map_err(MmapIoError::resize_failed)?;
         Ok(true)
+    }
+
+    /// Leases those of the bytes that are to be added to the file that views may show, because
+    /// another process has cut them off. `Some(None)` if there are none, and `None` while views
+    /// block it.
+    pub(super) fn lease_shown<'a>(
+        self: &'a Arc<Self>,
+        added: ByteRange,
+    ) -> Result<Option<Option<Lease<&'a Self>>>> {
+        // Relaxed: only the drain stores it, and this is the drain.
+        let shown = added.end().min(self.shown_end.load(Ordering::Relaxed));
+        if shown <= added.start() {
+            return Ok(Some(None));
+        }
+        let shown = ByteRange::between(added.start(), shown);
+        // Release: pairs with the fence in `restart`. A thread that ends a lease which was marked
+        // by the attempt below sees `shown_end`.
+        fence(Ordering::Release);
+        let lease = Lease::try_acquire(&**self, Kind::Exclusive, shown, Asks::Queue)?;
+        Ok(lease.map(Some))
     }
 
     /// Gives an empty file its first bytes, like [`grow`](Self::grow).
@@ -159,6 +171,8 @@ impl OpenFile {
         self.hot.leases.recheck(ByteRange::between(file_len, len));
         // SeqCst: as for a cut that `resize` makes.
         self.cuts.fetch_add(1, Ordering::SeqCst);
+        self.cut_private(file_len);
+        self.unlock_past(file_len);
         if let Some(gone) = self.dirty.truncate(file_len) {
             lock(&self.lost).get_or_insert(MmapIoError::Truncated {
                 offset: gone.start(),
@@ -170,10 +184,11 @@ impl OpenFile {
         self.mark_length_unsynced();
     }
 
-    fn adopt(&self, file_len: u64) -> Result<()> {
+    pub(super) fn adopt(&self, file_len: u64) -> Result<()> {
         match file_len > self.len() {
             true => self
-                .cover(file_len, || Ok(()))
+                .cover(file_len, || Ok(file_len))
+                .map(drop)
                 .map_err(MmapIoError::resize_failed),
             false => Ok(()),
         }
@@ -184,14 +199,19 @@ impl OpenFile {
     /// # Errors
     ///
     /// `Truncated` if it is shorter than the known length, `ResizeFailed` if it cannot be mapped.
-    fn file_len(&self, file: &File) -> Result<u64> {
+    pub(super) fn file_len(&self, file: &File) -> Result<u64> {
         residency::check_length(Some(file), &[ByteRange::between(0, self.len())])?;
         mappable_len(file)
     }
 
-    /// Raises the known length to `len`, after making maps that cover it, and after `grow_file` has
-    /// made the file that long. If anything fails, the length stays.
-    fn cover(&self, len: u64, grow_file: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    /// Makes maps that cover `len`, and lets `grow_file` make the file longer. Then raises the known
+    /// length to the length that `grow_file` returns, as far as the maps cover it. If anything fails,
+    /// the known length stays.
+    pub(super) fn cover(
+        &self,
+        len: u64,
+        grow_file: impl FnOnce() -> io::Result<u64>,
+    ) -> io::Result<u64> {
         let _remap = lock(&self.remap);
         for protection in [Protection::Read, Protection::ReadWrite] {
             let Some(mapped) = self.mapped[protection as usize].get() else {
@@ -207,17 +227,15 @@ impl OpenFile {
                 self.forget_outgrown()?;
                 Map::new(backing, len, protection).map_err(|_| error)
             })?;
-            let map = Arc::new(map);
-            self.make_current(protection, &map);
-            lock(&mapped.maps).push(map);
+            self.replace_map(mapped, protection, map)?;
         }
-        grow_file()?;
+        let reached = grow_file()?;
         // Release: pairs with the load in `len`. A thread that sees this length also sees maps that
         // cover it.
-        self.hot.len.store(len, Ordering::Release);
+        self.hot.len.store(reached.min(len), Ordering::Release);
         // If the fence fails, the outgrown maps stay.
         let _ = self.forget_outgrown();
-        Ok(())
+        Ok(reached)
     }
 
     /// Zeroes the part of `grown` that lies in the last page of the file; `grown` begins at the end
@@ -226,7 +244,7 @@ impl OpenFile {
     ///
     /// The caller, which is the drain, guarantees that the maps cover `grown`, and that no view of
     /// this process lies there: either none can, or growth holds an exclusive lease there.
-    fn clear_tail(&self, grown: ByteRange) -> io::Result<()> {
+    pub(super) fn clear_tail(&self, grown: ByteRange) -> io::Result<()> {
         let page = sys::page_size();
         let last = ByteRange::between(grown.start(), grown.start()).to_pages(page);
         let tail = ByteRange::between(grown.start(), last.end().min(grown.end()));
@@ -256,8 +274,8 @@ impl OpenFile {
     /// # Errors
     ///
     /// `InvalidMode` for anonymous memory, or if no handle may write the file.
-    fn writable_file(&self) -> Result<&File> {
-        let file = self.writable()?.backing.file();
+    pub(super) fn writable_file(&self) -> Result<&File> {
+        let file = self.writable()?.backing.stored_file();
         file.ok_or_else(|| MmapIoError::invalid_mode("memory has a fixed size"))
     }
 }

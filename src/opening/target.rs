@@ -1,6 +1,6 @@
 //! Finds out which file a path leads to, by a descriptor that can be used or only examined.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub(crate) const TRIES: usize = 8;
 pub(crate) struct Target {
     pub(super) file: Arc<Descriptor>,
     pub(super) created: Option<Created>,
+    /// Whether this opening created the file, also if it does not remove it.
+    pub(super) is_new: bool,
 }
 
 impl Target {
@@ -33,6 +35,7 @@ impl Target {
         Ok(Self {
             file: Descriptor::new(sys::open(&mut options, path)?),
             created: None,
+            is_new: false,
         })
     }
 
@@ -52,17 +55,32 @@ impl Target {
         Ok(Self {
             file: Descriptor::new(file),
             created,
+            is_new: true,
         })
     }
 
-    /// Opens a file, or creates it. Follows links; a link to a file that does not exist creates
-    /// that file.
+    /// Opens a file, or creates it, and never removes it. Follows links; a link to a file that does
+    /// not exist creates that file.
     pub(super) fn open_or_create(path: &Path, permissions: u32) -> io::Result<Self> {
+        let is_missing =
+            fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_missing {
+            // Of all processes that create the file, this call succeeds in one. If it fails, the
+            // call below tells why.
+            if let Ok(mut new) = Self::create_new(path, permissions) {
+                new.created = None;
+                return Ok(new);
+            }
+        }
         let mut options = OpenOptions::new();
         let options = sys::open_or_create(&mut options, permissions);
+        let file = Descriptor::new(sys::open(options, path)?);
+        // No call tells whether it has created the file behind a link.
+        let is_link = || fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink());
         Ok(Self {
-            file: Descriptor::new(sys::open(options, path)?),
+            file,
             created: None,
+            is_new: is_missing && is_link(),
         })
     }
 
@@ -121,6 +139,7 @@ impl From<RetryState> for Target {
         Self {
             file: state.file,
             created: state.created,
+            is_new: state.is_new,
         }
     }
 }
@@ -130,6 +149,7 @@ impl From<Target> for RetryState {
         Self {
             created: target.created.take(),
             file: target.file.clone(),
+            is_new: target.is_new,
         }
     }
 }

@@ -58,6 +58,7 @@ impl<L: Granted> Ended<L> {
                 if !S::MARKS_UNDER_THE_LOCK {
                     mark(&outcome);
                 }
+                op.phase.end();
                 op.done.deliver(outcome, mark)
             });
             wakers.extend(told);

@@ -15,6 +15,7 @@ use crate::flush::FlushPolicy;
 use crate::lease::Kind;
 use crate::range::ByteRange;
 use crate::sync::{lock, AtomicU64, Mutex, Ordering};
+use crate::trace::Phase;
 
 /// One operation, shared by the queue and the future that waits for it.
 #[derive(Debug)]
@@ -28,6 +29,9 @@ pub(crate) struct Op<L> {
     pub(super) place: AtomicU64,
     /// The time at which the range was first found in use.
     pub(super) deferred_since: OnceLock<Instant>,
+    /// The bytes that an append has added to the file; its `ranges` are their place in the order.
+    appended: OnceLock<[ByteRange; 1]>,
+    pub(super) phase: Phase,
     pub(super) done: Completion<Result<Outcome<L>>>,
 }
 
@@ -38,8 +42,16 @@ pub(crate) enum Action {
     Write(FlushPolicy),
     /// The same as `Write`, but gives up instead of being deferred.
     TryWrite(FlushPolicy),
+    /// Writes the payload behind the end of the file. The one range has its length, and lies where
+    /// no file reaches, so that it overlaps other appends and everything that changes the length.
+    Append(FlushPolicy),
+    /// The same as `Append`, but gives up unless the file has this length.
+    AppendAt(FlushPolicy, u64),
     /// Leases the one range to the caller.
     Lease(Kind),
+    /// Leases the one range exclusively, but leaves it to the caller to make its pages writable.
+    #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
+    LeaseUnpopulated,
     /// Changes the length of the file to the start of the one range, which has no end.
     Resize,
     /// Makes the file at least as long as the start of the one range, which has no end.
@@ -53,14 +65,41 @@ pub(crate) enum Action {
 
 impl Action {
     pub(super) fn is_write(self) -> bool {
-        matches!(self, Self::Write(_) | Self::TryWrite(_))
+        match self {
+            Self::Write(_) | Self::TryWrite(_) | Self::Append(_) | Self::AppendAt(..) => true,
+            Self::Lease(_)
+            | Self::LeaseUnpopulated
+            | Self::Resize
+            | Self::GrowTo
+            | Self::SetLenIfEmpty
+            | Self::AdoptFileLen => false,
+        }
+    }
+
+    /// Whether this operation may be applied in one batch with another.
+    pub(super) fn joins(self, other: Self) -> bool {
+        let kind = |action| match action {
+            Self::Write(_) | Self::TryWrite(_) => Some(0),
+            Self::Append(_) => Some(1),
+            _ => None,
+        };
+        kind(self).is_some() && kind(self) == kind(other)
+    }
+
+    /// Whether the operation changes something, or lets its caller do so.
+    pub(super) fn changes(self) -> bool {
+        !matches!(self, Self::Lease(Kind::Shared))
     }
 
     /// Returns the flush policy of a write, and `Never` for other actions.
     pub(crate) fn policy(self) -> FlushPolicy {
         match self {
-            Self::Write(policy) | Self::TryWrite(policy) => policy,
+            Self::Write(policy)
+            | Self::TryWrite(policy)
+            | Self::Append(policy)
+            | Self::AppendAt(policy, _) => policy,
             Self::Lease(_)
+            | Self::LeaseUnpopulated
             | Self::Resize
             | Self::GrowTo
             | Self::SetLenIfEmpty
@@ -74,6 +113,13 @@ impl Action {
 pub(crate) enum Ranges {
     One([ByteRange; 1]),
     Many(Box<[ByteRange]>),
+}
+
+impl Ranges {
+    /// The place in the order of an append of `len` bytes; see [`Action::Append`].
+    pub(crate) fn of_append(len: u64) -> Self {
+        Self::One([ByteRange::between(u64::MAX - len, u64::MAX)])
+    }
 }
 
 impl std::ops::Deref for Ranges {
@@ -142,7 +188,10 @@ impl Payload {
 #[derive(Debug)]
 pub(crate) enum Outcome<L> {
     Done,
-    /// Something conflicts with a [`Action::TryWrite`].
+    /// The bytes of an append begin at this offset.
+    Appended(u64),
+    /// Something conflicts with a [`Action::TryWrite`], or the file has another length than a
+    /// [`Action::AppendAt`] expects.
     InUse,
     Leased(L),
 }
@@ -152,7 +201,7 @@ impl<L: Granted> Outcome<L> {
     pub(super) fn delivered(&self) {
         match self {
             Self::Leased(lease) => lease.delivered(),
-            Self::Done | Self::InUse => {}
+            Self::Done | Self::Appended(_) | Self::InUse => {}
         }
     }
 }
@@ -184,6 +233,8 @@ impl<L> Op<L> {
             held: Mutex::new(held),
             place: AtomicU64::new(0),
             deferred_since: OnceLock::new(),
+            appended: OnceLock::new(),
+            phase: Phase::submit(),
             done,
         })
     }
@@ -229,6 +280,28 @@ impl<L> Op<L> {
         self.ranges.iter().map(|range| range.len()).sum()
     }
 
+    /// Notes where the file has the bytes of an append.
+    pub(crate) fn set_appended(&self, range: ByteRange) {
+        // An append is applied once.
+        let _ = self.appended.set([range]);
+    }
+
+    /// The ranges of the file that were written.
+    pub(crate) fn written(&self) -> &[ByteRange] {
+        match self.appended.get() {
+            Some(appended) => appended,
+            None => &self.ranges,
+        }
+    }
+
+    /// The outcome of a write that has succeeded.
+    pub(crate) fn success(&self) -> Outcome<L> {
+        match self.appended.get() {
+            Some([range]) => Outcome::Appended(range.start()),
+            None => Outcome::Done,
+        }
+    }
+
     pub(super) fn hull(&self) -> Option<ByteRange> {
         self.ranges.iter().copied().reduce(ByteRange::hull)
     }
@@ -236,10 +309,11 @@ impl<L> Op<L> {
 
 impl<L: Send> Waiter for Op<L> {
     fn extent(&self) -> Extent<'_> {
-        Extent::Ranges(&self.ranges)
+        Extent::Ranges(self.written())
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
-        self.done.complete(result.map(|()| Outcome::Done))
+        self.phase.end();
+        self.done.complete(result.map(|()| self.success()))
     }
 }

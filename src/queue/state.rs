@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use super::blocked::Warnings;
 use super::budget::{Account, Budget};
 use super::deferred::Deferred;
 use super::door::Door;
@@ -37,6 +38,7 @@ pub(super) struct State<L, S> {
     pub(super) applying: Option<ByteRange>,
     /// Number of operations submitted.
     pub(super) submitted: u64,
+    pub(super) warnings: Warnings,
     pub(super) steps: PhantomData<S>,
 }
 
@@ -91,7 +93,10 @@ impl<L: Granted, S: Steps> State<L, S> {
     /// Defers an operation whose range was found in use. Its bytes are counted as blocked; if there
     /// is no room for them, the operation is sent back to the door.
     pub(super) fn defer(&mut self, op: Arc<Op<L>>, budget: &Budget, ended: &mut Ended<L>) {
-        op.deferred_since.get_or_init(Instant::now);
+        op.deferred_since.get_or_init(|| {
+            self.warnings.is_due = true;
+            Instant::now()
+        });
         let mut held = lock(&op.held);
         if let Held::Ready(payload, account @ Account::Queued) = &mut *held {
             let fits = op.weight == 0 || budget.try_take(Account::Blocked, op.weight);

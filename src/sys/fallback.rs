@@ -2,7 +2,7 @@
 //! promise nothing.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 
 use super::{FsTraits, Run};
@@ -25,8 +25,8 @@ pub(crate) fn fs_traits(_file: &File) -> FsTraits {
     }
 }
 
-/// Not called, since [`fs_traits`] never claims `copies_up`.
-pub(crate) fn reopen(_file: &File) -> io::Result<File> {
+/// Not called, since [`fs_traits`] never claims `copies_up` or `coherent_writes`.
+pub(crate) fn reopen(_file: &File, _writes: bool) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -37,6 +37,11 @@ pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
 
 /// Not called, since [`may_write_at`] returns `false`.
 pub(crate) fn write_at(_file: &File, _data: &[u8], _offset: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Not called, since [`may_write_at`] returns `false`.
+pub(crate) fn append(_file: &File, _parts: &[IoSlice<'_>]) -> io::Result<(usize, u64)> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

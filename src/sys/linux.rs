@@ -4,9 +4,10 @@ mod blocks;
 mod copy;
 mod files;
 mod memory;
+mod xattrs;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice, Seek};
 use std::os::unix::fs::FileExt;
 use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ pub(crate) use self::blocks::*;
 pub(crate) use self::copy::*;
 pub(crate) use self::files::*;
 pub(crate) use self::memory::*;
+pub(in crate::sys) use self::xattrs::*;
 
 /// [`membarrier(2)`]: runs a full barrier on every running thread of this process.
 ///
@@ -172,6 +174,42 @@ pub(super) fn write_without_appending(file: &File, data: &[u8], offset: u64) -> 
         )
     };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes all parts behind the end of the file, wherever that is now, so that no other process's
+/// append is overwritten ([`pwritev2(2)`], `RWF_APPEND`, Linux 4.16). Returns how many bytes were
+/// written, and the end of the file after them, to which the call moves the position ([`lseek(2)`]):
+/// so nothing else may use this open file description.
+///
+/// [`pwritev2(2)`]: https://man7.org/linux/man-pages/man2/pwritev2.2.html
+/// [`lseek(2)`]: https://man7.org/linux/man-pages/man2/lseek.2.html
+pub(crate) fn append(mut file: &File, parts: &[IoSlice<'_>]) -> io::Result<(usize, u64)> {
+    /// From `linux/fs.h`.
+    const RWF_APPEND: libc::c_int = 0x10;
+    /// The offset that has the call use the position, and move it.
+    const POSITION: libc::c_ulong = libc::c_ulong::MAX;
+    loop {
+        // SAFETY: an `IoSlice` has the layout of an `iovec`; the parts and their data are live for
+        // the call, which only reads them, and `file` keeps the descriptor open.
+        let written = unsafe {
+            libc::syscall(
+                libc::SYS_pwritev2,
+                file.as_raw_fd(),
+                parts.as_ptr(),
+                parts.len(),
+                POSITION,
+                POSITION,
+                RWF_APPEND,
+            )
+        };
+        match usize::try_from(written) {
+            Ok(written) => return Ok((written, file.stream_position()?)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
 }
 
 /// Whether the error says that the kernel, the file system or a filter of system calls refuses this

@@ -8,12 +8,13 @@
 //! | [`page_size`] | `sysconf(3)` | `sysconf(3)` | `GetSystemInfo` |
 //! | [`CAN_MAP_PAST_END`] | yes (64-bit) | yes (64-bit) | no |
 //! | [`open`], [`open_or_create`], [`FOR_ALL`], [`FOR_THE_OWNER`] | `open(2)`, waits for a lease | `open(2)` | `CreateFileW` |
-//! | [`create_new`], [`Created`] | `openat(2)`, `unlinkat(2)` | `openat(2)`, `unlinkat(2)` | `CREATE_NEW`, `DeleteFileW` |
+//! | [`create_new`], [`Created`] | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `CREATE_NEW`, `MoveFileExW`, `DeleteFileW` |
 //! | [`file_info`], [`file_id_at`] | `fstat(2)`, `stat(2)` | `fstat(2)`, `stat(2)` | `GetFileInformationByHandleEx` |
 //! | [`file_len`], [`known_len`], [`is_linked`] | `statx(2)` | `fstat(2)` | `GetFileInformationByHandle` |
 //! | [`access`] | `fcntl(2)` | `fcntl(2)` | `NtQueryInformationFile` |
 //! | [`is_owner`] | `geteuid(2)` | `geteuid(2)` | never |
 //! | [`restrict`], [`copy_permissions`] | `fchmod(2)` | `fchmod(2)` | the read-only attribute |
+//! | [`copy_attributes`] | `fchown(2)`, `fchmod(2)`, `setxattr(2)` | `fchown(2)`, `fchmod(2)` | the read-only attribute |
 //! | [`check_address_space`] | `mmap(2)` | `mmap(2)` | not checked |
 //! | [`check_file_limit`] | `getrlimit(2)` | `getrlimit(2)` | no limit |
 //! | [`check_free_space`], [`check_free_space_for`] | `fstatvfs(3)` | `fstatvfs(3)` | not checked |
@@ -26,7 +27,7 @@
 //! | [`HAS_BARRIER`], [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |
 //! | [`start_writeback`], [`finish_writeback`] | `sync_file_range(2)` | nothing | nothing |
 //! | [`fs_traits`] | `fstatfs(2)` | none | none |
-//! | [`may_write_at`], [`write_at`], [`reserve`] | `fcntl(2)`, `pwritev2(2)`, `fallocate(2)` | not used | not used |
+//! | [`may_write_at`], [`write_at`], [`append`], [`reserve`] | `fcntl(2)`, `pwritev2(2)`, `fallocate(2)` | not used | not used |
 //! | [`cache_hint`] | `posix_fadvise(2)` | nothing | nothing |
 //! | [`advise`] | `madvise(2)` | `madvise(2)` | `PrefetchVirtualMemory` |
 //! | [`allocate`], [`preallocate`], [`ALLOCATE_KEEPS_BYTES`] | `fallocate(2)` | zeroes are written | zeroes are written |
@@ -37,6 +38,8 @@
 //! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
 //! | [`reopen`] | `/proc/self/fd` | not used | not used |
 //! | [`look`], [`may_open`] | `O_PATH`, `faccessat2(2)` | nothing | nothing |
+//! | [`lock_pages`], [`unlock_pages`] | `mlock(2)` | `mlock(2)` | `VirtualLock`, `VirtualUnlock` |
+//! | [`try_lock_shared`], [`try_lock_exclusive`], [`unlock`] | `flock(2)` | `flock(2)` | `LockFileEx`, `UnlockFileEx` |
 //! | [`has_huge_pages`] | `/proc/self/smaps` | unknown | unknown |
 //! | [`clone_file`] | `FICLONE` | nothing | nothing |
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |

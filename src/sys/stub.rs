@@ -3,6 +3,7 @@
 //! [`Unsupported`](io::ErrorKind::Unsupported). No file is ever open, so most functions here are
 //! never called.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::Path;
@@ -50,6 +51,14 @@ pub(crate) fn create_new(_path: &Path, _permissions: u32) -> io::Result<(File, O
 }
 
 impl Created {
+    pub(crate) fn rename(&mut self, _name: &OsStr) -> io::Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn sync(&self, _file: &File) -> io::Result<()> {
+        match *self {}
+    }
+
     pub(crate) fn remove(&self, _file: &File) -> io::Result<()> {
         match *self {}
     }
@@ -60,6 +69,10 @@ pub(crate) fn restrict(_file: &File, _source: &Metadata) -> io::Result<()> {
 }
 
 pub(crate) fn copy_permissions(_file: &File, _source: &Metadata) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn copy_attributes(_file: &File, _old: &Path, _metadata: &Metadata) -> io::Result<()> {
     unsupported()
 }
 
@@ -179,6 +192,32 @@ pub(crate) unsafe fn sync_range(_file: &File, _run: Run) -> io::Result<()> {
 /// None needed; the signature is shared with the other platforms.
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
 pub(crate) unsafe fn advise(_run: Run, _advice: Advice) -> io::Result<()> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn lock_pages(_run: Run) -> io::Result<()> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn unlock_pages(_run: Run) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn try_lock_shared(_file: &File) -> io::Result<bool> {
+    unsupported()
+}
+
+pub(crate) fn try_lock_exclusive(_file: &File) -> io::Result<bool> {
+    unsupported()
+}
+
+pub(crate) fn unlock(_file: &File) -> io::Result<()> {
     unsupported()
 }
 

@@ -1,5 +1,7 @@
 //! The calls that all Unix systems share, and portable versions of those that only Linux has.
 
+mod attributes;
+mod locks;
 mod opening;
 
 use std::fs::{self, File, Metadata, Permissions};
@@ -15,6 +17,8 @@ use super::{Access, FileId, FileInfo};
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use self::portable::*;
 
+pub(crate) use self::attributes::*;
+pub(crate) use self::locks::*;
 pub(crate) use self::opening::*;
 
 /// A map may be longer than its file: a page past the end of the file faults, and the file is not
@@ -487,7 +491,8 @@ mod portable {
     ///
     /// # Safety
     ///
-    /// The run lies in one live shared mapping of a file.
+    /// The run lies in one live mapping. That is a shared mapping of a file, whose discarded pages
+    /// come back from the file; or the advice is none that discards pages.
     #[cfg_attr(not(feature = "advise"), allow(dead_code))]
     pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
         let advice = match advice {
@@ -498,8 +503,8 @@ mod portable {
             Advice::DontNeed => libc::MADV_DONTNEED,
             Advice::Cold | Advice::PageOut | Advice::HugePage | Advice::NoHugePage => return Ok(()),
         };
-        // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
-        // page that is discarded is read from the file again.
+        // SAFETY: the run lies in one live mapping, by this function's contract, and a page that is
+        // discarded is read from the file again.
         unsafe { madvise(run.addr, run.len, advice) }
     }
 

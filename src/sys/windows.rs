@@ -5,6 +5,9 @@
 //! cut, a name in a directory needs no flush of its own, and a page that cannot be read raises a
 //! structured exception (`EXCEPTION_IN_PAGE_ERROR`), which Rust code cannot turn into an error.
 
+mod locks;
+
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::fs::FileExt;
@@ -31,6 +34,7 @@ use windows_sys::Win32::System::SystemInformation::{GetSystemInfo, SYSTEM_INFO};
 use windows_sys::Win32::System::Threading::{FlushProcessWriteBuffers, GetCurrentProcess};
 use windows_sys::Win32::System::IO::IO_STATUS_BLOCK;
 
+pub(crate) use self::locks::*;
 use super::{Access, Advice, CacheHint, FileId, FileInfo, Run};
 
 /// A section that is larger than its file extends the file (`CreateFileMappingW`), so a mapping
@@ -103,6 +107,20 @@ pub(crate) fn create_new(path: &Path, _permissions: u32) -> io::Result<(File, Op
 }
 
 impl Created {
+    /// Gives the file another name in its directory, and takes that name from the file that has it
+    /// ("MoveFileExW function", which the standard library calls). Fails if that file is mapped.
+    pub(crate) fn rename(&mut self, name: &OsStr) -> io::Result<()> {
+        let renamed = self.0.with_file_name(name);
+        fs::rename(&self.0, &renamed)?;
+        self.0 = renamed;
+        Ok(())
+    }
+
+    /// Makes the name of `file`, which was created here, durable; see [`sync_name`].
+    pub(crate) fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
     /// Removes the file that was created, unless the name belongs to another file by now.
     pub(crate) fn remove(&self, file: &File) -> io::Result<()> {
         match file_id_at(&self.0)? == file_info(file)?.id {
@@ -124,6 +142,12 @@ pub(crate) fn copy_permissions(file: &File, source: &Metadata) -> io::Result<()>
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         result => result,
     }
+}
+
+/// Gives `file` the attribute `FILE_ATTRIBUTE_READONLY` of another file. It has the access control
+/// list that new files have in its directory.
+pub(crate) fn copy_attributes(file: &File, _old: &Path, metadata: &Metadata) -> io::Result<()> {
+    copy_permissions(file, metadata)
 }
 
 /// Sets the time of the last modification to now.
@@ -449,7 +473,7 @@ pub(crate) unsafe fn sync_range(file: &File, run: Run) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// The run lies in one live shared mapping of a file.
+/// The run lies in one live mapping.
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
 pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     match advice {

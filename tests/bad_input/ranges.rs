@@ -55,6 +55,11 @@ fn ranges_outside_file_are_refused() {
                 for advice in [mmap_io::MmapAdvice::Normal, mmap_io::MmapAdvice::DontNeed] {
                     outside(range, file.advise(offset, len, advice).await);
                 }
+                #[cfg(feature = "locking")]
+                {
+                    outside(range, file.lock(offset, len).await);
+                    outside(range, file.unlock(offset, len).await);
+                }
             }
             outside(range, reader.as_slice_bytes(offset, len).map(drop));
             outside(range, file.as_slice_mut(offset, len).await.map(drop));
@@ -131,6 +136,11 @@ fn empty_range_is_valid_at_any_offset() {
                 file.advise(offset, 0, mmap_io::MmapAdvice::DontNeed)
                     .await
                     .unwrap();
+                #[cfg(feature = "locking")]
+                {
+                    file.lock(offset, 0).await.unwrap();
+                    file.unlock(offset, 0).await.unwrap();
+                }
             }
             file.update_regions(&[]).await.unwrap();
             file.update_regions_async(&[]).await.unwrap();

@@ -1,8 +1,8 @@
 //! A file system that may be remote, as far as the crate knows: a server of [`fuse(4)`] inside the
 //! test, whose answers the test holds back or refuses.
 //!
-//! The files are in memory. One thread reads the requests, and answers those that are not held
-//! back; a second one answers the others when they are released.
+//! The files are in memory. One thread reads the requests, and answers those that need not wait; a
+//! second one answers the others when they are released, or when their time has come.
 //!
 //! A process that serves itself can lock itself up, in ways that no signal ends:
 //! - A close waits for FLUSH even when the process is being killed, and the device is closed when
@@ -126,6 +126,13 @@ impl Fuse {
         Held(self, kinds)
     }
 
+    /// Lets the answer to each request of these kinds take that long from now on.
+    pub(crate) fn slow_down(&self, kinds: &[Kind], takes: Duration) {
+        let mut state = self.server.state();
+        state.slow = kinds.iter().fold(0, |kinds, kind| kinds | bit(*kind));
+        state.takes = takes;
+    }
+
     /// Answers requests of a kind with an error from now on; with 0, as they should be.
     pub(crate) fn refuse(&self, kind: Kind, errno: i32) {
         self.server.state().errors[kind as usize] = errno;
@@ -183,6 +190,7 @@ impl Drop for Fuse {
         {
             let mut state = self.server.state();
             state.held = 0;
+            state.slow = 0;
             state.is_over = true;
         }
         self.server.changed.notify_all();
@@ -199,6 +207,16 @@ impl Drop for Fuse {
 /// Answers that are held back until this is dropped.
 #[must_use]
 pub(crate) struct Held<'a>(&'a Fuse, u64);
+
+impl Held<'_> {
+    /// Gives the answers that are held back at the moment. Later ones are held back as before.
+    pub(crate) fn answer(&self) {
+        let mut state = self.0.server.state();
+        state.released = state.waiting.len();
+        drop(state);
+        self.0.server.changed.notify_all();
+    }
+}
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
@@ -224,8 +242,13 @@ struct State {
     /// Kinds whose answers are held back, a bit each.
     held: u64,
     held_since: Instant,
-    /// The requests that wait for that.
-    waiting: Vec<Head>,
+    /// Kinds whose answers take their time, a bit each, and how long they take.
+    slow: u64,
+    takes: Duration,
+    /// The requests that wait for one or the other, since when. The oldest is the first.
+    waiting: Vec<(Head, Instant)>,
+    /// How many of them are to be answered although they are held back.
+    released: usize,
     errors: [i32; KINDS],
     /// Kind and thread of each request.
     requests: Vec<(Kind, u32)>,
@@ -240,7 +263,10 @@ impl Server {
                 files: Files::new(files),
                 held: 0,
                 held_since: Instant::now(),
-                waiting: with_room(1 << 10, Head::EMPTY),
+                slow: 0,
+                takes: Duration::ZERO,
+                waiting: with_room(1 << 10, (Head::EMPTY, Instant::now())),
+                released: 0,
                 errors: [0; KINDS],
                 requests: with_room(1 << 16, (1, 1)),
                 is_over: false,
@@ -272,9 +298,12 @@ impl Server {
             if kind == WRITE && state.error(kind) == 0 {
                 state.files.write(request);
             }
-            match state.held & bit(kind) {
+            match (state.held | state.slow) & bit(kind) {
                 0 => state.answer(&head, device),
-                _ => state.waiting.push(head),
+                _ => {
+                    state.waiting.push((head, Instant::now()));
+                    self.changed.notify_all();
+                }
             }
         }
     }
@@ -282,17 +311,20 @@ impl Server {
     fn answer_what_was_held(&self, device: &File) {
         let mut state = self.state();
         loop {
-            let held = state.held;
-            let is_free = |head: &Head| held & bit(head.kind()) == 0;
-            if let Some(index) = state.waiting.iter().position(is_free) {
-                let head = state.waiting.remove(index);
+            let left = state.waiting.iter().map(|request| state.left(request));
+            let next = left.enumerate().min_by_key(|(_, left)| *left);
+            let (index, left) = next.unwrap_or((0, PATIENCE));
+            if left == Duration::ZERO {
+                let (head, _) = state.waiting.remove(index);
+                state.released = state.released.saturating_sub(1);
                 state.answer(&head, device);
                 continue;
             }
             if state.is_over {
                 return;
             }
-            (state, _) = self.changed.wait_timeout(state, PATIENCE / 10).unwrap();
+            let left = left.min(PATIENCE / 10);
+            (state, _) = self.changed.wait_timeout(state, left).unwrap();
             if state.held_since.elapsed() > PATIENCE {
                 state.held = 0;
             }
@@ -301,6 +333,18 @@ impl Server {
 }
 
 impl State {
+    /// How long a request still waits for its answer.
+    fn left(&self, (head, asked): &(Head, Instant)) -> Duration {
+        let kind = bit(head.kind());
+        if self.held & kind != 0 && self.released == 0 {
+            PATIENCE
+        } else if self.slow & kind != 0 {
+            self.takes.saturating_sub(asked.elapsed())
+        } else {
+            Duration::ZERO
+        }
+    }
+
     fn error(&self, kind: Kind) -> i32 {
         self.errors.get(kind as usize).copied().unwrap_or(0)
     }

@@ -5,10 +5,13 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 
 use bytes::Bytes;
-use mmap_io::{manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, TouchHint};
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
+use mmap_io::{
+    manager, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, SegmentMut, TouchHint,
+};
 
 /// Bytes of the file that operations work on. Only the first pages are written; the rest is a
 /// hole, which is not resident until it is read.
@@ -124,6 +127,8 @@ impl Fixture {
                 "created" => len == CREATED,
                 "copy" => len >= LEN / 2,
                 "small_copy" => len == CREATED,
+                // The temporary file of a replacement takes its name, or is removed.
+                ".mmap" => false,
                 _ => return None,
             };
             Some((path, is_whole))
@@ -164,6 +169,18 @@ macro_rules! operations {
     };
 }
 
+/// The operations that read: they wait for their bytes, and are not in the queue.
+pub(crate) const READS: [&str; 8] = [
+    "slice",
+    "slices",
+    "read_bytes",
+    "read_regions",
+    "read_into",
+    "stream",
+    "reader, read",
+    "reader, fill_buf",
+];
+
 /// Every operation, with arguments that give it work on the pool.
 pub(crate) fn operations() -> Vec<Operation> {
     operations! {
@@ -194,6 +211,12 @@ pub(crate) fn operations() -> Vec<Operation> {
             .touch_hint(TouchHint::Eager)
             .flush_policy(FlushPolicy::Always)
             .open();
+        #[cfg(feature = "cow")]
+        Nothing "open_cow": |fixture| MemoryMappedFile::open_cow(fixture.path("unmapped"));
+        #[cfg(feature = "cow")]
+        Nothing "open_cow_writable": |fixture| {
+            MemoryMappedFile::open_cow_writable(fixture.path("data"))
+        };
         Nothing "from_file": |fixture| {
             let file = fixture.plain.try_clone().unwrap();
             MemoryMappedFile::from_file(file, MmapMode::ReadWrite, "name")
@@ -219,6 +242,9 @@ pub(crate) fn operations() -> Vec<Operation> {
             fixture.file.write_bytes(WRITTEN.0, source)
         };
         Nothing "try_update_region": |fixture| fixture.file.try_update_region(WRITTEN.0, &WHOLE);
+        Nothing "append": |fixture| fixture.file.append(&PART);
+        Nothing "append_async": |fixture| fixture.file.append_async(&PART);
+        Nothing "append_at": |fixture| fixture.file.append_at(fixture.file.len(), &PART);
         AnyView "as_slice_mut": |fixture| async {
             fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
             Ok::<_, MmapIoError>(())
@@ -227,6 +253,26 @@ pub(crate) fn operations() -> Vec<Operation> {
             let mut view = fixture.file.as_slice_mut(WRITTEN.0, WRITTEN.1).await?;
             view.fill(AFTER);
             view.commit().await
+        };
+        AnyView "SegmentMut::write": |fixture| async {
+            let parent = Arc::new(fixture.file.clone());
+            let segment = SegmentMut::new(parent, WRITTEN.0, WRITTEN.1)?;
+            segment.write(&WHOLE).await
+        };
+        AnyView "SegmentMut::as_slice_mut": |fixture| async {
+            let parent = Arc::new(fixture.file.clone());
+            let segment = SegmentMut::new(parent, WRITTEN.0, WRITTEN.1)?;
+            segment.as_slice_mut().await?.fill(AFTER);
+            Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "iterator")]
+        AnyView "for_each_mut": |fixture| {
+            fixture.file.chunks_mut(1 << 17).for_each_mut(|offset, chunk| {
+                if offset == 0 {
+                    chunk[WRITTEN.0 as usize..][..WRITTEN.1 as usize].fill(AFTER);
+                }
+                Ok(())
+            })
         };
         Nothing "flush": |fixture| fixture.file.flush();
         Nothing "flush_range": |fixture| fixture.file.flush_range(WRITTEN.0, WRITTEN.1);
@@ -240,11 +286,44 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "advise": |fixture| {
             fixture.file.advise(COLD.0, COLD.1, mmap_io::MmapAdvice::WillNeed)
         };
+        #[cfg(feature = "locking")]
+        Nothing "lock": |fixture| fixture.file.lock(COLD.0, COLD.1);
+        #[cfg(feature = "locking")]
+        Nothing "lock_all": |fixture| fixture.file.lock_all();
+        #[cfg(feature = "locking")]
+        Nothing "unlock": |fixture| fixture.file.unlock(COLD.0, COLD.1);
+        #[cfg(feature = "locking")]
+        Nothing "unlock_all": |fixture| fixture.file.unlock_all();
+        #[cfg(feature = "hugepages")]
+        Nothing "open, huge pages": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
+            .huge_pages(true)
+            .open();
+        #[cfg(feature = "advisory-lock")]
+        Nothing "open, locked": |fixture| MemoryMappedFile::builder(fixture.path("unmapped"))
+            .mode(MmapMode::ReadWrite)
+            .advisory_lock(mmap_io::Lock::Exclusive)
+            .open();
         Nothing "metadata": |fixture| fixture.file.metadata();
         Nothing "is_at_path": |fixture| fixture.file.is_at_path();
         Nothing "is_hugepage_backed": |fixture| async {
             let _ = fixture.file.is_hugepage_backed().await;
             Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "cow")]
+        MutableViews "update_region, private": |fixture| async {
+            let private = MemoryMappedFile::open_cow_writable(fixture.path("data")).await?;
+            private.update_region(WRITTEN.0, &WHOLE).await
+        };
+        #[cfg(feature = "cow")]
+        MutableViews "as_slice_mut, private": |fixture| async {
+            let private = MemoryMappedFile::open_cow_writable(fixture.path("data")).await?;
+            private.as_slice_mut(WRITTEN.0, WRITTEN.1).await?.fill(AFTER);
+            Ok::<_, MmapIoError>(())
+        };
+        #[cfg(feature = "cow")]
+        MutableViews "slice, private": |fixture| async {
+            let private = MemoryMappedFile::open_cow_writable(fixture.path("data")).await?;
+            private.slice(COLD.0, COLD.1).await.map(drop)
         };
         MutableViews "slice": |fixture| fixture.file.slice(COLD.0, COLD.1);
         MutableViews "read_bytes": |fixture| fixture.file.read_bytes(COLD.0, COLD.1);
@@ -252,6 +331,26 @@ pub(crate) fn operations() -> Vec<Operation> {
             let mut buffer = vec![1; COLD.1 as usize];
             fixture.file.read_into(COLD.0, &mut buffer).await?;
             assert!(buffer.iter().all(|byte| *byte == 0));
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "read_regions": |fixture| fixture.file.read_regions(&[COLD, (2 * COLD.0, 10)]);
+        MutableViews "slices": |fixture| fixture.file.slices(&[COLD, (2 * COLD.0, 10)]);
+        MutableViews "stream": |fixture| async {
+            let mut stream = fixture.file.stream(COLD.0..COLD.0 + COLD.1, 1 << 14)?;
+            while let Some(piece) = stream.next().await {
+                assert_eq!(piece?, [0; 1 << 14][..]);
+            }
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "reader, read": |fixture| async {
+            let mut buffer = vec![1; COLD.1 as usize];
+            fixture.file.reader_range(COLD.0..)?.read_exact(&mut buffer).await?;
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            Ok::<_, MmapIoError>(())
+        };
+        MutableViews "reader, fill_buf": |fixture| async {
+            let mut reader = fixture.file.reader_range(COLD.0..)?;
+            assert!(reader.fill_buf().await?.iter().all(|byte| *byte == 0));
             Ok::<_, MmapIoError>(())
         };
         MutableViews "copy_to": |fixture| fixture.file.copy_to(fixture.path("copy"));
@@ -278,6 +377,13 @@ pub(crate) fn operations() -> Vec<Operation> {
         Nothing "copy_mmap_async": |fixture| {
             let target = fixture.path("small_copy");
             manager::r#async::copy_mmap_async(fixture.path("unmapped"), target)
+        };
+        #[cfg(feature = "watch")]
+        Nothing "watch": |fixture| fixture.file.watch(|_| ());
+        #[cfg(feature = "watch")]
+        Nothing "watch_stream": |fixture| fixture.file.watch_stream();
+        Nothing "replace": |fixture| {
+            mmap_io::replace(fixture.path("created-p"), vec![AFTER; CREATED as usize])
         };
         Nothing "delete_mmap": |fixture| deleted(mmap_io::delete_mmap(fixture.path("doomed")));
         Nothing "delete_mmap_async": |fixture| {

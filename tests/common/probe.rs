@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -115,6 +116,64 @@ pub(crate) fn cached(path: &Path, offset: usize, len: usize) -> usize {
     let result = unsafe { libc::mincore(addr.cast(), len, present.as_mut_ptr()) };
     assert_eq!(result, 0);
     present.iter().filter(|page| **page & 1 == 1).count()
+}
+
+/// A mapping of this process, or a part of one with flags of its own, by `/proc/self/smaps`.
+#[derive(Debug)]
+pub(crate) struct Area {
+    pub(crate) addresses: Range<usize>,
+    /// Two letters each, by the names of `VmFlags`: `lo` is locked, `hg` is for huge pages.
+    pub(crate) flags: Vec<String>,
+    /// Bytes that are mapped at this moment.
+    pub(crate) resident: u64,
+}
+
+/// The mappings of this process.
+pub(crate) fn areas() -> Vec<Area> {
+    let mut areas: Vec<Area> = Vec::new();
+    for line in fs::read("/proc/self/smaps")
+        .unwrap()
+        .split(|byte| *byte == b'\n')
+    {
+        // Paths are not all UTF-8.
+        let line = String::from_utf8_lossy(line);
+        let mut words = line.split_ascii_whitespace();
+        let name = words.next().unwrap_or_default();
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        let bounds = name.split_once('-');
+        let bounds = bounds.and_then(|(start, end)| address(start).zip(address(end)));
+        if let Some((start, end)) = bounds {
+            areas.push(Area {
+                addresses: start..end,
+                flags: Vec::new(),
+                resident: 0,
+            });
+        } else if let Some(area) = areas.last_mut() {
+            match name {
+                "VmFlags:" => area.flags = words.map(str::to_owned).collect(),
+                "Rss:" => area.resident = words.next().unwrap().parse::<u64>().unwrap() << 10,
+                _ => {}
+            }
+        }
+    }
+    areas
+}
+
+/// Whether the mapping at an address has a flag.
+pub(crate) fn has_flag(addr: *const u8, flag: &str) -> bool {
+    let mut areas = areas().into_iter();
+    let area = areas.find(|area| area.addresses.contains(&(addr as usize)));
+    area.unwrap().flags.iter().any(|other| other == flag)
+}
+
+/// Whether this kernel has huge pages at all, for a process that asks for them.
+pub(crate) fn has_huge_pages(test: &str) -> bool {
+    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let has = setting.is_ok_and(|setting| !setting.contains("[never]"));
+    if !has {
+        skip(test, "the kernel has no transparent huge pages");
+    }
+    has
 }
 
 /// Whether `strace` is there and may trace; says so if not.

@@ -138,6 +138,11 @@ fn empty_operations_are_fair() {
             file.try_update_region(0, b"")
         );
         assert_fair!("as_slice_mut of nothing", file.as_slice_mut(0, 0));
+        #[cfg(feature = "iterator")]
+        assert_fair!(
+            "chunks_mut of nothing",
+            file.chunks_mut(0).for_each_mut(|_, _| Ok(()))
+        );
     });
 }
 
@@ -157,6 +162,11 @@ fn refused_operations_are_fair() {
         assert_fair!("update_regions", reader.update_regions(&[(0, b"x")]));
         assert_fair!("try_update_region", reader.try_update_region(0, b"x"));
         assert_fair!("as_slice_mut", reader.as_slice_mut(0, 1));
+        #[cfg(feature = "iterator")]
+        assert_fair!(
+            "chunks_mut",
+            reader.chunks_mut(1).for_each_mut(|_, _| Ok(()))
+        );
         assert_fair!("resize", reader.resize(1));
         assert_fair!("grow_to", reader.grow_to(1));
         assert_fair!("create", MemoryMappedFile::create_rw(file.path(), 0));

@@ -72,6 +72,10 @@ fn all_are_refused(file: &MemoryMappedFile, memory: &AnonymousMmap) -> bool {
         is_refused(file.prefetch_range(0, 10)),
         is_refused(file.copy_to(path.with_extension("copy"))),
         is_refused(file.clone().close()),
+        #[cfg(feature = "locking")]
+        is_refused(file.lock(0, 10)),
+        #[cfg(feature = "locking")]
+        is_refused(file.unlock_all()),
         is_refused(builder().create()),
         is_refused(builder().open()),
         is_refused(builder().open_or_create()),
@@ -211,4 +215,35 @@ fn early_child() {
         file.close().await.is_ok()
     })));
     assert_eq!(std::fs::read(&path).unwrap()[..5], *b"child");
+}
+
+#[cfg(feature = "watch")]
+#[test]
+fn forked_child_drops_watches() {
+    in_child(child!(watching_child));
+}
+
+#[cfg(feature = "watch")]
+#[test]
+fn watching_child() {
+    use futures_lite::StreamExt;
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (path, file) = block_on(patterned(&dir, 100));
+    let watch = block_on(file.watch(|_| ())).unwrap();
+    let mut changes = block_on(file.watch_stream()).unwrap();
+    assert!(block_on(poll_once(changes.next())).is_none());
+    let mut parent = block_on(file.watch_stream()).unwrap();
+    assert!(in_fork(move || {
+        let ended = block_on(poll_once(changes.next())) == Some(None);
+        let is_right = ended
+            && !watch.is_active()
+            && is_refused(file.watch_stream())
+            && is_refused(file.watch(|_| ()));
+        drop((watch, changes, file));
+        is_right
+    }));
+    std::fs::write(path, b"parent").unwrap();
+    assert!(block_on(with_timeout(parent.next())).is_some());
 }

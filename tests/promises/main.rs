@@ -12,7 +12,7 @@
 //! - P7 **All or nothing, and safe to cancel**: a dropped future withdraws its operation, or the
 //!   operation runs to completion (`p7_cancel`, `wakers`).
 //! - P8 **Order**: overlapping operations take effect in the order of submission, each of them
-//!   whole (`p8_order`, `strategy`).
+//!   whole (`p8_order`, `strategy`, `appends`).
 //! - P9 **Bounded**: the data of queued writes has a limit, and one timer serves all files
 //!   (`p9_bounded`, `policies`).
 //! - P10 **Errors, not signals**: a full or failing disk, and a file that another process has cut,
@@ -24,7 +24,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(target_os = "linux")]
+mod appends;
 mod copies;
+#[cfg(feature = "cow")]
+mod cow;
 mod fairness;
 #[cfg(target_os = "linux")]
 mod forked;

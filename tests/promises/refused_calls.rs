@@ -2,6 +2,7 @@
 //!
 //! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
 
+use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 
@@ -35,31 +36,58 @@ const CALLS: [(&str, libc::c_long); 17] = [
     ("lseek", libc::SYS_lseek),
 ];
 
+/// What `replace` can do without: the new file then lacks what the calls would give it.
+const ATTRIBUTE_CALLS: [(&str, libc::c_long); 5] = [
+    ("fchown", libc::SYS_fchown),
+    ("fremovexattr", libc::SYS_fremovexattr),
+    ("llistxattr", libc::SYS_llistxattr),
+    ("lgetxattr", libc::SYS_lgetxattr),
+    ("fsetxattr", libc::SYS_fsetxattr),
+];
+
+const ERRNO: u32 = 0x0005_0000;
+
 /// From now on a call fails with `errno`, on this thread and those that it starts.
 fn refuse(call: libc::c_long, errno: libc::c_int) {
-    const ERRNO: u32 = 0x0005_0000;
-    filter(call, ERRNO | errno as u32);
+    filter(call, None, ERRNO | errno as u32);
 }
 
 /// From now on a call kills the process.
 fn kill_for(call: libc::c_long) {
     const KILL_PROCESS: u32 = 0x8000_0000;
-    filter(call, KILL_PROCESS);
+    filter(call, None, KILL_PROCESS);
 }
 
-/// Answers a call with `action`, on this thread and those that it starts.
-fn filter(call: libc::c_long, action: u32) {
+/// From now on this thread, and those that it starts, find a kernel that does not know how to
+/// populate pages, as before Linux 5.14.
+pub(crate) fn refuse_populating() {
+    const INVALID: u32 = ERRNO | libc::EINVAL as u32;
+    /// `madvise(address, length, advice)`
+    const ADVICE: u32 = 2;
+    for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
+        filter(libc::SYS_madvise, Some((ADVICE, advice as u32)), INVALID);
+    }
+    filter(libc::SYS_process_madvise, None, INVALID);
+}
+
+/// Answers a call with `action`, on this thread and those that it starts; with `argument`, only
+/// where the argument of that index has that value.
+fn filter(call: libc::c_long, argument: Option<(u32, u32)>, action: u32) {
     const LOAD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     const ALLOW: u32 = 0x7fff_0000;
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut steps = [
-        step(LOAD, 0, 0, 0),
-        step(JUMP_IF_EQUAL, 0, 1, call as u32),
-        step(RETURN, 0, 0, action),
-        step(RETURN, 0, 0, ALLOW),
-    ];
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    // `struct seccomp_data`: the number of the call is at 0, the arguments have 8 bytes each.
+    let low_word = if cfg!(target_endian = "little") { 0 } else { 4 };
+    let argument = argument.map(|(index, value)| (16 + 8 * index + low_word, value));
+    let mut steps = Vec::new();
+    for (at, value) in argument.into_iter().chain([(0, call as u32)]) {
+        let to_the_end = if at == 0 { 1 } else { 3 };
+        steps.push(step(LOAD, 0, at));
+        steps.push(step(JUMP_IF_EQUAL, to_the_end, value));
+    }
+    steps.extend([step(RETURN, 0, action), step(RETURN, 0, ALLOW)]);
     let program = libc::sock_fprog {
         len: steps.len() as u16,
         filter: steps.as_mut_ptr(),
@@ -161,6 +189,65 @@ fn refusing_child() {
     refuse(call, errno);
     block_on(everything(&dir, errno));
     println!("works without {name}");
+}
+
+#[test]
+fn replace_works_without_attributes() {
+    for (name, _) in ATTRIBUTE_CALLS {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let dir = on_a_disk();
+            let path = dir.path().join("data");
+            fs::write(&path, "old").unwrap();
+            // Where the process may not do this, fewer attributes have to be kept.
+            let _ = std::os::unix::fs::chown(&path, Some(1234), Some(1234));
+            let file = CString::new(path.to_str().unwrap()).unwrap();
+            // SAFETY: both names are live C strings, and the value has one byte.
+            unsafe {
+                libc::setxattr(
+                    file.as_ptr(),
+                    c"user.kind".as_ptr(),
+                    b"1".as_ptr().cast(),
+                    1,
+                    0,
+                )
+            };
+            fs::write(dir.path().join("refused"), format!("{name} {errno}")).unwrap();
+            println!("{name}, {errno}");
+            child!(replacing_child).dir(dir.path()).passes();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        }
+    }
+}
+
+#[test]
+fn replacing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let order = fs::read_to_string(dir.join("refused")).unwrap();
+    let (name, errno) = order.split_once(' ').unwrap();
+    let errno = errno.parse().unwrap();
+    let mut calls = ATTRIBUTE_CALLS.iter();
+    refuse(calls.find(|(known, _)| *known == name).unwrap().1, errno);
+    block_on(mmap_io::replace(dir.join("data"), "new")).unwrap();
+}
+
+#[test]
+fn operations_work_without_populate() {
+    let dir = on_a_disk();
+    let printed = child!(unpopulating_child).dir(dir.path()).passes();
+    assert!(printed.contains("works without"), "{printed}");
+}
+
+#[test]
+fn unpopulating_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    refuse_populating();
+    block_on(everything(&dir, libc::EINVAL));
+    println!("works without populating");
 }
 
 #[test]

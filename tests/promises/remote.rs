@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
+use bytes::Bytes;
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
 use crate::common::child::child;
@@ -92,6 +93,9 @@ fn operations<'a>(
         "update_region": file.update_region(LEN / 2, b"some bytes");
         "update_region_async": file.update_region_async(LEN / 2 + 10, b"some bytes");
         "update_regions": file.update_regions(&[(LEN / 2 + 20, b"one"), (LEN / 2 + 30, b"two")]);
+        "append": file.append(b"some bytes");
+        "append_async": file.append_async(b"some bytes");
+        "append_at": file.append_at(LEN, b"some bytes");
         "write_bytes": file.write_bytes(LEN / 2 + 40, owned);
         "write_bytes of a mapping": file.write_bytes(LEN / 2 + 50, mapped);
         "write_bytes_async": file.write_bytes_async(LEN / 2 + 60, data);
@@ -334,6 +338,20 @@ fuse_test!(slow_flush_delays_no_other_file, |fuse| {
     eventually("the slow one is flushed", || slow.pending_bytes() == 0);
 });
 
+fuse_test!(appends_reach_the_server, |fuse| {
+    let file = open_rw(fuse).await;
+    let mut expected = pattern(LEN as usize);
+    for number in 0..20 {
+        let data = [number; 700];
+        assert_eq!(file.append(&data).await.unwrap(), expected.len() as u64);
+        expected.extend(data);
+    }
+    file.append_async(b"durable").await.unwrap();
+    expected.extend(b"durable");
+    assert_eq!(fuse.content("data"), expected);
+    assert_eq!(file.as_slice(0, file.len()).unwrap(), expected[..]);
+});
+
 fuse_test!(file_without_links_opens_or_fails, |fuse| {
     fuse.set_links(0);
     for what in ["open_ro", "open_rw", "open_or_create", "create_rw"] {
@@ -483,24 +501,32 @@ fuse_test!(growth_beside_lock_cuts_nothing, |fuse| {
     }
 });
 
+/// Starts more reads of pages that the server holds back than the pool has threads.
+async fn start_reads(
+    file: &MemoryMappedFile,
+) -> Vec<Pin<Box<impl Future<Output = Result<Bytes>> + '_>>> {
+    const READS: u64 = 2_000;
+    let mut reads = Vec::new();
+    for number in 0..READS {
+        let mut read = Box::pin(file.read_bytes(number % (LEN / 4096) * 4096, 4096));
+        assert!(poll_once(&mut read).await.is_none());
+        reads.push(read);
+    }
+    assert_eq!(file.stats().resident_misses, READS);
+    reads
+}
+
 fuse_test!(cold_reads_leave_pool_to_writes, |fuse| {
     if is_single_threaded() {
         return;
     }
-    const READS: u64 = 200;
     let dir = tempfile::tempdir().unwrap();
     let local = MemoryMappedFile::create_rw(dir.path().join("local"), 5000).await;
     let local = local.unwrap();
     let file = open_ro(fuse).await;
     let held = fuse.hold(&[READ]);
-    let mut reads: Vec<_> = (0..READS)
-        .map(|page| Box::pin(file.read_bytes(page * 4096, 4096)))
-        .collect();
-    for read in &mut reads {
-        assert!(poll_once(read).await.is_none());
-    }
+    let mut reads = start_reads(&file).await;
     eventually("pages are asked for", || fuse.count(READ) > 0);
-    assert_eq!(file.stats().resident_misses, READS);
     for _ in 0..5 {
         with_timeout(local.update_region_async(100, b"durable"))
             .await
@@ -511,9 +537,21 @@ fuse_test!(cold_reads_leave_pool_to_writes, |fuse| {
         assert!(poll_once(read).await.is_none());
     }
     drop(held);
-    for (expected, read) in pattern(LEN as usize).chunks(4096).zip(reads) {
+    let expected = pattern(LEN as usize);
+    for (expected, read) in expected.chunks(4096).cycle().zip(reads) {
         assert_eq!(with_timeout(read).await.unwrap(), expected);
     }
+});
+
+fuse_test!(reads_that_are_not_polled_delay_none, |fuse| {
+    let file = open_ro(fuse).await;
+    let held = fuse.hold(&[READ]);
+    let mut reads = start_reads(&file).await;
+    let last = reads.pop().unwrap();
+    drop(held);
+    with_timeout(last).await.unwrap();
+    with_timeout(file.read_bytes(LEN - 100, 100)).await.unwrap();
+    drop(reads);
 });
 
 fuse_test!(birth_time_separates_equal_inodes, |fuse| {

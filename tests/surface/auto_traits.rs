@@ -8,7 +8,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use bytes::Bytes;
 use mmap_io::{
     manager, FlushPolicy, MappedSlice, MappedSliceMut, MemoryMappedFile, MemoryMappedFileBuilder,
-    MmapIoError, MmapMode, Stats, TouchHint,
+    MmapIoError, MmapMode, Segment, SegmentMut, Stats, TouchHint,
 };
 
 const fn shared<T: Send + Sync + Unpin + Debug>() {}
@@ -21,6 +21,8 @@ const _: () = {
     owned::<MmapIoError>();
     owned::<mmap_io::Cause>();
     owned::<mmap_io::Result<MemoryMappedFile>>();
+    owned::<Segment>();
+    owned::<SegmentMut>();
     owned::<Stats>();
     owned::<FlushPolicy>();
     owned::<MmapMode>();
@@ -31,8 +33,20 @@ const _: () = {
     plain::<TouchHint>();
     #[cfg(feature = "advise")]
     owned::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::WatchHandle>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::WatchStream>();
+    #[cfg(feature = "watch")]
+    owned::<mmap_io::ChangeEvent>();
+    #[cfg(feature = "watch")]
+    plain::<mmap_io::ChangeKind>();
     #[cfg(feature = "advise")]
     plain::<mmap_io::MmapAdvice>();
+    #[cfg(feature = "advisory-lock")]
+    owned::<mmap_io::Lock>();
+    #[cfg(feature = "advisory-lock")]
+    plain::<mmap_io::Lock>();
 };
 
 /// For every lifetime of the handle, not only for `'static`.
@@ -48,6 +62,8 @@ fn views<'a>(_: &'a MemoryMappedFile) {
         shared::<mmap_io::atomic::AtomicSliceView<'a, AtomicU32>>();
         shared::<mmap_io::atomic::AtomicSliceView<'a, AtomicU64>>();
     }
+    #[cfg(feature = "iterator")]
+    shared::<mmap_io::ChunkIteratorMut<'a>>();
 }
 
 fn sendable<F: Future + Send>(_: F) {}
@@ -73,6 +89,11 @@ fn every_future_is_send() {
             MmapMode::ReadOnly,
             &path,
         ));
+        #[cfg(feature = "cow")]
+        {
+            spawnable(MemoryMappedFile::open_cow(&path));
+            spawnable(MemoryMappedFile::open_cow_writable(&path));
+        }
         spawnable(builder().create());
         spawnable(builder().create_new());
         spawnable(builder().open());
@@ -81,6 +102,7 @@ fn every_future_is_send() {
         spawnable(mmap_io::load_mmap(&path, MmapMode::ReadOnly));
         spawnable(mmap_io::copy_mmap(&path, &path));
         spawnable(mmap_io::delete_mmap(&path));
+        spawnable(mmap_io::replace(&path, "new"));
         spawnable(manager::r#async::create_mmap_async(&path, 1));
         spawnable(manager::r#async::copy_mmap_async(&path, &path));
         spawnable(manager::r#async::delete_mmap_async(&path));
@@ -101,6 +123,17 @@ fn every_future_is_send() {
     spawnable(file.prefetch_range(0, 1));
     #[cfg(feature = "advise")]
     spawnable(file.advise(0, 1, mmap_io::MmapAdvice::Normal));
+    #[cfg(feature = "locking")]
+    {
+        spawnable(file.lock(0, 1));
+        spawnable(file.lock_all());
+        spawnable(file.unlock(0, 1));
+        spawnable(file.unlock_all());
+    }
+    #[cfg(feature = "watch")]
+    spawnable(file.watch(|_| ()));
+    #[cfg(feature = "watch")]
+    spawnable(file.watch_stream());
     spawnable(file.clone().close());
     let view = file.try_as_slice_mut(0, 1).unwrap().unwrap();
     spawnable(view.commit());
@@ -115,6 +148,17 @@ fn every_future_is_send() {
     sendable(file.update_regions_async(&[(0, &data)]));
     sendable(file.try_update_region(0, &data));
     sendable(file.as_slice_mut(0, 1));
+    #[cfg(feature = "iterator")]
+    {
+        sendable(file.chunks_mut(1).for_each_mut(|_, _| Ok(())));
+        sendable(
+            file.chunks_mut(1)
+                .for_each_mut_legacy(|_, _| Ok::<_, ()>(())),
+        );
+    }
+    let segment = SegmentMut::new(std::sync::Arc::new(file.clone()), 0, 1).unwrap();
+    sendable(segment.as_slice_mut());
+    sendable(segment.write(&data));
     sendable(mmap_io::update_region(&file, 0, &data));
     sendable(mmap_io::write_mmap(&path, 0, &data));
     assert!(!dir.path().join("other").exists(), "nothing was polled");

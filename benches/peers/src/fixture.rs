@@ -242,6 +242,12 @@ pub(crate) fn sync_written_once(path: &Path) -> Result<mmap_io_sync::MemoryMappe
     Ok(map)
 }
 
+/// The sum of all bytes. Never inlined, so that every side that reads bytes runs the same code.
+#[inline(never)]
+pub(crate) fn total(bytes: &[u8]) -> u64 {
+    bytes.iter().map(|byte| u64::from(*byte)).sum()
+}
+
 fn copy_in(map: &mut MmapMut, offset: u64, data: &[u8]) {
     map[offset as usize..][..data.len()].copy_from_slice(data);
 }

@@ -77,21 +77,31 @@ impl Bench {
     /// Lets the sides take turns and gives the median of each. A first round warms up and is not
     /// counted, but checked like the others: in every round all sides report the same work.
     pub(crate) fn interleave<const N: usize>(&self, sides: [Side<'_>; N]) -> Result<[f64; N]> {
-        self.interleave_rounds(self.amount(7, 3), sides)
+        self.interleave_rounds(1, self.amount(7, 3), sides)
     }
 
     /// The same in fewer rounds, for sides whose turns take long.
     pub(crate) fn interleave_slow<const N: usize>(&self, sides: [Side<'_>; N]) -> Result<[f64; N]> {
-        self.interleave_rounds(self.amount(5, 1), sides)
+        self.interleave_rounds(1, self.amount(5, 1), sides)
+    }
+
+    /// The same for sides that each begin with nothing in memory: no round warms up.
+    pub(crate) fn interleave_cold<const N: usize>(
+        &self,
+        rounds: u64,
+        sides: [Side<'_>; N],
+    ) -> Result<[f64; N]> {
+        self.interleave_rounds(0, rounds, sides)
     }
 
     fn interleave_rounds<const N: usize>(
         &self,
+        warm_up: u64,
         counted: u64,
         mut sides: [Side<'_>; N],
     ) -> Result<[f64; N]> {
         let mut values: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
-        for number in 0..=counted {
+        for number in 0..warm_up + counted {
             let round = self.rounds.replace(self.rounds.get() + 1);
             let mut work = None;
             for (side, values) in sides.iter_mut().zip(&mut values) {
@@ -100,7 +110,7 @@ impl Bench {
                 if sample.work != expected {
                     return Err(format!("work differs: {} and {expected}", sample.work).into());
                 }
-                if number > 0 {
+                if number >= warm_up {
                     values.push(sample.value);
                 }
             }

@@ -21,21 +21,28 @@
 
 mod alloc;
 mod beside_flush;
+mod bounded;
 mod bulk;
 mod bytes_views;
 mod chart;
+mod cold_batch;
 mod contention;
 mod durable;
 mod files;
 mod fixture;
 mod group_commit;
 mod harness;
+mod hazard;
 mod last_drop;
 mod many_files;
 mod os;
 mod reads;
 mod report;
 mod residency;
+mod scan;
+mod stall;
+mod ticker;
+mod whole_file;
 mod writes;
 
 use std::fs;
@@ -76,6 +83,10 @@ const FIGURES: &[Figure] = &[
         run: reads::threads,
     },
     Figure {
+        id: "F5",
+        run: scan::scan,
+    },
+    Figure {
         id: "F6",
         run: group_commit::many_tasks,
     },
@@ -106,6 +117,10 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F13",
         run: bulk::fill_fresh,
+    },
+    Figure {
+        id: "F14",
+        run: stall::stall,
     },
     Figure {
         id: "F15",
@@ -142,6 +157,18 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F24",
         run: last_drop::last_drop,
+    },
+    Figure {
+        id: "F26",
+        run: cold_batch::cold_batch,
+    },
+    Figure {
+        id: "F27",
+        run: bounded::bounded_memory,
+    },
+    Figure {
+        id: "F30",
+        run: hazard::async_hazard,
     },
 ];
 

@@ -1,34 +1,115 @@
-//! Asks the operating system which pages are cached or mapped, and how many threads and descriptors
-//! exist, and evicts pages. Linux only; elsewhere the figures that need it report that.
+//! Asks the operating system which pages are cached or mapped, how much memory and how many threads
+//! there are, and how often a thread waited for the disk; evicts pages, and raises limits. Linux
+//! only; elsewhere the figures that need it report that.
 
-pub(crate) use imp::{drop_cached, is_mapped, raise_descriptors, sync_all, threads};
+pub(crate) use imp::{
+    advise_random, cached, drop_cached, is_mapped, major_faults, peak_resident, raise_descriptors,
+    reset_peak_resident, resident, sync_all, threads,
+};
 
 #[cfg(target_os = "linux")]
 mod imp {
     use std::fs::{self, File};
     use std::io;
+    use std::mem::MaybeUninit;
     use std::os::fd::AsRawFd;
     use std::path::Path;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use crate::fixture::map_read;
     use crate::harness::Result;
 
     /// Writes the file back and takes all of it out of the page cache, or fails.
     ///
-    /// Mapped pages stay in the cache, so no mapping of the file may exist.
+    /// Mapped pages stay in the cache, so no mapping of the file may exist. One that ends within a
+    /// moment is waited for: a pool may still have to do that.
     pub(crate) fn drop_cached(path: &Path) -> Result<()> {
         let file = File::open(path)?;
         file.sync_all()?;
+        let patience = Instant::now() + Duration::from_secs(10);
+        loop {
+            advise(&file, libc::POSIX_FADV_DONTNEED)?;
+            match cached_pages(path)? {
+                0 => return Ok(()),
+                pages if Instant::now() > patience => {
+                    return Err(format!("{pages} pages of {} stay cached", path.display()).into());
+                }
+                _ => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Announces that reads through the descriptor are at random places: the kernel then reads what
+    /// is asked for, and no more.
+    pub(crate) fn advise_random(file: &File) -> Result<()> {
+        advise(file, libc::POSIX_FADV_RANDOM)
+    }
+
+    /// Gives advice about the whole file.
+    fn advise(file: &File, advice: libc::c_int) -> Result<()> {
         // SAFETY: no memory is passed, and the descriptor is open.
-        let error =
-            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error).into());
-        }
-        match cached_pages(path)? {
+        match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, advice) } {
             0 => Ok(()),
-            pages => Err(format!("{pages} pages of {} stay cached", path.display()).into()),
+            error => Err(io::Error::from_raw_os_error(error).into()),
         }
+    }
+
+    /// How often an access to memory made the calling thread wait for the disk.
+    pub(crate) fn major_faults() -> Result<u64> {
+        let mut usage = MaybeUninit::<libc::rusage>::uninit();
+        // SAFETY: `usage` has room for what is written to it.
+        if unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        // SAFETY: `getrusage` succeeded, so it filled the structure in.
+        Ok(unsafe { usage.assume_init() }.ru_majflt as u64)
+    }
+
+    /// How much of a file is in the page cache, in bytes (`cachestat(2)`).
+    pub(crate) fn cached(file: &File) -> Result<u64> {
+        const SYS_CACHESTAT: libc::c_long = 451;
+        const PAGE: u64 = 4_096;
+        // Of a length of 0 bytes, all that follows is meant. The number of pages comes first.
+        let (whole_file, mut counts) = ([0_u64; 2], [0_u64; 5]);
+        // SAFETY: both arrays are live for the call and have the sizes of the kernel's structures.
+        let result = unsafe {
+            libc::syscall(
+                SYS_CACHESTAT,
+                file.as_raw_fd(),
+                whole_file.as_ptr(),
+                counts.as_mut_ptr(),
+                0,
+            )
+        };
+        match result {
+            0 => Ok(counts[0] * PAGE),
+            _ => Err(format!("cachestat(2), Linux 6.5: {}", io::Error::last_os_error()).into()),
+        }
+    }
+
+    /// How much memory this process has, in bytes: its own, and what it has mapped of files.
+    pub(crate) fn resident() -> Result<u64> {
+        memory("VmRSS:")
+    }
+
+    /// The most that it had at a time since [`reset_peak_resident`].
+    pub(crate) fn peak_resident() -> Result<u64> {
+        memory("VmHWM:")
+    }
+
+    pub(crate) fn reset_peak_resident() -> Result<()> {
+        Ok(fs::write("/proc/self/clear_refs", "5")?)
+    }
+
+    fn memory(what: &str) -> Result<u64> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let value = status.lines().find_map(|line| line.strip_prefix(what));
+        let kib = value.and_then(|value| value.trim().strip_suffix(" kB"));
+        Ok(kib
+            .ok_or(format!("no {what} in {status}"))?
+            .parse::<u64>()?
+            << 10)
     }
 
     fn cached_pages(path: &Path) -> Result<usize> {
@@ -96,6 +177,7 @@ mod imp {
 
 #[cfg(not(target_os = "linux"))]
 mod imp {
+    use std::fs::File;
     use std::path::Path;
 
     use crate::harness::Result;
@@ -103,6 +185,30 @@ mod imp {
     const ELSEWHERE: &str = "this figure needs Linux";
 
     pub(crate) fn drop_cached(_path: &Path) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn advise_random(_file: &File) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn major_faults() -> Result<u64> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn cached(_file: &File) -> Result<u64> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn resident() -> Result<u64> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn peak_resident() -> Result<u64> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn reset_peak_resident() -> Result<()> {
         Err(ELSEWHERE.into())
     }
 

@@ -9,7 +9,7 @@ use crate::lease::fence::Fences;
 type Copied = CopyLease<Arc<Host>>;
 
 fn copy(host: &Arc<Host>, bytes: ByteRange) -> Result<Copied, Conflict> {
-    CopyLease::try_new(host.clone(), bytes)
+    CopyLease::try_new(host.clone(), bytes).map_err(|(conflict, _)| conflict)
 }
 
 fn atomic(host: &Arc<Host>, kind: Kind, bytes: ByteRange) -> Result<Held> {

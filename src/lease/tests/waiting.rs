@@ -16,7 +16,7 @@ fn a_gate_blocks_new_readers_of_its_range() {
     for inside in [range(0, 10), range(550, 700)] {
         for hold in [Hold::Slot, Hold::Entry] {
             let attempt = Lease::try_shared(host.clone(), hold, inside);
-            assert_eq!(attempt.map(drop).unwrap_err(), Conflict::Gate(until));
+            assert_eq!(attempt.map(drop).unwrap_err().0, Conflict::Gate(until));
         }
     }
     assert!(Way::Borrowed.take(&host, range(100, 500)).is_some());
@@ -84,7 +84,7 @@ fn readers_wait_for_a_lease_until_it_lasts() {
     ] {
         for hold in [Hold::Slot, Hold::Entry] {
             let attempt = Lease::try_shared(host.clone(), hold, bytes);
-            assert_eq!(attempt.map(drop).unwrap_err(), conflict);
+            assert_eq!(attempt.map(drop).unwrap_err().0, conflict);
         }
     }
 }

@@ -216,11 +216,9 @@ fn fadvise(file: &File, offset: u64, len: u64, advice: libc::c_int) -> io::Resul
 }
 
 /// Makes the name by which the file was opened durable: by an `fsync` of the directory or, if the
-/// directory cannot be opened or the file now has another name, of the whole file system
-/// ([`syncfs(2)`]), which needs no further descriptor and no permission. Does nothing for a file
-/// that no longer has a name.
-///
-/// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
+/// directory cannot be opened or the file now has another name, of the whole file system, which
+/// needs no further descriptor and no permission. Does nothing for a file that no longer has a
+/// name.
 pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
     if let Ok(directory) = directory_of(file, path) {
         return sync_directory(&directory);
@@ -228,6 +226,19 @@ pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
     if !file_info(file)?.is_linked {
         return Ok(());
     }
+    sync_file_system(file)
+}
+
+/// Makes all names on the file system of `file` durable, because the directory that has its name
+/// cannot be opened.
+pub(in crate::sys) fn sync_names_without_directory(file: &File, _: io::Error) -> io::Result<()> {
+    sync_file_system(file)
+}
+
+/// Makes everything on the file system of `file` durable ([`syncfs(2)`]).
+///
+/// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
+fn sync_file_system(file: &File) -> io::Result<()> {
     // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
     match unsafe { libc::syncfs(file.as_raw_fd()) } {
         0 => Ok(()),
@@ -235,16 +246,16 @@ pub(crate) fn sync_name(file: &File, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens an open file a second time, for reading ([`proc_pid_fd(5)`]). On overlayfs the new
-/// descriptor shows the current copy of the file.
+/// Opens an open file a second time, for reading or for writing ([`proc_pid_fd(5)`]). On overlayfs
+/// the new descriptor shows the current copy of the file.
 ///
 /// # Errors
 ///
 /// `/proc` is not mounted, or the process may no longer open the file.
 ///
 /// [`proc_pid_fd(5)`]: https://man7.org/linux/man-pages/man5/proc_pid_fd.5.html
-pub(crate) fn reopen(file: &File) -> io::Result<File> {
+pub(crate) fn reopen(file: &File, writes: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    crate::sys::unix::open(options.read(true), path.as_ref())
+    crate::sys::unix::open(options.read(!writes).write(writes), path.as_ref())
 }

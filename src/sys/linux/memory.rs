@@ -19,6 +19,10 @@ const RUNS_A_CALL: usize = 1024;
 /// (`/sys/block/*/queue/read_ahead_kb`).
 pub(super) const READ_AHEAD: u64 = 128 << 10;
 
+/// Most bytes of one call that goes through the pages, during which the kernel holds the address
+/// space's lock: a fault of another thread may have to wait for it.
+const PAGES_STEP: usize = 8 << 20;
+
 /// Faults in the pages of a run for reading ([`madvise(2)`], `MADV_POPULATE_READ`, Linux 5.14).
 ///
 /// # Errors
@@ -292,7 +296,8 @@ pub(crate) unsafe fn sync_range(_file: &File, run: Run) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// The run lies in one live shared mapping of a file: discarded pages come back from the file.
+/// The run lies in one live mapping. That is a shared mapping of a file, whose discarded pages come
+/// back from the file; or the advice is none that discards pages.
 ///
 /// [`madvise(2)`]: https://man7.org/linux/man-pages/man2/madvise.2.html
 #[cfg_attr(not(feature = "advise"), allow(dead_code))]
@@ -310,12 +315,17 @@ pub(crate) unsafe fn advise(run: Run, advice: Advice) -> io::Result<()> {
     };
     let piece = match advice {
         Advice::WillNeed => READ_AHEAD as usize,
-        _ => run.len.max(1),
+        Advice::DontNeed | Advice::Cold | Advice::PageOut => PAGES_STEP,
+        Advice::Normal
+        | Advice::Random
+        | Advice::Sequential
+        | Advice::HugePage
+        | Advice::NoHugePage => run.len.max(1),
     };
     for at in (0..run.len).step_by(piece) {
         let (addr, len) = (run.addr.wrapping_add(at), piece.min(run.len - at));
-        // SAFETY: the run lies in one live shared mapping of a file, by this function's contract: a
-        // page that is discarded is read from the file again.
+        // SAFETY: the run lies in one live mapping, by this function's contract, and a page that is
+        // discarded is read from the file again.
         match unsafe { madvise(addr, len, code) } {
             Err(error) if is_hint && error.raw_os_error() == Some(libc::EINVAL) => {}
             result => result?,

@@ -8,7 +8,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::io::{AsRawFd, FromRawFd};
 use std::path::Path;
 
-use super::file_info;
+use super::{file_info, sync_directory};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use crate::sys::linux::sync_names_without_directory;
 
 /// Opens a path with the given options. Never waits for the peer of a pipe or a device. But if
 /// another process has a lease on a regular file ([`fcntl(2)`], `F_SETLEASE`), it waits until that
@@ -116,6 +118,33 @@ pub(crate) fn create_new(path: &Path, permissions: u32) -> io::Result<(File, Opt
 }
 
 impl Created {
+    /// Gives the file another name in its directory, and takes that name from the file that has it
+    /// ([`renameat(2)`]).
+    ///
+    /// [`renameat(2)`]: https://man7.org/linux/man-pages/man2/rename.2.html
+    pub(crate) fn rename(&mut self, name: &OsStr) -> io::Result<()> {
+        let name = CString::new(name.as_bytes())?;
+        let directory = self.directory.as_raw_fd();
+        // SAFETY: both names are live `CString`s, and `self.directory` keeps the descriptor open.
+        let renamed =
+            unsafe { libc::renameat(directory, self.name.as_ptr(), directory, name.as_ptr()) };
+        if renamed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.name = name;
+        Ok(())
+    }
+
+    /// Makes the name of `file`, which was created here, durable.
+    pub(crate) fn sync(&self, file: &File) -> io::Result<()> {
+        let here = CString::new(".")?;
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK;
+        match open_at(&self.directory, &here, flags, 0) {
+            Ok(directory) => sync_directory(&directory),
+            Err(error) => sync_names_without_directory(file, error),
+        }
+    }
+
     /// Removes the file that was created, unless the name belongs to another file by now.
     ///
     /// Between the check and the removal another process may still move a file to the name: no
@@ -189,6 +218,12 @@ fn open_at(
             return Err(error);
         }
     }
+}
+
+/// Returns the error: these systems have no call that makes all names of a file system durable.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn sync_names_without_directory(_file: &File, error: io::Error) -> io::Result<()> {
+    Err(error)
 }
 
 /// Whether a name in a directory belongs to the file itself, and not to a symbolic link to it.

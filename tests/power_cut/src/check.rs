@@ -8,7 +8,9 @@ use std::path::Path;
 use bytes::Bytes;
 
 use crate::log::{Log, Position};
-use crate::protocol::{file_len, file_name, log_name, Entry, Message, Record};
+use crate::protocol::{
+    file_len, file_name, log_name, replaced_name, Entry, Message, Record, Version,
+};
 
 /// What the writer has reported so far.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +18,8 @@ pub(crate) struct Ledger {
     files: BTreeMap<u64, Promised>,
     /// The entries of each log that are durable, by their positions.
     logs: BTreeMap<u64, BTreeMap<Position, Entry>>,
+    /// The last version of each file that was replaced.
+    replaced: BTreeMap<u64, Version>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -59,8 +63,12 @@ impl Ledger {
                 let log = self.logs.entry(entry.log).or_default();
                 log.insert(Position(position), entry);
             }
+            Message::Replaced(version) => {
+                self.replaced.insert(version.file, version);
+            }
             Message::Gone { file } => {
                 self.files.remove(&file);
+                self.replaced.remove(&file);
                 self.logs.remove(&file);
             }
         }
@@ -75,7 +83,9 @@ impl Ledger {
 
     /// Whether anything must be on the disk.
     pub(crate) fn promises(&self) -> bool {
-        !self.logs.is_empty() || self.files.values().any(|promised| promised.len.is_some())
+        !self.logs.is_empty()
+            || !self.replaced.is_empty()
+            || self.files.values().any(|promised| promised.len.is_some())
     }
 
     /// Checks that everything acknowledged is under `root`.
@@ -90,6 +100,10 @@ impl Ledger {
         for (log, appended) in &self.logs {
             findings.checked += 1 + appended.len();
             check_log(*log, appended, root, &mut findings.losses);
+        }
+        for version in self.replaced.values() {
+            findings.checked += 1;
+            check_replaced(*version, root, &mut findings.losses);
         }
         findings
     }
@@ -119,6 +133,22 @@ impl Promised {
                 losses.push(format!("{name} lacks slot {slot}, version {version}"));
             }
         }
+    }
+}
+
+/// The file holds the version, or the next, which may have been put there without a word.
+fn check_replaced(version: Version, root: &Path, losses: &mut Vec<String>) {
+    let name = replaced_name(version.file);
+    let found = match std::fs::read(root.join(&name)) {
+        Ok(content) => Version::of(version.file, &content),
+        Err(error) => {
+            losses.push(format!("{name} cannot be read: {error}"));
+            return;
+        }
+    };
+    let is_kept = |found: Version| (version.number..=version.number + 1).contains(&found.number);
+    if !found.is_some_and(is_kept) {
+        losses.push(format!("{name} has {found:?} and not {version:?}"));
     }
 }
 

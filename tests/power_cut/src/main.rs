@@ -24,6 +24,7 @@ mod log;
 mod log_writer;
 mod mount;
 mod protocol;
+mod replacer;
 mod rig;
 mod scenario;
 mod server;
@@ -52,10 +53,11 @@ power_cut [--quick] [--images N] [--only SCENARIO] [--fs ext4|xfs] [--seed N]
 const FAULTS: &str = "faults";
 
 /// What xfs is asked to do, unless told otherwise: its recovery takes long.
-const ON_XFS: [Scenario; 4] = [
+const ON_XFS: [Scenario; 5] = [
     Scenario::AfterCreate,
     Scenario::AfterGrow,
     Scenario::ConcurrentTasks,
+    Scenario::Replace,
     Scenario::Control,
 ];
 
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
             .context("no such scenario")
             .and_then(|scenario| match scenario {
                 Scenario::DurableLog => log_writer::run(Path::new(directory), 0, 0),
+                Scenario::Replace => replacer::run(Path::new(directory)),
                 _ => writer::run(scenario, Path::new(directory)),
             })
             .map(|()| true),

@@ -104,6 +104,39 @@ impl Entry {
     }
 }
 
+/// One version of a file that is replaced as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub(crate) file: u64,
+    /// Counts from 0; each is begun when the one before is durable.
+    pub(crate) number: u64,
+}
+
+impl Version {
+    /// Its number, then what only this version has.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let mut random = Random::new([self.file, self.number, 0]);
+        let len = 8 + (random.next() % 30_000) as usize;
+        let mut content = self.number.to_le_bytes().to_vec();
+        while content.len() < len {
+            content.extend(random.next().to_le_bytes());
+        }
+        content.truncate(len);
+        content
+    }
+
+    /// Which version of the file this is, all of it.
+    pub(crate) fn of(file: u64, content: &[u8]) -> Option<Self> {
+        let number = u64::from_le_bytes(content.get(..8)?.try_into().ok()?);
+        let version = Self { file, number };
+        (version.content() == content).then_some(version)
+    }
+}
+
+pub(crate) fn replaced_name(file: u64) -> String {
+    format!("replaced-{file}")
+}
+
 /// Bytes of a file with that many slots; no multiple of anything.
 pub(crate) fn file_len(file: u64, slots: u64) -> u64 {
     slots * SLOT + 1 + file % 4001
@@ -128,6 +161,8 @@ pub(crate) enum Message {
     Durable { record: Record, len: u64 },
     /// The entry is durable, and so are the log's name and all before that position.
     Appended { entry: Entry, position: u64 },
+    /// The version has replaced all versions before, and is durable.
+    Replaced(Version),
     /// The file, or the log, is about to be removed.
     Gone { file: u64 },
 }
@@ -154,6 +189,7 @@ impl fmt::Display for Message {
                 } = entry;
                 write!(f, "appended {log} {life} {task} {nth} {position}")
             }
+            Self::Replaced(Version { file, number }) => write!(f, "replaced {file} {number}"),
             Self::Gone { file } => write!(f, "gone {file}"),
         }
     }
@@ -187,6 +223,7 @@ impl FromStr for Message {
                 },
                 position,
             },
+            ("replaced", &[file, number]) => Self::Replaced(Version { file, number }),
             ("gone", &[file]) => Self::Gone { file },
             _ => bail!("no message: {line:?}"),
         })

@@ -20,6 +20,8 @@ pub(crate) enum Scenario {
     AfterShrink,
     Overwrites,
     ConcurrentTasks,
+    /// Whole files that replace one another.
+    Replace,
     /// The log of the examples; [`log_writer`](crate::log_writer) appends to it.
     DurableLog,
     /// Not durable: every byte has got to the disk, but the disk's cache was not flushed.
@@ -43,6 +45,7 @@ impl Scenario {
         Self::AfterShrink,
         Self::Overwrites,
         Self::ConcurrentTasks,
+        Self::Replace,
         Self::DurableLog,
         Self::Control,
     ];
@@ -64,6 +67,7 @@ impl Scenario {
             Self::AfterShrink => "after_shrink",
             Self::Overwrites => "overwrites",
             Self::ConcurrentTasks => "concurrent_tasks",
+            Self::Replace => "replace",
             Self::DurableLog => "durable_log",
             Self::Control => "control",
         }

@@ -207,7 +207,7 @@ impl Target {
                     task.await?;
                 }
             }
-            Scenario::DurableLog => unreachable!("it has no slots"),
+            Scenario::DurableLog | Scenario::Replace => unreachable!("it has no slots"),
             Scenario::Control => {
                 file.update_region(0, &vec![0; file.len() as usize]).await?;
                 file.flush().await?;

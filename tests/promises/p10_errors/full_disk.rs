@@ -151,6 +151,19 @@ fn small_writes_fill_disk_completely() {
             let slice = file.slice(at, 200).await.unwrap();
             assert_eq!(slice, [number as u8; 200], "write {number} of {written}");
         }
+        // One block may be left, and the file system gives back what it had reserved for itself
+        // when it writes the data out.
+        let mut at = 500 * MIB;
+        loop {
+            file.flush().await.unwrap();
+            let before = at;
+            while file.update_region(at, b"x").await.is_ok() {
+                at += 4096;
+            }
+            if at == before {
+                break;
+            }
+        }
         assert_full(file.as_slice_mut(900 * MIB, 4096).await);
         assert_full(file.update_region(900 * MIB, &[1; 100_000]).await);
     });

@@ -110,9 +110,10 @@ fn thousand_files_child() {
             let mut ticking = files.iter().skip(1).step_by(2);
             ticking.all(|file| state(file) == (1, 0))
         });
-        // One thread waits for the time and two flush; and the pool grows by one or two more
-        // threads when a job is submitted before the thread of the last job is idle.
-        assert!(most <= before + 5, "{most} threads, {before} before");
+        // One thread waits for the time and two flush. The pool grows by a few more when a job is
+        // submitted before the thread of the last job is idle, and up to 32 trial threads find out
+        // whether it may: far from a thread for each file in any case.
+        assert!(most <= before + 50, "{most} threads, {before} before");
         for file in files.iter().step_by(2) {
             assert_eq!(state(file), (0, 5));
             file.flush().await.unwrap();
