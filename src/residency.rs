@@ -92,8 +92,8 @@ pub(crate) fn may_be_cached(run: Run) -> bool {
 /// Reads the pages of all ranges into memory: the disk is asked for all of them at once, and then each
 /// is waited for. Blocks.
 ///
-/// Without the first step, pages that are far from each other are read one after the other, and after
-/// `MADV_RANDOM` neighbours as well.
+/// Without the first step, the system reads up to 8 MiB around a single page, and reads pages that
+/// are far from each other one after the other; after `MADV_RANDOM` neighbours as well.
 ///
 /// # Errors
 ///
@@ -102,10 +102,7 @@ pub(crate) fn read_in(map: &Map, backing: &Backing, ranges: &[ByteRange]) -> Res
     let page_size = sys::page_size();
     let pages = ranges.iter().map(|range| range.to_pages(page_size));
     let pages = PageRange::merged(pages);
-    let is_one_page = matches!(&pages[..], [page] if page.len() <= page_size as u64);
-    if !is_one_page {
-        pages.into_iter().for_each(|run| ask_for(map, backing, run));
-    }
+    pages.into_iter().for_each(|run| ask_for(map, backing, run));
     ranges
         .iter()
         .try_for_each(|range| populate_read(map, backing, *range))

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::MemoryMappedFile;
 use crate::descriptor::Descriptor;
+use crate::fairness::operation;
 use crate::map::Protection;
 use crate::offload::{check, offload_read_in, spawn};
 use crate::open_file::OpenFile;
@@ -124,7 +125,7 @@ impl ReadAhead {
                 Ok(())
             });
             // See above.
-            let _ = read.await;
+            let _ = operation("reading ahead", (piece.start(), piece.len()), read).await;
         })
     }
 

@@ -28,6 +28,7 @@ use super::{check, pool_threads, run};
 use crate::completion::{contain, Completion};
 use crate::error::Result;
 use crate::sync::lock;
+use crate::trace::Phase;
 
 /// The most reads at a time, however many threads the pool may have.
 const MOST: usize = 64;
@@ -71,6 +72,7 @@ pub(crate) async fn offload_read_in(
 ) -> Result<()> {
     // Before the lock, which may stay locked forever in a forked child.
     check()?;
+    let job = Phase::submit().around(job);
     let ended = Arc::new(Completion::new());
     let _place = Place::take(ended.clone(), job);
     begin_reads();
