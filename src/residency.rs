@@ -151,6 +151,8 @@ pub(crate) fn absent(
 pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
     for step in range.to_pages(sys::page_size()).steps(STEP) {
         let run = map.run(step);
+        // Where the system cannot populate, touching a page that was cut off raises a signal.
+        check_length(backing.file(), &[range])?;
         // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and
         // so live; a page that another process has cut off is reported as an error.
         if let Err(error) = unsafe { sys::populate_read(run) } {

@@ -15,6 +15,7 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
 
 use super::*;
 use crate::common::child::{child_dir, Child};
+use crate::common::disk::truncate;
 use crate::common::fuse::{with_fuse, Fuse, GETATTR, READ};
 use crate::common::probe::{cached, can_trace, trace};
 use crate::common::{on_a_disk, pattern, skip, with_timeout};
@@ -280,6 +281,21 @@ fn unpopulating_child() {
                 read_cold(&file, &read).await;
             }
         }
+        // A cut is an error here as well, and no signal.
+        let path = dir.join("cut");
+        std::fs::write(&path, [7; 20_000]).unwrap();
+        let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+        truncate(&path, 5000);
+        let refused = file.slice(0, 20_000).await.map(drop);
+        assert!(matches!(
+            refused,
+            Err(mmap_io::MmapIoError::Truncated { .. })
+        ));
+        let refused = file.touch_pages().await;
+        assert!(matches!(
+            refused,
+            Err(mmap_io::MmapIoError::Truncated { .. })
+        ));
     });
     println!("works without populating");
 }
