@@ -20,6 +20,7 @@
 //! run with an error.
 
 mod alloc;
+mod append;
 mod beside_flush;
 mod bounded;
 mod bulk;
@@ -169,6 +170,10 @@ const FIGURES: &[Figure] = &[
     Figure {
         id: "F30",
         run: hazard::async_hazard,
+    },
+    Figure {
+        id: "F31",
+        run: append::append,
     },
 ];
 
