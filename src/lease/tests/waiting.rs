@@ -15,8 +15,11 @@ fn a_gate_blocks_new_readers_of_its_range() {
     let until = raised + GATE;
     for inside in [range(0, 10), range(550, 700)] {
         for hold in [Hold::Slot, Hold::Entry] {
-            let attempt = Lease::try_shared(host.clone(), hold, inside);
-            assert_eq!(attempt.map(drop).unwrap_err().0, Conflict::Gate(until));
+            match Lease::try_shared(host.clone(), hold, inside) {
+                Err((conflict, _)) => assert_eq!(conflict, Conflict::Gate(until)),
+                // The thread may have been kept from running until the gate was over.
+                Ok(_) => assert!(Instant::now() >= until),
+            }
         }
     }
     assert!(Way::Borrowed.take(&host, range(100, 500)).is_some());
