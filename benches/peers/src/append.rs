@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mmap_io::MemoryMappedFile;
 use tokio::task::spawn_blocking;
 
-use crate::harness::{task, tasks, Bench, Result, Sample};
+use crate::harness::{tasks, Bench, Result, Sample};
 use crate::report::{Goal, Line};
 
 /// The length of a record.
@@ -89,10 +89,7 @@ impl Logs {
                 Ok(each)
             }
         };
-        match count {
-            1 => task(&bench.multi, each, append(0)),
-            _ => tasks(&bench.multi, count * each, count, append),
-        }
+        tasks(&bench.multi, count * each, count, append)
     }
 
     fn append_plain(
@@ -119,10 +116,7 @@ impl Logs {
                 Ok(each)
             }
         };
-        match count {
-            1 => task(&bench.multi, each, append(0)),
-            _ => tasks(&bench.multi, count * each, count, append),
-        }
+        tasks(&bench.multi, count * each, count, append)
     }
 
     /// Fails unless both logs hold the same records, in whatever order.
