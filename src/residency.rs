@@ -66,10 +66,10 @@ pub(crate) fn is_resident(
         return false;
     }
     let pages = range.to_pages(sys::page_size());
-    let may_trust = match sys::cached_pages(file, pages.start(), pages.len()) {
-        Ok(Some(cached)) if !fs_traits.copies_up => cached >= pages.len() / sys::page_size() as u64,
-        Ok(_) => sys::is_owner(file),
-        Err(_) => false,
+    let may_trust = match count_cached(file, fs_traits, pages) {
+        Some(Some(cached)) => cached >= pages.len() / sys::page_size() as u64,
+        Some(None) => true,
+        None => false,
     };
     // After another process has truncated the file in the middle of a large folio, the folio may
     // stay in the cache: its last pages are reported as resident, but touching them raises a
@@ -77,6 +77,16 @@ pub(crate) fn is_resident(
     may_trust
         && is_cached(run)
         && sys::known_len(file).is_ok_and(|file_len| range.end() <= file_len)
+}
+
+/// Returns how many of the pages `cachestat` counts. `Some(None)` if it does not count, and `mincore`
+/// may be trusted; `None` if the system tells this process nothing of the file.
+fn count_cached(file: &File, fs_traits: FsTraits, pages: PageRange) -> Option<Option<u64>> {
+    match sys::cached_pages(file, pages.start(), pages.len()) {
+        Ok(Some(cached)) if !fs_traits.copies_up => Some(Some(cached)),
+        Ok(_) => sys::is_owner(file).then_some(None),
+        Err(_) => None,
+    }
 }
 
 /// Whether every page of the run is in the page cache. No I/O; `false` when in doubt.
@@ -127,17 +137,14 @@ pub(crate) fn absent(
     pages: PageRange,
 ) -> Vec<PageRange> {
     let page_size = sys::page_size() as u64;
-    let (Some(file), true) = (backing.file(), probes()) else {
+    let Some(file) = backing.file() else {
         return Vec::new();
     };
-    let is_told = match sys::cached_pages(file, pages.start(), pages.len()) {
-        Ok(Some(0)) if !fs_traits.copies_up => false,
-        Ok(Some(cached)) if cached >= pages.len() / page_size => return Vec::new(),
-        Ok(_) => sys::is_owner(file),
-        Err(_) => false,
-    };
-    if !is_told {
-        return vec![pages];
+    let counted = probes().then(|| count_cached(file, fs_traits, pages));
+    match counted.flatten() {
+        None | Some(Some(0)) => return vec![pages],
+        Some(Some(cached)) if cached >= pages.len() / page_size => return Vec::new(),
+        Some(_) => {}
     }
     let absent = |page: &PageRange| !is_cached(map.run(*page));
     PageRange::merged(pages.steps(page_size).filter(absent))

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
-use std::time::Instant;
 
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
@@ -14,7 +12,7 @@ use crate::lease::{
     Token,
 };
 use crate::map::{no_bytes, Protection};
-use crate::offload::{check, offload_read_in};
+use crate::offload::check;
 use crate::open_file::{OpenFile, OwnedLease};
 use crate::range::ByteRange;
 use crate::residency;
@@ -225,7 +223,7 @@ impl MemoryMappedFile {
     /// Returns a zero-copy view of a range after reading its pages into memory.
     ///
     /// The pages are read in on the pool if they are not in memory. If a range of at most 4 MiB on
-    /// a local file system is all in memory, there is no hop to the pool (about 1 us for 64 KiB); a
+    /// a local file system is all in memory, there is no hop to the pool (a few microseconds for 64 KiB); a
     /// larger range always hops. Waits for a write that is being applied to the range, and for a
     /// [`MappedSliceMut`](crate::MappedSliceMut) or an atomic view that overlaps it.
     ///
@@ -342,20 +340,13 @@ impl MemoryMappedFile {
         self.read_in(missing).await
     }
 
-    /// Reads the pages of ranges in, on the pool, after the reads that have asked for that before if
-    /// they are many.
+    /// Reads the pages of ranges in, on the pool.
     async fn read_in(&self, ranges: Vec<ByteRange>) -> Result<()> {
-        let began = Instant::now();
         let protection = self.protection;
         let bytes = ranges.iter().map(|range| range.len()).sum::<u64>();
-        let shared = Arc::clone(&self.shared);
-        let counters = &self.shared.counters;
-        counters.hops.fetch_add(1, Ordering::Relaxed);
-        offload_read_in(move || shared.read_in(protection, &ranges)).await?;
-        counters.bytes_read_in.fetch_add(bytes, Ordering::Relaxed);
-        let waited = began.elapsed().as_nanos() as u64;
-        counters.read_in_nanos.fetch_add(waited, Ordering::Relaxed);
-        Ok(())
+        self.shared
+            .read_in_on_pool(bytes, move |shared| shared.read_in(protection, &ranges))
+            .await
     }
 
     fn is_resident(&self, range: ByteRange) -> bool {

@@ -8,9 +8,10 @@ use super::MemoryMappedFile;
 use crate::descriptor::Descriptor;
 use crate::fairness::operation;
 use crate::map::Protection;
-use crate::offload::{check, offload_read_in, spawn};
+use crate::offload::{check, spawn};
 use crate::open_file::OpenFile;
 use crate::range::{ByteRange, PageRange};
+use crate::residency;
 use crate::sync::lock;
 use crate::sys;
 
@@ -72,7 +73,8 @@ impl ReadAhead {
         self.drops_behind.store(drops_behind, Ordering::Relaxed);
     }
 
-    /// Reads a piece in, and asks the disk for what follows it, up to `end`. `None` if all of that is in memory, and pages that were passed stay there.
+    /// Reads a piece in, and asks the disk for what follows it, up to `end`. `None` if all of that
+    /// is in memory, and pages that were passed stay there.
     ///
     /// Errors are not reported: the read of the piece itself finds them again.
     pub(crate) fn advance(
@@ -113,17 +115,27 @@ impl ReadAhead {
         };
         drop(state);
         let this = Arc::clone(self);
-        self.shared.counters.hops.fetch_add(1, Ordering::Relaxed);
+        let missing = match is_resident {
+            true => 0,
+            false => {
+                let misses = u64::from(residency::is_asked(piece));
+                let counters = &self.shared.counters;
+                counters
+                    .resident_misses
+                    .fetch_add(misses, Ordering::Relaxed);
+                piece.len()
+            }
+        };
+        let read = self.shared.read_in_on_pool(missing, move |shared| {
+            this.drop_passed(piece.start());
+            let absent = shared.absent_pages(this.protection, noted);
+            lock(&this.state).brought.extend(absent);
+            shared.read_ahead(this.protection, piece, next);
+            let mut state = lock(&this.state);
+            state.known = state.known.max(piece.end());
+            Ok(())
+        });
         Some(async move {
-            let read = offload_read_in(move || {
-                this.drop_passed(piece.start());
-                let absent = this.shared.absent_pages(this.protection, noted);
-                lock(&this.state).brought.extend(absent);
-                this.shared.read_ahead(this.protection, piece, next);
-                let mut state = lock(&this.state);
-                state.known = state.known.max(piece.end());
-                Ok(())
-            });
             // See above.
             let _ = operation("reading ahead", (piece.start(), piece.len()), read).await;
         })

@@ -1,6 +1,7 @@
 //! Manages the maps of a file: makes them, finds them, and unmaps those that are outgrown.
 
 use std::fs::File;
+use std::future::Future;
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
@@ -14,6 +15,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Asks, Kind, Lease, LeaseHost};
 use crate::map::{Backing, Map, Protection, Span};
+use crate::offload::offload_read_in;
 use crate::range::{ByteRange, PageRange, MAX_LEN};
 use crate::residency;
 use crate::sync::lock;
@@ -327,6 +329,26 @@ impl OpenFile {
                 Err(_) if self.cuts() != cuts => {}
                 populated => return populated,
             }
+        }
+    }
+
+    /// Runs a job that reads `bytes` bytes in, on the pool; if there are many such jobs, after those
+    /// that came before. Counts the bytes, and the time that the caller waits.
+    pub(crate) fn read_in_on_pool(
+        self: &Arc<Self>,
+        bytes: u64,
+        job: impl FnOnce(&Self) -> Result<()> + Send + 'static,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let (shared, began) = (Arc::clone(self), Instant::now());
+        shared.counters.hops.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let file = Arc::clone(&shared);
+            offload_read_in(move || job(&file)).await?;
+            let counters = &shared.counters;
+            counters.bytes_read_in.fetch_add(bytes, Ordering::Relaxed);
+            let waited = began.elapsed().as_nanos() as u64;
+            counters.read_in_nanos.fetch_add(waited, Ordering::Relaxed);
+            Ok(())
         }
     }
 

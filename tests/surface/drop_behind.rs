@@ -7,7 +7,7 @@ use futures_lite::StreamExt;
 use mmap_io::{MemoryMappedFile, MmapStream};
 
 use crate::common::probe::{cached, can_probe};
-use crate::common::{block_on, eventually, on_a_disk, pattern, patterned};
+use crate::common::{block_on, eventually, on_a_disk, pattern, patterned, skip};
 
 const MIB: usize = 1 << 20;
 const LEN: usize = 16 * MIB;
@@ -83,6 +83,21 @@ fn pages_that_were_there_stay() {
         let after = kept.map(|(offset, len)| cached(&path, offset, len));
         assert_eq!(after, before);
         assert_eq!(cached(&path, 0, LEN), all);
+    });
+}
+
+/// The system tells root of the files of others as well.
+#[test]
+fn pages_of_foreign_files_stay() {
+    with_cold_file("pages_of_foreign_files_stay", |path, file, content| {
+        if let Err(error) = std::os::unix::fs::chown(&path, Some(12_345), None) {
+            let reason = format!("no file of another user: {error}");
+            return skip("pages_of_foreign_files_stay", &reason);
+        }
+        block_on(file.touch_pages_range(5 * MIB as u64, 4096)).unwrap();
+        block_on(scan(stream(&file), &content, |_| ()));
+        eventually("the others are dropped", || cached(&path, 0, LEN) <= 1);
+        assert_eq!(cached(&path, 5 * MIB, 4096), 1);
     });
 }
 

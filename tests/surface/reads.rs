@@ -323,6 +323,24 @@ rt_test!(stats_count_what_is_read_in, |_dir| {
         .await
         .unwrap();
     assert_eq!((counts().0, counts().1), ((1, 3), 21_100));
+    // What a stream and a reader read ahead counts as well.
+    for is_stream in [true, false] {
+        file.evict(0, LEN as u64).await.unwrap();
+        let before = counts().1;
+        match is_stream {
+            true => {
+                let mut stream = file.stream(.., 30_000).unwrap();
+                while let Some(item) = stream.next().await {
+                    item.unwrap();
+                }
+            }
+            false => {
+                let mut content = Vec::new();
+                file.reader().read_to_end(&mut content).await.unwrap();
+            }
+        }
+        assert!(counts().1 > before);
+    }
 });
 
 #[test]
