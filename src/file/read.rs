@@ -223,9 +223,9 @@ impl MemoryMappedFile {
     /// Returns a zero-copy view of a range after reading its pages into memory.
     ///
     /// The pages are read in on the pool if they are not in memory. If a range of at most 4 MiB on
-    /// a local file system is all in memory, there is no hop to the pool (a few microseconds for 64 KiB); a
-    /// larger range always hops. Waits for a write that is being applied to the range, and for a
-    /// [`MappedSliceMut`](crate::MappedSliceMut) or an atomic view that overlaps it.
+    /// a local file system is all in memory, there is no hop to the pool (a few microseconds for 64
+    /// KiB); a larger range always hops. Waits for a write that is being applied to the range, and
+    /// for a [`MappedSliceMut`](crate::MappedSliceMut) or an atomic view that overlaps it.
     ///
     /// # Errors
     ///
