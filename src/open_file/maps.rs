@@ -333,7 +333,10 @@ impl OpenFile {
     }
 
     /// Runs a job that reads `bytes` bytes in, on the pool; if there are many such jobs, after those
-    /// that came before. Counts the bytes, and the time that the caller waits.
+    /// that came before. Counts the bytes, and the time from here to the end of the job.
+    ///
+    /// Only the job keeps the file open: its future may be kept without being polled, and a creation
+    /// of the file would wait for its end.
     pub(crate) fn read_in_on_pool(
         self: &Arc<Self>,
         bytes: u64,
@@ -341,15 +344,14 @@ impl OpenFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let (shared, began) = (Arc::clone(self), Instant::now());
         shared.counters.hops.fetch_add(1, Ordering::Relaxed);
-        async move {
-            let file = Arc::clone(&shared);
-            offload_read_in(move || job(&file)).await?;
+        offload_read_in(move || {
+            job(&shared)?;
             let counters = &shared.counters;
             counters.bytes_read_in.fetch_add(bytes, Ordering::Relaxed);
             let waited = began.elapsed().as_nanos() as u64;
             counters.read_in_nanos.fetch_add(waited, Ordering::Relaxed);
             Ok(())
-        }
+        })
     }
 
     /// Asks the disk for the pages of `ahead` that are not in memory, and waits for those of `piece`.

@@ -394,6 +394,34 @@ fn forgotten_future_does_not_block_create() {
 }
 
 #[test]
+fn any_forgotten_future_lets_files_be_created() {
+    let dir = tempfile::tempdir().unwrap();
+    for operation in operations() {
+        for polls in 1..4 {
+            let mut fixture = block_on(Fixture::new(dir.path()));
+            let mut running = (operation.run)(&fixture);
+            let is_woken = false;
+            let is_done = advance(&mut running, Progress { polls, is_woken });
+            std::mem::forget(running);
+            // No handle of the test is left on the file.
+            let other = MemoryMappedFile::open_ro(fixture.dir.join("other"));
+            fixture.file = block_on(other).unwrap();
+            for entry in std::fs::read_dir(&fixture.dir).unwrap() {
+                let path = entry.unwrap().path();
+                let name = format!("{} after {polls} polls: {path:?}", operation.name);
+                match join_with_timeout(&name, MemoryMappedFile::create_rw(path, 10)) {
+                    Ok(_) | Err(MmapIoError::Busy { .. }) => {}
+                    Err(error) => panic!("{name}: {error:?}"),
+                }
+            }
+            if is_done {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn unpolled_commit_acts_like_dropped_view() {
     let dir = tempfile::tempdir().unwrap();
     let create = |policy| {
