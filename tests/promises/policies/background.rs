@@ -208,7 +208,7 @@ fn tick_never_fails_unmap_or_close() {
     join_with_timeout("unmapping", async move {
         let path = dir.path().join("data");
         let mut file = settled(&path, 10_000, FlushPolicy::EveryMillis(1)).await;
-        for round in 0..150_u64 {
+        for round in 0..30_u64 {
             let flushes = file.stats().flushes;
             file.update_region(round, b"x").await.unwrap();
             if round % 3 == 0 {
