@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{MmapIoError, Result};
 use crate::map::{find_mapped, Backing, Map};
 use crate::range::{ByteRange, PageRange};
-use crate::sys::{self, Advice, FsTraits, Run};
+use crate::sys::{self, Advice, CacheHint, FsTraits, Run};
 
 /// The most bytes of one populate call, during which the kernel holds the address space's lock.
 const STEP: u64 = 8 << 20;
@@ -22,6 +22,9 @@ const LARGEST_FOLIO: usize = 2 << 20;
 /// The most bytes that are probed on the thread that polls: their 1,024 pages take up to 50 us. 64
 /// MiB would take up to 800 us, while a job on the pool takes 20 to 40 us.
 const PROBE: u64 = 4 << 20;
+
+/// How many times the system is asked for a range at most.
+const PREFETCHES: usize = 4;
 
 /// Whether the system may be asked which pages are in memory.
 static PROBES: AtomicBool = AtomicBool::new(true);
@@ -126,6 +129,29 @@ pub(crate) fn ask_for(map: &Map, backing: &Backing, pages: PageRange) {
         // A hint: who needs the pages reads them in afterwards.
         let _ = unsafe { sys::advise(map.run(pages), Advice::WillNeed) };
     }
+}
+
+/// Starts reading the pages of the range, and does not wait for them. The system drops a part of the
+/// request while memory is short; as long as it tells, it is asked for that part again, a few times.
+///
+/// # Errors
+///
+/// That of the system.
+pub(crate) fn prefetch(file: &File, fs_traits: FsTraits, range: ByteRange) -> io::Result<()> {
+    let pages = range.to_pages(sys::page_size());
+    let wanted = pages.len() / sys::page_size() as u64;
+    for _ in 0..PREFETCHES {
+        sys::cache_hint(file, range.start(), range.len(), CacheHint::WillNeed)?;
+        let counted = probes().then(|| count_cached(file, fs_traits, pages));
+        if counted
+            .flatten()
+            .flatten()
+            .map_or(true, |cached| cached >= wanted)
+        {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Returns those of the pages that are not in the page cache; all of them, where the system does

@@ -6,7 +6,6 @@ use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::range::ByteRange;
-use crate::sys;
 
 impl MemoryMappedFile {
     /// Reads every page of the file into memory, and waits for that.
@@ -82,12 +81,12 @@ impl MemoryMappedFile {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("prefetching", (offset, len), async move {
-            if handle.range(offset, len)?.is_none() {
+            let Some(range) = handle.range(offset, len)? else {
                 return Ok(());
-            }
-            let file = handle.file().clone();
+            };
+            let protection = handle.protection();
             handle
-                .run_on_pool(move |_| sys::cache_hint(&file, offset, len, sys::CacheHint::WillNeed))
+                .run_on_pool(move |shared| shared.prefetch(protection, range))
                 .await
                 .map_err(MmapIoError::advice_failed)
         })

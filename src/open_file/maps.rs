@@ -367,6 +367,19 @@ impl OpenFile {
         let _ = residency::populate_read(&map, &mapped.backing, piece);
     }
 
+    /// Starts reading the pages of a range, which the handle's file has, without waiting for them.
+    ///
+    /// # Errors
+    ///
+    /// That of the system.
+    pub(crate) fn prefetch(&self, protection: Protection, range: ByteRange) -> io::Result<()> {
+        let mapped = self.mapped[protection as usize].get();
+        let file = mapped.and_then(|mapped| Some((mapped.backing.file()?, mapped.fs_traits)));
+        file.map_or(Ok(()), |(file, fs_traits)| {
+            residency::prefetch(file, fs_traits, range)
+        })
+    }
+
     /// Returns those pages of a range that are not in the page cache; all of them, if the system
     /// does not tell.
     pub(crate) fn absent_pages(&self, protection: Protection, range: ByteRange) -> Vec<PageRange> {
