@@ -154,6 +154,8 @@ pub struct Stats {
     pub views: usize,
     /// Writes applied.
     pub updates: u64,
+    /// Those of them that were applied where they were polled, without a job on the thread pool.
+    pub inline_updates: u64,
     /// Flushes run.
     pub flushes: u64,
     /// Durable operations that those flushes have completed; many operations share a flush.
@@ -278,6 +280,7 @@ impl MemoryMappedFile {
         let commits = shared.commits();
         // Relaxed: nothing follows from a counter.
         let drains = shared.queue().drains.load(Ordering::Relaxed);
+        let inline = shared.counters.inline_writes.load(Ordering::Relaxed);
         Stats {
             mapped_bytes: shared.mapped_bytes(),
             pending_bytes: shared.dirty().bytes(),
@@ -285,7 +288,8 @@ impl MemoryMappedFile {
             queued_bytes: backlog.bytes as usize,
             oldest_blocked: backlog.oldest,
             views: shared.leases().count(),
-            updates: shared.counters.writes.load(Ordering::Relaxed),
+            updates: shared.counters.writes.load(Ordering::Relaxed) + inline,
+            inline_updates: inline,
             flushes: commits.flushes.load(Ordering::Relaxed),
             flushed_waiters: commits.served.load(Ordering::Relaxed),
             pool_hops: drains + shared.counters.hops.load(Ordering::Relaxed),

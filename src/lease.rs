@@ -119,6 +119,17 @@ impl Leases {
         Ok(batch)
     }
 
+    /// Exclusive leases for one write, if they can be taken without a fence; see
+    /// [`Table::try_begin_unfenced`].
+    pub(crate) fn try_begin_unfenced(
+        &self,
+        ranges: &[ByteRange],
+        around: ByteRange,
+    ) -> Option<Batch<'_>> {
+        let is_begun = self.table.try_begin_unfenced(ranges, around);
+        is_begun.then(|| Batch(self))
+    }
+
     /// Keeps new readers out of `ranges` for [`GATE`], unless the previous gate was raised less
     /// than [`GATE_PAUSE`] ago. Returns the time at which the gate was raised.
     pub(crate) fn raise_gate(

@@ -311,6 +311,8 @@ mod descriptor;
 
 mod advisory_lock;
 
+mod writable_pages;
+
 #[allow(unsafe_code)]
 mod map;
 #[allow(unsafe_code)]

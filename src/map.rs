@@ -23,6 +23,7 @@ use crate::descriptor::Descriptor;
 use crate::range::{ByteRange, PageRange};
 use crate::sync::lock;
 use crate::sys::{self, Advice};
+use crate::writable_pages::WritablePages;
 
 /// The least address space that is reserved for a file, in bytes.
 const LEAST_RESERVATION: u64 = 1 << 20;
@@ -73,6 +74,7 @@ impl Backing {
 pub(crate) struct Map {
     raw: MmapRaw,
     backing: Backing,
+    writable: WritablePages,
 }
 
 impl Map {
@@ -134,12 +136,22 @@ impl Map {
 
     fn listed(raw: MmapRaw, backing: Backing) -> Self {
         maps().insert(raw.as_ptr() as usize, (raw.len(), backing.clone()));
-        Self { raw, backing }
+        let writable = WritablePages::default();
+        Self {
+            raw,
+            backing,
+            writable,
+        }
     }
 
     /// Returns what the map shows.
     pub(crate) fn backing(&self) -> &Backing {
         &self.backing
+    }
+
+    /// Returns the pages that a store does not fault on.
+    pub(crate) fn writable(&self) -> &WritablePages {
+        &self.writable
     }
 
     /// Returns the length of the map in bytes; only those inside the file may be accessed.

@@ -11,6 +11,7 @@ mod maps;
 #[cfg_attr(not(feature = "locking"), allow(dead_code))]
 mod page_lock;
 mod resize;
+mod write_here;
 mod write_plan;
 
 use std::fs::File;
@@ -174,7 +175,10 @@ impl UnsyncedMetadata {
 /// Counters for `stats`. Always Relaxed: no decision depends on them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// Writes that the drain has applied.
     pub(crate) writes: AtomicU64,
+    /// Writes that were applied where they were polled.
+    pub(crate) inline_writes: AtomicU64,
     pub(crate) write_errors: AtomicU64,
     pub(crate) hops: AtomicU64,
     pub(crate) resident_hits: AtomicU64,

@@ -43,6 +43,7 @@ mod steps;
 mod submitted;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
+mod turn;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -78,6 +79,7 @@ pub(crate) use self::ended::Ended;
 pub(crate) use self::op::{Action, Op, Outcome, Payload, Ranges};
 pub(crate) use self::steps::AllSteps;
 pub(crate) use self::submitted::Submitted;
+pub(crate) use self::turn::Turn;
 
 /// The largest number of ranges in a batch, unless one operation has more. It is small enough for
 /// the lease table to scan quickly, because readers may wait for the table's lock in the meantime.

@@ -86,10 +86,38 @@ pub(crate) fn is_resident(
 /// may be trusted; `None` if the system tells this process nothing of the file.
 fn count_cached(file: &File, fs_traits: FsTraits, pages: PageRange) -> Option<Option<u64>> {
     match sys::cached_pages(file, pages.start(), pages.len()) {
-        Ok(Some(cached)) if !fs_traits.copies_up => Some(Some(cached)),
+        Ok(Some(count)) if !fs_traits.copies_up => Some(Some(count.cached)),
         Ok(_) => sys::is_owner(file).then_some(None),
         Err(_) => None,
     }
+}
+
+/// Whether the system has left pages as dirty as a store to them has made them, so that those which
+/// were made writable are so still ([`WritablePages`](crate::writable_pages)). Pages of memory are
+/// never cleaned; they have to be there. Neither waits nor reads; `None` if the system does not tell.
+///
+/// `run` must be the pages; no byte of them is touched.
+pub(crate) fn are_dirty(
+    run: Run,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    pages: PageRange,
+) -> Option<bool> {
+    if !probes() {
+        return None;
+    }
+    let file = match backing {
+        // Those of the file systems that are coherent are known to be counted, and to be local.
+        Backing::File(file) if fs_traits.coherent_writes => file,
+        Backing::File(_) | Backing::Private(_) => return None,
+        Backing::Memory => return sys::resident(run).ok(),
+    };
+    let count = sys::cached_pages(file, pages.start(), pages.len()).ok()??;
+    let counted = match fs_traits.in_memory {
+        true => count.cached,
+        false => count.dirty,
+    };
+    Some(counted >= pages.len() / sys::page_size() as u64)
 }
 
 /// Whether every page of the run is in the page cache. No I/O; `false` when in doubt.
@@ -205,6 +233,21 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
     check_length(backing.file(), &[range])
 }
 
+/// Whether stores to the pages do not fault, as far as the system tells; `None` if it does not. If
+/// it has cleaned one of them, the pages around it are forgotten.
+pub(crate) fn stay_writable(
+    map: &Map,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    pages: PageRange,
+) -> Option<bool> {
+    let are_dirty = are_dirty(map.run(pages), backing, fs_traits, pages)?;
+    if !are_dirty {
+        map.writable().forget(pages.into());
+    }
+    Some(are_dirty && map.writable().contain(pages))
+}
+
 /// Makes the pages of all ranges writable: allocates the blocks of holes, or copies the pages of a
 /// private map, and changes no byte. Blocks.
 ///
@@ -214,12 +257,20 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
 pub(crate) fn populate_write(
     map: &Map,
     backing: &Backing,
+    fs_traits: FsTraits,
     ranges: impl Iterator<Item = ByteRange> + Clone,
 ) -> Result<(), Unpopulated> {
     let page_size = sys::page_size();
     let pages = ranges.clone().map(|range| range.to_pages(page_size));
-    let pages = PageRange::merged(pages).into_iter();
-    let steps: Vec<PageRange> = pages.flat_map(|pages| pages.steps(WRITE_STEP)).collect();
+    let mut pages = PageRange::merged(pages);
+    let mut is_told = true;
+    pages.retain(|pages| {
+        let stay = stay_writable(map, backing, fs_traits, *pages);
+        is_told &= stay.is_some();
+        stay != Some(true)
+    });
+    let steps = pages.iter().flat_map(|pages| pages.steps(WRITE_STEP));
+    let steps: Vec<PageRange> = steps.collect();
     let runs: Vec<_> = steps.iter().map(|step| map.run(*step)).collect();
     // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and so
     // live; the callers pass the map of a handle that may write. A page that another process has
@@ -245,7 +296,11 @@ pub(crate) fn populate_write(
             Err(reason) => Unpopulated::Explained(MmapIoError::from(reason)),
             Ok(()) => Unpopulated::Unexplained(store_error(file, step)),
         }
-    })
+    })?;
+    if is_told {
+        pages.iter().for_each(|pages| map.writable().add(*pages));
+    }
+    Ok(())
 }
 
 /// Makes the pages of a range writable, like [`populate_write`], but first checks that the disk has
@@ -254,11 +309,16 @@ pub(crate) fn populate_write(
 /// # Errors
 ///
 /// `Truncated` if the file has become shorter, or the error of reading or allocating the pages.
-pub(crate) fn make_writable(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
+pub(crate) fn make_writable(
+    map: &Map,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    range: ByteRange,
+) -> Result<()> {
     if let Some(file) = backing.stored_file() {
         sys::check_room(file, range.start(), range.len())?;
     }
-    let populate = || populate_write(map, backing, std::iter::once(range));
+    let populate = || populate_write(map, backing, fs_traits, std::iter::once(range));
     match populate() {
         // Finding out the cause has allocated the blocks that were missing.
         Err(Unpopulated::Unexplained(_)) => Ok(populate()?),

@@ -79,6 +79,7 @@ impl MemoryMappedFile {
                     return Ok(());
                 };
                 let pages = range.to_pages(sys::page_size());
+                shared.forget_writable(range);
                 // SAFETY: the range is inside the file, so its pages are inside the live map. It is
                 // a shared map of a file, or the advice discards no private copy.
                 unsafe { sys::advise(map.run(pages), advice.into()) }

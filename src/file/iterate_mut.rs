@@ -11,7 +11,6 @@ use crate::fairness::{operation, step};
 use crate::map::{Map, Protection};
 use crate::queue::{Action, Op, Outcome, Queue};
 use crate::range::ByteRange;
-use crate::residency;
 use crate::view::MappedSliceMut;
 
 /// How many bytes are made writable by one job on the pool: such a job takes a millisecond or so
@@ -183,7 +182,7 @@ impl ChunkIteratorMut<'_> {
         let made = self
             .file
             .handle
-            .run_on_pool(move |_| residency::make_writable(&map, map.backing(), pages));
+            .run_on_pool(move |shared| shared.make_range_writable(&map, pages));
         made.await.map(|()| end)
     }
 }

@@ -67,6 +67,9 @@ pub(crate) trait Fences: Debug + Send + Sync + 'static {
     /// A range that is recorded as fenced was announced as one range, without gaps.
     const ANNOUNCES_GAPS: bool = true;
 
+    /// A write without a fence is refused outside of the fenced range.
+    const FENCES_THE_UNFENCED: bool = true;
+
     /// The reader's fence: between its store and its load.
     fn light();
 

@@ -68,6 +68,10 @@ use crate::sync::{lock, AtomicU64, Mutex};
 /// writer then has to run.
 const REOPEN_AFTER: u32 = if cfg!(mmap_io_loom) { 1 } else { 64 };
 
+/// A request announces and fences whole blocks of this many bytes, so that a writer which walks
+/// forward fences once a block. A reader does not tell much smaller ranges apart anyway.
+const FENCED: u64 = if cfg!(mmap_io_loom) { 1 } else { 64 << 10 };
+
 /// After this many requests of a file, the blocks of threads that no longer read are delisted.
 const TIDY_EVERY: u64 = 64;
 
@@ -261,15 +265,56 @@ impl<F: Fences> Table<F> {
         Ok(())
     }
 
+    /// Takes exclusive leases for one write, as a batch of its own, unless a lease conflicts with
+    /// them, a lease to write has a byte of `around`, or a fence would be needed. Marks nothing.
+    ///
+    /// No fence is needed inside the fenced range: a slot is visible to this thread, or its reader
+    /// takes the mutex after this call, and finds the batch.
+    pub(crate) fn try_begin_unfenced(&self, ranges: &[ByteRange], around: ByteRange) -> bool {
+        let Some(hull) = ranges.iter().copied().reduce(ByteRange::hull) else {
+            return false;
+        };
+        let mut state = lock(&self.state);
+        let is_fenced = state.fenced.is_some_and(|fenced| fenced.contains(hull));
+        if F::FENCES_THE_UNFENCED && !is_fenced {
+            return false;
+        }
+        debug_assert!(state.applying.is_empty(), "a batch is still being applied");
+        let overlaps = |other: ByteRange| ranges.iter().any(|range| range.overlaps(other));
+        let is_written =
+            |kind: Kind| kind != Kind::Shared && state.entries[kind as usize].overlaps(around);
+        let is_viewed =
+            |range: &ByteRange| state.writer_conflict(Kind::Exclusive, *range).is_some();
+        if Kind::ALL.into_iter().any(is_written) || ranges.iter().any(is_viewed) {
+            return false;
+        }
+        let mut live = self.blocks.slots::<F>();
+        if live.any(|slot| slot.live::<F>(self.file).is_some_and(overlaps)) {
+            return false;
+        }
+        state.empty_checks = 0;
+        state.applying.extend(ranges);
+        state.applying_is_brief = true;
+        ByteRange::merge(&mut state.applying);
+        true
+    }
+
     /// Ends every lease of the batch.
     pub(crate) fn end_batch(&self) -> Wake {
         let mut state = lock(&self.state);
+        let hull = (state.applying.first().copied()).zip(state.applying.last().copied());
+        let hull = hull.map(|(first, last)| first.hull(last));
+        // What is inside the fenced range stays announced.
+        let stays = hull.zip(state.fenced);
+        let stays = stays.is_some_and(|(hull, fenced)| fenced.contains(hull));
         let ended = match self.waiting.is_empty() {
             true => Vec::new(),
             false => std::mem::take(&mut state.applying),
         };
         state.applying.clear();
-        self.announce(&mut state);
+        if !stays {
+            self.announce(&mut state);
+        }
         drop(state);
         Wake {
             writers: None,
@@ -432,9 +477,15 @@ impl<F: Fences> Table<F> {
             state = lock(&self.state);
         }
         let is_fenced = state.fenced.is_some_and(|fenced| fenced.contains(hull));
+        let wide = ByteRange::between(
+            hull.start() / FENCED * FENCED,
+            hull.end()
+                .checked_next_multiple_of(FENCED)
+                .unwrap_or(hull.end()),
+        );
         let announces = match state.fenced {
-            Some(fenced) if !is_fenced && F::ANNOUNCES_GAPS => fenced.hull(hull),
-            _ => hull,
+            Some(fenced) if !is_fenced && F::ANNOUNCES_GAPS => fenced.hull(wide),
+            _ => wide,
         };
         state.pending.push(Pending {
             number,

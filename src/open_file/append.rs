@@ -165,7 +165,8 @@ impl OpenFile {
         let mapped = self.writable()?;
         let map = self.map(Protection::ReadWrite);
         let map = map.ok_or(io::ErrorKind::Unsupported)?;
-        residency::populate_write(&map, &mapped.backing, once(range)).map_err(MmapIoError::from)?;
+        residency::populate_write(&map, &mapped.backing, mapped.fs_traits, once(range))
+            .map_err(MmapIoError::from)?;
         // SAFETY: `map` keeps the map live; it is the writable one and covers the range, which was
         // just populated inside the file. No view of this process lies past the known length, and
         // only the drain writes there. The data is in no map, since the queue has copied payloads

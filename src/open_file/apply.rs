@@ -15,7 +15,7 @@ use super::{OpenFile, OwnedLease};
 use crate::dirty::FlushDue;
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Asks, Intervals, Kind, Lease, Want};
-use crate::map::Protection;
+use crate::map::{Map, Protection};
 use crate::queue::{Action, AllSteps, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
 use crate::range::ByteRange;
 use crate::residency::{self, Unpopulated};
@@ -113,10 +113,10 @@ impl OpenFile {
         };
         range.check(self.len())?;
         if populates {
-            let (mapped, map) = (self.writable()?, self.map(Protection::ReadWrite));
+            let mapped = self.writable()?;
             residency::check_length(mapped.backing.file(), &[range])?;
-            if let Some(map) = map {
-                residency::make_writable(&map, &mapped.backing, range)?;
+            if let Some(map) = mapped.current() {
+                self.make_range_writable(&map, range)?;
             }
         }
         // One range has one lease on the origin, if there is an origin.
@@ -129,6 +129,13 @@ impl OpenFile {
             Asks::Queue,
             companion,
         )?)
+    }
+
+    /// Makes the pages of a range writable in a map of the file, if the disk has room for all of
+    /// them. Blocks.
+    pub(crate) fn make_range_writable(&self, map: &Map, range: ByteRange) -> Result<()> {
+        let fs_traits = self.writable()?.fs_traits;
+        residency::make_writable(map, map.backing(), fs_traits, range)
     }
 
     /// Applies a batch of writes, and returns the writes whose ranges are in use. Writes that must
@@ -181,6 +188,7 @@ impl OpenFile {
         let target = WriteTarget {
             file: self,
             backing: &mapped.backing,
+            fs_traits: mapped.fs_traits,
             map: &map,
             len: self.len(),
             coherent: match mapped.fs_traits.coherent_writes {
@@ -405,5 +413,5 @@ fn populate(
     target: &WriteTarget<'_>,
     ranges: impl Iterator<Item = ByteRange> + Clone,
 ) -> Result<(), Unpopulated> {
-    residency::populate_write(target.map, target.backing, ranges)
+    residency::populate_write(target.map, target.backing, target.fs_traits, ranges)
 }

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::fs::File;
-#[cfg(feature = "iterator")]
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -64,6 +63,8 @@ impl OpenFile {
         if sys::is_forked() {
             return;
         }
+        // The stores were made without a look at the pages.
+        self.forget_writable(range);
         self.start_due(self.dirty.record(&[range], policy), range);
     }
 
@@ -75,7 +76,17 @@ impl OpenFile {
         range: ByteRange,
         policy: FlushPolicy,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
-        let flush = match self.dirty.record(&[range], policy) {
+        self.forget_writable(range);
+        self.finish_write(self.dirty.record(&[range], policy), range)
+    }
+
+    /// Starts the flush that is due after a write of `range`. The future waits for it.
+    pub(crate) fn finish_write(
+        self: &Arc<Self>,
+        due: FlushDue,
+        range: ByteRange,
+    ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
+        let flush = match due {
             FlushDue::None => Ok(None),
             FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
             FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
@@ -206,6 +217,10 @@ impl Durable for OpenFile {
         let writeback = Writeback::of(ranges, fs_traits);
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
         let taken = self.dirty.take(covers);
+        let cleaned = covers.iter().copied().reduce(ByteRange::hull);
+        let cleaned = cleaned.filter(|_| !unsynced.length);
+        let cleaned = cleaned.unwrap_or_else(|| ByteRange::between(0, len));
+        self.forget_writable(cleaned);
         let lost = self.check_no_outside_cut(file, &taken);
         let result = lost.and_then(|()| {
             if self.touch_mtime.load(Ordering::Relaxed) && taken.end().is_some() {
@@ -224,6 +239,8 @@ impl Durable for OpenFile {
             let mut names = unsynced.names.iter();
             names.try_for_each(|path| sys::sync_name(file, path))
         });
+        // Again: the drain may have made pages writable, before the flush cleaned them.
+        self.forget_writable(cleaned);
         self.complete(taken, result)
     }
 }

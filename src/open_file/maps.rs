@@ -267,6 +267,14 @@ impl OpenFile {
         self.hot.bases[protection as usize].load(Ordering::Acquire)
     }
 
+    /// Forgets which pages around a range can be stored to without a fault: they are about to be
+    /// cleaned, unmapped, or made dirty by other means.
+    pub(crate) fn forget_writable(&self, range: ByteRange) {
+        if let Some(map) = self.map(Protection::ReadWrite) {
+            map.writable().forget(range);
+        }
+    }
+
     /// Unmaps the outgrown maps, if no view can point into them. Blocks.
     ///
     /// 1. A lease that is taken before the fence is included in the count, and all maps stay.
@@ -435,6 +443,7 @@ impl OpenFile {
     /// If these are [private pages](Self::is_private), which are nowhere else.
     fn unmap_pages(&self, range: ByteRange) -> io::Result<()> {
         assert!(!self.is_private(), "the pages are nowhere else");
+        self.forget_writable(range);
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
             let locked = lock(&mapped.locked);
             let maps = lock(&mapped.maps).clone();

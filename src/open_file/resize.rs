@@ -51,6 +51,7 @@ impl OpenFile {
             self.hot.len.store(len, Ordering::Release);
             return Err(MmapIoError::resize_failed(error));
         }
+        self.forget_writable(ByteRange::between(new_len.saturating_sub(1), u64::MAX));
         self.cut_private(new_len);
         self.unlock_past(new_len);
         self.dirty.truncate(new_len);
@@ -171,6 +172,7 @@ impl OpenFile {
         self.hot.leases.recheck(ByteRange::between(file_len, len));
         // SeqCst: as for a cut that `resize` makes.
         self.cuts.fetch_add(1, Ordering::SeqCst);
+        self.forget_writable(ByteRange::between(file_len.saturating_sub(1), u64::MAX));
         self.cut_private(file_len);
         self.unlock_past(file_len);
         if let Some(gone) = self.dirty.truncate(file_len) {
@@ -229,6 +231,8 @@ impl OpenFile {
             })?;
             self.replace_map(mapped, protection, map)?;
         }
+        // The end of the file is in the last of its pages, which growth may change.
+        self.forget_writable(ByteRange::between(self.len().saturating_sub(1), u64::MAX));
         let reached = grow_file()?;
         // Release: pairs with the load in `len`. A thread that sees this length also sees maps that
         // cover it.

@@ -27,13 +27,14 @@ use super::OpenFile;
 use crate::map::{Backing, Map};
 use crate::range::{ByteRange, PageRange};
 use crate::residency;
-use crate::sys;
+use crate::sys::{self, FsTraits};
 
 /// The file that writes are applied to, and the map that they go through.
 #[derive(Debug)]
 pub(super) struct WriteTarget<'a> {
     pub(super) file: &'a OpenFile,
     pub(super) backing: &'a Backing,
+    pub(super) fs_traits: FsTraits,
     pub(super) map: &'a Map,
     /// The length of the file in bytes; nothing changes it while a batch is applied.
     pub(super) len: u64,
@@ -136,6 +137,8 @@ impl WritePlan {
             let file = target
                 .coherent
                 .expect("a plan without a descriptor has no direct part");
+            // It makes the pages dirty, and not writable in the map.
+            target.map.writable().forget(direct);
             sys::write_at(file, middle, direct.start())?;
             copy(after, last);
         }

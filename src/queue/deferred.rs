@@ -55,6 +55,10 @@ impl<L> Deferred<L> {
         Some(entry.op)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
     pub(super) fn overlaps(&self, range: ByteRange) -> bool {
         self.ranges.overlaps(range)
     }

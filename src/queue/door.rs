@@ -34,6 +34,17 @@ pub(crate) enum Source<'a> {
 }
 
 impl Source<'_> {
+    /// Returns the data, one part for each range.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let (one, many) = match self {
+            Self::Slice(data) => (Some(*data), &[][..]),
+            Self::Parts(parts) => (None, *parts),
+            Self::Payload(payload) => (Some(payload.bytes()), &[][..]),
+        };
+        let many = many.iter().map(|(_, part)| *part);
+        one.into_iter().chain(many).filter(|part| !part.is_empty())
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
             Self::Slice(data) => data.len(),
@@ -147,6 +158,10 @@ impl<L> Door<L> {
             && self.ranges.any_overlap(range, |other| {
                 *other > place && self.blocked.contains(other)
             })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.writes.is_empty()
     }
 
     pub(super) fn has_blocked(&self) -> bool {

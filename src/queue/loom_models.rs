@@ -28,6 +28,7 @@ macro_rules! needed {
 mod door;
 mod order;
 mod outcome;
+mod turn;
 
 use std::mem::ManuallyDrop;
 

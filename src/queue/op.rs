@@ -134,6 +134,12 @@ impl std::ops::Deref for Ranges {
 }
 
 impl Ranges {
+    /// The smallest range that covers all of them.
+    pub(crate) fn hull(&self) -> ByteRange {
+        let hull = self.iter().copied().reduce(ByteRange::hull);
+        hull.unwrap_or(ByteRange::EMPTY)
+    }
+
     /// Returns the bytes that a write to these ranges takes from an account of the budget: its data
     /// and its overhead, which together are about the memory that it uses.
     pub(super) fn weight(&self) -> u64 {

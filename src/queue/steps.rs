@@ -51,6 +51,12 @@ pub(crate) trait Steps: Debug + Send + Sync + 'static {
     /// The drop of a future drops the outcome that the future has not taken. Otherwise a lease that
     /// was delivered to it stays until the last reference to the operation goes.
     const DROPS_ITS_OUTCOME: bool = true;
+    /// A task takes the turn only if nothing was submitted before, deferred operations and writes at
+    /// the door included.
+    const OVERTAKES_NOTHING: bool = true;
+    /// The end of a task's turn starts a job if something was submitted during the turn. That
+    /// submission has found the turn taken, and has started none.
+    const HANDS_THE_TURN_ON: bool = true;
     /// A drain that finds nothing to apply flushes for the durable writes that it has applied. No
     /// other job would.
     const FLUSHES_AT_THE_END: bool = true;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::Path;
 
-use super::{FsTraits, Run};
+use super::{CachedPages, FsTraits, Run};
 
 /// Does nothing: the call is unavailable, and only a hint.
 pub(crate) fn start_writeback(_file: &File, _offset: u64, _len: u64) -> io::Result<()> {
@@ -61,7 +61,11 @@ pub(crate) fn check_room(_file: &File, _offset: u64, _len: u64) -> io::Result<()
 }
 
 /// Returns `None`: unknown here.
-pub(crate) fn cached_pages(_file: &File, _offset: u64, _len: u64) -> io::Result<Option<u64>> {
+pub(crate) fn cached_pages(
+    _file: &File,
+    _offset: u64,
+    _len: u64,
+) -> io::Result<Option<CachedPages>> {
     Ok(None)
 }
 

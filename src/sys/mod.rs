@@ -135,6 +135,17 @@ pub(crate) struct FsTraits {
     pub(crate) has_huge_pages: bool,
 }
 
+/// What the page cache has of a part of a file, in pages. It counts in folios, groups of pages: all
+/// pages of one are dirty, or none.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
+pub(crate) struct CachedPages {
+    pub(crate) cached: u64,
+    /// Pages that are not on the disk as they are in memory. A page that is being written out, and
+    /// has not changed since, is not counted.
+    pub(crate) dirty: u64,
+}
+
 /// A run of whole pages of mapped memory.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]

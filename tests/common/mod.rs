@@ -211,7 +211,10 @@ impl HeldQueue {
         let (until_dropped, release) = mpsc::channel();
         let data = Bytes::from_owner(Slow(entered, release));
         let mut write = Box::pin(file.write_bytes(spare, data));
+        // A view blocks the write, which could be applied where it is polled otherwise.
+        let view = file.bytes(spare, 1).unwrap();
         assert!(block_on(poll_once(&mut write)).is_none());
+        drop(view);
         has_entered.recv_timeout(TIMEOUT).unwrap();
         Self {
             _until_dropped: until_dropped,

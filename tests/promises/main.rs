@@ -1,7 +1,7 @@
 //! The promises of the crate. The files that test each of them are named behind it:
 //!
 //! - P1 **Never blocks the executor**: no thread that polls does I/O or waits for a lease
-//!   (`p1_never_blocks`, `fairness`; `remote`, where the server does not answer).
+//!   (`p1_never_blocks`, `fairness`, `inline_writes`; `remote`, where the server does not answer).
 //! - P2 **No pool thread waits** for a view, a lease or another job (`p2_pool`).
 //! - P3 **No aliasing inside a process**: no view changes while it is held, whatever is called,
 //!   through any handle (`p3_aliasing`).
@@ -33,6 +33,8 @@ mod fairness;
 #[cfg(target_os = "linux")]
 mod forked;
 mod growth;
+#[cfg(target_os = "linux")]
+mod inline_writes;
 #[cfg(target_os = "linux")]
 mod neighbours;
 #[cfg(target_os = "linux")]

@@ -106,6 +106,29 @@ fn two_writers<F: Fences>() {
     });
 }
 
+/// A write without a fence where a range was fenced, and a reader that opens the range in between.
+fn unfenced<F: Fences>() {
+    check(|blocks| {
+        let file = File::<F>::new(1, blocks);
+        file.write();
+        let reader = {
+            let (file, block) = (file.clone(), blocks.claim::<Right>());
+            thread::spawn(move || {
+                file.read(block);
+                file.read(block)
+            })
+        };
+        for _ in 0..2 {
+            if file.table.try_begin_unfenced(&[CELL()], CELL()) {
+                // SAFETY: loom checks the access.
+                file.cell.with_mut(|cell| unsafe { *cell += 1 });
+                file.table.end_batch();
+            }
+        }
+        reader.join().unwrap();
+    });
+}
+
 /// Leases in the map.
 fn owned<F: Fences>() {
     check(|blocks| {
@@ -342,6 +365,11 @@ needed! {
     const READER_LOAD: Ordering = Ordering::Relaxed;
     fn light_again() {}
 }
+needed!(
+    without_refusing_the_unfenced,
+    unfenced,
+    const FENCES_THE_UNFENCED: bool = false;
+);
 needed!(
     without_the_stripes_of_a_request,
     between_two_views,

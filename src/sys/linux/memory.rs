@@ -6,7 +6,7 @@ use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::unix::{madvise, msync, page_size};
-use crate::sys::{Advice, Run};
+use crate::sys::{Advice, CachedPages, Run};
 
 /// The calling thread as a process file descriptor (`pidfd_open(2)`), since Linux 6.15.
 const PIDFD_SELF: libc::c_int = -10_000;
@@ -189,7 +189,7 @@ pub(crate) fn resident(run: Run) -> io::Result<bool> {
 }
 
 /// Returns how many pages of a file range are in the page cache, pages included whose read is not
-/// complete ([`cachestat(2)`], Linux 6.5; 0.3 us). `None` if the kernel does not have the call.
+/// complete, and how many of them are dirty ([`cachestat(2)`], Linux 6.5; 0.3 us). `None` if the kernel does not have the call.
 ///
 /// # Errors
 ///
@@ -197,14 +197,14 @@ pub(crate) fn resident(run: Run) -> io::Result<bool> {
 /// [`resident`] returns `true` for every page.
 ///
 /// [`cachestat(2)`]: https://www.kernel.org/doc/html/latest/mm/cachestat.html
-pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Option<u64>> {
+pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Option<CachedPages>> {
     const SYS_CACHESTAT: libc::c_long = 451;
     static IS_MISSING: AtomicBool = AtomicBool::new(false);
     // Relaxed: a stale answer costs one refused call.
     if IS_MISSING.load(Ordering::Relaxed) {
         return Ok(None);
     }
-    // `struct cachestat` from `linux/mman.h`; the number of cached pages comes first.
+    // `struct cachestat` from `linux/mman.h`; the numbers of cached and of dirty pages come first.
     let mut counts = [0_u64; 5];
     let range = [offset, len];
     // SAFETY: both arrays are live for the call and have the sizes of the kernel's structures, and
@@ -219,7 +219,8 @@ pub(crate) fn cached_pages(file: &File, offset: u64, len: u64) -> io::Result<Opt
         )
     };
     if result == 0 {
-        return Ok(Some(counts[0]));
+        let [cached, dirty, ..] = counts;
+        return Ok(Some(CachedPages { cached, dirty }));
     }
     let error = io::Error::last_os_error();
     if error.raw_os_error() == Some(libc::ENOSYS) {

@@ -1,0 +1,132 @@
+//! Applies a small write on the thread that polls it, if it is certain that nothing there can block.
+//!
+//! A store to a page that is in memory, mapped and dirty takes some nanoseconds, and a job on the
+//! pool takes 10 to 30 us, during which the task sleeps. So a write does without the job if
+//!
+//! - no operation is queued, so that the write overtakes none ([`Turn`]);
+//! - its pages can be stored to without a fault ([`WritablePages`](crate::writable_pages)), and no
+//!   flush of this file, which would clean them, runs or is queued;
+//! - the file is as long as it is known to be;
+//! - its leases need no fence, and no view conflicts with them.
+//!
+//! What answers these questions does not block: locks that are held for a moment, and two system
+//! calls about a file that is known to be local (0.6 us). If one of the answers is no, the write
+//! goes to the queue as any other, and the drain makes its pages writable.
+//!
+//! Between the last question and the store, the system may clean a page. The store then waits for
+//! the file system, as any store to a mapping may; that has the odds of a microsecond.
+
+use std::hint::black_box;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use super::{OpenFile, OwnedLease};
+use crate::completion::contain;
+use crate::dirty::FlushDue;
+use crate::error::Result;
+use crate::fairness::copied;
+use crate::flush::FlushPolicy;
+use crate::offload::check;
+use crate::queue::{Action, Outcome, Queue, Ranges, Source, Turn};
+use crate::residency;
+use crate::sys;
+use crate::writable_pages::around;
+
+/// The most bytes that are copied where a write is polled.
+const MOST_BYTES: u64 = 64 << 10;
+
+/// The most ranges of such a write. For each the system is asked about its pages.
+const MOST_RANGES: usize = 64;
+
+impl OpenFile {
+    /// Writes `source` to `ranges`, one range after the other: at the first poll if nothing can
+    /// block, else through the queue.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`Queue::write`].
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        ranges: Ranges,
+        action: Action,
+        source: Source<'_>,
+    ) -> Result<Outcome<OwnedLease>> {
+        let Some(due) = self.write_here(&ranges, action, &source) else {
+            return Queue::write(self, ranges, action, source).await;
+        };
+        // The owner of a `Bytes` may panic, and the write is done.
+        contain(|| drop(source));
+        match due {
+            FlushDue::None => Ok(Outcome::Done),
+            due => {
+                let done = self.finish_write(due, ranges.hull()).await;
+                done.map(|()| Outcome::Done)
+            }
+        }
+    }
+
+    /// Applies a write on this thread. Returns the flush that its policy requires, or `None` if the
+    /// write has to be queued.
+    fn write_here(
+        self: &Arc<Self>,
+        ranges: &Ranges,
+        action: Action,
+        source: &Source<'_>,
+    ) -> Option<FlushDue> {
+        let policy = match action {
+            Action::Write(policy) | Action::TryWrite(policy) => policy,
+            _ => return None,
+        };
+        let len = ranges.iter().map(|range| range.len()).sum::<u64>();
+        if len > MOST_BYTES || ranges.len() > MOST_RANGES {
+            return None;
+        }
+        // A durable write waits for the pool anyway.
+        if matches!(policy, FlushPolicy::Always)
+            || self.is_private()
+            || self.written_by_address.load(Ordering::Relaxed)
+            || source.parts().any(residency::is_mapped)
+        {
+            return None;
+        }
+        // The caller's bytes may themselves have to be read in. That happens before other
+        // operations have to wait for this one.
+        let pages = source.parts().flat_map(|part| part.chunks(4096));
+        pages.for_each(|bytes| {
+            black_box(bytes[0]);
+        });
+        check().ok()?;
+        let hull = ranges.hull();
+        let _turn = Turn::take(self, hull)?;
+        let is_quiet = self.commits.are_idle() && hull.end() <= self.len();
+        if !is_quiet {
+            return None;
+        }
+        let mapped = self.writable().ok()?;
+        let map = mapped.current()?;
+        let mut last = None;
+        for range in ranges.iter() {
+            let pages = range.to_pages(sys::page_size());
+            if last.replace(pages) != Some(pages) {
+                let are_writable = map.writable().contain(pages)
+                    && residency::stay_writable(&map, &mapped.backing, mapped.fs_traits, pages)?;
+                are_writable.then_some(())?;
+            }
+        }
+        if let Some(file) = mapped.backing.file() {
+            sys::known_len(file).ok().filter(|len| hull.end() <= *len)?;
+        }
+        let lease = self.hot.leases.try_begin_unfenced(ranges, around(hull))?;
+        for (range, part) in ranges.iter().zip(source.parts()) {
+            // SAFETY: `map` keeps the map of `Protection::ReadWrite` live, and the range is inside
+            // the file, whose length only the holder of the turn changes. `lease` is an exclusive
+            // lease on it. `part` is in no map of this crate.
+            unsafe { map.span(*range).copy_from(part) };
+        }
+        let due = self.dirty.record(ranges, policy);
+        drop(lease);
+        self.counters.inline_writes.fetch_add(1, Ordering::Relaxed);
+        copied(len as usize);
+        Some(due)
+    }
+}

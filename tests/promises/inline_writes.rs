@@ -1,0 +1,471 @@
+//! Small writes complete where they are polled if nothing there can block; all others hop.
+
+use std::fs;
+use std::future::Future;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures_lite::future::{poll_once, zip};
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, Result};
+
+use crate::common::child::{child, child_dir};
+use crate::common::disk::{assert_full, Disk};
+use crate::common::probe::{can_probe, Probe};
+use crate::common::{block_on, eventually, on_a_disk, skip, with_timeout};
+
+const LEN: u64 = 4 << 20;
+/// Bytes from the start that [`warm`] makes dirty and mapped.
+const WARM: u64 = 1 << 16;
+/// In another folio than everything else.
+const SPARE: u64 = 3 << 20;
+
+/// A file whose first pages can be stored to without a fault, as far as the crate knows.
+async fn warm(dir: &Path, policy: FlushPolicy) -> MemoryMappedFile {
+    let builder = MemoryMappedFile::builder(dir.join("data")).size(LEN);
+    let file = builder.flush_policy(policy).create().await.unwrap();
+    warm_up(&file).await;
+    file
+}
+
+async fn warm_up(file: &MemoryMappedFile) {
+    // In the middle of each page: whole pages may go through the descriptor. Twice: a page that is
+    // not in memory makes the crate forget those around it.
+    for page in (0..WARM / 4096).chain(0..WARM / 4096) {
+        file.update_region(4096 * page + 10, b"warm").await.unwrap();
+    }
+}
+
+/// Waits until no job works on the file: a job that has told a future may still look for more. The
+/// byte that is written is far from all others.
+fn wait_until_idle(file: &MemoryMappedFile) {
+    eventually("a write is inline", || {
+        let before = file.stats().inline_updates;
+        block_on(file.update_region(SPARE, b"-")).unwrap();
+        file.stats().inline_updates > before
+    });
+}
+
+/// Runs an operation while no job works on the file. Returns whether it was applied without a job.
+fn is_inline<T>(file: &MemoryMappedFile, operation: impl Future<Output = Result<T>>) -> bool {
+    wait_until_idle(file);
+    let hops = file.stats().pool_hops;
+    let was_inline = is_counted_inline(file, operation);
+    assert_eq!(was_inline, file.stats().pool_hops == hops);
+    was_inline
+}
+
+fn is_counted_inline<T>(
+    file: &MemoryMappedFile,
+    operation: impl Future<Output = Result<T>>,
+) -> bool {
+    let before = file.stats();
+    let mut operation = pin!(operation);
+    let first = block_on(poll_once(&mut operation));
+    let is_done = first.is_some();
+    match first {
+        Some(result) => drop(result.unwrap()),
+        None => drop(block_on(with_timeout(operation)).unwrap()),
+    }
+    let after = file.stats();
+    assert_eq!(after.updates, before.updates + 1);
+    let was_inline = after.inline_updates > before.inline_updates;
+    // One in many yields to other tasks of the thread before it resolves.
+    assert!(was_inline || !is_done);
+    was_inline
+}
+
+/// The directories of file systems on which writes may be inline.
+fn dirs(test: &str) -> Vec<tempfile::TempDir> {
+    let disk = on_a_disk();
+    let mut dirs = Vec::new();
+    if can_probe(test, disk.path()) {
+        dirs.push(disk);
+        dirs.extend(tempfile::tempdir_in("/dev/shm").ok());
+    }
+    dirs
+}
+
+#[test]
+fn hot_writes_complete_when_polled() {
+    for dir in dirs("hot_writes_complete_when_polled") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Manual));
+        let data = [7; 3000];
+        assert!(is_inline(&file, file.update_region(100, &data)));
+        assert!(is_inline(&file, file.try_update_region(4000, &data)));
+        assert!(is_inline(
+            &file,
+            file.write_bytes(9000, Bytes::from(data.to_vec()))
+        ));
+        let parts: [(u64, &[u8]); 4] = [
+            (20_000, b"one"),
+            (30_000, b""),
+            (40_000, b"two"),
+            (20_001, b"x"),
+        ];
+        assert!(is_inline(&file, file.update_regions(&parts)));
+        let all = [9; WARM as usize];
+        assert!(is_inline(&file, file.update_region(0, &all)));
+        assert!(is_inline(&file, file.update_region(0, &all[..1])));
+        let seen = fs::read(dir.path().join("data")).unwrap();
+        assert_eq!(seen[..WARM as usize], all);
+        assert_eq!(file.pending_bytes(), WARM + 1);
+        // Readers of the same bytes do not end that, and views of other bytes neither.
+        let other = file.as_slice(50_000, 10).unwrap();
+        for _ in 0..10 {
+            assert_eq!(file.as_slice(0, 1).unwrap(), [9]);
+            assert!(is_inline(&file, file.update_region(0, &all[..1])));
+        }
+        drop(other);
+    }
+}
+
+#[test]
+fn inline_parts_land_in_their_order() {
+    for dir in dirs("inline_parts_land_in_their_order") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        let parts: [(u64, &[u8]); 3] = [(100, b"aaaa"), (102, b"bb"), (5000, b"cc")];
+        assert!(is_inline(&file, file.update_regions(&parts)));
+        assert_eq!(file.as_slice(100, 4).unwrap(), b"aabb");
+        assert_eq!(file.as_slice(5000, 2).unwrap(), b"cc");
+    }
+}
+
+#[test]
+fn large_and_durable_writes_hop() {
+    for dir in dirs("large_and_durable_writes_hop") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Manual));
+        let large = vec![1; WARM as usize + 1];
+        assert!(!is_inline(&file, file.update_region(0, &large)));
+        block_on(warm_up(&file));
+        assert!(!is_inline(&file, file.update_region_async(0, b"x")));
+        block_on(warm_up(&file));
+        let mapped = file.bytes(100, 10).unwrap();
+        assert!(!is_inline(&file, file.write_bytes(8000, mapped)));
+    }
+}
+
+#[test]
+fn writes_to_unknown_pages_hop() {
+    for dir in dirs("writes_to_unknown_pages_hop") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Manual));
+        // A page that was never written, and a write that reaches into one.
+        assert!(!is_inline(&file, file.update_region(2 << 20, b"x")));
+        assert!(is_inline(&file, file.update_region(2 << 20, b"x")));
+        assert!(!is_inline(
+            &file,
+            file.update_region((2 << 20) + 4095, b"xx")
+        ));
+        assert!(is_inline(
+            &file,
+            file.update_region((2 << 20) + 4095, b"xx")
+        ));
+        block_on(file.evict(0, LEN)).unwrap();
+        assert!(!is_inline(&file, file.update_region(0, b"x")));
+        assert!(is_inline(&file, file.update_region(0, b"x")));
+        // Growth, and a cut that leaves the page.
+        block_on(file.resize(LEN + 5000)).unwrap();
+        block_on(file.update_region(LEN + 10, b"x")).unwrap();
+        assert!(is_inline(&file, file.update_region(LEN + 10, b"x")));
+        block_on(file.resize(LEN + 100)).unwrap();
+        assert!(!is_inline(&file, file.update_region(LEN + 10, b"x")));
+        assert!(is_inline(&file, file.update_region(LEN + 10, b"x")));
+    }
+}
+
+/// How a page beside the one that is examined is made dirty again.
+#[derive(Clone, Copy, Debug)]
+enum Redirtied {
+    ByTheQueue,
+    ByDescriptor,
+    Inline,
+    ThroughAView,
+    ByEachChunk,
+}
+
+/// The page cache speaks of whole folios: after they were cleaned, one store makes all of their
+/// pages dirty, but only its own page writable.
+#[test]
+fn cleaned_page_hops_however_folio_is_redirtied() {
+    use Redirtied::*;
+    let dir = on_a_disk();
+    if !can_probe("cleaned_page_hops_however_folio_is_redirtied", dir.path()) {
+        return;
+    }
+    let file = block_on(warm(dir.path(), FlushPolicy::Manual));
+    let outside = fs::File::open(dir.path().join("data")).unwrap();
+    let probe = Probe::new(&dir.path().join("data"));
+    // One folio, as far as the file system uses large ones.
+    let large = vec![1; 2 << 20];
+    for redirtied in [ByTheQueue, ByDescriptor, Inline, ThroughAView, ByEachChunk] {
+        block_on(file.update_region(0, &large)).unwrap();
+        block_on(warm_up(&file));
+        assert!(
+            is_inline(&file, file.update_region(100, b"P")),
+            "{redirtied:?}"
+        );
+        outside.sync_data().unwrap();
+        assert_eq!(probe.unwritten(0, WARM), Some(0));
+        // The page after the next: the store of neither goes to the other.
+        let other = 2 * 4096;
+        block_on(async {
+            match redirtied {
+                ByTheQueue => {
+                    let view = file.bytes(other, 1).unwrap();
+                    let mut write = pin!(file.update_region(other, b"Q"));
+                    assert!(poll_once(&mut write).await.is_none());
+                    drop(view);
+                    with_timeout(write).await.unwrap();
+                }
+                ByDescriptor => file.update_region(other, &large[..4096]).await.unwrap(),
+                // The first one hops, since the page is clean.
+                Inline => {
+                    assert!(!is_inline(&file, file.update_region(other, b"Q")));
+                    assert!(is_inline(&file, file.update_region(other, b"Q")));
+                }
+                ThroughAView => file.as_slice_mut(other, 10).await.unwrap().fill(1),
+                ByEachChunk => {
+                    #[cfg(feature = "iterator")]
+                    file.chunks_mut(4096)
+                        .for_each_mut(|at, chunk| {
+                            if at == other {
+                                chunk.fill(2);
+                            }
+                            Ok(())
+                        })
+                        .await
+                        .unwrap();
+                }
+            }
+        });
+        assert!(
+            !is_inline(&file, file.update_region(100, b"P")),
+            "after the page beside it was made dirty: {redirtied:?}"
+        );
+        assert!(is_inline(&file, file.update_region(100, b"P")));
+    }
+}
+
+#[test]
+fn flushed_pages_hop_once() {
+    for dir in dirs("flushed_pages_hop_once") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Manual));
+        block_on(file.flush()).unwrap();
+        assert!(!is_inline(&file, file.update_region(10, b"x")));
+        assert!(is_inline(&file, file.update_region(10, b"x")));
+        block_on(file.schedule_flush()).unwrap();
+        assert!(!is_inline(&file, file.update_region(10, b"x")));
+        block_on(file.flush_range(0, 100)).unwrap();
+        assert!(!is_inline(&file, file.update_region(10, b"x")));
+        assert_eq!(file.pending_bytes(), 2);
+    }
+}
+
+#[test]
+fn policies_count_inline_writes() {
+    for dir in dirs("policies_count_inline_writes") {
+        let file = block_on(warm(dir.path(), FlushPolicy::EveryWrites(1000)));
+        let (flushes, updates) = (file.stats().flushes, file.stats().updates);
+        for _ in updates..999 {
+            block_on(file.update_region(10, b"x")).unwrap();
+        }
+        assert_eq!(file.stats().flushes, flushes);
+        let inline = file.stats().inline_updates;
+        assert!(inline > 900, "{inline} inline writes");
+        // The write that reaches the number waits for the flush.
+        block_on(file.update_region(10, b"x")).unwrap();
+        assert_eq!(file.stats().inline_updates, inline + 1);
+        assert_eq!(
+            (file.stats().flushes, file.pending_bytes()),
+            (flushes + 1, 0)
+        );
+
+        let path = dir.path().join("by bytes");
+        let builder = MemoryMappedFile::builder(path).size(LEN);
+        let file = block_on(builder.flush_policy(FlushPolicy::EveryBytes(5000)).create()).unwrap();
+        block_on(warm_up(&file));
+        let flushes = file.stats().flushes;
+        while file.stats().flushes == flushes {
+            block_on(file.update_region(10, &[1; 500])).unwrap();
+        }
+        assert_eq!(file.pending_bytes(), 0);
+    }
+}
+
+#[test]
+fn inline_write_sets_the_alarm() {
+    let dir = on_a_disk();
+    if !can_probe("inline_write_sets_the_alarm", dir.path()) {
+        return;
+    }
+    let file = block_on(warm(dir.path(), FlushPolicy::EveryMillis(3_600_000)));
+    let quick = MemoryMappedFile::builder(dir.path().join("data"));
+    let quick = quick.mode(mmap_io::MmapMode::ReadWrite);
+    let quick = block_on(quick.flush_policy(FlushPolicy::EveryMillis(1)).open()).unwrap();
+    assert!(is_inline(&file, quick.update_region(10, b"x")));
+    eventually("the inline write is flushed", || file.pending_bytes() == 0);
+}
+
+#[test]
+fn what_conflicts_is_waited_for() {
+    for dir in dirs("what_conflicts_is_waited_for") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        block_on(async {
+            let view = file.as_slice(100, 10).unwrap();
+            let mut write = pin!(file.update_region(105, b"x"));
+            assert!(poll_once(&mut write).await.is_none());
+            assert!(!file.try_update_region(105, b"y").await.unwrap());
+            // Nothing overtakes it, and what it does not overlap goes on.
+            let mut later = pin!(file.update_region(105, b"z"));
+            assert!(poll_once(&mut later).await.is_none());
+            with_timeout(file.update_region(9000, b"x")).await.unwrap();
+            assert_eq!(view[5], 0);
+            drop(view);
+            let (first, second) = with_timeout(zip(write, later)).await;
+            first.and(second).unwrap();
+            assert_eq!(file.as_slice(105, 1).unwrap(), b"z");
+            let mutable = file.as_slice_mut(100, 10).await.unwrap();
+            let mut write = pin!(file.update_region(109, b"x"));
+            assert!(poll_once(&mut write).await.is_none());
+            drop(mutable);
+            with_timeout(write).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn address_for_stores_ends_inline_writes() {
+    for dir in dirs("address_for_stores_ends_inline_writes") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        assert!(is_inline(&file, file.update_region(10, b"x")));
+        // SAFETY: nothing is stored through it.
+        let _ = unsafe { file.as_mut_ptr() }.unwrap();
+        for _ in 0..100 {
+            assert!(!is_counted_inline(&file, file.update_region(10, b"x")));
+        }
+    }
+}
+
+#[cfg(feature = "atomic")]
+#[test]
+fn stores_of_atomic_views_end_inline_writes() {
+    use std::sync::atomic::Ordering;
+    for dir in dirs("stores_of_atomic_views_end_inline_writes") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        let counter = file.atomic_u64(8192).unwrap();
+        for _ in 0..2 {
+            counter.fetch_add(1, Ordering::Relaxed);
+            assert!(!is_inline(&file, file.update_region(10, b"x")));
+        }
+        drop(counter);
+        assert!(!is_inline(&file, file.update_region(10, b"x")));
+        assert!(is_inline(&file, file.update_region(10, b"x")));
+    }
+}
+
+#[test]
+fn truncated_file_is_an_error_inline() {
+    for dir in dirs("truncated_file_is_an_error_inline") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        let outside = fs::File::options()
+            .write(true)
+            .open(dir.path().join("data"));
+        outside.unwrap().set_len(5000).unwrap();
+        let error = block_on(file.update_region(8192, b"x")).unwrap_err();
+        assert!(matches!(error, MmapIoError::Truncated { .. }), "{error:?}");
+        block_on(file.update_region(10, b"x")).unwrap();
+    }
+}
+
+#[test]
+fn full_disk_is_an_error_beside_inline_writes() {
+    let test = "full_disk_is_an_error_beside_inline_writes";
+    let Some(disk) = Disk::tmpfs(test, 1 << 20) else {
+        return;
+    };
+    block_on(async {
+        let file = MemoryMappedFile::create_rw(disk.path("data"), LEN)
+            .await
+            .unwrap();
+        file.update_region(0, b"x").await.unwrap();
+        wait_until_idle(&file);
+        disk.fill();
+        for page in 0..3 {
+            assert!(is_inline(&file, file.update_region(page, b"x")));
+        }
+        for _ in 0..3 {
+            assert_full(file.update_region(8192, b"x").await);
+        }
+        file.update_region(0, b"y").await.unwrap();
+        assert_eq!(file.as_slice(0, 3).unwrap(), b"yxx");
+    });
+}
+
+#[test]
+fn nothing_is_inline_without_the_count() {
+    let dir = on_a_disk();
+    child!(blind_child).dir(dir.path()).passes();
+}
+
+#[test]
+fn blind_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    mmap_io::utils::stop_probing_residency();
+    let file = block_on(warm(&dir, FlushPolicy::Never));
+    for _ in 0..100 {
+        assert!(!is_counted_inline(&file, file.update_region(10, b"x")));
+    }
+}
+
+/// Inline writes beside a loop of `sync` in another process, which cleans the pages all the time.
+#[test]
+fn inline_writes_never_read_a_page() {
+    let dir = on_a_disk();
+    if !can_probe("inline_writes_never_read_a_page", dir.path()) {
+        return;
+    }
+    let sync = std::process::Command::new("sh")
+        .args(["-c", "while sync -d \"$0\"; do :; done"])
+        .arg(dir.path().join("data"))
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let file = block_on(warm(dir.path(), FlushPolicy::Never));
+    let Ok(mut sync) = sync else {
+        return skip("inline_writes_never_read_a_page", "no shell");
+    };
+    let before = major_faults();
+    block_on(async {
+        for write in 0..100_000_u64 {
+            let at = write * 2654435761 % (WARM - 8);
+            file.update_region(at, &write.to_le_bytes()).await.unwrap();
+        }
+    });
+    let faults = major_faults() - before;
+    sync.kill().unwrap();
+    sync.wait().unwrap();
+    assert_eq!(faults, 0);
+    let stats = file.stats();
+    assert!(stats.inline_updates > 0, "{stats:?}");
+    // What was stored is what is in the file.
+    let at = 99_999 * 2654435761 % (WARM - 8);
+    let mut last = [0; 8];
+    fs::File::open(dir.path().join("data"))
+        .unwrap()
+        .read_exact_at(&mut last, at)
+        .unwrap();
+    assert_eq!(u64::from_le_bytes(last), 99_999);
+}
+
+/// Page faults of this thread that have read from a disk.
+fn major_faults() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is live for the call, which fills it in.
+    let usage = unsafe {
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()), 0);
+        usage.assume_init()
+    };
+    usage.ru_majflt
+}
