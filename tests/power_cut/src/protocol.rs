@@ -9,7 +9,7 @@ use anyhow::{bail, Context, Error};
 
 /// Room for one record, twice: its versions take turns, so that the acknowledged one is not
 /// touched while the next is written (which a power cut may tear).
-const SLOT: u64 = 2 * HALF;
+pub(crate) const SLOT: u64 = 2 * HALF;
 const HALF: u64 = 8192;
 
 /// One version of one record.

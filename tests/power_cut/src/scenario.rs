@@ -20,6 +20,8 @@ pub(crate) enum Scenario {
     AfterShrink,
     Overwrites,
     ConcurrentTasks,
+    /// A file that grows by each record.
+    Append,
     /// Whole files that replace one another.
     Replace,
     /// The log of the examples; [`log_writer`](crate::log_writer) appends to it.
@@ -45,6 +47,7 @@ impl Scenario {
         Self::AfterShrink,
         Self::Overwrites,
         Self::ConcurrentTasks,
+        Self::Append,
         Self::Replace,
         Self::DurableLog,
         Self::Control,
@@ -67,6 +70,7 @@ impl Scenario {
             Self::AfterShrink => "after_shrink",
             Self::Overwrites => "overwrites",
             Self::ConcurrentTasks => "concurrent_tasks",
+            Self::Append => "append",
             Self::Replace => "replace",
             Self::DurableLog => "durable_log",
             Self::Control => "control",

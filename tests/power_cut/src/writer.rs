@@ -8,11 +8,11 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use bytes::Bytes;
 use mmap_io::MemoryMappedFile;
 
-use crate::protocol::{file_len, file_name, Message, Record};
+use crate::protocol::{file_len, file_name, Message, Record, SLOT};
 use crate::scenario::{Scenario, BYTES, TASKS, WRITES};
 
 /// Files that stay when they are full; older ones are removed.
@@ -57,7 +57,10 @@ struct Target {
 impl Target {
     async fn create(scenario: Scenario, directory: &Path, id: u64) -> Result<Self> {
         let path = directory.join(file_name(id));
-        let len = file_len(id, scenario.slots());
+        let len = match scenario {
+            Scenario::Append => SLOT,
+            _ => file_len(id, scenario.slots()),
+        };
         tell(&[Message::Length { file: id, len }])?;
         let file = MemoryMappedFile::builder(&path)
             .size(len)
@@ -205,6 +208,26 @@ impl Target {
                     .collect();
                 for task in tasks {
                     task.await?;
+                }
+            }
+            Scenario::Append => {
+                for slot in 1..slots {
+                    let (record, offset, data) = self.record(slot, 1);
+                    let mut whole = vec![0; SLOT as usize];
+                    let start = (offset - slot * SLOT) as usize;
+                    whole[start..][..data.len()].copy_from_slice(&data);
+                    let len = (slot + 1) * SLOT;
+                    tell(&[Message::Length { file: self.id, len }])?;
+                    let appended = match slot % 3 {
+                        0 => {
+                            let appended = file.append(&whole).await?;
+                            file.flush().await?;
+                            appended
+                        }
+                        _ => file.append_async(&whole).await?,
+                    };
+                    ensure!(appended == slot * SLOT, "appended at {appended}");
+                    self.durable(&[record])?;
                 }
             }
             Scenario::DurableLog | Scenario::Replace => unreachable!("it has no slots"),
