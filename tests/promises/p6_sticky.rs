@@ -98,6 +98,7 @@ async fn assert_sticks(file: &MemoryMappedFile, lost: i32) {
     assert_eq!(cause(file.update_regions_async(&regions).await), lost);
     let bytes = vec![b'd'].into();
     assert_eq!(cause(file.write_bytes_async(0, bytes).await), lost);
+    assert_eq!(cause(file.append_async(b"x").await.map(drop)), lost);
     let view = file.as_slice_mut(0, 1).await.unwrap();
     assert_eq!(cause(view.commit().await), lost);
     assert_eq!(cause(file.evict(0, 4096).await), lost);

@@ -94,6 +94,28 @@ fn writers_wait_for_room_in_order() {
 }
 
 #[test]
+fn appends_take_room_like_other_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let file = with_room(dir.path(), 2, 1000).await;
+        let held = HeldQueue::new(&file, 9_999);
+        let data = [7; 900];
+        let mut first = std::pin::pin!(file.append(&data));
+        assert!(poll_once(&mut first).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 900);
+        assert!(!file.try_update_region(0, &data[..200]).await.unwrap());
+        let mut second = std::pin::pin!(file.append(&data));
+        assert!(poll_once(&mut second).await.is_none());
+        assert_eq!(file.stats().queued_bytes, 900);
+        held.release().await;
+        let (first, second) = with_timeout(zip(first, second)).await;
+        assert_eq!((first.unwrap(), second.unwrap()), (10_000, 10_900));
+        assert_eq!(file.as_slice(10_000, 1800).unwrap(), [7; 1800]);
+        wait_until(&file, is_quiet).await;
+    });
+}
+
+#[test]
 fn newcomer_does_not_overtake_notified_waiter() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
