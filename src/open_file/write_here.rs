@@ -97,6 +97,10 @@ impl OpenFile {
         });
         check().ok()?;
         let hull = ranges.hull();
+        let way = Way::of_this_write();
+        if way == Way::Queued {
+            return None;
+        }
         let _turn = Turn::take(self, hull)?;
         let is_quiet = self.commits.are_idle() && hull.end() <= self.len();
         if !is_quiet {
@@ -104,6 +108,10 @@ impl OpenFile {
         }
         let mapped = self.writable().ok()?;
         let map = mapped.current()?;
+        if way == Way::MadeWritable {
+            let ranges = ranges.iter().copied();
+            residency::populate_write(&map, &mapped.backing, mapped.fs_traits, ranges).ok()?;
+        }
         let mut last = None;
         for range in ranges.iter() {
             let pages = range.to_pages(sys::page_size());
@@ -128,5 +136,42 @@ impl OpenFile {
         self.counters.inline_writes.fetch_add(1, Ordering::Relaxed);
         copied(len as usize);
         Some(due)
+    }
+}
+
+/// The way that a write takes. It is chosen only in tests, so that they exercise each way with every
+/// operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Here, if nothing can block.
+    Usual,
+    /// Through the queue.
+    Queued,
+    /// Here, after making the pages writable, which may block.
+    MadeWritable,
+}
+
+impl Way {
+    #[cfg(not(debug_assertions))]
+    fn of_this_write() -> Self {
+        Self::Usual
+    }
+
+    /// As the variable `MMAP_IO_TEST_INLINE` says. Without debug assertions it is not looked at.
+    #[cfg(debug_assertions)]
+    fn of_this_write() -> Self {
+        use std::sync::atomic::AtomicBool;
+        use std::sync::OnceLock;
+        static WAY: OnceLock<Option<String>> = OnceLock::new();
+        static IS_ODD: AtomicBool = AtomicBool::new(false);
+        let way = WAY.get_or_init(|| std::env::var("MMAP_IO_TEST_INLINE").ok());
+        match way.as_deref() {
+            Some("always") => Self::MadeWritable,
+            Some("never") => Self::Queued,
+            // Relaxed: any sequence will do.
+            Some("mixed") if IS_ODD.fetch_xor(true, Ordering::Relaxed) => Self::Queued,
+            Some("mixed") => Self::MadeWritable,
+            _ => Self::Usual,
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_lite::future::{poll_once, zip};
@@ -350,7 +351,6 @@ fn address_for_stores_ends_inline_writes() {
 #[cfg(feature = "atomic")]
 #[test]
 fn stores_of_atomic_views_end_inline_writes() {
-    use std::sync::atomic::Ordering;
     for dir in dirs("stores_of_atomic_views_end_inline_writes") {
         let file = block_on(warm(dir.path(), FlushPolicy::Never));
         let counter = file.atomic_u64(8192).unwrap();
@@ -400,6 +400,69 @@ fn full_disk_is_an_error_beside_inline_writes() {
         file.update_region(0, b"y").await.unwrap();
         assert_eq!(file.as_slice(0, 3).unwrap(), b"yxx");
     });
+}
+
+/// Threads write the same records and others, inline and through the queue, while a reader looks.
+#[test]
+fn inline_and_queued_writes_stay_whole() {
+    const RECORD: u64 = 200;
+    const ROUNDS: u64 = 3000;
+    for dir in dirs("inline_and_queued_writes_stay_whole") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        block_on(file.update_region(0, &[0; 20_000])).unwrap();
+        let writing = AtomicUsize::new(3);
+        std::thread::scope(|threads| {
+            for thread in 0..3_u64 {
+                let (file, writing) = (file.clone(), &writing);
+                threads.spawn(move || {
+                    let large = vec![0; 70_000];
+                    for round in 1..=ROUNDS {
+                        let byte = (3 * round + thread) as u8;
+                        block_on(async {
+                            // Whole records, of which each thread writes any.
+                            let at = round * 7 % 20 * RECORD;
+                            file.update_region(at, &[byte; RECORD as usize])
+                                .await
+                                .unwrap();
+                            // A count of its own, which must never go back.
+                            let own = 8000 + 8 * thread;
+                            let count = round.to_le_bytes();
+                            let parts: [(u64, &[u8]); 2] = [(own, &count), (own + 5000, &count)];
+                            file.update_regions(&parts).await.unwrap();
+                            if round % 16 == thread {
+                                file.update_region(1 << 17, &large).await.unwrap();
+                            }
+                            if round % 64 == 10 * thread {
+                                file.as_slice_mut(own, 8).await.unwrap()[..]
+                                    .copy_from_slice(&count);
+                            }
+                        });
+                    }
+                    writing.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            let mut seen = [0; 3];
+            while writing.load(Ordering::Relaxed) > 0 {
+                for record in 0..20 {
+                    let bytes = block_on(file.slice(record * RECORD, RECORD)).unwrap();
+                    assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{bytes:?}");
+                }
+                for (thread, seen) in seen.iter_mut().enumerate() {
+                    let own = 8000 + 8 * thread as u64;
+                    let both = block_on(file.slice(own, 5008)).unwrap();
+                    let count =
+                        |at: usize| u64::from_le_bytes(both[at..at + 8].try_into().unwrap());
+                    // One operation, so that a reader sees both parts of it or none.
+                    assert_eq!(count(0), count(5000));
+                    assert!(*seen <= count(0), "{seen} came before {}", count(0));
+                    *seen = count(0);
+                }
+            }
+        });
+        let stats = file.stats();
+        assert!(stats.inline_updates > 0, "{stats:?}");
+        assert!(stats.updates > stats.inline_updates, "{stats:?}");
+    }
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn unfenced<F: Fences>() {
             if file.table.try_begin_unfenced(&[CELL()], CELL()) {
                 // SAFETY: loom checks the access.
                 file.cell.with_mut(|cell| unsafe { *cell += 1 });
-                file.table.end_batch();
+                let _ = file.table.end_batch();
             }
         }
         reader.join().unwrap();
