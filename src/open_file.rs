@@ -11,6 +11,7 @@ mod maps;
 #[cfg_attr(not(feature = "locking"), allow(dead_code))]
 mod page_lock;
 mod resize;
+mod walk;
 mod write_here;
 mod write_plan;
 
@@ -26,6 +27,7 @@ use self::cow::Origin;
 use self::durability::TIMER;
 use self::maps::Mapped;
 use self::page_lock::PageLockTurns;
+use self::walk::Walk;
 use crate::advisory_lock::AdvisoryLock;
 use crate::commit::Commits;
 use crate::descriptor::Descriptor;
@@ -84,6 +86,8 @@ pub(crate) struct OpenFile {
     touch_mtime: AtomicBool,
     /// Whether maps are made for huge pages.
     huge_pages: AtomicBool,
+    /// Locked only by the drain.
+    walk: Mutex<Walk>,
     page_lock_turns: PageLockTurns,
     /// The lock by which other processes know that this process uses the file.
     advisory_lock: Mutex<Option<AdvisoryLock>>,
@@ -239,6 +243,7 @@ impl OpenFile {
             appender: OnceLock::new(),
             touch_mtime: AtomicBool::new(false),
             huge_pages: AtomicBool::new(false),
+            walk: Mutex::default(),
             page_lock_turns: PageLockTurns::new(),
             advisory_lock: Mutex::default(),
             written_by_address: AtomicBool::new(false),

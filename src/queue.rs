@@ -152,6 +152,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 gone: Vec::new(),
                 reconsider: None,
                 running: false,
+                is_turn_of_a_task: false,
                 applying: None,
                 submitted: 0,
                 warnings: Warnings::default(),

@@ -186,6 +186,8 @@ impl From<PageRange> for ByteRange {
 pub(crate) struct PageRange(ByteRange);
 
 impl PageRange {
+    pub(crate) const EMPTY: Self = Self(ByteRange::EMPTY);
+
     #[inline]
     pub(crate) fn start(self) -> u64 {
         self.0.start

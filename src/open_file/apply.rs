@@ -10,10 +10,12 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use super::resize::Longer;
+use super::walk::pages_ahead;
 use super::write_plan::{reserve, WritePlan, WriteTarget};
 use super::{OpenFile, OwnedLease};
 use crate::dirty::FlushDue;
 use crate::error::{MmapIoError, Result};
+use crate::flush::FlushPolicy;
 use crate::lease::{Asks, Intervals, Kind, Lease, Want};
 use crate::map::{Map, Protection};
 use crate::queue::{Action, AllSteps, Ended, Granted, Op, Outcome, Payload, Queue, QueueHost};
@@ -277,6 +279,16 @@ impl OpenFile {
         let copied = ready
             .iter()
             .flat_map(|(op, plan)| plan.memcpy_parts(&op.ranges));
+        // Durable writes make their hops in any case.
+        let last = ready
+            .last()
+            .filter(|(op, _)| op.action.policy() != FlushPolicy::Always);
+        let last = last.and_then(|(op, _)| op.ranges.last());
+        let ahead = last.and_then(|last| pages_ahead(&mut lock(&self.walk), target, *last));
+        // In one call: a look at pages that are clean makes all pages around them forgotten.
+        if ahead.is_some() && populate(target, copied.clone().chain(ahead)).is_ok() {
+            return;
+        }
         if populate(target, copied).is_ok() {
             return;
         }

@@ -13,9 +13,10 @@
 //! | 256 Ki | 15 | 18 | 293 | 17 | 3990 | 24 | 1270 | 26 |
 //! | 1 Mi | 70 | 54 | 1184 | 58 | 4000 | 95 | 1810 | 100 |
 //!
-//! So whole pages go through the descriptor, unless they are few and are likely to be mapped and
-//! dirty, because they were written here, have not been flushed since, and are resident. The
-//! partial pages at both ends are copied.
+//! So whole pages go through the descriptor, unless they are dirty, and were written here, so that
+//! they are mapped or will be from this write on. Where the system does not tell which pages are
+//! dirty, they are taken for dirty if they are few, have not been flushed since they were written
+//! here, and are resident. The partial pages at both ends are copied.
 //!
 //! The descriptor is used only where `pwrite` and the mapping are coherent with each other
 //! ([`FsTraits::coherent_writes`](sys::FsTraits::coherent_writes), [`sys::may_write_at`]).
@@ -43,7 +44,8 @@ pub(super) struct WriteTarget<'a> {
     pub(super) coherent: Option<&'a File>,
 }
 
-/// Whole pages of at least this many bytes together always go through the descriptor.
+/// Whole pages of at least this many bytes together always go through the descriptor, if the system
+/// does not tell whether they are dirty.
 const ALWAYS_DIRECT: u64 = 256 << 10;
 
 /// Which pages of a write's ranges go through the descriptor.
@@ -175,9 +177,12 @@ pub(super) fn reserve(target: &WriteTarget<'_>, plan: &WritePlan) -> io::Result<
 /// Returns the whole pages of the range, if writing them through the descriptor is cheaper.
 fn direct_pages(target: &WriteTarget<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
-    let stays_mapped = pages.len() < ALWAYS_DIRECT
-        && target.file.dirty.covers(pages.into())
-        && residency::may_be_cached(target.map.run(pages));
+    let run = target.map.run(pages);
+    let is_rewritten = || target.file.dirty.covers(pages.into());
+    let stays_mapped = match residency::are_dirty(run, target.backing, target.fs_traits, pages) {
+        Some(are_dirty) => are_dirty && is_rewritten(),
+        None => pages.len() < ALWAYS_DIRECT && is_rewritten() && residency::may_be_cached(run),
+    };
     let may_write = || {
         let file = target.coherent?;
         sys::may_write_at(file, pages.end()).then_some(pages)

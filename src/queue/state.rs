@@ -32,8 +32,9 @@ pub(super) struct State<L, S> {
     /// The writes that were sent back to the door are reconsidered when the drain has looked at all
     /// operations before this place.
     pub(super) reconsider: Option<u64>,
-    /// A drain job exists that will check for work again.
+    /// A drain job exists that will check for work again, or a task has the [turn](super::Turn).
     pub(super) running: bool,
+    pub(super) is_turn_of_a_task: bool,
     /// The hull of the batch that is being applied.
     pub(super) applying: Option<ByteRange>,
     /// Number of operations submitted.

@@ -263,6 +263,30 @@ fn flushed_pages_hop_once() {
     }
 }
 
+/// Pages ahead of a writer that walks forward are made writable, but not holes.
+#[test]
+fn forward_writer_hops_rarely() {
+    const RANGE: u64 = 1 << 20;
+    for dir in dirs("forward_writer_hops_rarely") {
+        let file = block_on(warm(dir.path(), FlushPolicy::Never));
+        // A page has 64 writes. A write may join a job that is about to end.
+        let walk = || {
+            let before = file.stats().pool_hops;
+            for at in (0..RANGE).step_by(64) {
+                block_on(file.update_region(at, &[1; 64])).unwrap();
+            }
+            file.stats().pool_hops - before
+        };
+        walk();
+        let holes = fs::metadata(dir.path().join("data")).unwrap();
+        assert!(std::os::unix::fs::MetadataExt::blocks(&holes) * 512 < 2 * RANGE);
+        // The second round is over pages that are in memory and clean.
+        block_on(file.flush()).unwrap();
+        let hops = walk();
+        assert!(hops < RANGE / 4096 / 2, "{hops} hops");
+    }
+}
+
 #[test]
 fn policies_count_inline_writes() {
     for dir in dirs("policies_count_inline_writes") {
