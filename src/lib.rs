@@ -416,6 +416,7 @@ pub mod errors {
 pub mod mmap {
     pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
     pub use crate::mode::{MmapMode, TouchHint};
+    pub use crate::reader::MmapReader;
     pub use crate::view::{MappedSlice, MappedSliceMut};
 }
 
