@@ -120,6 +120,25 @@
 //! for the same operations, except `read_into`. Two tasks that wait for each other's
 //! views wait forever. `try_*` methods never wait.
 //!
+//! [Clippy](https://rust-lang.github.io/rust-clippy/master/index.html#await_holding_invalid_type)
+//! finds views that are held across an `.await`, if the `clippy.toml` of the program has these
+//! lines:
+//!
+//! ```toml
+//! await-holding-invalid-types = [
+//!     { path = "mmap_io::MappedSlice", reason = "a write that overlaps it waits forever" },
+//!     { path = "mmap_io::MappedSliceMut", reason = "reads and writes of its bytes wait forever" },
+//!     { path = "mmap_io::AtomicView", reason = "a write that overlaps it waits forever" },
+//!     { path = "mmap_io::AtomicSliceView", reason = "a write that overlaps it waits forever" },
+//! ]
+//! ```
+//!
+//! It warns of every await, also of those that have nothing to do with the view: an
+//! `#[allow(clippy::await_holding_invalid_type)]` says that such an await is meant. Atomic views
+//! need the feature `atomic`: leave their lines out without it. `Bytes` are not in the list: most
+//! `Bytes` are no views, and those of [`bytes`](MemoryMappedFile::bytes) and
+//! [`read_bytes`](MemoryMappedFile::read_bytes) are made to be held.
+//!
 #![doc = include_str!("recipes.md")]
 //!
 //! # Coming from the synchronous crate
