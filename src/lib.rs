@@ -153,6 +153,9 @@
 //! - Dropping a handle that may write does not wait until the file is closed: a thread of the pool
 //!   closes it. [`close`](MemoryMappedFile::close) waits for that.
 //!
+//! [COMPAT.md](https://github.com/mmap-io/mmap-io-async/blob/main/docs/COMPAT.md) has a line for
+//! each name of that crate, the traps, and a program before and after.
+//!
 //! # Safety and other processes
 //!
 //! The mapping shows the file. Views are protected from everything that goes through this crate in

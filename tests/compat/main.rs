@@ -32,6 +32,7 @@ mod iterating;
 mod looking;
 mod opening;
 mod pages;
+mod programs;
 mod reading;
 mod sizing;
 mod streaming;
