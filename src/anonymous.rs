@@ -146,6 +146,10 @@ impl AnonymousMmap {
     /// # Errors
     ///
     /// Same as [`MemoryMappedFile::slice`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Same as [`MemoryMappedFile::slice`].
     pub async fn slice(&self, offset: u64, len: u64) -> Result<MappedSlice<'_>> {
         self.0.slice(offset, len).await
     }
@@ -170,6 +174,10 @@ impl AnonymousMmap {
     /// # Errors
     ///
     /// Same as [`MemoryMappedFile::read_bytes`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Same as [`MemoryMappedFile::read_bytes`].
     pub fn read_bytes(
         &self,
         offset: u64,
@@ -183,6 +191,10 @@ impl AnonymousMmap {
     /// # Errors
     ///
     /// Same as [`MemoryMappedFile::read_into`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Same as [`MemoryMappedFile::read_into`].
     pub async fn read_into(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.0.read_into(offset, buffer).await
     }
@@ -191,6 +203,10 @@ impl AnonymousMmap {
     /// [`MemoryMappedFile::update_region`].
     ///
     /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::update_region`].
+    ///
+    /// # Cancel safety
     ///
     /// Same as [`MemoryMappedFile::update_region`].
     pub async fn update_region(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -202,6 +218,10 @@ impl AnonymousMmap {
     /// # Errors
     ///
     /// Same as [`MemoryMappedFile::update_regions`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Same as [`MemoryMappedFile::update_regions`].
     pub async fn update_regions(&self, regions: &[(u64, &[u8])]) -> Result<()> {
         self.0.update_regions(regions).await
     }
@@ -210,6 +230,10 @@ impl AnonymousMmap {
     /// [`MemoryMappedFile::write_bytes`].
     ///
     /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::write_bytes`].
+    ///
+    /// # Cancel safety
     ///
     /// Same as [`MemoryMappedFile::write_bytes`].
     pub fn write_bytes(
@@ -226,6 +250,10 @@ impl AnonymousMmap {
     /// # Errors
     ///
     /// Same as [`MemoryMappedFile::try_update_region`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Same as [`MemoryMappedFile::try_update_region`].
     pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
         self.0.try_update_region(offset, data).await
     }
@@ -236,6 +264,10 @@ impl AnonymousMmap {
     /// # Errors
     ///
     /// Same as [`MemoryMappedFile::as_slice_mut`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Same as [`MemoryMappedFile::as_slice_mut`].
     pub async fn as_slice_mut(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
         self.0.as_slice_mut(offset, len).await
     }
@@ -243,6 +275,10 @@ impl AnonymousMmap {
     /// Returns a mutable view of a range: [`as_slice_mut`](Self::as_slice_mut) under its old name.
     ///
     /// # Errors
+    ///
+    /// Same as [`MemoryMappedFile::as_slice_mut`].
+    ///
+    /// # Cancel safety
     ///
     /// Same as [`MemoryMappedFile::as_slice_mut`].
     pub async fn as_mut_slice(&self, offset: u64, len: u64) -> Result<MappedSliceMut<'_>> {
@@ -365,6 +401,10 @@ impl AnonymousMmap {
     ///
     /// The system may keep other anonymous memory of the process in one area with this mapping;
     /// then that memory counts as well.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
     pub fn is_hugepage_backed(&self) -> impl Future<Output = Option<bool>> + Send + 'static {
         self.0.is_hugepage_backed()
     }

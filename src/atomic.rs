@@ -42,7 +42,8 @@ use crate::range::ByteRange;
 /// # Errors
 ///
 /// In this order:
-/// - [`InvalidMode`](MmapIoError::InvalidMode): the handle is not read-write.
+/// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, or copy-on-write
+///   and writable.
 /// - [`Misaligned`](MmapIoError::Misaligned): the offset is not a multiple of the size of a word,
 ///   which is 4 or 8 bytes.
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds)

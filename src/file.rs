@@ -90,6 +90,25 @@ use crate::sys;
 /// Methods that may block are `async` and run on the [`blocking`](https://docs.rs/blocking) pool,
 /// under any runtime or none. The other methods never wait, except where they say so.
 ///
+/// An operation on the pool costs the way there and back, 20 to 40 us, besides what it does. A
+/// durable operation costs a flush of the disk as well, from some 100 us to milliseconds, which
+/// operations that wait at the same time share. The crate page has tables of what each
+/// [read](crate#which-read) and [write](crate#which-write) costs.
+///
+/// # Ranges
+///
+/// Offsets and lengths are `u64`, in bytes. A range that does not lie inside the file is refused as
+/// a whole, and is never cut short. Every method checks its arguments in this order, before it
+/// changes anything:
+/// 1. A range of no bytes is accepted at any offset, in any mode and under any view, and does
+///    nothing (atomic views check the mode, the alignment and the bounds of no words as well).
+/// 2. [`InvalidMode`](MmapIoError::InvalidMode): what the handle may do.
+/// 3. [`Misaligned`](MmapIoError::Misaligned): the alignment of atomic words.
+/// 4. [`OutOfBounds`](MmapIoError::OutOfBounds): the length of the file.
+/// 5. [`Busy`](MmapIoError::Busy), or the wait, for what overlaps the range.
+///
+/// A file has at most 128 TiB (2 GiB - 1 on 32-bit platforms).
+///
 /// Dropping the last handle and the last `Bytes` closes the file. Where closing may take time, as
 /// for a file that may be written, a thread of the pool closes it after the drop;
 /// [`close`](Self::close)`().await` returns when that is done.
@@ -274,6 +293,19 @@ impl MemoryMappedFile {
     /// Returns counters and queue lengths of the file, for metrics.
     ///
     /// Takes short locks: not meant for hot paths.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// let view = file.as_slice(0, 10)?;
+    /// file.update_region(10, b"data").await?;
+    /// let stats = file.stats();
+    /// assert_eq!((stats.views, stats.updates, stats.pending_bytes), (1, 1, 4));
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn stats(&self) -> Stats {
         let shared = &self.handle.shared;
         let backlog = shared.queue().backlog();
@@ -417,6 +449,17 @@ impl MemoryMappedFile {
     ///
     /// The handle itself, while clones of it or `Bytes` are alive, or if the process has no
     /// descriptor left.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// let plain = file.unmap().map_err(|_| "the handle is in use")?;
+    /// assert_eq!(plain.metadata()?.len(), 4096);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn unmap(self) -> Result<File, Self> {
         let handle = Arc::try_unwrap(self.handle).map_err(Self::of)?;
         // A copy of the descriptor, since the file's own jobs may still hold it for a moment.

@@ -120,6 +120,25 @@
 //! for the same operations, except `read_into`. Two tasks that wait for each other's
 //! views wait forever. `try_*` methods never wait.
 //!
+//! [Clippy](https://rust-lang.github.io/rust-clippy/master/index.html#await_holding_invalid_type)
+//! finds views that are held across an `.await`, if the `clippy.toml` of the program has these
+//! lines:
+//!
+//! ```toml
+//! await-holding-invalid-types = [
+//!     { path = "mmap_io::MappedSlice", reason = "a write that overlaps it waits forever" },
+//!     { path = "mmap_io::MappedSliceMut", reason = "reads and writes of its bytes wait forever" },
+//!     { path = "mmap_io::AtomicView", reason = "a write that overlaps it waits forever" },
+//!     { path = "mmap_io::AtomicSliceView", reason = "a write that overlaps it waits forever" },
+//! ]
+//! ```
+//!
+//! It warns of every await, also of those that have nothing to do with the view: an
+//! `#[allow(clippy::await_holding_invalid_type)]` says that such an await is meant. Atomic views
+//! need the feature `atomic`: leave their lines out without it. `Bytes` are not in the list: most
+//! `Bytes` are no views, and those of [`bytes`](MemoryMappedFile::bytes) and
+//! [`read_bytes`](MemoryMappedFile::read_bytes) are made to be held.
+//!
 #![doc = include_str!("recipes.md")]
 //!
 //! # Coming from the synchronous crate
@@ -133,6 +152,9 @@
 //!   that overlap them wait. `Bytes::from(&slice)` is a copy.
 //! - Dropping a handle that may write does not wait until the file is closed: a thread of the pool
 //!   closes it. [`close`](MemoryMappedFile::close) waits for that.
+//!
+//! [COMPAT.md](https://github.com/mmap-io/mmap-io-async/blob/main/docs/COMPAT.md) has a line for
+//! each name of that crate, the traps, and a program before and after.
 //!
 //! # Safety and other processes
 //!
@@ -416,6 +438,7 @@ pub mod errors {
 pub mod mmap {
     pub use crate::file::{MemoryMappedFile, MemoryMappedFileBuilder, Stats};
     pub use crate::mode::{MmapMode, TouchHint};
+    pub use crate::reader::MmapReader;
     pub use crate::view::{MappedSlice, MappedSliceMut};
 }
 

@@ -1,9 +1,4 @@
 //! Functions over paths, under the names of the synchronous crate.
-//!
-//! # Cancel safety
-//!
-//! Dropping the future of any of these functions withdraws an operation that has not started; an
-//! operation that has started runs to completion.
 
 use std::future::Future;
 use std::path::Path;
@@ -23,6 +18,10 @@ pub use crate::replace::replace;
 /// # Errors
 ///
 /// Those of [`MemoryMappedFile::create_rw`].
+///
+/// # Cancel safety
+///
+/// As [`MemoryMappedFile::create_rw`].
 pub fn create_mmap(
     path: impl AsRef<Path>,
     size: u64,
@@ -35,6 +34,10 @@ pub fn create_mmap(
 /// # Errors
 ///
 /// Those of [`open`](crate::MemoryMappedFileBuilder::open).
+///
+/// # Cancel safety
+///
+/// As [`open`](crate::MemoryMappedFileBuilder::open).
 pub fn load_mmap(
     path: impl AsRef<Path>,
     mode: MmapMode,
@@ -49,6 +52,10 @@ pub fn load_mmap(
 /// # Errors
 ///
 /// Those of [`MemoryMappedFile::open_rw`] and [`MemoryMappedFile::update_region`].
+///
+/// # Cancel safety
+///
+/// As [`MemoryMappedFile::update_region`]: the write is not applied later if it has not started.
 pub fn write_mmap(
     path: impl AsRef<Path>,
     offset: u64,
@@ -63,6 +70,10 @@ pub fn write_mmap(
 /// # Errors
 ///
 /// Those of [`MemoryMappedFile::update_region`].
+///
+/// # Cancel safety
+///
+/// As [`MemoryMappedFile::update_region`].
 pub async fn update_region(file: &MemoryMappedFile, offset: u64, data: &[u8]) -> Result<()> {
     file.update_region(offset, data).await
 }
@@ -72,6 +83,10 @@ pub async fn update_region(file: &MemoryMappedFile, offset: u64, data: &[u8]) ->
 /// # Errors
 ///
 /// Those of [`MemoryMappedFile::flush`].
+///
+/// # Cancel safety
+///
+/// As [`MemoryMappedFile::flush`].
 pub fn flush(file: &MemoryMappedFile) -> impl Future<Output = Result<()>> + Send + 'static {
     file.flush()
 }
@@ -81,6 +96,10 @@ pub fn flush(file: &MemoryMappedFile) -> impl Future<Output = Result<()>> + Send
 /// # Errors
 ///
 /// Those of [`MemoryMappedFile::open_ro`] and [`MemoryMappedFile::copy_to`].
+///
+/// # Cancel safety
+///
+/// As [`MemoryMappedFile::copy_to`].
 pub fn copy_mmap(
     source: impl AsRef<Path>,
     destination: impl AsRef<Path>,
@@ -95,6 +114,11 @@ pub fn copy_mmap(
 /// # Errors
 ///
 /// [`Io`](crate::MmapIoError::Io), as of [`std::fs::remove_file`].
+///
+/// # Cancel safety
+///
+/// Dropping the future withdraws an operation that has not started; an operation that has started
+/// runs to completion.
 pub fn delete_mmap(path: impl AsRef<Path>) -> impl Future<Output = Result<()>> + Send + 'static {
     let location = absolute(path.as_ref());
     operation("deleting", Subject::from(path.as_ref()), async move {
@@ -115,6 +139,10 @@ pub mod r#async {
     /// # Errors
     ///
     /// Those of [`create_mmap`](super::create_mmap).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`create_mmap`](super::create_mmap).
     pub fn create_mmap_async(
         path: impl AsRef<Path>,
         size: u64,
@@ -127,6 +155,10 @@ pub mod r#async {
     /// # Errors
     ///
     /// Those of [`copy_mmap`](super::copy_mmap).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`copy_mmap`](super::copy_mmap).
     pub fn copy_mmap_async(
         source: impl AsRef<Path>,
         destination: impl AsRef<Path>,
@@ -139,6 +171,10 @@ pub mod r#async {
     /// # Errors
     ///
     /// Those of [`delete_mmap`](super::delete_mmap).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`delete_mmap`](super::delete_mmap).
     pub fn delete_mmap_async(
         path: impl AsRef<Path>,
     ) -> impl Future<Output = Result<()>> + Send + 'static {

@@ -36,6 +36,21 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// use futures_lite::AsyncReadExt;
+    ///
+    /// let mut last = String::new();
+    /// file.reader_range(5..)?.read_to_string(&mut last).await?;
+    /// assert_eq!(last, "bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn reader_range(&self, range: impl RangeBounds<u64>) -> Result<MmapReader> {
         let range = ByteRange::resolve(range, self.len())?;
         Ok(MmapReader::new(

@@ -25,7 +25,9 @@ use crate::queue::{Action, Outcome, Queue, Ranges, Source};
 ///
 /// [Writing](#writing) tells the errors and the cancel safety; a full disk is found before the first
 /// byte is written. Besides those, an append fails with [`ResizeFailed`](MmapIoError::ResizeFailed)
-/// if the file would be larger than can be mapped. After an I/O error the file may be longer.
+/// if the file would be larger than can be mapped, and with
+/// [`InvalidMode`](MmapIoError::InvalidMode) through every copy-on-write handle: private pages do
+/// not make the file longer. After an I/O error the file may be longer.
 impl MemoryMappedFile {
     /// Writes `data` behind the end of the file, and returns the offset at which it begins.
     ///
@@ -35,6 +37,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// See [Appending](#appending).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
     ///
     /// # Examples
     ///
@@ -61,6 +67,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// See [Appending](#appending).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
     #[doc(alias = "durable")]
     #[doc(alias = "fsync")]
     pub async fn append_async(&self, data: &[u8]) -> Result<u64> {
@@ -76,6 +86,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// See [Appending](#appending).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
     ///
     /// # Examples
     ///

@@ -107,6 +107,19 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// Dropping the future leaves nothing behind but pages that are resident.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let bytes = file.read_bytes(5, 5).await?;
+    /// drop(file);
+    /// assert_eq!(bytes, "bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn read_bytes(
         &self,
         offset: u64,

@@ -67,6 +67,18 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// As [`flush`](Self::flush).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// file.update_regions(&[(0, b"one"), (4000, b"two")]).await?;
+    /// file.flush_range(0, 100).await?;
+    /// assert_eq!(file.pending_bytes(), 3);  // the second range
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     #[doc(alias = "durable")]
     #[doc(alias = "msync")]
     pub fn flush_range(
@@ -125,6 +137,17 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// As [`flush`](Self::flush).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// file.update_region(0, b"data").await?;
+    /// file.close().await?;  // durable, or an error
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub async fn close(self) -> Result<()> {
         operation("closing", Subject::Nothing, async move {
             let flushed = self.flush().await;
@@ -214,6 +237,18 @@ impl MemoryMappedFile {
     ///
     /// `madvise(MADV_DONTNEED)` and `posix_fadvise(POSIX_FADV_DONTNEED)` on Linux; elsewhere only
     /// the flush.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// file.update_region(0, b"seldom read").await?;
+    /// file.evict(0, 4096).await?;
+    /// assert_eq!(file.slice(0, 6).await?, b"seldom");  // from the disk again
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn evict(
         &self,
         offset: u64,

@@ -79,8 +79,8 @@ impl ChunkIteratorMut<'_> {
     ///
     /// # Errors
     ///
-    /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, even if there
-    ///   is no chunk.
+    /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, or
+    ///   copy-on-write and writable; even if there is no chunk.
     /// - [`OutOfBounds`](MmapIoError::OutOfBounds): the file was shrunk in the meantime.
     /// - [`Truncated`](MmapIoError::Truncated): another process has cut off bytes of the step.
     /// - [`Io`](MmapIoError::Io): the disk is full, or a page cannot be read. The chunks before

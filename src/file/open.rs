@@ -95,6 +95,20 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// As [`open`](MemoryMappedFileBuilder::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// use mmap_io::{MemoryMappedFile, MmapMode};
+    ///
+    /// let plain = std::fs::File::open(dir.path().join("data"))?;
+    /// let file = MemoryMappedFile::from_file(plain, MmapMode::ReadOnly, "data").await?;
+    /// assert_eq!(file.as_slice(0, 4)?, b"some");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     #[doc(alias = "mmap")]
     pub fn from_file(
         file: File,

@@ -35,7 +35,7 @@ impl MemoryMappedFile {
     /// Reads the pages of a range into memory, and waits for that.
     ///
     /// [`prefetch_range`](Self::prefetch_range) only starts to read; [`slice`](Self::slice) reads
-    /// and returns a view.
+    /// and returns a view. If they are in memory already, it costs what `slice` costs then.
     ///
     /// # Errors
     ///
@@ -45,6 +45,18 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// Dropping the future stops no work that has started, and harms nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// file.touch_pages_range(5, 5).await?;
+    /// assert_eq!(file.as_slice(5, 5)?, b"bytes");  // waits for no disk, unless memory is short
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     #[doc(alias = "populate")]
     pub fn touch_pages_range(
         &self,
@@ -74,6 +86,19 @@ impl MemoryMappedFile {
     /// # Platform-specific behavior
     ///
     /// `posix_fadvise(POSIX_FADV_WILLNEED)` on Linux; elsewhere a hint that may do nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// file.prefetch_range(5, 5).await?;
+    /// // Other work, while the disk reads.
+    /// assert_eq!(file.slice(5, 5).await?, b"bytes");
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn prefetch_range(
         &self,
         offset: u64,

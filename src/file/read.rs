@@ -194,6 +194,18 @@ impl MemoryMappedFile {
     /// # Blocking
     ///
     /// As [`as_slice`](Self::as_slice).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let (some, bytes): (&[u8], &[u8]) = (file.as_slice_bytes(0, 4)?, file.as_slice_bytes(5, 5)?);
+    /// assert_eq!((some, bytes), (&b"some"[..], &b"bytes"[..]));
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn as_slice_bytes(&self, offset: u64, len: u64) -> Result<&[u8]> {
         if len == 0 {
             return Ok(no_bytes());

@@ -71,6 +71,18 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// As for [`read_regions`](Self::read_regions).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # std::fs::write(dir.path().join("data"), b"some bytes")?;
+    /// let file = mmap_io::MemoryMappedFile::open_ro(dir.path().join("data")).await?;
+    /// let parts = file.slices(&[(5, 5), (0, 4)]).await?;
+    /// assert_eq!(parts, [&b"bytes"[..], b"some"]);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub async fn slices(&self, regions: &[(u64, u64)]) -> Result<Vec<MappedSlice<'_>>> {
         operation("reading several ranges", Subject::Nothing, async {
             let ranges = self.ranges(regions)?;

@@ -80,6 +80,10 @@ impl MemoryMappedFile {
     ///
     /// See [Writing](#writing).
     ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
+    ///
     /// # Examples
     ///
     /// ```
@@ -103,6 +107,10 @@ impl MemoryMappedFile {
     /// Writes that wait at the same time share one flush.
     ///
     /// # Errors
+    ///
+    /// See [Writing](#writing).
+    ///
+    /// # Cancel safety
     ///
     /// See [Writing](#writing).
     ///
@@ -131,6 +139,10 @@ impl MemoryMappedFile {
     ///
     /// See [Writing](#writing).
     ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
+    ///
     /// # Examples
     ///
     /// ```
@@ -153,6 +165,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// See [Writing](#writing).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
     #[doc(alias = "durable")]
     pub async fn update_regions_async(&self, regions: &[(u64, &[u8])]) -> Result<()> {
         self.update_all(regions, FlushPolicy::Always).await
@@ -169,6 +185,10 @@ impl MemoryMappedFile {
     /// until the buffer has room.
     ///
     /// # Errors
+    ///
+    /// See [Writing](#writing).
+    ///
+    /// # Cancel safety
     ///
     /// See [Writing](#writing).
     ///
@@ -200,6 +220,10 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// See [Writing](#writing).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [Writing](#writing).
     #[doc(alias = "durable")]
     pub fn write_bytes_async(
         &self,
@@ -222,6 +246,19 @@ impl MemoryMappedFile {
     /// # Cancel safety
     ///
     /// See [Writing](#writing).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// let view = file.as_slice(0, 10)?;
+    /// assert!(!file.try_update_region(5, b"new").await?);  // `view` overlaps it
+    /// drop(view);
+    /// assert!(file.try_update_region(5, b"new").await?);
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub async fn try_update_region(&self, offset: u64, data: &[u8]) -> Result<bool> {
         let len = data.len() as u64;
         operation("writing", (offset, len), async {
@@ -297,6 +334,18 @@ impl MemoryMappedFile {
     /// Waits for no view and no operation, but runs a memory barrier on all threads of the process:
     /// 0.3 to 20 us, milliseconds at worst. [`as_slice_mut`](Self::as_slice_mut) does that on the
     /// pool.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let file = mmap_io::create_mmap(dir.path().join("data"), 4096).await?;
+    /// let mut view = file.try_as_slice_mut(0, 3)?.expect("nothing overlaps it");
+    /// view.copy_from_slice(b"new");
+    /// assert!(file.try_as_slice_mut(2, 1)?.is_none());  // `view` overlaps it
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
     pub fn try_as_slice_mut(&self, offset: u64, len: u64) -> Result<Option<MappedSliceMut<'_>>> {
         if len == 0 {
             return Ok(Some(MappedSliceMut::EMPTY));
