@@ -8,10 +8,10 @@ mod apply;
 mod cow;
 mod durability;
 mod maps;
+mod nearby;
 #[cfg_attr(not(feature = "locking"), allow(dead_code))]
 mod page_lock;
 mod resize;
-mod walk;
 mod write_here;
 mod write_plan;
 
@@ -26,8 +26,8 @@ use std::time::{Instant, SystemTime};
 use self::cow::Origin;
 use self::durability::TIMER;
 use self::maps::Mapped;
+use self::nearby::Walk;
 use self::page_lock::PageLockTurns;
-use self::walk::Walk;
 use crate::advisory_lock::AdvisoryLock;
 use crate::commit::Commits;
 use crate::descriptor::Descriptor;

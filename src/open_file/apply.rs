@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use super::nearby::nearby;
 use super::resize::Longer;
-use super::walk::pages_ahead;
 use super::write_plan::{reserve, WritePlan, WriteTarget};
 use super::{OpenFile, OwnedLease};
 use crate::dirty::FlushDue;
@@ -23,6 +23,9 @@ use crate::range::ByteRange;
 use crate::residency::{self, Unpopulated};
 use crate::sync::lock;
 use crate::sys;
+
+/// For how many writes of a batch further pages are made writable.
+const MOST_WITH_NEARBY: usize = 4;
 
 pub(super) type Operation = Arc<Op<OwnedLease>>;
 /// A write whose ranges are inside the file, and its plan.
@@ -279,15 +282,13 @@ impl OpenFile {
         let copied = ready
             .iter()
             .flat_map(|(op, plan)| plan.memcpy_parts(&op.ranges));
-        // Durable writes make their hops in any case.
-        let last = ready
-            .last()
-            .filter(|(op, _)| op.action.policy() != FlushPolicy::Always);
-        let last = last.and_then(|(op, _)| op.ranges.last());
-        let ahead = last.and_then(|last| pages_ahead(&mut lock(&self.walk), target, *last));
+        let nearby = self.nearby_pages(target, ready);
         // In one call: a look at pages that are clean makes all pages around them forgotten.
-        if ahead.is_some() && populate(target, copied.clone().chain(ahead)).is_ok() {
-            return;
+        if !nearby.is_empty() {
+            let all = copied.clone().chain(nearby.iter().copied());
+            if populate(target, all).is_ok() {
+                return;
+            }
         }
         if populate(target, copied).is_ok() {
             return;
@@ -300,6 +301,18 @@ impl OpenFile {
                 false
             }
         });
+    }
+
+    /// Returns the pages that are made writable beside those of the writes; see [`nearby`].
+    fn nearby_pages(&self, target: &WriteTarget<'_>, ready: &[Ready<'_>]) -> Vec<ByteRange> {
+        // Durable writes make their hops in any case.
+        let may_be_here = |(op, plan): &&Ready<'_>| {
+            op.action.policy() != FlushPolicy::Always && !plan.is_direct()
+        };
+        let mut walk = lock(&self.walk);
+        let few = ready.iter().filter(may_be_here).take(MOST_WITH_NEARBY);
+        few.filter_map(|(op, _)| nearby(&mut walk, target, *op.ranges.last()?))
+            .collect()
     }
 
     /// Starts a write whose ranges are leased, unless it was withdrawn, and copies its data.

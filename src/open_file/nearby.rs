@@ -1,21 +1,24 @@
-//! Makes pages writable ahead of a writer that walks forward through the file.
+//! Chooses pages near a write that are made writable together with its own.
 //!
-//! Such a writer meets a new page after every few writes, and the first write to a page makes a hop
-//! to the pool. So when writes through the queue have come to neighbouring pages, the drain makes
-//! the next pages writable as well: as many as the writer has walked, and at most [`AHEAD`] bytes.
-//! The writes to these pages are then applied where they are polled.
+//! The first write to a page makes a hop to the pool, where the page is made writable. Later writes
+//! to it are applied where they are polled. To make fewer hops, the drain makes more pages writable
+//! than it has to:
 //!
-//! A page that the writer never reaches is written out for nothing, so there are few. A page that is
-//! not in memory would have to be read, and may be a hole that would get a block: the walk stops
-//! there.
+//! - If the page is dirty, because it was written through the descriptor or another map: the other
+//!   pages of its [`BLOCK`], if they are dirty as well. They will be written out in any case.
+//! - If the page is not dirty, and the writer *walks*, that is, its writes through the queue have
+//!   come to neighbouring pages: the next pages, as many as it has walked, and at most a block. A page
+//!   that the writer never reaches is written out for nothing, so there are few. A page that is not
+//!   in memory would have to be read, and may be a hole that would get a block on the disk: there
+//!   the walk stops.
 
 use super::write_plan::WriteTarget;
 use crate::range::{ByteRange, PageRange};
 use crate::residency;
 use crate::sys;
 
-/// The most bytes that are made writable ahead of the writer.
-const AHEAD: u64 = 64 << 10;
+/// The most bytes that are made writable together with a small write.
+const BLOCK: u64 = 64 << 10;
 
 /// The pages that the last queued writes have walked through. Only the drain uses it.
 #[derive(Debug, Default)]
@@ -37,7 +40,7 @@ impl Walk {
             return PageRange::EMPTY;
         }
         let walked = pages.end() - self.start;
-        let end = pages.end() + walked.min(AHEAD);
+        let end = pages.end() + walked.min(BLOCK);
         let ahead = ByteRange::between(pages.end(), end.min(len).max(pages.end()));
         let ahead = ahead.to_pages(sys::page_size());
         self.end = ahead.end();
@@ -45,16 +48,16 @@ impl Walk {
     }
 }
 
-/// Returns the pages ahead of the write to `range` that are to be made writable as well, if it goes on
-/// where the last one has ended.
-pub(super) fn pages_ahead(
+/// Returns the pages that are to be made writable together with those of a write to `range`.
+pub(super) fn nearby(
     walk: &mut Walk,
     target: &WriteTarget<'_>,
     range: ByteRange,
 ) -> Option<ByteRange> {
-    let pages = range.to_pages(sys::page_size());
+    let page_size = sys::page_size();
+    let pages = range.to_pages(page_size);
     let ahead = walk.step(pages, target.len);
-    if ahead.len() == 0 {
+    if target.map.writable().contain(pages) {
         return None;
     }
     let are_dirty = |pages| {
@@ -65,9 +68,16 @@ pub(super) fn pages_ahead(
             pages,
         )
     };
-    // Clean pages make those around them forgotten, as the pages of the write do if they are clean.
-    let costs_nothing = are_dirty(ahead)? || !are_dirty(pages)?;
-    let is_wanted = costs_nothing && residency::may_be_cached(target.map.run(ahead));
+    if are_dirty(pages)? {
+        let block = ByteRange::from(range.to_pages((BLOCK as usize).max(page_size)));
+        let end = block
+            .end()
+            .min(target.len.next_multiple_of(page_size as u64));
+        let block = ByteRange::between(block.start(), end);
+        return are_dirty(block.to_pages(page_size))?.then_some(block);
+    }
+    // Pages that are clean make those around them forgotten, as those of the write do.
+    let is_wanted = ahead.len() > 0 && residency::may_be_cached(target.map.run(ahead));
     is_wanted.then(|| ahead.into())
 }
 
@@ -89,7 +99,7 @@ mod tests {
         // The first write is no walk, and neither is another one to the same page.
         assert_eq!(step(10, 1).1, 0);
         assert_eq!(step(10, 1).1, 0);
-        let most = AHEAD / page;
+        let most = BLOCK / page;
         assert_eq!(step(11, 1), (12, 2.min(most)));
         // The next hop comes behind what was made writable.
         let next = 12 + 2.min(most);
