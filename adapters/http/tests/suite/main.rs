@@ -8,6 +8,7 @@ mod server;
 #[cfg(feature = "backend")]
 mod backend;
 mod bodies;
+mod browser;
 mod curl;
 mod directories;
 mod links;
