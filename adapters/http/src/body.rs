@@ -19,9 +19,9 @@ use crate::multipart::Piece;
 ///
 /// The bytes of a file are not copied: each frame points into the mapping, is in memory when it is
 /// yielded, and is at most as long as
-/// [`with_buf_chunk_size`](crate::MappedDir::with_buf_chunk_size) says; the next one is read in while
-/// one is sent. The length is exact. A client that reads slowly holds the frames that the server has
-/// taken, and nothing else.
+/// [`with_buf_chunk_size`](crate::MappedDir::with_buf_chunk_size) says; the next one is read in
+/// while one is sent. The length is exact. A client that reads slowly holds the frames that the
+/// server has taken, and nothing else.
 ///
 /// # Errors
 ///

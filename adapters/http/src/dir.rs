@@ -90,8 +90,8 @@ impl<F> MappedDir<F> {
         self
     }
 
-    /// Chooses whether a request for a directory without a slash at its end is redirected to the path
-    /// with the slash, so that relative links of the page work; it is by default.
+    /// Chooses whether a request for a directory without a slash at its end is redirected to the
+    /// path with the slash, so that relative links of the page work; it is by default.
     ///
     /// The redirect is relative: it is right below whatever path the service is mounted at.
     /// Without it, the request gets the `index.html` at once.
@@ -100,15 +100,15 @@ impl<F> MappedDir<F> {
         self
     }
 
-    /// Chooses whether symbolic links below the root are followed, where they lead to files below the
-    /// root; they are not by default.
+    /// Chooses whether symbolic links below the root are followed, where they lead to files below
+    /// the root; they are not by default.
     ///
     /// A link that leads out of the root, or is absolute, is never followed.
     ///
     /// # Platform-specific behavior
     ///
-    /// Only [`openat2(2)`] (Linux 5.6) follows links safely. Where the system lacks it, or a sandbox
-    /// refuses it, no link is followed.
+    /// Only [`openat2(2)`] (Linux 5.6) follows links safely. Where the system lacks it, or a
+    /// sandbox refuses it, no link is followed.
     ///
     /// [`openat2(2)`]: https://man7.org/linux/man-pages/man2/openat2.2.html
     pub fn follow_symlinks(self, follow: bool) -> Self {
@@ -141,9 +141,9 @@ impl<F> MappedDir<F> {
     /// Looks for files compressed by gzip: if the client accepts it, a request for `page.html` gets
     /// `page.html.gz`, if that is there.
     ///
-    /// Of several encodings the client gets the one that it prefers; of those that it likes equally,
-    /// the first of Brotli, Zstandard, gzip, deflate. Ranges and entity tags are those of the
-    /// compressed file.
+    /// Of several encodings the client gets the one that it prefers; of those that it likes
+    /// equally, the first of Brotli, Zstandard, gzip, deflate. Ranges and entity tags are those of
+    /// the compressed file.
     pub fn precompressed_gzip(self) -> Self {
         self.with(Encoding::Gzip)
     }
@@ -194,7 +194,8 @@ impl<F> MappedDir<F> {
         }
     }
 
-    /// Sets a service that answers requests for which there is no file, and makes its responses 404s.
+    /// Sets a service that answers requests for which there is no file, and makes its responses
+    /// 404s.
     pub fn not_found_service<F2>(self, service: F2) -> MappedDir<F2> {
         let mut this = self.fallback(service);
         this.on_fallback.sets_not_found = true;

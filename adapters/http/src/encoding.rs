@@ -49,8 +49,8 @@ impl Precompressed {
         self.0 == 0
     }
 
-    /// The encodings to look for, in the order in which the client prefers them. Those that it likes
-    /// less than a file without any are left out.
+    /// The encodings to look for, in the order in which the client prefers them. Those that it
+    /// likes less than a file without any are left out.
     pub(crate) fn accepted(self, headers: &HeaderMap) -> Vec<Encoding> {
         if self.is_none() {
             return Vec::new();

@@ -17,9 +17,9 @@ use crate::response::{content_type, failed, is_allowed, method_not_allowed, stat
 
 /// Serves one file, whatever the path of the request is.
 ///
-/// It answers GET and HEAD requests as [`MappedDir`](crate::MappedDir) does. The path is the caller's
-/// choice: symbolic links are followed. It is looked up for each request, so a file that is replaced
-/// is seen at once.
+/// It answers GET and HEAD requests as [`MappedDir`](crate::MappedDir) does. The path is the
+/// caller's choice: symbolic links are followed. It is looked up for each request, so a file that
+/// is replaced is seen at once.
 ///
 /// # Examples
 ///

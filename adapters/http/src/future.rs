@@ -10,7 +10,8 @@ use http::Response;
 
 use crate::body::ResponseBody;
 
-/// The future of a response of [`MappedDir`](crate::MappedDir) or [`MappedFile`](crate::MappedFile).
+/// The future of a response of [`MappedDir`](crate::MappedDir) or
+/// [`MappedFile`](crate::MappedFile).
 ///
 /// # Cancel safety
 ///

@@ -1,8 +1,8 @@
 //! Memory-mapped files behind HTTP: [`MappedDir`] serves a directory, [`MappedFile`] one file.
 //!
 //! Both are tower services without a runtime: they run under axum, under hyper with any executor,
-//! and in a test without a socket. The bytes of a body point into the mapping and are not copied; no
-//! page fault and no look-up of a path blocks an executor thread.
+//! and in a test without a socket. The bytes of a body point into the mapping and are not copied;
+//! no page fault and no look-up of a path blocks an executor thread.
 //!
 //! ```
 //! # async fn example() -> std::io::Result<()> {
@@ -44,19 +44,20 @@
 //! There are two exceptions: the file was modified within the last 2 s (or has a time in the
 //! future), or [this process may write to
 //! it](mmap_io::MemoryMappedFile::is_mapped_for_writing), whose stores move the time late. Then the
-//! tag is weak and changes with each response, and there is no date: such a file is served whole or in
-//! ranges as any other, but not as "not modified".
+//! tag is weak and changes with each response, and there is no date: such a file is served whole or
+//! in ranges as any other, but not as "not modified".
 //!
 //! What another process stores through a mapping of its own moves the time late as well, and no
 //! server can see that. Replace files by renaming, with [`mmap_io::replace`] for example.
 //!
 //! # Paths
 //!
-//! A path names a file below the root or it gets a 404. `..`, `.`, empty components, separators that
-//! are encoded, backslashes and NUL are refused, in whatever spelling. On Linux the kernel keeps the
-//! look-up below the root while it opens the file (`openat2` with `RESOLVE_BENEATH`); elsewhere, and
-//! where a sandbox refuses that call, the path is walked component by component, without links. So
-//! what is renamed or linked during a request leads to no other file. Links are followed only with
+//! A path names a file below the root or it gets a 404. `..`, `.`, empty components, separators
+//! that are encoded, backslashes and NUL are refused, in whatever spelling. On Linux the kernel
+//! keeps the look-up below the root while it opens the file (`openat2` with `RESOLVE_BENEATH`);
+//! elsewhere, and where a sandbox refuses that call, the path is walked component by component,
+//! without links. So what is renamed or linked during a request leads to no other file. Links are
+//! followed only with
 //! [`follow_symlinks`](MappedDir::follow_symlinks), and never out of the root. FIFOs, sockets and
 //! devices are not opened.
 //!
@@ -70,9 +71,9 @@
 //!
 //! # Slow clients, writers, and files that are cut
 //!
-//! A body has frames of [at most 256 KiB](MappedDir::with_buf_chunk_size). A client that reads slowly
-//! holds the one or two frames that the server has taken. They delay writes of this process that
-//! overlap them, and nothing else.
+//! A body has frames of [at most 256 KiB](MappedDir::with_buf_chunk_size). A client that reads
+//! slowly holds the one or two frames that the server has taken. They delay writes of this process
+//! that overlap them, and nothing else.
 //!
 //! If another process cuts the file, the body ends with an error, and the client sees that it is
 //! incomplete. The frames in the server's hand are the exception: they show bytes that are gone. A

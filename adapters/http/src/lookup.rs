@@ -66,8 +66,8 @@ impl Root {
     /// Looks a path up without ever blocking; `None` if that cannot be done, or the answer could be
     /// out of date.
     ///
-    /// The answer is exact for a file of a local file system. On another file system it may be older:
-    /// the caller must know where the file is.
+    /// The answer is exact for a file of a local file system. On another file system it may be
+    /// older: the caller must know where the file is.
     #[cfg(target_os = "linux")]
     pub(crate) fn look_up_cached(&self, path: &Path) -> Option<io::Result<Found>> {
         use rustix::fs::ResolveFlags;
@@ -107,7 +107,8 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// `NotFound` also for what is neither a file nor a directory, and for what must not be followed.
+    /// `NotFound` also for what is neither a file nor a directory, and for what must not be
+    /// followed.
     pub(crate) fn look_up(&self, path: &Path) -> io::Result<Found> {
         match self {
             Self::Anywhere => found(&unix::stat(path).map_err(not_found)?),
@@ -233,8 +234,8 @@ impl Symlinks {
     }
 }
 
-/// What the path leads to is not there, or is not to be found this way: one answer for all of it, so
-/// that a client does not learn what lies outside of the root.
+/// What the path leads to is not there, or is not to be found this way: one answer for all of it,
+/// so that a client does not learn what lies outside of the root.
 fn not_found(error: Errno) -> io::Error {
     match error {
         Errno::NOENT

@@ -26,9 +26,10 @@ impl Validators {
     /// Makes the validators of the state that `identity` names.
     ///
     /// The tag is strong if no later state can have the same identity: the file has not been
-    /// modified within the last 2 s, and this process does not write to it. Stores through a mapping
-    /// move the time of modification late or never. Otherwise the tag is weak, and that of one
-    /// response alone, so that no condition takes a later state for this one; and there is no date.
+    /// modified within the last 2 s, and this process does not write to it. Stores through a
+    /// mapping move the time of modification late or never. Otherwise the tag is weak, and that of
+    /// one response alone, so that no condition takes a later state for this one; and there is no
+    /// date.
     pub(crate) fn new(identity: &Identity, may_be_written: bool, now: SystemTime) -> Self {
         let modified = identity.modified();
         let age = modified.and_then(|modified| now.duration_since(modified).ok());

@@ -4,10 +4,10 @@
 //! cargo run --release --example figures [-- --quick]
 //! ```
 //!
-//! Needs `wrk`, which runs in a process of its own (Debian has a package of that name). It prints one
-//! line for each target: `F16 http_4K ours=.. other=.. ratio=.. target>=.. ok|SHORT`. Ours and the
-//! other are measured in turns, and medians count. Only the ratios mean something, and those only on
-//! a machine that is quiet.
+//! Needs `wrk`, which runs in a process of its own (Debian has a package of that name). It prints
+//! one line for each target: `F16 http_4K ours=.. other=.. ratio=.. target>=.. ok|SHORT`. Ours and
+//! the other are measured in turns, and medians count. Only the ratios mean something, and those
+//! only on a machine that is quiet.
 
 mod load;
 mod server;

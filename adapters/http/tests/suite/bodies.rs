@@ -90,8 +90,8 @@ fn frames_are_bounded() {
     assert_eq!(several[5], 1);
 }
 
-// A file that is mapped, whose path and pages are in the caches of the system, needs no thread of the
-// pool.
+// A file that is mapped, whose path and pages are in the caches of the system, needs no thread of
+// the pool.
 #[cfg(target_os = "linux")]
 #[test]
 fn hot_file_is_ready_at_once() {

@@ -89,7 +89,7 @@ fn replace(path: &Path, content: impl FnOnce(&mut fs::File)) {
     fs::rename(temporary, path).unwrap();
 }
 
-/// A sound of so many seconds: 16 bits, stereo, 44,100 Hz, silent.
+/// Makes a sound of that many seconds: 16 bits, stereo, 44,100 Hz, silent.
 fn sound(path: &Path, seconds: u32) {
     let len = seconds * 44_100 * 4;
     replace(path, |file| {

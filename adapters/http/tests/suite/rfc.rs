@@ -369,7 +369,7 @@ both!(empty_file, |start| {
     assert_eq!(answer.header("content-range"), Some("bytes */0"));
 });
 
-// More ranges than anyone needs are no reason to send more than the file.
+// A flood of ranges is no reason to send more than the file.
 both!(floods_of_ranges, |start| {
     let dir = tempfile::tempdir().unwrap();
     let content = pattern(100_000);
