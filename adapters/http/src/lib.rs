@@ -24,7 +24,7 @@
 //!
 //! | status | when |
 //! |---|---|
-//! | 200 | the whole file; also if a range is malformed, or ranges overlap, are more than 64, or would take no less than the file |
+//! | 200 | the whole file; also if a range is malformed, or ranges overlap, are more than 64, would take no less than the file, or are several of a compressed file |
 //! | 206 | one range, or several as `multipart/byteranges` |
 //! | 304 | `If-None-Match` or `If-Modified-Since` says that the client has the file |
 //! | 307 | a directory without a slash at the end of its path |
@@ -43,9 +43,9 @@
 //! is strong, and there is a `Last-Modified`, if no other state of the file can have the same ones.
 //! There are two exceptions: the file was modified within the last 2 s (or has a time in the
 //! future), or [this process may write to
-//! it](mmap_io::MemoryMappedFile::is_mapped_for_writing), whose stores move the time late. Then the
-//! tag is weak and changes with each response, and there is no date: such a file is served whole or
-//! in ranges as any other, but not as "not modified".
+//! it](mmap_io::MemoryMappedFile::is_mapped_for_writing), or could at a moment since it was mapped:
+//! such stores move the time late. Then the tag is weak and changes with each response, and there is
+//! no date: the file is served whole or in ranges as any other, but not as "not modified".
 //!
 //! What another process stores through a mapping of its own moves the time late as well, and no
 //! server can see that. Replace files by renaming, with [`mmap_io::replace`] for example.

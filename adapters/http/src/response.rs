@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -40,6 +41,13 @@ struct Representation {
     encoding: Option<Encoding>,
     /// Whether another request could get another encoding.
     varies: bool,
+}
+
+/// What of the file is sent.
+enum Content {
+    Whole,
+    Range(Range<u64>),
+    Parts(Multipart),
 }
 
 impl Server {
@@ -132,59 +140,61 @@ impl Server {
             Method::GET => requested(&request.headers, &validators, len),
             _ => Requested::Whole,
         };
-        if requested == Requested::Unsatisfiable {
-            let mut response = status(StatusCode::RANGE_NOT_SATISFIABLE);
-            insert(&mut response, ACCEPT_RANGES, "bytes");
-            insert(&mut response, CONTENT_RANGE, format!("bytes */{len}"));
-            return Ok(response);
-        }
+        let content = match requested {
+            Requested::Whole => Content::Whole,
+            Requested::One(range) => Content::Range(range),
+            // The header of the response would say that the parts are compressed together.
+            Requested::Many(_) if representation.encoding.is_some() => Content::Whole,
+            Requested::Many(ranges) => {
+                let parts = Multipart::new(&ranges, len, &representation.content_type);
+                parts.map_or(Content::Whole, Content::Parts)
+            }
+            Requested::Unsatisfiable => {
+                let mut response = status(StatusCode::RANGE_NOT_SATISFIABLE);
+                insert(&mut response, ACCEPT_RANGES, "bytes");
+                insert(&mut response, CONTENT_RANGE, format!("bytes */{len}"));
+                return Ok(response);
+            }
+        };
 
-        let mut response = status(StatusCode::OK);
+        let is_whole = matches!(content, Content::Whole);
+        let mut response = status(match is_whole {
+            true => StatusCode::OK,
+            false => StatusCode::PARTIAL_CONTENT,
+        });
         insert(&mut response, ACCEPT_RANGES, "bytes");
         add_validators(&mut response, &validators, representation);
-        let content_type = representation.content_type.clone();
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-        if let Some(encoding) = representation.encoding {
-            insert(&mut response, CONTENT_ENCODING, encoding.name());
-        }
-
-        let multipart = match &requested {
-            Requested::Many(ranges) => Multipart::new(ranges, len, &representation.content_type),
-            _ => None,
-        };
-        if requested != Requested::Whole && request.headers.contains_key(IF_RANGE) {
+        if is_whole || !request.headers.contains_key(IF_RANGE) {
+            let content_type = representation.content_type.clone();
+            response.headers_mut().insert(CONTENT_TYPE, content_type);
+            if let Some(encoding) = representation.encoding {
+                insert(&mut response, CONTENT_ENCODING, encoding.name());
+            }
+        } else {
             // Section 15.3.7: the client has the other fields from the response that it resumes.
-            for name in [CONTENT_TYPE, CONTENT_ENCODING, LAST_MODIFIED] {
-                response.headers_mut().remove(name);
-            }
+            response.headers_mut().remove(LAST_MODIFIED);
         }
-        let content_len = match (multipart, requested) {
-            (Some(multipart), _) => {
-                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-                let headers = response.headers_mut();
-                headers.insert(CONTENT_TYPE, multipart.content_type);
-                *response.body_mut() = ResponseBody::pieces(file, multipart.pieces, self.chunk);
-                multipart.len
-            }
-            (None, Requested::One(range)) => {
-                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let (content_len, body) = match content {
+            Content::Whole if request.method == Method::HEAD => (len, ResponseBody::empty()),
+            Content::Whole => (len, ResponseBody::range(file, 0..len, self.chunk).await?),
+            Content::Range(range) => {
                 let (first, last) = (range.start, range.end - 1);
                 let content_range = format!("bytes {first}-{last}/{len}");
                 insert(&mut response, CONTENT_RANGE, content_range);
                 let content_len = range.end - range.start;
-                *response.body_mut() = ResponseBody::range(file, range, self.chunk).await?;
-                content_len
+                let body = ResponseBody::range(file, range, self.chunk).await?;
+                (content_len, body)
             }
-            (None, _) => {
-                if request.method == Method::GET {
-                    *response.body_mut() = ResponseBody::range(file, 0..len, self.chunk).await?;
-                }
-                len
+            Content::Parts(multipart) => {
+                let content_type = multipart.content_type;
+                response.headers_mut().insert(CONTENT_TYPE, content_type);
+                let body = ResponseBody::pieces(file, multipart.pieces, self.chunk);
+                (multipart.len, body)
             }
         };
-        response
-            .headers_mut()
-            .insert(CONTENT_LENGTH, content_len.into());
+        let content_len = content_len.into();
+        response.headers_mut().insert(CONTENT_LENGTH, content_len);
+        *response.body_mut() = body;
         Ok(response)
     }
 }

@@ -238,6 +238,13 @@ both!(precompressed, |start| {
     let headers = [("accept-encoding", "gzip"), ("range", "bytes=-4")];
     let answer = get(server.address, "/a.txt", &headers);
     assert_eq!((answer.status, &*answer.body), (206, &b"gzip"[..]));
+    // `Content-Encoding` would be that of all parts together.
+    let large = vec![b'x'; 10_000];
+    settled(&root.join("large.txt.gz"), &large);
+    let headers = [("accept-encoding", "gzip"), ("range", "bytes=0-9,20-29")];
+    let answer = get(server.address, "/large.txt", &headers);
+    assert_eq!((answer.status, answer.body.len()), (200, 10_000));
+    assert_eq!(answer.header("content-encoding"), Some("gzip"));
 
     let file = MappedFile::new(root.join("a.txt")).precompressed_gzip();
     let server = start(boxed(file));

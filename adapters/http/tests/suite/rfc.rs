@@ -222,6 +222,10 @@ pub(crate) const CASES: &[Case] = &[
         &[("if-range", "{tag}, {tag}"), ("range", "bytes=500-")],
         Whole,
     ),
+    case(
+        &[("if-range", "{tag}"), ("range", "bytes=0-499,500-999")],
+        Whole,
+    ),
     case(&[("if-range", "{tag}")], Whole),
     case(
         &[("if-range", "{tag}"), ("range", "bytes=0-9,20-29")],
