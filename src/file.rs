@@ -208,6 +208,33 @@ impl MemoryMappedFile {
         self.is_private
     }
 
+    /// Returns `true` if the file is mapped for writing in this process: if another handle, or this
+    /// one, has been opened on it that may write to the file.
+    ///
+    /// It stays `true` until the last handle and view of the file are gone, also if those that write
+    /// go before. Until then, a time of modification may be older than the content: stores through a
+    /// mapping move it late ([details](crate#the-time-of-modification)). A writable
+    /// [`CopyOnWrite`](MmapMode::CopyOnWrite) handle does not write to the file, and does not count.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # futures_lite::future::block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("data");
+    /// # std::fs::write(&path, b"some bytes")?;
+    /// use mmap_io::MemoryMappedFile;
+    ///
+    /// let reader = MemoryMappedFile::open_ro(&path).await?;
+    /// assert!(!reader.is_mapped_for_writing());
+    /// let writer = MemoryMappedFile::open_rw(&path).await?;
+    /// assert!(reader.is_mapped_for_writing());
+    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    pub fn is_mapped_for_writing(&self) -> bool {
+        self.shared.file_itself().is_mapped_for_writing()
+    }
+
     /// Returns the length of the file in bytes.
     ///
     /// A writable [`CopyOnWrite`](MmapMode::CopyOnWrite) handle keeps the length at which it was

@@ -315,6 +315,11 @@ impl OpenFile {
         live.count() as u64 * self.len()
     }
 
+    /// Returns whether there is, or was, a handle that may write to the file.
+    pub(crate) fn is_mapped_for_writing(&self) -> bool {
+        self.mapped[Protection::ReadWrite as usize].get().is_some()
+    }
+
     /// Notes that a caller gets the address of the bytes, so that its stores cannot be counted.
     pub(crate) fn gives_address_to_write(&self) {
         // Relaxed: a caller that stores and then flushes has itself ordered this before the flush.

@@ -364,6 +364,10 @@ const COVERED: &[(&str, &[&str])] = &[
         &["mmap_io::MemoryMappedFile::is_at_path"],
     ),
     (
+        "looking::is_mapped_for_writing",
+        &["mmap_io::MemoryMappedFile::is_mapped_for_writing"],
+    ),
+    (
         "looking::stats",
         &[
             "mmap_io::MemoryMappedFile::stats",

@@ -117,6 +117,20 @@ fn is_at_path() {
 }
 
 #[test]
+fn is_mapped_for_writing() {
+    block_on(async {
+        let rig = Rig::new().await;
+        assert!(rig.file.is_mapped_for_writing());
+        let path = rig.path_of("apart");
+        fs::write(&path, b"some bytes").unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert!(!reader.is_mapped_for_writing());
+        drop(MemoryMappedFile::open_rw(&path).await.unwrap());
+        assert!(reader.is_mapped_for_writing());
+    });
+}
+
+#[test]
 fn stats() {
     block_on(async {
         let rig = Rig::new().await;

@@ -111,6 +111,33 @@ fn creator_never_gets_already_exists() {
 }
 
 #[test]
+fn mapped_for_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let path = dir.path().join("data");
+        fs::write(&path, [1; 100]).unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let second = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert!(!reader.is_mapped_for_writing() && !second.is_mapped_for_writing());
+        #[cfg(feature = "cow")]
+        {
+            let private = MemoryMappedFile::open_cow_writable(&path).await.unwrap();
+            private.update_region(0, b"private").await.unwrap();
+            assert!(!reader.is_mapped_for_writing() && !private.is_mapped_for_writing());
+        }
+        let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+        assert!(reader.is_mapped_for_writing() && writer.is_mapped_for_writing());
+        // What it has written may be newer than the time of modification.
+        writer.close().await.unwrap();
+        assert!(reader.is_mapped_for_writing() && second.is_mapped_for_writing());
+        drop(second);
+        reader.close().await.unwrap();
+        let again = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert!(!again.is_mapped_for_writing());
+    });
+}
+
+#[test]
 fn touch_pages_uses_current_length() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
