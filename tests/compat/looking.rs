@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 
-use mmap_io::{FlushPolicy, MmapMode, Stats};
+use mmap_io::{FlushPolicy, MemoryMappedFile, MmapMode, Stats};
 
 use crate::common::{poll_once, wait_until_examined};
 use crate::{block_on, Rig, LEN};
