@@ -75,8 +75,10 @@ impl OpenFile {
         range: ByteRange,
         policy: FlushPolicy,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
-        let flush = match self.dirty.record(&[range], policy) {
-            FlushDue::None => Ok(None),
+        let due = self.dirty.record(&[range], policy);
+        let whole = self.check_maps();
+        let flush = match due {
+            FlushDue::None => whole.map(|()| None),
             FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
             FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
             due @ (FlushDue::ArmTimer(_) | FlushDue::TimerArmed) => {
@@ -84,7 +86,7 @@ impl OpenFile {
                     self.set_alarm();
                 }
                 // It is not awaited; but after a failed flush no later one can succeed.
-                self.commits.failure().map_or(Ok(None), Err)
+                whole.and(self.commits.failure().map_or(Ok(None), Err))
             }
         };
         async move {
@@ -179,6 +181,10 @@ impl OpenFile {
 impl Durable for OpenFile {
     fn commits(&self) -> &Commits {
         &self.commits
+    }
+
+    fn check(&self) -> Result<(), MmapIoError> {
+        self.check_maps()
     }
 
     fn take_lost(&self) -> Option<MmapIoError> {

@@ -221,7 +221,7 @@ impl Mapped {
 ///
 /// Both count against the limit of the process. If it has no room for both, the pages are unlocked
 /// for a moment.
-fn move_locks(locked: &LockedPages, before: &Map, map: &Map) -> io::Result<()> {
+pub(super) fn move_locks(locked: &LockedPages, before: &Map, map: &Map) -> io::Result<()> {
     let locked_in_both = lock_all(locked, map);
     unlock_all(locked, before);
     if locked_in_both.is_err() {
