@@ -188,6 +188,8 @@ impl Durable for OpenFile {
     }
 
     fn take_lost(&self) -> Option<MmapIoError> {
+        // The error of `check` comes first; then this one is still to be reported.
+        self.check().ok()?;
         lock(&self.lost).take()
     }
 

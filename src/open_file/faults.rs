@@ -28,7 +28,7 @@ use crate::sys;
 const PROTECTIONS: [Protection; 2] = [Protection::Read, Protection::ReadWrite];
 
 impl OpenFile {
-    /// Fails with `Faulted` if a page of the file was lost. Called at the begin of an operation,
+    /// Fails with `Faulted` if a page of the file was lost. Called at the beginning of an operation,
     /// and after a copy from or into the map of `protection`. Costs a load from a line that every
     /// operation loads.
     #[inline]
@@ -83,7 +83,8 @@ impl OpenFile {
     /// removes it. Otherwise (1) comes before that store, and the loss is found after it.
     ///
     /// A handler that is held up between (2) and (3) may remove addresses of maps that have lost
-    /// nothing, after the file was mapped again. The next operation puts them back.
+    /// nothing, after the file was mapped again. The next operation puts them back: those of the
+    /// last maps, which cannot change here, since the lists are locked.
     pub(super) fn settle(&self) -> Lost {
         if !IS_ON {
             return Lost::NOTHING;
@@ -192,16 +193,23 @@ impl OpenFile {
 
     /// Makes maps the current ones, in the order of the protections.
     fn replace_all(&self, fresh: impl Iterator<Item = Arc<Map>>) {
-        let mut all = self.lock_maps();
-        all.retain(|(_, maps)| !maps.is_empty());
+        let before: Vec<Arc<Map>> = {
+            let all = self.lock_maps();
+            all.iter()
+                .flat_map(|(_, maps)| maps.iter().cloned())
+                .collect()
+        };
         let len = self.len();
-        let mut are_hidden = true;
-        for old in all.iter().flat_map(|(_, maps)| maps.iter()) {
-            old.guarded().detach();
+        let hide = |old: &Arc<Map>| {
             // SAFETY: the drain has just asked the file for its length. No view exists through
             // which its holder may write, and this is the drain.
-            are_hidden &= unsafe { old.hide_behind(len) };
-        }
+            unsafe { old.hide_behind(len) }
+        };
+        // Without a lock on the lists, which operations wait for.
+        let are_hidden = before.iter().all(hide);
+        let mut all = self.lock_maps();
+        all.retain(|(_, maps)| !maps.is_empty());
+        before.iter().for_each(|old| old.guarded().detach());
         for ((protection, maps), map) in all.iter_mut().zip(fresh) {
             self.set_base(*protection, &map);
             maps.push(map);

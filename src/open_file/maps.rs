@@ -194,7 +194,7 @@ impl OpenFile {
             if self.huge_pages.load(Ordering::Relaxed) {
                 map.use_huge_pages();
             }
-            self.make_current(protection, map);
+            self.set_base(protection, map);
         }
         let _ = self.mapped[protection as usize].set(Mapped {
             backing,
@@ -202,6 +202,7 @@ impl OpenFile {
             maps: Mutex::new(map.into_iter().collect()),
             locked: Mutex::default(),
         });
+        self.settle();
     }
 
     /// Asks the system to use huge pages for the current maps and those that replace them.
@@ -241,7 +242,7 @@ impl OpenFile {
         if range.end() > self.len() {
             return None;
         }
-        // Acquire: pairs with `make_current`.
+        // Acquire: pairs with `set_base`.
         let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
         // SAFETY: the range is inside the length that was read above, and the base is that of a map
         // which covers that length, since `cover` stores the base before the length.
@@ -465,12 +466,9 @@ impl OpenFile {
             .ok_or_else(|| MmapIoError::invalid_mode("no handle may write the file"))
     }
 
-    pub(super) fn make_current(&self, protection: Protection, map: &Map) {
-        self.set_base(protection, map);
-        self.settle();
-    }
-
-    /// Lets readers use a map.
+    /// Lets readers use a map. The caller holds the lock on the list of the maps of this protection
+    /// until the map is the last one there, if there is a list; then it calls
+    /// [`settle`](Self::settle).
     pub(super) fn set_base(&self, protection: Protection, map: &Map) {
         // SAFETY: `self` is in an `Arc`, so that it does not move, and its drop detaches the map.
         unsafe { map.guarded().attach(&self.hot.bases) };

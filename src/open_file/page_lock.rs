@@ -193,9 +193,11 @@ impl OpenFile {
         if let Some(before) = mapped.current() {
             move_locks(&locked, &before, &map)?;
         }
-        let map = Arc::new(map);
-        self.make_current(protection, &map);
-        lock(&mapped.maps).push(map);
+        let mut maps = lock(&mapped.maps);
+        self.set_base(protection, &map);
+        maps.push(Arc::new(map));
+        drop(maps);
+        self.settle();
         Ok(())
     }
 }
