@@ -246,6 +246,22 @@ fn chunk_that_loses_its_page_fails() {
     });
 }
 
+/// A copy that meets a lost page ends in an error, and not in zeroes.
+#[cfg(feature = "iterator")]
+#[test]
+fn copy_that_meets_a_cut_fails() {
+    in_a_child(child!(copy_that_meets_a_cut_fails), |dir| {
+        block_on(async {
+            let (path, file) = patterned(dir, 100_000).await;
+            let mut copies = file.chunks_owned(50_000);
+            truncate(&path, 60_000);
+            assert_eq!(copies.next().unwrap().unwrap(), pattern(50_000));
+            assert_faulted(copies.next().unwrap(), 61_440);
+            assert_faulted(file.chunks_owned(10).next().unwrap(), 61_440);
+        });
+    });
+}
+
 /// On a kernel that cannot populate pages, operations touch them, and the guard makes errors of
 /// what they meet.
 #[test]
@@ -395,7 +411,7 @@ fn many_lost_pages_are_survived() {
 #[test]
 fn threads_fault_at_once() {
     const THREADS: usize = 16;
-    const ROUNDS: usize = 30;
+    const ROUNDS: usize = 5;
     in_a_child(child!(threads_fault_at_once), |dir| {
         let shared = dir.join("shared");
         fs::write(&shared, pattern(1 << 20)).unwrap();
