@@ -193,6 +193,7 @@ impl MemoryMappedFile {
                 return Ok(Words::new(Span::EMPTY, range, None, FlushPolicy::Never));
             }
             let shared = &self.handle.shared;
+            shared.check_whole(Protection::ReadWrite)?;
             let lease = Lease::atomic_briefly(Arc::clone(shared), kind, range)?;
             // A shrink may have gone first.
             let span = shared.span(Protection::ReadWrite, range)?;

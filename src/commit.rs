@@ -55,6 +55,11 @@ pub(crate) trait Durable: Send + Sync + Sized + 'static {
     /// Makes at least `extent` durable. Blocks the thread.
     fn flush(&self, extent: Extent<'_>) -> io::Result<()>;
 
+    /// Fails if the file cannot be flushed at present. That error does not stick.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns the error if bytes that were to become durable have been lost for a reason other
     /// than a failed flush. Reported once; the error does not stick.
     fn take_lost(&self) -> Option<MmapIoError> {
@@ -266,6 +271,7 @@ impl Commits {
             Some(failed) if D::ERROR_STICKS => return Err(failed.clone()),
             _ => {}
         }
+        target.check()?;
         self.flushes.fetch_add(1, Ordering::Relaxed);
         let result = contain(|| target.flush(extent))
             .unwrap_or_else(|| Err(io::Error::other("the flush panicked")));

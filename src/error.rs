@@ -98,11 +98,15 @@ pub enum MmapIoError {
         file_len: u64,
     },
 
-    /// A page of the mapping was lost while it was in use, and the mapping is poisoned. Reserved:
-    /// no operation returns it yet.
+    /// A page of the file was lost while it was in use, and the
+    /// [fault guard](crate#the-fault-guard) (feature `fault-guard`) has replaced it by zeroes.
+    ///
+    /// Every operation on the file fails until the file is mapped again: by
+    /// [`refresh`](crate::MemoryMappedFile::refresh) or an opening, if another process has cut the
+    /// file; otherwise after its last handle and view are gone.
     #[error("the mapping lost the page at offset {offset}")]
     Faulted {
-        /// Offset of the first lost page in bytes.
+        /// Offset of the first lost page in bytes; 0 in a child that was forked off.
         offset: u64,
     },
 }

@@ -524,7 +524,11 @@ impl Handle {
     pub(crate) fn range(&self, offset: u64, len: u64) -> Result<Option<ByteRange>> {
         match len {
             0 => Ok(None),
-            len => ByteRange::new(offset, len, self.shared.len()).map(Some),
+            len => {
+                let range = ByteRange::new(offset, len, self.shared.len())?;
+                self.shared.check_whole(self.protection())?;
+                Ok(Some(range))
+            }
         }
     }
 

@@ -185,7 +185,39 @@
 //!
 //! [`slice`](MemoryMappedFile::slice) and [`as_slice_mut`](MemoryMappedFile::as_slice_mut) detect
 //! the second case before they return a view, and
-//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes.
+//! [`preallocate`](MemoryMappedFileBuilder::preallocate) leaves no holes. The feature `fault-guard`
+//! makes an error of both.
+//!
+//! ## The fault guard
+//!
+//! With the feature `fault-guard`, the crate handles `SIGBUS`. A page of a mapping that the system
+//! cannot provide is replaced by zeroes, and the thread that has touched it goes on. From then on
+//! every operation on the file fails with [`Faulted`](MmapIoError::Faulted), through all handles,
+//! [`flush`](MemoryMappedFile::flush) included; so does the operation that has copied from or to
+//! such a page. Views that exist stay: they show zeroes where pages were lost. A program that
+//! passes a view on, and must know that its bytes were those of the file, calls
+//! [`as_slice`](MemoryMappedFile::as_slice) again when it is done.
+//!
+//! - If another process has cut the file, [`refresh`](MemoryMappedFile::refresh) and every opening
+//!   of the file map it again, also while views and `Bytes` of the old content live: a log that was
+//!   rotated can be read, appended to and flushed beside them. (A write that overlaps such a view
+//!   waits for its end, as always.) Bytes that were stored to the zeroes are lost, and the next
+//!   durable operation says so, once. As long as a [`MappedSliceMut`] or an atomic view lives, the
+//!   file is not mapped again.
+//! - If a disk has failed, or was full, the error sticks to the file until its last handle and view
+//!   are gone. Private pages of a copy-on-write handle are lost for good in both cases.
+//!
+//! Reads cost the same with the guard. It changes nothing outside the mappings of this crate: all
+//! other signals go to the handler that was installed before the first file was mapped, or end the
+//! process. It cannot help a thread that blocks `SIGBUS`, nor where the program installs another
+//! handler later which does not pass the signal on. A system call on a lost page fails with
+//! `EFAULT`, as it does without the guard. A process has a limited number of mappings, and each
+//! lost page may split one: so after 4,096 lost pages a mapping that loses a page loses all pages
+//! behind it. Pages behind the end of a file do not count: they are replaced together.
+//!
+//! The guard works on Linux and Android, and is type-checked for macOS, iOS and FreeBSD. On other
+//! platforms the feature does nothing: on Windows a page that cannot be read raises an exception,
+//! which only the code that touches the page can catch.
 //!
 //! ## A file that another process grows
 //!
@@ -275,6 +307,7 @@
 //! | `advisory-lock` | no | [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) of the builder: a lock on the file that other processes respect |
 //! | `atomic` | no | `atomic_u32`, `atomic_u64`, and their slices: words of a file as atomics of the standard library |
 //! | `cow` | no | [`open_cow`](MemoryMappedFile#method.open_cow), [`open_cow_writable`](MemoryMappedFile#method.open_cow_writable), and the mode [`CopyOnWrite`](MmapMode::CopyOnWrite) |
+//! | `fault-guard` | no | [errors](#the-fault-guard) instead of `SIGBUS` also where a view is touched whose page is gone, on Unix |
 //! | `hugepages` | no | [`huge_pages`](MemoryMappedFileBuilder#method.huge_pages) of the builder, [`AnonymousMmap::with_huge_pages`](AnonymousMmap#method.with_huge_pages) |
 //! | `locking` | no | [`lock`](MemoryMappedFile#method.lock), [`lock_all`](MemoryMappedFile#method.lock_all) and their opposites: pages that stay in memory |
 //! | `http-body` | no | `MemoryMappedFile::body`: a range as the body of an HTTP message |
@@ -335,6 +368,8 @@ mod advisory_lock;
 
 mod writable_pages;
 
+#[allow(unsafe_code)]
+mod fault_guard;
 #[allow(unsafe_code)]
 mod map;
 #[allow(unsafe_code)]

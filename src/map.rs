@@ -14,12 +14,14 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{compiler_fence, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::descriptor::Descriptor;
+use crate::error::MmapIoError;
+use crate::fault_guard::Guarded;
 use crate::range::{ByteRange, PageRange};
 use crate::sync::lock;
 use crate::sys::{self, Advice};
@@ -75,6 +77,7 @@ pub(crate) struct Map {
     raw: MmapRaw,
     backing: Backing,
     writable: WritablePages,
+    guarded: Guarded,
 }
 
 impl Map {
@@ -135,12 +138,14 @@ impl Map {
     }
 
     fn listed(raw: MmapRaw, backing: Backing) -> Self {
-        maps().insert(raw.as_ptr() as usize, (raw.len(), backing.clone()));
-        let writable = WritablePages::default();
+        let guarded = Guarded::new(raw.as_ptr(), raw.len(), backing.file());
+        let listed = (raw.len(), backing.clone(), guarded);
+        maps().insert(raw.as_ptr() as usize, listed);
         Self {
             raw,
             backing,
-            writable,
+            guarded,
+            writable: WritablePages::default(),
         }
     }
 
@@ -152,6 +157,28 @@ impl Map {
     /// Returns the pages that a store does not fault on.
     pub(crate) fn writable(&self) -> &WritablePages {
         &self.writable
+    }
+
+    /// Returns what the fault guard knows of the map.
+    pub(crate) fn guarded(&self) -> Guarded {
+        self.guarded
+    }
+
+    /// Replaces the pages that lie behind the first `len` bytes by zeroes: the map never shows the
+    /// file there again. Returns `false` if the system refuses.
+    ///
+    /// # Safety
+    ///
+    /// The file was `len` bytes long a moment ago, and no writer of this process uses the map.
+    pub(crate) unsafe fn hide_behind(&self, len: u64) -> bool {
+        let page_size = sys::page_size() as u64;
+        let [start, end] = [len, self.capacity()].map(|at| at.next_multiple_of(page_size));
+        let hidden = ByteRange::between(start.min(end), end);
+        // SAFETY: `run` has checked that the pages are inside this map, which is live. A view of
+        // them may exist, which was made before another process has cut them off; whatever it reads
+        // there is up to that process.
+        hidden.is_empty()
+            || unsafe { sys::replace_by_zeroes(self.run(hidden.to_pages(page_size as usize))) }
     }
 
     /// Returns the length of the map in bytes; only those inside the file may be accessed.
@@ -207,6 +234,7 @@ impl Map {
 impl Drop for Map {
     fn drop(&mut self) {
         // Before another mapping can get the address: `raw` is unmapped after this body.
+        self.guarded.end();
         maps().remove(&(self.raw.as_ptr() as usize));
     }
 }
@@ -393,6 +421,16 @@ pub(crate) struct Place {
     pub(crate) backing: Backing,
     /// The range of the backing file or memory that the bytes are.
     pub(crate) range: ByteRange,
+    guarded: Guarded,
+}
+
+impl Place {
+    /// Fails with `Faulted` if a page of the bytes, or one before them, was lost.
+    pub(crate) fn check_whole(&self) -> Result<(), MmapIoError> {
+        // Not before the caller's accesses to the bytes.
+        compiler_fence(Ordering::SeqCst);
+        self.guarded.check_before(self.range.end())
+    }
 }
 
 /// Returns where `data` lies, if it is in one of this crate's maps.
@@ -401,13 +439,13 @@ pub(crate) struct Place {
 /// its data from them could wait for its own source.
 pub(crate) fn find_mapped(data: &[u8]) -> Option<Place> {
     let start = data.as_ptr() as usize;
-    let (base, backing) = {
+    let (base, backing, guarded) = {
         let maps = maps();
-        let (base, (capacity, backing)) = maps.range(..=start).next_back()?;
+        let (base, (capacity, backing, guarded)) = maps.range(..=start).next_back()?;
         if data.is_empty() || start - base >= *capacity {
             return None;
         }
-        (*base, backing.clone())
+        (*base, backing.clone(), *guarded)
     };
     let page = sys::page_size();
     let before = start % page;
@@ -419,12 +457,16 @@ pub(crate) fn find_mapped(data: &[u8]) -> Option<Place> {
         },
         backing,
         range: ByteRange::between(offset, offset + data.len() as u64),
+        guarded,
     })
 }
 
-/// Every live map of the process, by its address: its length, and what it shows.
-fn maps() -> MutexGuard<'static, BTreeMap<usize, (usize, Backing)>> {
-    static MAPS: Mutex<BTreeMap<usize, (usize, Backing)>> = Mutex::new(BTreeMap::new());
+/// The length of a map, what it shows, and what the fault guard knows of it.
+type Listed = (usize, Backing, Guarded);
+
+/// Every live map of the process, by its address.
+fn maps() -> MutexGuard<'static, BTreeMap<usize, Listed>> {
+    static MAPS: Mutex<BTreeMap<usize, Listed>> = Mutex::new(BTreeMap::new());
     // A poisoned lock is no problem: nothing panics while the tree is being changed.
     lock(&MAPS)
 }

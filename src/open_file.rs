@@ -7,6 +7,7 @@ mod append;
 mod apply;
 mod cow;
 mod durability;
+mod faults;
 mod maps;
 mod nearby;
 #[cfg_attr(not(feature = "locking"), allow(dead_code))]
@@ -33,6 +34,7 @@ use crate::commit::Commits;
 use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
 use crate::error::{MmapIoError, Result};
+use crate::fault_guard::Bases;
 use crate::lease::{Lease, LeaseHost, Leases, Under};
 use crate::map::{Backing, Map, Protection};
 use crate::offload::release;
@@ -157,8 +159,9 @@ struct Hot {
     leases: Leases,
     /// The length in bytes. It grows after the maps, and shrinks before the file.
     len: AtomicU64,
-    /// The addresses of the current maps, by protection; null if there is no map.
-    bases: [AtomicPtr<u8>; 2],
+    /// The addresses of the current maps, by protection; null if there is no map, or if a page of
+    /// one was lost.
+    bases: Bases,
 }
 
 /// Metadata that the next durable operation has to sync as well: the file's length and its names.
@@ -387,6 +390,7 @@ impl Drop for OpenFile {
             }
             self.closed.notify();
         }
+        self.detach_maps();
         let is_slow = |mapped: &Mapped| match &mapped.backing {
             Backing::File(file) | Backing::Private(file) => file.may_block(),
             Backing::Memory => false,

@@ -247,8 +247,8 @@ impl Opening {
         fs_traits: FsTraits,
     ) -> Result<Opened> {
         let len = open.len();
-        let mut pending_resize =
-            (info.len != len).then_some((Action::AdoptFileLen, ByteRange::EMPTY));
+        let mut pending_resize = (info.len != len || open.has_lost_pages())
+            .then_some((Action::AdoptFileLen, ByteRange::EMPTY));
         match &self.open_mode {
             OpenMode::Create(..) | OpenMode::CreateNew(..) => {
                 return Err(ByteRange::between(0, len).busy())

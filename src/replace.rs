@@ -200,7 +200,8 @@ impl Temporary {
                 residency::read_in_mapped(content)?;
                 Err(MmapIoError::from(error))
             }
-            written => Ok(written?),
+            Err(error) => Err(MmapIoError::from(error)),
+            Ok(()) => residency::check_mapped(content),
         }
     }
 

@@ -414,7 +414,8 @@ pub(crate) fn is_mapped(data: &[u8]) -> bool {
 ///
 /// # Errors
 ///
-/// `Truncated` if their file has become shorter, or the error of reading the pages.
+/// `Truncated` if their file has become shorter, the error of reading the pages, or `Faulted` if
+/// they were lost.
 pub(crate) fn read_in_mapped(data: &[u8]) -> Result<()> {
     let Some(place) = find_mapped(data) else {
         return Ok(());
@@ -423,7 +424,14 @@ pub(crate) fn read_in_mapped(data: &[u8]) -> Result<()> {
     // `data` keeps that map live.
     let populated = unsafe { sys::populate_read(place.run) };
     check_length(place.backing.file(), &[place.range])?;
-    Ok(populated.map_err(unreadable)?)
+    populated.map_err(unreadable)?;
+    place.check_whole()
+}
+
+/// Fails with `Faulted` if bytes that lie in a map of this crate were lost before they were used,
+/// which is when the caller calls this.
+pub(crate) fn check_mapped(data: &[u8]) -> Result<()> {
+    find_mapped(data).map_or(Ok(()), |place| place.check_whole())
 }
 
 /// Copies bytes, after reading their pages in if they lie in a map of this crate. Blocks.
@@ -433,7 +441,9 @@ pub(crate) fn read_in_mapped(data: &[u8]) -> Result<()> {
 /// Those of [`read_in_mapped`].
 pub(crate) fn copy_mapped(data: &[u8]) -> Result<Box<[u8]>> {
     read_in_mapped(data)?;
-    Ok(data.into())
+    let copy = data.into();
+    check_mapped(data)?;
+    Ok(copy)
 }
 
 #[cfg(unix)]

@@ -36,8 +36,9 @@ impl MemoryMappedFile {
     /// `BytesMut::from` copy all of it. A copy touches each page on the thread that makes it, and
     /// so do TLS, compression and checksums. A page that is not in memory then blocks that thread,
     /// which [`read_bytes`](Self::read_bytes) avoids. A page that another process has cut off
-    /// raises `SIGBUS`, which ends the program; a socket without TLS fails with `EFAULT` instead,
-    /// since there the kernel reads the bytes. Where that may happen, give such code a copy of
+    /// raises `SIGBUS`, which ends the program (unless the [fault guard](crate#the-fault-guard) is
+    /// on); a socket without TLS fails with `EFAULT` instead, since there the kernel reads the
+    /// bytes. Where that may happen, give such code a copy of
     /// [`read_into`](Self::read_into): see the
     /// [recipe](crate#tls-compression-and-other-code-that-touches-every-byte).
     ///

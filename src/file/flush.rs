@@ -271,6 +271,7 @@ impl MemoryMappedFile {
 
 impl Handle {
     async fn flush(&self, flush: impl FnOnce() -> Flush) -> Result<()> {
+        self.shared.check_whole(self.protection())?;
         match self.mode {
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
             MmapMode::ReadWrite => {
@@ -287,6 +288,7 @@ impl Handle {
         if self.mode != MmapMode::ReadWrite {
             return Ok(());
         }
+        self.shared.check_whole(self.protection())?;
         let file = self.file().clone();
         let (offset, len) = (range.start(), range.len());
         let started = self.run_on_pool(move |shared| {

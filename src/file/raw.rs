@@ -4,6 +4,7 @@ use super::MemoryMappedFile;
 #[cfg(doc)]
 use crate::error::MmapIoError;
 use crate::error::Result;
+use crate::fault_guard::IS_ON;
 use crate::flush::FlushPolicy;
 use crate::map::Protection;
 use crate::range::ByteRange;
@@ -18,7 +19,8 @@ impl MemoryMappedFile {
     /// What is read through the pointer is not protected by a lease. Until the last read through
     /// it, the caller makes sure that
     /// - the handle, or a clone of it, lives;
-    /// - the file does not grow: growing may map it elsewhere, and unmap the old mapping;
+    /// - the file does not grow, and no page of it was lost ([`Faulted`](MmapIoError::Faulted)):
+    ///   growing, `refresh` and openings may map it elsewhere then, and unmap the old mapping;
     /// - the bytes are below [`len`](Self::len), and neither a shrink here nor another process cuts
     ///   them off (that would raise `SIGBUS`);
     /// - nothing writes to the bytes: no operation or view of this process, and no other process.
@@ -34,8 +36,9 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write, or copy-on-write
-    /// and writable.
+    /// - [`InvalidMode`](MmapIoError::InvalidMode), unless the handle is read-write, or
+    ///   copy-on-write and writable.
+    /// - [`Faulted`](MmapIoError::Faulted)
     ///
     /// # Safety
     ///
@@ -44,6 +47,7 @@ impl MemoryMappedFile {
     /// store may raise `SIGBUS` where [`update_region`](Self::update_region) reports a full disk.
     pub unsafe fn as_mut_ptr(&self) -> Result<*mut u8> {
         self.handle.require_write()?;
+        self.shared.check_whole(Protection::ReadWrite)?;
         let shared = &self.handle.shared;
         // Of the policies, only the background flush comes after the stores.
         let policy = match self.handle.policy {
@@ -52,11 +56,17 @@ impl MemoryMappedFile {
         };
         shared.gives_address_to_write();
         shared.record_view_write(ByteRange::between(0, shared.len()), policy);
-        Ok(shared.base(Protection::ReadWrite))
+        Ok(self.base())
     }
 
     /// Where the current map begins: an address, without any access.
     pub(crate) fn base(&self) -> *mut u8 {
-        self.shared.base(self.protection)
+        let base = self.shared.base(self.protection);
+        if !IS_ON || !base.is_null() {
+            return base;
+        }
+        // The fault guard has removed the address: a page was lost.
+        let map = self.shared.map(self.protection);
+        map.map_or(base, |map| map.as_ptr())
     }
 }

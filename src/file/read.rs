@@ -131,7 +131,7 @@ impl MemoryMappedFile {
         });
         match slice {
             Some(slice) => Ok(Some(slice)),
-            None => match self.out_of_bounds(offset, len) {
+            None => match self.no_view(offset, len) {
                 Some(error) => Err(*error),
                 None => Ok(None),
             },
@@ -164,18 +164,20 @@ impl MemoryMappedFile {
     /// `None` if the lease is granted now: a cut refused it, and the file has grown again.
     #[cold]
     fn lease_error(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
-        let range = match ByteRange::new(offset, len, self.len()) {
-            Ok(range) => range,
-            Err(error) => return Some(Box::new(error)),
-        };
+        if let Some(error) = self.no_view(offset, len) {
+            return Some(error);
+        }
+        let range = ByteRange::between(offset, offset + len);
         let lease = Lease::shared_briefly(&*self.shared, Hold::Slot, range);
         lease.err().map(Box::new)
     }
 
-    /// The error of a range that is out of bounds, boxed for the same reason.
+    /// The error of a range that is out of bounds, or of lost pages, boxed for the same reason.
     #[cold]
-    fn out_of_bounds(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
-        ByteRange::new(offset, len, self.len()).err().map(Box::new)
+    fn no_view(&self, offset: u64, len: u64) -> Option<Box<MmapIoError>> {
+        let range = ByteRange::new(offset, len, self.len());
+        let whole = range.and_then(|_| self.shared.check_whole(self.protection));
+        whole.err().map(Box::new)
     }
 
     /// Returns a `&[u8]` that stays valid as long as the handle, which may not write, is borrowed.
@@ -216,6 +218,7 @@ impl MemoryMappedFile {
             ));
         }
         let range = ByteRange::new(offset, len, self.len())?;
+        self.shared.check_whole(self.protection)?;
         let mut pinned = lock(&self.handle.pinned);
         pinned.pin(range, |all| {
             let lease = Lease::shared_briefly(self.shared.clone(), Hold::Entry, all);
@@ -418,7 +421,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// `OutOfBounds` if a shrink came before the lease; then `take` was not called.
+    /// `OutOfBounds` if a shrink came before the lease; then `take` was not called. `Faulted` if a
+    /// page of the file was lost; then it may have got zeroes.
     pub(crate) fn copy_out<H>(
         &self,
         lease: &CopyLease<H>,
@@ -455,7 +459,8 @@ impl MemoryMappedFile {
                 }
             }
         });
-        Ok(())
+        // The copy may be one of the zeroes that replace a lost page.
+        self.shared.check_whole(self.protection)
     }
 
     /// Returns a copy of a range, without reading its pages into memory; waits as

@@ -100,14 +100,17 @@ impl MemoryMappedFile {
     ///
     /// Opening the file once more does the same. It waits for no view. Views of bytes that another
     /// process has cut off stay; touching such a byte raises `SIGBUS`, until the file is as long
-    /// again. If some of those bytes were written here and
-    /// not flushed, then the next durable operation fails with
-    /// [`Truncated`](MmapIoError::Truncated), once.
+    /// again. If the [fault guard](crate#the-fault-guard) has replaced such pages, the file is
+    /// mapped again. If some of those bytes were written here and not flushed, then the next durable
+    /// operation fails, once: with [`Truncated`](MmapIoError::Truncated), or with
+    /// [`Faulted`](MmapIoError::Faulted) if they were stored to replaced pages.
     ///
     /// # Errors
     ///
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): it is longer than can be mapped.
     /// - [`Io`](MmapIoError::Io): the length cannot be asked for.
+    /// - [`Faulted`](MmapIoError::Faulted): a page inside the file was lost, or a page was lost and
+    ///   a view exists through which its holder may write.
     ///
     /// # Cancel safety
     ///
@@ -133,6 +136,7 @@ impl MemoryMappedFile {
             let op = Op::new(ByteRange::EMPTY, Action::AdoptFileLen);
             // Private pages learn of a cut from the file.
             Queue::submit(&handle.shared.file_itself(), op).await?;
+            handle.shared.check_whole(handle.protection())?;
             Ok(handle.shared.len())
         })
     }

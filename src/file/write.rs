@@ -421,7 +421,9 @@ impl MemoryMappedFile {
     pub(crate) fn writable_range(&self, offset: u64, len: u64) -> Result<ByteRange> {
         self.handle.require_write()?;
         check()?;
-        ByteRange::new(offset, len, self.len())
+        let range = ByteRange::new(offset, len, self.len())?;
+        self.handle.shared.check_whole(Protection::ReadWrite)?;
+        Ok(range)
     }
 
     fn slice_mut(&self, range: ByteRange, lease: OwnedLease) -> Result<MappedSliceMut<'_>> {

@@ -46,6 +46,9 @@ impl QueueHost for OpenFile {
         batch: &[Operation],
         ended: &mut Ended<OwnedLease>,
     ) -> Vec<Operation> {
+        if self.refuse_faulted(batch, ended) {
+            return Vec::new();
+        }
         let op = match batch {
             [op] => op,
             [first, ..] if matches!(first.action, Action::Append(_)) => {
@@ -387,9 +390,11 @@ impl OpenFile {
         ended: &mut Ended<OwnedLease>,
     ) {
         let (mut applied, mut alarm) = (0, false);
+        // After the copies: what went to a page that is lost has reached only the zeroes.
+        let whole = self.check_maps();
         for ((op, result), due) in written.into_iter().zip(due) {
-            if let Err(error) = result {
-                self.fail(op, MmapIoError::from(error), ended);
+            if let Err(error) = whole.clone().and(result.map_err(MmapIoError::from)) {
+                self.fail(op, error, ended);
                 continue;
             }
             applied += 1;

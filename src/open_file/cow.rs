@@ -274,6 +274,6 @@ impl OpenFile {
             }
             start = range.end();
         }
-        Ok(())
+        self.check_maps()
     }
 }

@@ -86,8 +86,9 @@ impl OpenFile {
         due: FlushDue,
         range: ByteRange,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
+        let whole = self.check_maps();
         let flush = match due {
-            FlushDue::None => Ok(None),
+            FlushDue::None => whole.map(|()| None),
             FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
             FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
             due @ (FlushDue::ArmTimer(_) | FlushDue::TimerArmed) => {
@@ -95,7 +96,7 @@ impl OpenFile {
                     self.set_alarm();
                 }
                 // It is not awaited; but after a failed flush no later one can succeed.
-                self.commits.failure().map_or(Ok(None), Err)
+                whole.and(self.commits.failure().map_or(Ok(None), Err))
             }
         };
         async move {
@@ -192,7 +193,13 @@ impl Durable for OpenFile {
         &self.commits
     }
 
+    fn check(&self) -> Result<(), MmapIoError> {
+        self.check_maps()
+    }
+
     fn take_lost(&self) -> Option<MmapIoError> {
+        // The error of `check` comes first; then this one is still to be reported.
+        self.check().ok()?;
         lock(&self.lost).take()
     }
 

@@ -194,7 +194,7 @@ impl OpenFile {
             if self.huge_pages.load(Ordering::Relaxed) {
                 map.use_huge_pages();
             }
-            self.make_current(protection, map);
+            self.set_base(protection, map);
         }
         let _ = self.mapped[protection as usize].set(Mapped {
             backing,
@@ -202,6 +202,7 @@ impl OpenFile {
             maps: Mutex::new(map.into_iter().collect()),
             locked: Mutex::default(),
         });
+        self.settle();
     }
 
     /// Asks the system to use huge pages for the current maps and those that replace them.
@@ -241,17 +242,27 @@ impl OpenFile {
         if range.end() > self.len() {
             return None;
         }
-        // Acquire: pairs with `make_current`.
+        // Acquire: pairs with `set_base`.
         let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
         // SAFETY: the range is inside the length that was read above, and the base is that of a map
         // which covers that length, since `cover` stores the base before the length.
         Some(unsafe { Span::in_map(base, range) })
     }
 
-    /// Returns the same address, or `OutOfBounds`.
+    /// Returns the same address.
+    ///
+    /// # Errors
+    ///
+    /// `OutOfBounds`; `Faulted` if a page of the file was lost.
     pub(crate) fn span(&self, protection: Protection, range: ByteRange) -> Result<Span> {
-        self.span_within(protection, range)
-            .ok_or_else(|| range.out_of_bounds(self.len()))
+        loop {
+            if let Some(span) = self.span_within(protection, range) {
+                return Ok(span);
+            }
+            range.check(self.len())?;
+            // If it succeeds, there is an address again.
+            self.check_whole(protection)?;
+        }
     }
 
     /// Returns the current map; `None` if there is none, as for an empty file that cannot be
@@ -320,7 +331,7 @@ impl OpenFile {
     ///
     /// # Errors
     ///
-    /// `OutOfBounds` if a shrink came first, and those of [`residency::populate_read`].
+    /// `OutOfBounds` if a shrink came first, those of [`residency::populate_read`], and `Faulted`.
     pub(crate) fn read_in(&self, protection: Protection, ranges: &[ByteRange]) -> Result<()> {
         loop {
             let cuts = self.cuts();
@@ -331,11 +342,13 @@ impl OpenFile {
             let Some((mapped, map)) = mapped.zip(self.map(protection)) else {
                 return Ok(());
             };
+            self.check_whole(protection)?;
             match residency::read_in(&map, &mapped.backing, ranges) {
                 // This process has cut the file, and may have grown it again: the error may be due
                 // to that, and not to another process.
                 Err(_) if self.cuts() != cuts => {}
-                populated => return populated,
+                // Where the system cannot populate, the pages were touched.
+                populated => return populated.and_then(|()| self.check_whole(protection)),
             }
         }
     }
@@ -477,8 +490,14 @@ impl OpenFile {
             .ok_or_else(|| MmapIoError::invalid_mode("no handle may write the file"))
     }
 
-    pub(super) fn make_current(&self, protection: Protection, map: &Map) {
-        // Release: pairs with the load in `span_within`.
-        self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::Release);
+    /// Lets readers use a map. The caller holds the lock on the list of the maps of this protection
+    /// until the map is the last one there, if there is a list; then it calls
+    /// [`settle`](Self::settle).
+    pub(super) fn set_base(&self, protection: Protection, map: &Map) {
+        // SAFETY: `self` is in an `Arc`, so that it does not move, and its drop detaches the map.
+        unsafe { map.guarded().attach(&self.hot.bases) };
+        // SeqCst: a Release store, which pairs with the load in `span_within`; for the fault guard,
+        // see `settle`.
+        self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::SeqCst);
     }
 }

@@ -193,9 +193,11 @@ impl OpenFile {
         if let Some(before) = mapped.current() {
             move_locks(&locked, &before, &map)?;
         }
-        let map = Arc::new(map);
-        self.make_current(protection, &map);
-        lock(&mapped.maps).push(map);
+        let mut maps = lock(&mapped.maps);
+        self.set_base(protection, &map);
+        maps.push(Arc::new(map));
+        drop(maps);
+        self.settle();
         Ok(())
     }
 }
@@ -221,7 +223,7 @@ impl Mapped {
 ///
 /// Both count against the limit of the process. If it has no room for both, the pages are unlocked
 /// for a moment.
-fn move_locks(locked: &LockedPages, before: &Map, map: &Map) -> io::Result<()> {
+pub(super) fn move_locks(locked: &LockedPages, before: &Map, map: &Map) -> io::Result<()> {
     let locked_in_both = lock_all(locked, map);
     unlock_all(locked, before);
     if locked_in_both.is_err() {

@@ -145,7 +145,8 @@ impl OpenFile {
         }
     }
 
-    /// Adopts the length that another process has given the file. Waits for no view.
+    /// Adopts the length that another process has given the file, and maps the file again if pages
+    /// were lost by that. Waits for no view.
     pub(super) fn adopt_file_len(&self) -> Result<()> {
         let mapped = self.mapped.iter().find_map(OnceLock::get);
         let Some(file) = mapped.and_then(|mapped| mapped.backing.file()) else {
@@ -153,12 +154,10 @@ impl OpenFile {
         };
         let file_len = mappable_len(file)?;
         match file_len < self.len() {
-            true => {
-                self.adopt_cut(file_len);
-                Ok(())
-            }
-            false => self.adopt(file_len),
+            true => self.adopt_cut(file_len),
+            false => self.adopt(file_len)?,
         }
+        self.map_again()
     }
 
     /// Adopts a cut that another process has made. Views of the bytes that were cut off keep their
@@ -270,7 +269,7 @@ impl OpenFile {
             // these bytes either, as the caller guarantees. The zeroes are in no map.
             unsafe { span.copy_from(&vec![0; tail.len() as usize]) };
         }
-        Ok(())
+        Ok(self.check_maps()?)
     }
 
     /// Returns the descriptor that may change the file.

@@ -57,7 +57,7 @@ impl OpenFile {
         // The owner of a `Bytes` may panic, and the write is done.
         contain(|| drop(source));
         match due {
-            FlushDue::None => Ok(Outcome::Done),
+            FlushDue::None => self.check_maps().map(|()| Outcome::Done),
             due => {
                 let done = self.finish_write(due, ranges.hull()).await;
                 done.map(|()| Outcome::Done)

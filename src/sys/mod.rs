@@ -45,6 +45,7 @@
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
 //! | [`BareThread`] | `pthread_create(3)` | `pthread_create(3)` | the standard library's |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
+//! | [`CAN_GUARD_FAULTS`], [`guard_faults`], [`replace_by_zeroes`], [`len_of_number`] | `sigaction(2)`, `mmap(2)`, `fstat(2)` | the same on macOS, iOS and FreeBSD | no |
 
 use std::time::SystemTime;
 
@@ -54,8 +55,22 @@ use crate::range::PageRange;
 mod bare_thread;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod fallback;
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_vendor = "apple"
+))]
+mod faults;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_vendor = "apple"
+)))]
+mod no_faults;
 #[cfg(not(unix))]
 mod std_thread;
 #[cfg(not(any(unix, windows)))]
@@ -69,8 +84,22 @@ mod windows;
 pub(crate) use bare_thread::BareThread;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use fallback::*;
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_vendor = "apple"
+))]
+pub(crate) use faults::*;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) use linux::*;
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_vendor = "apple"
+)))]
+pub(crate) use no_faults::*;
 #[cfg(not(unix))]
 pub(crate) use std_thread::BareThread;
 #[cfg(not(any(unix, windows)))]

@@ -16,8 +16,9 @@
 //! - P9 **Bounded**: the data of queued writes has a limit, and one timer serves all files
 //!   (`p9_bounded`, `policies`).
 //! - P10 **Errors, not signals**: a full or failing disk, and a file that another process has cut,
-//!   is an `Err` (`p10_errors`, `refused_calls`, `forked`). Another process is an ordinary
-//!   neighbour, whose files and bytes stay (`neighbours`, `growth`, `copies`).
+//!   is an `Err` (`p10_errors`, `refused_calls`, `forked`; `fault_guard`, where the feature of that
+//!   name is on). Another process is an ordinary neighbour, whose files and bytes stay
+//!   (`neighbours`, `growth`, `copies`).
 //! - P11 **No reader waits for a waiting writer**, and short reads do not starve the writer
 //!   (`p11_readers`).
 
@@ -30,6 +31,8 @@ mod copies;
 #[cfg(feature = "cow")]
 mod cow;
 mod fairness;
+#[cfg(all(target_os = "linux", feature = "fault-guard"))]
+mod fault_guard;
 #[cfg(target_os = "linux")]
 mod forked;
 mod growth;
