@@ -27,6 +27,10 @@ use crate::sync::lock;
 use crate::sys::{self, Advice};
 use crate::writable_pages::WritablePages;
 
+/// Whether maps reserve address space past the end of their file. A 32-bit platform has none to
+/// spare.
+pub(crate) const RESERVES: bool = sys::CAN_MAP_PAST_END && cfg!(target_pointer_width = "64");
+
 /// The least address space that is reserved for a file, in bytes.
 const LEAST_RESERVATION: u64 = 1 << 20;
 
@@ -97,7 +101,7 @@ impl Map {
             Backing::Memory => return Self::memory(len),
         };
         let listed = |raw| Self::listed(raw, backing.clone());
-        if sys::CAN_MAP_PAST_END {
+        if RESERVES {
             let double = len.saturating_mul(2).max(LEAST_RESERVATION);
             let double = double.checked_next_power_of_two().unwrap_or(len);
             for reservation in [double, len + len / 2, len + len / 8] {
@@ -482,7 +486,7 @@ mod tests {
         let file = Backing::File(Descriptor::new(file));
         let map = Map::new(&file, 5000, Protection::ReadWrite).unwrap();
         assert!(map.capacity() >= 5000);
-        if sys::CAN_MAP_PAST_END {
+        if RESERVES {
             assert_eq!(map.capacity(), LEAST_RESERVATION);
         }
         let span = map.span(ByteRange::between(4990, 5000));

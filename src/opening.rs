@@ -21,7 +21,7 @@ pub(crate) use self::target::*;
 use crate::advisory_lock::{AdvisoryLock, Lock};
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
-use crate::map::{Backing, Protection};
+use crate::map::{Backing, Protection, RESERVES};
 use crate::mode::{MmapMode, TouchHint};
 use crate::open_file::{HandleRef, OpenFile, Source};
 use crate::queue::{Action, Op, Queue};
@@ -358,7 +358,8 @@ impl Opening {
         let source = Source::new(&target.file, fs_traits, protection);
         let len = size.unwrap_or(info.len);
         // Where a map may reach past the end, it is made before the file is changed.
-        let early = sys::CAN_MAP_PAST_END.then(|| source.map(len, protection));
+        let can_be_early = RESERVES || (sys::CAN_MAP_PAST_END && len > 0);
+        let early = can_be_early.then(|| source.map(len, protection));
         let early = early.transpose()?;
         let mapped = self
             .give_length(&target.file, info.len, size)

@@ -325,6 +325,67 @@ mod tests {
         assert_eq!(pages(u64::MAX - 1, u64::MAX), None);
     }
 
+    /// Bytes around the first pages, and at the end of the largest file.
+    fn edges(page: u64) -> Vec<u64> {
+        let mut edges: Vec<u64> = (0..5)
+            .flat_map(|number| [number * page, number * page + 1, (number + 1) * page - 1])
+            .chain([4097, 12_289, 20_000, 70_000, MAX_LEN - page, MAX_LEN])
+            .collect();
+        edges.sort_unstable();
+        edges
+    }
+
+    #[test]
+    fn rounding_fits_every_page_size() {
+        for page in [4 << 10, 16 << 10, 64 << 10_u64] {
+            let size = page as usize;
+            // The pages that `holds` is true for, which are next to each other.
+            let pages_where = |start: u64, holds: &dyn Fn(u64, u64) -> bool| {
+                let mut found: Option<(u64, u64)> = None;
+                // A page before the range, and more pages than the short ranges have.
+                for number in (start / page).saturating_sub(1)..start / page + 8 {
+                    let (from, to) = (number * page, (number + 1) * page);
+                    if holds(from, to) {
+                        found = Some((found.map_or(from, |(first, _)| first), to));
+                    }
+                }
+                found
+            };
+            let both = |pages: PageRange| (pages.start(), pages.end());
+            let edges = edges(page);
+            for (index, start) in edges.iter().enumerate() {
+                for end in edges[index..]
+                    .iter()
+                    .filter(|end| **end - start <= 6 * page)
+                {
+                    let (start, end) = (*start, *end);
+                    let range = ByteRange::between(start, end);
+                    let whole = pages_where(start, &|from, to| start <= from && to <= end);
+                    assert_eq!(range.whole_pages(size).map(both), whole, "{range:?} {page}");
+                    if start == end {
+                        continue;
+                    }
+                    let pages = range.to_pages(size);
+                    let touched = pages_where(start, &|from, to| from < end && start < to);
+                    assert_eq!(Some(both(pages)), touched, "{range:?} {page}");
+                    for at in [start, (start + end) / 2, end - 1] {
+                        let (front, back) = pages.split_before(at, size);
+                        assert_eq!((front.start(), back.end()), (pages.start(), pages.end()));
+                        assert!(front.end() == back.start() && back.start() % page == 0);
+                        assert!(back.start() <= at && at < back.start() + page);
+                    }
+                    for step in [page, 4 * page] {
+                        let steps: Vec<PageRange> = pages.steps(step).collect();
+                        assert!(steps.iter().all(|piece| piece.len() <= step));
+                        assert_eq!(PageRange::merged(steps.iter().copied()), [pages]);
+                        let sum: u64 = steps.iter().map(|piece| piece.len()).sum();
+                        assert_eq!(sum, pages.len());
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn runs_of_pages_merge_when_they_touch() {
         let ranges = [(100_000, 100_001), (4096, 4097), (0, 1), (5000, 5001)];

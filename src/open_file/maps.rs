@@ -14,7 +14,7 @@ use super::OpenFile;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::lease::{Asks, Kind, Lease, LeaseHost};
-use crate::map::{Backing, Map, Protection, Span};
+use crate::map::{Backing, Map, Protection, Span, RESERVES};
 use crate::offload::offload_read_in;
 use crate::range::{ByteRange, PageRange, MAX_LEN};
 use crate::residency;
@@ -109,7 +109,7 @@ impl OpenFile {
         }
         let len = self.len();
         if self.mapped[protection as usize].get().is_none() {
-            let can_map = len > 0 || sys::CAN_MAP_PAST_END;
+            let can_map = len > 0 || RESERVES;
             let map = can_map.then(|| source.map(len, protection)).transpose()?;
             self.install(map, &source, protection);
         }

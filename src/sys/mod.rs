@@ -6,7 +6,7 @@
 //! | item | Linux | other Unix | Windows |
 //! |---|---|---|---|
 //! | [`page_size`] | `sysconf(3)` | `sysconf(3)` | `GetSystemInfo` |
-//! | [`CAN_MAP_PAST_END`] | yes (64-bit) | yes (64-bit) | no |
+//! | [`CAN_MAP_PAST_END`] | yes | yes | no |
 //! | [`open`], [`open_or_create`], [`FOR_ALL`], [`FOR_THE_OWNER`] | `open(2)`, waits for a lease | `open(2)` | `CreateFileW` |
 //! | [`create_new`], [`Created`] | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `CREATE_NEW`, `MoveFileExW`, `DeleteFileW` |
 //! | [`file_info`], [`file_id_at`] | `fstat(2)`, `stat(2)` | `fstat(2)`, `stat(2)` | `GetFileInformationByHandleEx` |

@@ -22,8 +22,8 @@ pub(crate) use self::locks::*;
 pub(crate) use self::opening::*;
 
 /// A map may be longer than its file: a page past the end of the file faults, and the file is not
-/// changed. Needs the address space of a 64-bit platform.
-pub(crate) const CAN_MAP_PAST_END: bool = cfg!(target_pointer_width = "64");
+/// changed.
+pub(crate) const CAN_MAP_PAST_END: bool = true;
 
 /// Returns the size of a page in bytes, a power of two ([`sysconf(3)`]).
 ///

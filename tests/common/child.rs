@@ -11,6 +11,9 @@ use std::time::Duration;
 /// The variable that names the directory of a child.
 const DIR: &str = "MMAP_IO_TEST_CHILD";
 
+/// The variable that names the emulator of a binary that the system cannot run by itself.
+const EMULATOR: &str = "MMAP_IO_TEST_EMULATOR";
+
 /// Makes a [`Child`] of a test in the same module.
 macro_rules! child {
     ($test:ident) => {{
@@ -87,6 +90,7 @@ impl Child {
     /// The command that runs the child.
     pub(crate) fn command(self) -> Command {
         let mut words = self.program;
+        words.extend(std::env::var_os(EMULATOR));
         words.push(self.binary.into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);

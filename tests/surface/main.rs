@@ -39,6 +39,7 @@ mod openings;
 mod page_locks;
 #[cfg(target_os = "linux")]
 mod reads;
+#[cfg(not(mmap_io_cross))]
 mod recipes;
 mod replace;
 mod segments;

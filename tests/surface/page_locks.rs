@@ -200,8 +200,8 @@ fn operations_at_once_take_turns() {
 /// Lets this thread, and those that it starts, lock `bytes` and no more.
 fn limit_locks(bytes: u64) {
     let limit = libc::rlimit {
-        rlim_cur: bytes,
-        rlim_max: bytes.max(MIB),
+        rlim_cur: bytes as libc::rlim_t,
+        rlim_max: bytes.max(MIB) as libc::rlim_t,
     };
     // SAFETY: `limit` is live for the call.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) }, 0);

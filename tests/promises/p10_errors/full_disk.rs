@@ -118,7 +118,9 @@ fn free(path: &Path) -> u64 {
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path ends in a zero byte, and `stat` is live for the call.
     assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &mut stat) }, 0);
-    stat.f_bfree * stat.f_frsize
+    #[allow(clippy::useless_conversion)] // They are narrower on some platforms.
+    let (blocks, len) = (u64::from(stat.f_bfree), u64::from(stat.f_frsize));
+    blocks * len
 }
 
 /// A store into a hole may need the blocks of a whole large folio. Where those are unavailable,

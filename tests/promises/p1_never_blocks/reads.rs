@@ -168,7 +168,7 @@ async fn handles_on_a_disk(dir: &Path) -> [MemoryMappedFile; 2] {
 }
 
 /// Faults of this thread that had to wait for the disk.
-fn major_faults() -> i64 {
+fn major_faults() -> libc::c_long {
     // SAFETY: an all-zero `rusage` is valid, and the call fills it.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: `usage` is live for the call.
@@ -184,7 +184,7 @@ async fn read_cold(file: &MemoryMappedFile, read: &Read) {
     }
 }
 
-async fn faults_of_cold(file: &MemoryMappedFile, read: &Read) -> i64 {
+async fn faults_of_cold(file: &MemoryMappedFile, read: &Read) -> libc::c_long {
     (read.run)(file.clone()).await.unwrap();
     // A read ahead that has just begun may bring pages back.
     while cached(file.path(), 0, LEN as usize) > 0 {
@@ -199,7 +199,7 @@ async fn faults_of_cold(file: &MemoryMappedFile, read: &Read) -> i64 {
 /// Major faults of each try of a read. The system takes a page of the program away now and then, so
 /// one try without a fault is enough: a read that faults on its bytes does so in each.
 #[derive(Default)]
-struct Tries(Vec<i64>);
+struct Tries(Vec<libc::c_long>);
 
 impl Tries {
     /// Whether another try is needed. Fails when there were enough.
