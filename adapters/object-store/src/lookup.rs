@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::generation::Identity;
 
-/// Whether the file is on a file system that keeps what it knows of open files in memory.
+/// Whether the file is on a file system that keeps what it knows of open files in memory, and asks
+/// no server.
 ///
 /// See [`fstatfs(2)`](https://man7.org/linux/man-pages/man2/fstatfs.2.html). Blocks if the file
 /// system does.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
+use futures_lite::future::yield_now;
 use mmap_io::{MemoryMappedFile, MmapMode};
 
 use crate::cache::Cache;
@@ -14,6 +15,10 @@ use crate::openings::Openings;
 
 /// The longest object that `get` answers as one chunk.
 const ONE_CHUNK: u64 = 64 << 20;
+
+/// After how many reads of the store that found a map one yields to the other tasks of its thread:
+/// a loop of them would not do so by itself.
+const YIELD_AFTER: u64 = 128;
 
 /// An object store over a local directory whose reads are zero-copy `Bytes` of mapped files.
 ///
@@ -233,7 +238,10 @@ impl Shared {
     pub(crate) async fn current(&self, location: &str) -> Option<Arc<Generation>> {
         let generation = self.cache.get(location)?;
         if generation.is_current().await {
-            self.cache.counters.hits.fetch_add(1, Ordering::Relaxed);
+            let hits = self.cache.counters.hits.fetch_add(1, Ordering::Relaxed) + 1;
+            if hits % YIELD_AFTER == 0 {
+                yield_now().await;
+            }
             return Some(generation);
         }
         tracing::debug!(location, "the object was replaced or deleted");

@@ -18,7 +18,7 @@ const CHUNK: usize = 4 << 20;
 /// Into how many bytes a stream is divided.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Chunks {
-    /// All of it is one chunk, so that who collects it copies nothing.
+    /// All of it is one chunk: a caller that collects the stream copies nothing.
     One,
     /// Chunks of some MiB; the next is read in while the caller uses one.
     Several,
@@ -66,13 +66,13 @@ pub(crate) fn copied(
         let piece = left.start..left.end.min(left.start + chunk);
         let rest = piece.end..left.end;
         let file = source.0.clone();
-        let bytes = unblock(move || read_at(&file, piece)).await?;
+        let bytes = unblock(move || read_at(file.as_deref(), piece)).await?;
         Ok(Some((bytes, (source, rest))))
     });
-    Box::pin(pieces)
+    pieces.boxed()
 }
 
-/// A file that is closed on the pool, since closing may block.
+/// A file, until the drop, which closes it on the pool, since closing may block.
 struct Source(Option<Arc<File>>);
 
 impl Drop for Source {
@@ -84,8 +84,8 @@ impl Drop for Source {
 }
 
 /// Blocks.
-fn read_at(file: &Option<Arc<File>>, range: Range<u64>) -> io::Result<Bytes> {
-    let file = file.as_deref().ok_or(io::ErrorKind::NotFound)?;
+fn read_at(file: Option<&File>, range: Range<u64>) -> io::Result<Bytes> {
+    let file = file.ok_or(io::ErrorKind::NotFound)?;
     let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
     let mut buffer = vec![0; len];
     #[cfg(unix)]

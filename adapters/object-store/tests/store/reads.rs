@@ -377,6 +377,21 @@ fn hot_read_needs_no_hop() {
 }
 
 #[test]
+fn loop_of_hot_heads_yields() {
+    let (_dir, _, store) = store();
+    block_on(store.get_range(&object(), 0..10)).unwrap();
+    let heads = async {
+        for _ in 0..1000 {
+            assert_eq!(store.head(&object()).await.unwrap().size, 300_000);
+        }
+    };
+    let mut heads = pin!(heads);
+    assert!(block_on(poll_once(&mut heads)).is_none());
+    block_on(heads);
+    assert_eq!(store.stats().hits, 1000);
+}
+
+#[test]
 fn cache_delays_no_writes() {
     let (_dir, path, store) = store();
     block_on(async {
