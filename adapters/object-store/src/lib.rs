@@ -22,14 +22,21 @@
 //! For objects that are read once, from front to back, `LocalFileSystem` is as fast. Where the work
 //! is decoding, as in scans of compressed columns, the way of reading hardly shows.
 
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod cache;
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod lookup;
 
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod generation;
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod openings;
+#[cfg(any(feature = "v0_13", feature = "v0_14", feature = "parquet"))]
 mod ranges;
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod streams;
 
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod store;
 
 #[cfg(feature = "v0_13")]

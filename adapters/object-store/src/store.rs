@@ -219,7 +219,6 @@ impl fmt::Display for MappedFileSystem {
     }
 }
 
-#[cfg_attr(not(any(feature = "v0_13", feature = "v0_14")), allow(dead_code))]
 impl Shared {
     fn new(root: PathBuf) -> Arc<Self> {
         Arc::new(Self {
