@@ -1,0 +1,312 @@
+//! The trait `ObjectStore`. This file is compiled once for each version of object_store that is
+//! asked for: `super::object_store` is the version.
+
+use std::error::Error;
+use std::fs::File;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use blocking::unblock;
+use bytes::Bytes;
+use futures_lite::future::block_on;
+use futures_lite::stream::{self, Boxed, Stream, StreamExt};
+
+use super::object_store::{
+    local::LocalFileSystem, path::Path, CopyOptions, Error as StoreError, GetOptions, GetRange,
+    GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+};
+use super::{get_result, local};
+use crate::generation::{Generation, Opened};
+use crate::ranges;
+use crate::store::{MappedFileSystem, Shared};
+use crate::streams::{copied, mapped, Chunks};
+
+/// What an object was found to be.
+enum Found {
+    Mapped(Arc<Generation>),
+    /// There is no map: what the local file system has answered, whose payload is empty, and the
+    /// file.
+    Local(GetResult, Option<File>),
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ObjectStore for MappedFileSystem {
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let shared = &*self.shared;
+        if options.head {
+            if let Some(generation) = shared.current(location.as_ref()).await {
+                if let Some(result) = answer(shared, &generation, location, &options)? {
+                    return Ok(result);
+                }
+            }
+            return Ok(open(local(self), location, options).await?.0);
+        }
+        let (mut result, file) = match find(self, location, options.clone()).await? {
+            Found::Mapped(generation) => {
+                if let Some(result) = answer(shared, &generation, location, &options)? {
+                    return Ok(result);
+                }
+                // The range lies outside the object. The local file system knows the error; or the
+                // object was replaced by a longer one.
+                let (result, opened) = open(local(self), location, options.clone()).await?;
+                (result, opened.map(|opened| opened.file))
+            }
+            Found::Local(result, file) => (result, file),
+        };
+        if let Some(file) = file {
+            let chunks = chunks(shared, &options, &result.range);
+            let stream = copied(file, result.range.clone(), chunks);
+            result.payload = GetResultPayload::Stream(fallible(stream));
+        }
+        Ok(result)
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        if let Some(range) = ranges.iter().find(|range| range.start > range.end) {
+            let problem = format!("the range {range:?} ends before it starts");
+            return Err(generic(problem.into()));
+        }
+        let file = match find(self, location, GetOptions::default()).await? {
+            Found::Mapped(generation)
+                if ranges.iter().all(|range| range.end <= generation.len()) =>
+            {
+                let wrap = |bytes| generation.counted(bytes);
+                let read = ranges::read(&generation.file, ranges, wrap).await;
+                return read.map_err(|error| generic(Box::new(error)));
+            }
+            // The local file system knows the error; or the object was replaced by a longer one.
+            Found::Mapped(_) => None,
+            Found::Local(_, file) => file,
+        };
+        let (location, ranges) = (location.clone(), ranges.to_vec());
+        let local = local(self).clone();
+        on_pool(async move {
+            // Closing may block.
+            drop(file);
+            local.get_ranges(&location, &ranges).await
+        })
+        .await
+    }
+
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        let (local, target) = (local(self).clone(), location.clone());
+        let put = on_pool(async move { local.put_opts(&target, payload, options).await }).await;
+        self.shared.cache.forget(location.as_ref());
+        put
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let upload = local(self).put_multipart_opts(location, options).await?;
+        Ok(Box::new(Upload {
+            upload,
+            shared: Arc::clone(&self.shared),
+            location: location.clone(),
+        }))
+    }
+
+    fn delete_stream(&self, locations: Boxed<Result<Path>>) -> Boxed<Result<Path>> {
+        let shared = Arc::clone(&self.shared);
+        let deleted = local(self).delete_stream(locations);
+        let deleted = deleted.inspect(move |deleted| {
+            if let Ok(location) = deleted {
+                shared.cache.forget(location.as_ref());
+            }
+        });
+        deleted.boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> Boxed<Result<ObjectMeta>> {
+        local(self).list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> Boxed<Result<ObjectMeta>> {
+        local(self).list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let (local, prefix) = (local(self).clone(), prefix.cloned());
+        on_pool(async move { local.list_with_delimiter(prefix.as_ref()).await }).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        let (local, source, target) = (local(self).clone(), from.clone(), to.clone());
+        let copied = on_pool(async move { local.copy_opts(&source, &target, options).await }).await;
+        self.shared.cache.forget(to.as_ref());
+        copied
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        let (local, source, target) = (local(self).clone(), from.clone(), to.clone());
+        let renamed =
+            on_pool(async move { local.rename_opts(&source, &target, options).await }).await;
+        self.shared.cache.forget(from.as_ref());
+        self.shared.cache.forget(to.as_ref());
+        renamed
+    }
+}
+
+/// Returns the map of an object, which is made if there is room for it.
+///
+/// # Errors
+///
+/// Those of the local file system for `options`.
+async fn find(store: &MappedFileSystem, location: &Path, options: GetOptions) -> Result<Found> {
+    let shared = &*store.shared;
+    if let Some(generation) = shared.current(location.as_ref()).await {
+        return Ok(Found::Mapped(generation));
+    }
+    let _turn = shared.openings.turn(location.as_ref()).await;
+    // The task whose turn it was before has perhaps mapped it.
+    if let Some(generation) = shared.current(location.as_ref()).await {
+        return Ok(Found::Mapped(generation));
+    }
+    let (result, opened) = open(local(store), location, options).await?;
+    let Some(opened) = opened else {
+        return Ok(Found::Local(result, None));
+    };
+    let meta = &result.meta;
+    let modified = SystemTime::from(meta.last_modified);
+    let is_same = (meta.size, modified) == (opened.identity.len, opened.identity.modified);
+    let file = match is_same && meta.size > 0 {
+        true => match shared
+            .map(location.as_ref(), opened, meta.e_tag.clone())
+            .await
+        {
+            Ok(generation) => return Ok(Found::Mapped(generation)),
+            Err(file) => file,
+        },
+        // Empty, or another program changes it at this moment: it has no tag that holds.
+        false => opened.file,
+    };
+    Ok(Found::Local(result, Some(file)))
+}
+
+/// Opens an object on the pool, through the local file system: its paths, preconditions, tags and
+/// errors are the ones that hold. The payload of the result is empty. There is no file if only the
+/// head was asked for.
+async fn open(
+    local: &LocalFileSystem,
+    location: &Path,
+    options: GetOptions,
+) -> Result<(GetResult, Option<Opened>)> {
+    let (local, location) = (local.clone(), location.clone());
+    on_pool(async move {
+        let is_head = options.head;
+        let mut result = local.get_opts(&location, options).await?;
+        let nothing = GetResultPayload::Stream(stream::empty().boxed());
+        let opened = match std::mem::replace(&mut result.payload, nothing) {
+            GetResultPayload::File(file, path) if !is_head => Some(Opened::new(file, path)),
+            _ => None,
+        };
+        let opened = opened.transpose().map_err(|error| generic(error.into()))?;
+        Ok((result, opened))
+    })
+    .await
+}
+
+/// What `get` answers from a map; `None` if the range lies outside the object.
+fn answer(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    location: &Path,
+    options: &GetOptions,
+) -> Result<Option<GetResult>> {
+    let meta = ObjectMeta {
+        location: location.clone(),
+        last_modified: generation.identity.modified.into(),
+        size: generation.len(),
+        e_tag: generation.e_tag.clone(),
+        version: None,
+    };
+    options.check_preconditions(&meta)?;
+    let range = match &options.range {
+        Some(range) => match range.as_range(meta.size) {
+            Ok(range) => range,
+            Err(_) => return Ok(None),
+        },
+        None => 0..meta.size,
+    };
+    let payload = match options.head {
+        true => stream::empty().boxed(),
+        false => fallible(mapped(
+            generation,
+            range.clone(),
+            chunks(shared, options, &range),
+        )),
+    };
+    let payload = GetResultPayload::Stream(payload);
+    Ok(Some(get_result(payload, meta, range)))
+}
+
+/// A range that the caller has bounded is one chunk; what is as long as the object makes it may be
+/// several.
+fn chunks(shared: &Shared, options: &GetOptions, range: &Range<u64>) -> Chunks {
+    match &options.range {
+        Some(GetRange::Bounded(_)) => Chunks::One,
+        _ if range.end - range.start <= shared.one_chunk() => Chunks::One,
+        _ => Chunks::Several,
+    }
+}
+
+/// Runs a future of the local file system on the pool. There it finds no runtime of tokio, and
+/// blocks instead of waiting for a job.
+async fn on_pool<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+    unblock(move || block_on(future)).await
+}
+
+fn fallible<E>(
+    stream: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+) -> Boxed<Result<Bytes>>
+where
+    E: Error + Send + Sync + 'static,
+{
+    stream
+        .map(|item| item.map_err(|error| generic(Box::new(error))))
+        .boxed()
+}
+
+fn generic(source: Box<dyn Error + Send + Sync>) -> StoreError {
+    StoreError::Generic {
+        store: "MappedFileSystem",
+        source,
+    }
+}
+
+/// An upload of several parts, at whose end the map of the object that it replaces is dropped.
+#[derive(Debug)]
+struct Upload {
+    upload: Box<dyn MultipartUpload>,
+    shared: Arc<Shared>,
+    location: Path,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.upload.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let result = self.upload.complete().await;
+        self.shared.cache.forget(self.location.as_ref());
+        result
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.upload.abort().await
+    }
+}

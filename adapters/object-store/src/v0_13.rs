@@ -1,0 +1,25 @@
+//! The store for object_store 0.13.
+
+#[path = "implementation.rs"]
+mod implementation;
+
+use std::ops::Range;
+
+use object_store_0_13 as object_store;
+
+use self::object_store::local::LocalFileSystem;
+use self::object_store::{GetResult, GetResultPayload, ObjectMeta};
+use crate::store::MappedFileSystem;
+
+fn local(store: &MappedFileSystem) -> &LocalFileSystem {
+    &store.local_0_13
+}
+
+fn get_result(payload: GetResultPayload, meta: ObjectMeta, range: Range<u64>) -> GetResult {
+    GetResult {
+        payload,
+        meta,
+        range,
+        attributes: Default::default(),
+    }
+}
