@@ -20,6 +20,8 @@
 //!   neighbour, whose files and bytes stay (`neighbours`, `growth`, `copies`).
 //! - P11 **No reader waits for a waiting writer**, and short reads do not starve the writer
 //!   (`p11_readers`).
+//!
+//! `model` runs random operations of all kinds against P3, P4, P7 and P8 together.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -33,6 +35,15 @@ mod fairness;
 #[cfg(target_os = "linux")]
 mod forked;
 mod growth;
+#[cfg(all(
+    target_os = "linux",
+    feature = "advise",
+    feature = "atomic",
+    feature = "cow",
+    feature = "iterator",
+    feature = "locking"
+))]
+mod model;
 #[cfg(target_os = "linux")]
 mod neighbours;
 #[cfg(target_os = "linux")]
