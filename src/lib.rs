@@ -481,3 +481,9 @@ pub mod mmap {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+/// What must not compile. Examples, and not tests of `trybuild`, since the text of the messages
+/// changes with the compiler, and their codes do not.
+#[cfg(all(doctest, feature = "atomic", feature = "iterator", feature = "watch"))]
+#[doc = include_str!("misuse.md")]
+mod misuse {}

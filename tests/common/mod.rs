@@ -16,62 +16,101 @@ pub(crate) mod child;
 pub(crate) mod disk;
 #[cfg(target_os = "linux")]
 pub(crate) mod fuse;
+#[cfg(all(
+    target_os = "linux",
+    feature = "advise",
+    feature = "atomic",
+    feature = "cow",
+    feature = "iterator",
+    feature = "locking"
+))]
+pub(crate) mod model;
 pub(crate) mod operations;
 #[cfg(target_os = "linux")]
 pub(crate) mod probe;
+
+/// Runs a future to its end on a runtime.
+pub(crate) type BlockOn = fn(futures_lite::future::Boxed<()>);
+
+/// Every runtime, each of them for one future.
+pub(crate) mod runtimes {
+    use futures_lite::future::Boxed;
+
+    pub(crate) fn tokio_current_thread(future: Boxed<()>) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap().block_on(future);
+    }
+
+    pub(crate) fn tokio_multi_thread(future: Boxed<()>) {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async { runtime.spawn(future).await.unwrap() });
+    }
+
+    pub(crate) fn smol(future: Boxed<()>) {
+        ::smol::block_on(::smol::spawn(future));
+    }
+
+    pub(crate) fn async_std(future: Boxed<()>) {
+        ::async_std::task::block_on(::async_std::task::spawn(future));
+    }
+
+    pub(crate) fn bare_block_on(future: Boxed<()>) {
+        futures_lite::future::block_on(future);
+    }
+}
+
+/// Makes a module with one test for each runtime, which calls `check` with a [`BlockOn`].
+macro_rules! on_each_runtime {
+    ($name:ident, $check:expr) => {
+        mod $name {
+            use super::*;
+            use $crate::common::runtimes;
+
+            const CHECK: fn($crate::common::BlockOn) = $check;
+
+            #[test]
+            fn tokio_current_thread() {
+                CHECK(runtimes::tokio_current_thread);
+            }
+
+            #[test]
+            fn tokio_multi_thread() {
+                CHECK(runtimes::tokio_multi_thread);
+            }
+
+            #[test]
+            fn smol() {
+                CHECK(runtimes::smol);
+            }
+
+            #[test]
+            fn async_std() {
+                CHECK(runtimes::async_std);
+            }
+
+            #[test]
+            fn bare_block_on() {
+                CHECK(runtimes::bare_block_on);
+            }
+        }
+    };
+}
+pub(crate) use on_each_runtime;
 
 /// Makes a module with one test for each runtime from one async body, which gets a directory of its
 /// own.
 macro_rules! rt_test {
     ($name:ident, |$dir:ident| $body:block) => {
-        mod $name {
-            #[allow(unused_imports)]
-            use super::*;
-
+        $crate::common::on_each_runtime!($name, |block_on: $crate::common::BlockOn| {
             async fn body($dir: &std::path::Path) {
                 $body
             }
 
-            fn run(block_on: impl FnOnce(futures_lite::future::Boxed<()>)) {
-                let dir = tempfile::tempdir().unwrap();
-                let path = dir.path().to_path_buf();
-                block_on(Box::pin(async move { body(&path).await }));
-            }
-
-            #[test]
-            fn tokio_current_thread() {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .unwrap();
-                run(|future| runtime.block_on(future));
-            }
-
-            #[test]
-            fn tokio_multi_thread() {
-                let runtime = tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(2)
-                    .enable_all()
-                    .build()
-                    .unwrap();
-                run(|future| runtime.block_on(async { runtime.spawn(future).await.unwrap() }));
-            }
-
-            #[test]
-            fn smol() {
-                run(|future| ::smol::block_on(::smol::spawn(future)));
-            }
-
-            #[test]
-            fn async_std() {
-                run(|future| ::async_std::task::block_on(::async_std::task::spawn(future)));
-            }
-
-            #[test]
-            fn bare_block_on() {
-                run(|future| futures_lite::future::block_on(future));
-            }
-        }
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().to_path_buf();
+            block_on(Box::pin(async move { body(&path).await }));
+        });
     };
 }
 pub(crate) use rt_test;

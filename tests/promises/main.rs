@@ -21,6 +21,8 @@
 //!   (`neighbours`, `growth`, `copies`).
 //! - P11 **No reader waits for a waiting writer**, and short reads do not starve the writer
 //!   (`p11_readers`).
+//!
+//! `model` runs random operations of all kinds against P3, P4, P7 and P8 together.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -38,6 +40,15 @@ mod forked;
 mod growth;
 #[cfg(target_os = "linux")]
 mod inline_writes;
+#[cfg(all(
+    target_os = "linux",
+    feature = "advise",
+    feature = "atomic",
+    feature = "cow",
+    feature = "iterator",
+    feature = "locking"
+))]
+mod model;
 #[cfg(target_os = "linux")]
 mod neighbours;
 #[cfg(target_os = "linux")]

@@ -19,7 +19,6 @@ use crate::common::{block_on, is_quiet, pattern, patterned, wait_until, with_tim
 #[cfg(feature = "atomic")]
 mod atomic;
 mod handles;
-mod model;
 mod sources;
 
 /// Creates a hard link and a symbolic link to a file, beside it.

@@ -18,6 +18,11 @@ const fn plain<T: Copy + Eq + UnwindSafe + RefUnwindSafe + 'static>() {}
 const _: () = {
     owned::<MemoryMappedFile>();
     owned::<MemoryMappedFileBuilder>();
+    owned::<mmap_io::AnonymousMmap>();
+    owned::<mmap_io::MmapReader>();
+    owned::<mmap_io::MmapStream>();
+    #[cfg(feature = "http-body")]
+    owned::<mmap_io::MmapBody>();
     owned::<MmapIoError>();
     owned::<mmap_io::Cause>();
     owned::<mmap_io::Result<MemoryMappedFile>>();
@@ -63,7 +68,11 @@ fn views<'a>(_: &'a MemoryMappedFile) {
         shared::<mmap_io::atomic::AtomicSliceView<'a, AtomicU64>>();
     }
     #[cfg(feature = "iterator")]
-    shared::<mmap_io::ChunkIteratorMut<'a>>();
+    {
+        shared::<mmap_io::ChunkIterator<'a>>();
+        shared::<mmap_io::OwnedChunkIterator<'a>>();
+        shared::<mmap_io::ChunkIteratorMut<'a>>();
+    }
 }
 
 fn sendable<F: Future + Send>(_: F) {}
@@ -116,8 +125,16 @@ fn every_future_is_send() {
     spawnable(file.flush_async());
     spawnable(file.flush_range_async(0, 1));
     spawnable(mmap_io::flush(&file));
+    spawnable(file.schedule_flush());
+    spawnable(file.schedule_flush_range(0, 1));
     spawnable(file.resize(10));
+    spawnable(file.grow_to(10));
+    spawnable(file.refresh());
+    spawnable(file.metadata());
+    spawnable(file.is_at_path());
     spawnable(file.read_bytes(0, 1));
+    spawnable(file.read_regions(&[(0, 1)]));
+    spawnable(file.evict(0, 1));
     spawnable(file.touch_pages());
     spawnable(file.touch_pages_range(0, 1));
     spawnable(file.prefetch_range(0, 1));
@@ -147,6 +164,10 @@ fn every_future_is_send() {
     sendable(file.update_regions(&[(0, &data)]));
     sendable(file.update_regions_async(&[(0, &data)]));
     sendable(file.try_update_region(0, &data));
+    sendable(file.append(&data));
+    sendable(file.append_async(&data));
+    sendable(file.append_at(0, &data));
+    sendable(file.slices(&[(0, 1)]));
     sendable(file.as_slice_mut(0, 1));
     #[cfg(feature = "iterator")]
     {
@@ -156,6 +177,10 @@ fn every_future_is_send() {
                 .for_each_mut_legacy(|_, _| Ok::<_, ()>(())),
         );
     }
+    let memory = mmap_io::AnonymousMmap::new(10).unwrap();
+    sendable(memory.update_region(0, &data));
+    sendable(memory.as_slice_mut(0, 1));
+    sendable(memory.read_into(0, &mut [0]));
     let segment = SegmentMut::new(std::sync::Arc::new(file.clone()), 0, 1).unwrap();
     sendable(segment.as_slice_mut());
     sendable(segment.write(&data));

@@ -1,0 +1,70 @@
+//! Random operations of the whole surface, compared with a `Vec<u8>`, under every runtime.
+//!
+//! A failure prints the operations, which proptest has made few. `MODEL_SEED` repeats a run, and
+//! `MODEL_CASES` makes it longer.
+
+mod concurrent;
+
+use proptest::prelude::*;
+use proptest::test_runner::{RngSeed, TestRunner};
+
+use crate::common::model::ops::{Record, Step};
+use crate::common::{model, on_each_runtime, BlockOn, TIMEOUT};
+
+/// Few, since each run has other seeds.
+const CASES: u32 = 24;
+
+/// Runs `check` on many values of `strategy`, and prints the seed.
+fn check_many<S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value)) {
+    let given = |name| std::env::var(name).ok().map(|value| value.parse().unwrap());
+    let seed = given("MODEL_SEED").unwrap_or_else(rand_seed);
+    println!("MODEL_SEED={seed}");
+    let config = ProptestConfig {
+        cases: given("MODEL_CASES").map_or(cases, |cases| cases as u32),
+        failure_persistence: None,
+        max_shrink_time: 2 * TIMEOUT.as_millis() as u32,
+        rng_seed: RngSeed::Fixed(seed),
+        ..ProptestConfig::default()
+    };
+    let test = |value| {
+        check(value);
+        Ok(())
+    };
+    TestRunner::new(config).run(&strategy, test).unwrap();
+}
+
+/// The standard library's hasher has random keys.
+fn rand_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+/// Operations that print themselves.
+#[derive(Clone)]
+struct Records(Vec<Record>);
+
+impl std::fmt::Debug for Records {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{:?}", self.0)?;
+        let steps = self.0.iter().copied().map(Step::decode);
+        f.debug_list().entries(steps).finish()
+    }
+}
+
+fn records() -> impl Strategy<Value = Records> {
+    proptest::collection::vec(any::<Record>(), 1..100).prop_map(Records)
+}
+
+fn surface_matches_vec(block_on: BlockOn) {
+    // Room for all data, for some of it, and for no more than one write.
+    let buffer = prop_oneof![Just(1 << 20), Just(8_000), Just(0)];
+    check_many(CASES, (records(), buffer), |(records, buffer)| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        block_on(Box::pin(async move {
+            model::run(&path, &records.0, buffer).await;
+        }));
+    });
+}
+
+on_each_runtime!(surface, surface_matches_vec);
