@@ -55,11 +55,11 @@ impl Oracle {
             }
             Change::WriteOwn(_, to, len) => vec![range((*to, *len))],
             Change::Mutable(place, _) | Change::TryMutable(place, _) => vec![range(*place)],
-            Change::EachChunk { .. } | Change::Copy => vec![0..self.known],
+            Change::EachChunk { .. } | Change::Copy => Vec::from([0..self.known]),
             Change::Append(_, len, _) | Change::AppendAt(_, len, _) => {
-                vec![u64::MAX - len..u64::MAX]
+                Vec::from([u64::MAX - len..u64::MAX])
             }
-            Change::Resize(size) | Change::GrowTo(size) => vec![*size..u64::MAX],
+            Change::Resize(size) | Change::GrowTo(size) => Vec::from([*size..u64::MAX]),
             Change::Refresh => Vec::new(),
         }
     }
