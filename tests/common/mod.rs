@@ -64,6 +64,7 @@ pub(crate) mod runtimes {
 macro_rules! on_each_runtime {
     ($name:ident, $check:expr) => {
         mod $name {
+            #[allow(unused_imports)] // The body may name nothing but macros and paths.
             use super::*;
             use $crate::common::runtimes;
 

@@ -55,11 +55,11 @@ impl Oracle {
             }
             Change::WriteOwn(_, to, len) => vec![range((*to, *len))],
             Change::Mutable(place, _) | Change::TryMutable(place, _) => vec![range(*place)],
-            Change::EachChunk { .. } | Change::Copy => Vec::from([0..self.known]),
+            Change::EachChunk { .. } | Change::Copy => vec![range((0, self.known))],
             Change::Append(_, len, _) | Change::AppendAt(_, len, _) => {
-                Vec::from([u64::MAX - len..u64::MAX])
+                vec![range((u64::MAX - len, *len))]
             }
-            Change::Resize(size) | Change::GrowTo(size) => Vec::from([*size..u64::MAX]),
+            Change::Resize(size) | Change::GrowTo(size) => vec![range((*size, u64::MAX - size))],
             Change::Refresh => Vec::new(),
         }
     }
