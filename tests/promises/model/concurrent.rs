@@ -25,6 +25,7 @@ use proptest::prelude::*;
 use self::history::{History, Written};
 use super::{check_many, Records, CASES};
 use crate::common::model::ops::{Change, Durability, Look, Op, Record, Step, Upkeep, Way};
+use crate::common::model::oracle::range;
 use crate::common::model::real::{Got, Outcome, Real, Running};
 use crate::common::{is_quiet, on_each_runtime, wait_until, with_timeout, BlockOn};
 
@@ -131,7 +132,7 @@ impl<'a> Worker<'a> {
             Op::Atomic {
                 size, at, count, ..
             } => {
-                let at = at % LEN & !7;
+                let at = (at % LEN) & !7;
                 let count = count.min(((LEN - at) / size) as usize);
                 let file = &self.real.handles[writer];
                 // It blocks others for a moment, or is `Busy`.
@@ -244,7 +245,7 @@ impl<'a> Worker<'a> {
             _ => unreachable!("an append"),
         };
         // Its place is not known yet.
-        let ranges = vec![u64::MAX - len..u64::MAX];
+        let ranges = vec![range((u64::MAX - len, len))];
         let file = &self.real.handles[handle];
         let appended = self.real.change(handle, &change, expected_len);
         let future: Running<'a, Outcome<'a>> = Box::pin(async move {

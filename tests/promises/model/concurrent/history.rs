@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use super::LEN;
 use crate::common::model::ops::Op;
+use crate::common::model::oracle::range;
 
 /// A change, or the attempt at one. Its number is its byte.
 #[derive(Debug, Default)]
@@ -44,7 +45,7 @@ impl History {
             // 0 is what was there before.
             written: Mutex::new(vec![Written {
                 what: String::new(),
-                ranges: vec![0..LEN],
+                ranges: vec![range((0, LEN))],
                 begun: 0..0,
                 ended: Some(0),
                 may_show: true,
