@@ -383,10 +383,16 @@ impl Blocks {
     /// Delists the blocks without a live lease, if more than [`FEW`] blocks are listed. Runs a
     /// heavy fence.
     pub(crate) fn tidy<F: Fences>(&self) {
-        let active = |chunk: &Chunk| chunk.active.load(Ordering::Relaxed).count_ones() as usize;
-        if self.chunks().map(active).sum::<usize>() > FEW {
+        if !self.are_few() {
             self.delist::<F>();
         }
+    }
+
+    /// Whether at most [`FEW`] blocks are listed, so that a scan of them takes less than a
+    /// microsecond.
+    pub(crate) fn are_few(&self) -> bool {
+        let active = |chunk: &Chunk| chunk.active.load(Ordering::Relaxed).count_ones() as usize;
+        self.chunks().map(active).sum::<usize>() <= FEW
     }
 
     /// Delists the blocks without a live lease.

@@ -274,6 +274,10 @@ impl<F: Fences> Table<F> {
         let Some(hull) = ranges.iter().copied().reduce(ByteRange::hull) else {
             return false;
         };
+        if !self.blocks.are_few() {
+            // The scan would take long. A request delists the blocks that are not used.
+            return false;
+        }
         let mut state = lock(&self.state);
         let is_fenced = state.fenced.is_some_and(|fenced| fenced.contains(hull));
         if F::FENCES_THE_UNFENCED && !is_fenced {

@@ -24,8 +24,8 @@ use crate::residency::{self, Unpopulated};
 use crate::sync::lock;
 use crate::sys;
 
-/// For how many writes of a batch further pages are made writable.
-const MOST_WITH_NEARBY: usize = 4;
+/// For how many ranges of a batch further pages are made writable.
+const MOST_WITH_NEARBY: usize = 16;
 
 pub(super) type Operation = Arc<Op<OwnedLease>>;
 /// A write whose ranges are inside the file, and its plan.
@@ -313,8 +313,11 @@ impl OpenFile {
             op.action.policy() != FlushPolicy::Always && !plan.is_direct()
         };
         let mut walk = lock(&self.walk);
-        let few = ready.iter().filter(may_be_here).take(MOST_WITH_NEARBY);
-        few.filter_map(|(op, _)| nearby(&mut walk, target, *op.ranges.last()?))
+        let ranges = ready.iter().filter(may_be_here);
+        let ranges = ranges.flat_map(|(op, _)| op.ranges.iter());
+        ranges
+            .take(MOST_WITH_NEARBY)
+            .filter_map(|range| nearby(&mut walk, target, *range))
             .collect()
     }
 
