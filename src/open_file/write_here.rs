@@ -56,8 +56,8 @@ impl OpenFile {
         };
         // The owner of a `Bytes` may panic, and the write is done.
         contain(|| drop(source));
-        match due {
-            FlushDue::None => self.check_maps().map(|()| Outcome::Done),
+        match due? {
+            FlushDue::None => Ok(Outcome::Done),
             due => {
                 let done = self.finish_write(due, ranges.hull()).await;
                 done.map(|()| Outcome::Done)
@@ -67,12 +67,16 @@ impl OpenFile {
 
     /// Applies a write on this thread. Returns the flush that its policy requires, or `None` if the
     /// write has to be queued.
+    ///
+    /// # Errors
+    ///
+    /// `Faulted` if a page of the file was lost before its end.
     fn write_here(
         self: &Arc<Self>,
         ranges: &Ranges,
         action: Action,
         source: &Source<'_>,
-    ) -> Option<FlushDue> {
+    ) -> Option<Result<FlushDue>> {
         let policy = match action {
             Action::Write(policy) | Action::TryWrite(policy) => policy,
             _ => return None,
@@ -132,10 +136,13 @@ impl OpenFile {
             unsafe { map.span(*range).copy_from(part) };
         }
         let due = self.dirty.record(ranges, policy);
+        // What went to a page that is lost has reached only zeroes. The file may be mapped again as
+        // soon as the turn is over.
+        let whole = self.check_maps();
         drop(lease);
         self.counters.inline_writes.fetch_add(1, Ordering::Relaxed);
         copied(len as usize);
-        Some(due)
+        Some(whole.map(|()| due))
     }
 }
 
