@@ -181,8 +181,8 @@ pub struct Stats {
     pub flushed_waiters: u64,
     /// Jobs given to the thread pool.
     pub pool_hops: u64,
-    /// Times a range that a reader asked for was in memory already. Ranges of more than 4 MiB are
-    /// not looked at, and count neither here nor as misses.
+    /// Times a range that a reader asked for was in memory already. Reads of more than 4 MiB, or of
+    /// more than 16 ranges, are not looked at, and count neither here nor as misses.
     pub resident_hits: u64,
     /// Times such a range had to be read in.
     pub resident_misses: u64,

@@ -22,6 +22,9 @@ impl MemoryMappedFile {
     /// disk that takes many requests at a time, hundreds of scattered pages take little longer than
     /// one after the other takes for a few.
     ///
+    /// At most 16 ranges, of at most 4 MiB together, make no trip if all of them are in memory (3 us
+    /// for each range). More of them always make one.
+    ///
     /// # Errors
     ///
     /// Those of [`slice`](Self::slice), for any of the ranges; then there is no `Bytes` at all.

@@ -342,6 +342,14 @@ rt_test!(stats_count_what_is_read_in, |_dir| {
         }
         assert!(counts().1 > before);
     }
+    // Of many ranges none is looked at where the read is polled.
+    let looked_at = counts().0;
+    let hops = file.stats().pool_hops;
+    file.read_regions(&[(0, 10); 17]).await.unwrap();
+    assert_eq!((counts().0, file.stats().pool_hops), (looked_at, hops + 1));
+    file.slices(&[(0, 10); 16]).await.unwrap();
+    assert_eq!(file.stats().pool_hops, hops + 1);
+    assert_eq!(counts().0, (looked_at.0 + 16, looked_at.1));
 });
 
 #[test]
