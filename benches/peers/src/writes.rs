@@ -59,7 +59,8 @@ pub(crate) fn many_tasks(bench: &Bench) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// F10: one task, write by write, 64 of them at a time, and one behind the other.
+/// F10: one task, write by write, 64 of them at a time, and one behind the other; and write by write
+/// beside a flush every 100 ms, each of which cleans all pages.
 pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
     let paths = [
         file(bench, "single", FILE_LEN)?,
@@ -69,6 +70,7 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
         file(bench, "bare", FILE_LEN)?,
         file(bench, "in_order", FILE_LEN)?,
         file(bench, "in_order_unblock", FILE_LEN)?,
+        file(bench, "flushed", FILE_LEN)?,
     ];
     let single = ours_written_once(bench, &paths[0])?;
     let batch = ours_written_once(bench, &paths[1])?;
@@ -77,6 +79,12 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
     let bare = sync_written_once(&paths[4])?;
     let in_order = ours_written_once(bench, &paths[5])?;
     let in_order_sync = sync_written_once(&paths[6])?;
+    let flushed = bench.multi.block_on(
+        mmap_io::MemoryMappedFile::builder(&paths[7])
+            .mode(mmap_io::MmapMode::ReadWrite)
+            .flush_policy(mmap_io::FlushPolicy::EveryMillis(100))
+            .open(),
+    )?;
     let count = bench.amount(6_144, 2_048);
 
     let compare = |runtime: &Runtime| {
@@ -116,11 +124,13 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
                     update_on_blocking(in_order_sync.clone(), next(round)),
                 )
             },
+            &mut |round| task(runtime, count, update(flushed.clone(), writes(round))),
         ])
     };
     let mut lines = Vec::new();
     for (runtime, suffix, targets) in variants(bench, [Goal::Faster(10.0), Goal::Faster(30.0)]) {
-        let [single, batch, unblock, tokio, bare, in_order, in_order_sync] = compare(runtime)?;
+        let [single, batch, unblock, tokio, bare, in_order, in_order_sync, flushed] =
+            compare(runtime)?;
         let named = |name| format!("{name}{suffix}");
         let peers = ["unblock(mmap-io 1.1)", "spawn_blocking(mmap-io 1.1)"];
         lines.extend([
@@ -146,6 +156,13 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
                 Goal::Slowdown,
             ),
             Line::times(
+                named("update_every_100_ms"),
+                flushed,
+                unblock,
+                peers[0],
+                Goal::Slowdown,
+            ),
+            Line::times(
                 named("update_in_order"),
                 in_order,
                 in_order_sync,
@@ -161,7 +178,9 @@ pub(crate) fn one_task(bench: &Bench) -> Result<Vec<Line>> {
             ),
         ]);
     }
-    same_bytes([&paths[0], &paths[1], &paths[2], &paths[3], &paths[4]])?;
+    same_bytes([
+        &paths[0], &paths[1], &paths[2], &paths[3], &paths[4], &paths[7],
+    ])?;
     same_bytes([&paths[5], &paths[6]])?;
     Ok(lines)
 }
