@@ -2,6 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Barrier;
 
 /// A word that any thread may be handed.
 struct Word(UnsafeCell<u64>);
@@ -16,14 +17,19 @@ static READY: AtomicBool = AtomicBool::new(false);
 /// with `order`.
 fn store_twice(word: &Word, set: Ordering, seen: Ordering) -> u64 {
     READY.store(false, Ordering::SeqCst);
+    // The end of one thread and the start of another may be ordered by chance, so
+    // both run before either stores.
+    let both_run = Barrier::new(2);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            both_run.wait();
             // SAFETY: the other thread stores only once it has seen `READY`; with
             // relaxed orderings that is the race to be found.
             unsafe { word.0.get().write_volatile(1) };
             READY.store(true, set);
         });
         scope.spawn(|| {
+            both_run.wait();
             while !READY.load(seen) {
                 std::thread::yield_now();
             }
