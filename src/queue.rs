@@ -488,7 +488,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
         }
         state.applying = batch
             .iter()
-            .filter_map(|op| op.hull())
+            .map(|op| op.ranges.hull())
             .reduce(ByteRange::hull);
         if batch.is_empty() {
             state.reconsider(&self.budget);

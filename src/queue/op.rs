@@ -307,10 +307,6 @@ impl<L> Op<L> {
             None => Outcome::Done,
         }
     }
-
-    pub(super) fn hull(&self) -> Option<ByteRange> {
-        self.ranges.iter().copied().reduce(ByteRange::hull)
-    }
 }
 
 impl<L: Send> Waiter for Op<L> {
