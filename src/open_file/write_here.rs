@@ -120,9 +120,8 @@ impl OpenFile {
         for range in ranges.iter() {
             let pages = range.to_pages(sys::page_size());
             if last.replace(pages) != Some(pages) {
-                let are_writable = map.writable().contain(pages)
-                    && residency::stay_writable(&map, &mapped.backing, mapped.fs_traits, pages)?;
-                are_writable.then_some(())?;
+                let stay = residency::stay_writable(&map, &mapped.backing, mapped.fs_traits, pages);
+                stay?.then_some(())?;
             }
         }
         if let Some(file) = mapped.backing.file() {

@@ -178,11 +178,11 @@ pub(super) fn reserve(target: &WriteTarget<'_>, plan: &WritePlan) -> io::Result<
 fn direct_pages(target: &WriteTarget<'_>, range: ByteRange) -> Option<PageRange> {
     let pages = range.whole_pages(sys::page_size())?;
     let run = target.map.run(pages);
-    let is_rewritten = || target.file.dirty.covers(pages.into());
-    let stays_mapped = match residency::are_dirty(run, target.backing, target.fs_traits, pages) {
-        Some(are_dirty) => are_dirty && is_rewritten(),
-        None => pages.len() < ALWAYS_DIRECT && is_rewritten() && residency::may_be_cached(run),
+    let are_dirty = || {
+        let told = residency::are_dirty(run, target.backing, target.fs_traits, pages);
+        told.unwrap_or_else(|| pages.len() < ALWAYS_DIRECT && residency::may_be_cached(run))
     };
+    let stays_mapped = target.file.dirty.covers(pages.into()) && are_dirty();
     let may_write = || {
         let file = target.coherent?;
         sys::may_write_at(file, pages.end()).then_some(pages)
