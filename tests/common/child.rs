@@ -154,12 +154,17 @@ pub(crate) fn abort_if_stuck() {
     });
 }
 
-/// Runs the body of a test, of which `this` is the child, in a process whose pool has one thread.
-pub(crate) fn with_one_pool_thread(this: Child, body: impl FnOnce()) {
-    const IS_CHILD: &str = "MMAP_IO_TEST_ONE_THREAD";
+/// Runs the body of a test, of which `this` is the child, in a process of its own.
+pub(crate) fn alone(this: Child, body: impl FnOnce()) {
+    const IS_CHILD: &str = "MMAP_IO_TEST_ALONE";
     if std::env::var_os(IS_CHILD).is_some() {
         abort_if_stuck();
         return body();
     }
-    this.one_pool_thread().env(IS_CHILD, "1").passes();
+    this.env(IS_CHILD, "1").passes();
+}
+
+/// Does the same with a pool of one thread.
+pub(crate) fn with_one_pool_thread(this: Child, body: impl FnOnce()) {
+    alone(this.one_pool_thread(), body);
 }
