@@ -40,13 +40,14 @@ fn file_is_busy_once_opened() {
     block_on(async {
         let path = dir.path().join("data");
         fs::write(&path, [1; 100]).unwrap();
-        let opening = loop {
+        let start = || loop {
             let mut opening = Box::pin(MemoryMappedFile::open_rw(&path));
             // The pool may have opened it before the poll.
-            if poll_once(&mut opening).await.is_none() {
+            if block_on(poll_once(&mut opening)).is_none() {
                 break opening;
             }
         };
+        let mut opening = start();
         // Until the pool has opened it, creating succeeds, and is over again; then it is busy,
         // though the future that opens is not polled.
         loop {
@@ -56,6 +57,12 @@ fn file_is_busy_once_opened() {
                     assert!(matches!(error, MmapIoError::Busy { .. }), "{error:?}");
                     break;
                 }
+            }
+            // If the pool came upon the file that was created, the opening begins anew when it is
+            // polled.
+            if let Some(opened) = poll_once(&mut opening).await {
+                drop(opened.unwrap());
+                opening = start();
             }
         }
         drop(opening.await.unwrap());
