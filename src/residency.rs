@@ -149,6 +149,22 @@ pub(crate) fn read_in(map: &Map, backing: &Backing, ranges: &[ByteRange]) -> Res
         .try_for_each(|range| populate_read(map, backing, *range))
 }
 
+/// Reads the pages of a range into memory, through the descriptor first. Blocks.
+///
+/// Only for a descriptor that is read in order does the system read ahead in ever larger steps and
+/// folios: to ask for the pages, or to populate them, takes up to twice the time.
+///
+/// # Errors
+///
+/// Those of [`populate_read`].
+pub(crate) fn read_in_order(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
+    if let Some(file) = backing.file() {
+        // Errors are found again.
+        let _ = read_one_byte_a_page(file, range.to_pages(sys::page_size()));
+    }
+    populate_read(map, backing, range)
+}
+
 /// Asks the disk for pages without waiting for them. They are inside the file.
 pub(crate) fn ask_for(map: &Map, backing: &Backing, pages: PageRange) {
     if backing.file().is_some() {

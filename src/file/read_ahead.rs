@@ -15,13 +15,13 @@ use crate::residency;
 use crate::sync::lock;
 use crate::sys;
 
-/// How many bytes behind a piece the disk is asked for, so that it does not pause between pieces.
-const AHEAD: u64 = 2 << 20;
+/// How far behind a piece pages are looked up that are not in memory. More than the system reads
+/// ahead: what it has read for this reader is not taken for what was in memory before.
+const AHEAD: u64 = 32 << 20;
 
-/// How far behind a piece the pages are noted that are not in memory, so that a reader which drops
-/// what it has brought in can tell them. More than the system itself reads ahead, when a page is
-/// touched that an earlier reader has left with a mark to do so.
-const NOTED: u64 = 32 << 20;
+/// The most bytes that are looked up for one piece, on the thread that polls; and how many bytes
+/// behind a piece are asked for, if those that were passed are dropped.
+const LOOK: u64 = 2 << 20;
 
 /// What one sequential reader of a file has asked for.
 #[derive(Debug)]
@@ -39,10 +39,10 @@ pub(crate) struct ReadAhead {
 struct State {
     /// Where the next piece begins, unless the reader has been moved.
     next: u64,
-    /// From the first piece up to here, the pages were in memory, or were read in.
-    known: u64,
-    /// Beyond `known` and up to here, the disk was asked for the pages.
-    asked: u64,
+    /// The pages up to here were looked up.
+    seen: u64,
+    /// The pages up to here are read in by jobs: behind them, as far as was seen, all were in memory.
+    missing: u64,
     /// The pages up to here were noted in `brought`, if they were not in memory.
     noted: u64,
     /// The pages that this reader brings into the cache, if it drops them later. Sorted.
@@ -59,8 +59,8 @@ impl ReadAhead {
             drops_behind: AtomicBool::new(false),
             state: Mutex::new(State {
                 next: start,
-                known: start,
-                asked: start,
+                seen: start,
+                missing: start,
                 noted: start,
                 brought: Vec::new(),
             }),
@@ -73,8 +73,8 @@ impl ReadAhead {
         self.drops_behind.store(drops_behind, Ordering::Relaxed);
     }
 
-    /// Reads a piece in, and asks the disk for what follows it, up to `end`. `None` if all of that
-    /// is in memory, and pages that were passed stay there.
+    /// Reads a piece in. `None` if it is in memory, what follows it up to `end` as well, as far as it
+    /// was looked up, and pages that were passed stay there.
     ///
     /// Errors are not reported: the read of the piece itself finds them again.
     pub(crate) fn advance(
@@ -84,33 +84,30 @@ impl ReadAhead {
     ) -> Option<impl Future<Output = ()> + Send + 'static> {
         // The read of the piece says so as well; the lock may stay locked forever.
         check().ok()?;
-        let is_resident = |range| self.shared.is_resident(self.protection, range);
         let mut state = lock(&self.state);
         if piece.start() != state.next {
-            // What lies between was neither asked for nor noted.
-            (state.known, state.asked) = (piece.start(), piece.start());
+            // What lies between was neither looked up nor noted.
+            (state.seen, state.missing) = (piece.start(), piece.start());
             state.noted = piece.start();
         }
         state.next = piece.end();
-        let until = end.min(piece.end() + AHEAD).max(state.asked);
-        let next = ByteRange::between(state.asked, until);
-        let is_next_resident = next.is_empty() || is_resident(next);
-        if is_next_resident && state.known == state.asked {
-            state.known = until;
-        }
-        state.asked = until;
-        let is_resident = is_next_resident && (piece.end() <= state.known || is_resident(piece));
         let drops_behind = self.drops_behind.load(Ordering::Relaxed);
+        let ahead = if drops_behind { LOOK } else { AHEAD };
+        let until = end.min(piece.end() + ahead);
+        let until = until.min(state.seen.max(piece.end()) + LOOK);
+        let unseen = ByteRange::between(state.seen, until.max(state.seen));
+        state.seen = unseen.end();
+        if !unseen.is_empty() && !self.shared.is_resident(self.protection, unseen) {
+            state.missing = unseen.end();
+        }
+        let is_resident = state.missing <= piece.start();
         let noted = match drops_behind {
             true => {
-                let until = end.min(piece.end() + NOTED).max(state.noted);
+                let until = end.min(piece.end() + AHEAD).max(state.noted);
                 let from = std::mem::replace(&mut state.noted, until);
                 ByteRange::between(from, until)
             }
-            false if is_resident => {
-                state.known = state.known.max(piece.end());
-                return None;
-            }
+            false if is_resident => return None,
             false => ByteRange::EMPTY,
         };
         drop(state);
@@ -130,9 +127,12 @@ impl ReadAhead {
             this.drop_passed(piece.start());
             let absent = shared.absent_pages(this.protection, noted);
             lock(&this.state).brought.extend(absent);
-            shared.read_ahead(this.protection, piece, next);
-            let mut state = lock(&this.state);
-            state.known = state.known.max(piece.end());
+            match drops_behind {
+                // Asked for one by one, since a folio of many pages is dropped as a whole or not at
+                // all, and no more than will be passed soon.
+                true => shared.read_ahead(this.protection, piece, unseen),
+                false => shared.read_in_order(this.protection, piece),
+            }
             Ok(())
         });
         Some(async move {

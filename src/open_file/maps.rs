@@ -388,6 +388,14 @@ impl OpenFile {
         let _ = residency::populate_read(&map, &mapped.backing, piece);
     }
 
+    /// Reads a piece in, for a reader that takes one after the other. Blocks. Reports no error: the
+    /// read of the piece itself finds it again.
+    pub(crate) fn read_in_order(&self, protection: Protection, piece: ByteRange) {
+        if let Some((mapped, map)) = self.mapped_within(protection, piece) {
+            let _ = residency::read_in_order(&map, &mapped.backing, piece);
+        }
+    }
+
     /// Starts reading the pages of a range, which the handle's file has, without waiting for them.
     ///
     /// # Errors
