@@ -4,27 +4,46 @@
 //! tasks of the thread starve. This works on every runtime: each thread counts the operations that
 //! completed on it without waiting, and when the count is full, the next such future returns
 //! `Pending` once before it resolves.
+//!
+//! Mostly the future wakes itself. That is cheap, and serves the tasks that are ready, but not always
+//! the timers and sockets of the thread: tokio's one-threaded runtime looks at them when it has no
+//! task to run, or after it has run 61. So in a long row of yields some are woken from the pool: until
+//! then the thread has nothing to run.
 
 use std::cell::Cell;
 use std::future::{poll_fn, Future};
 use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use futures_lite::future::yield_now;
-
+use crate::completion::contain;
 use crate::error::{Result, Subject};
+use crate::offload::{has_spare_threads, spawn};
 use crate::trace;
 
 /// How many operations in a row may complete on a thread before one of them yields to the executor.
 const OPERATIONS: u32 = 128;
 
 /// How many bytes operations may copy on a thread before one of them yields to the executor.
-const COPIED: usize = 64 << 10;
+const COPIED: u64 = 64 << 10;
+
+/// How many bytes of a view count as one that is copied: the caller reads them between operations.
+const VIEWED: u64 = 16;
+
+/// How long a row of yields lasts until one of them is woken from the pool, which takes some 30 us.
+const ROW: Duration = Duration::from_micros(500);
+
+/// A yield so long after the one before begins a new row: in between, the thread had other work, or
+/// none.
+const PAUSE: Duration = Duration::from_millis(5);
 
 thread_local! {
     /// Operations that completed on this thread since one last waited there.
     static COMPLETED: Cell<u32> = const { Cell::new(0) };
     /// Bytes copied on this thread since an operation last waited there.
-    static BYTES: Cell<usize> = const { Cell::new(0) };
+    static BYTES: Cell<u64> = const { Cell::new(0) };
+    /// The times of the first and of the last yield of a row on this thread.
+    static YIELDS: Cell<Option<(Instant, Instant)>> = const { Cell::new(None) };
 }
 
 /// Runs `operation`. If it completes without waiting, it is counted; if the thread's count is then
@@ -42,13 +61,47 @@ async fn fair<T>(operation: impl Future<Output = T>) -> T {
     .await;
     match has_waited {
         true => begin_anew(),
-        false if is_full() => {
-            begin_anew();
-            yield_now().await;
-        }
+        false if is_full() => yield_once().await,
         false => {}
     }
     output
+}
+
+/// Begins the count anew, and returns `Pending` once.
+async fn yield_once() {
+    begin_anew();
+    let mut has_yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        let waker = context.waker();
+        let mut is_on_pool = false;
+        if ends_row(Instant::now()) && has_spare_threads() {
+            let waker = waker.clone();
+            let wake = move || {
+                let _ = contain(|| waker.wake());
+            };
+            is_on_pool = spawn(wake).is_ok();
+        }
+        if !is_on_pool {
+            waker.wake_by_ref();
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Notes a yield, and returns whether the row of them has become so long that it is to be woken from
+/// the pool.
+fn ends_row(now: Instant) -> bool {
+    let first = match YIELDS.get() {
+        Some((first, last)) if now - last < PAUSE => first,
+        _ => now,
+    };
+    let is_long = now - first >= ROW;
+    YIELDS.set(Some((if is_long { now } else { first }, now)));
+    is_long
 }
 
 /// Runs one operation of the public API: [fairly](fair), in a [span](trace), and with the
@@ -63,18 +116,22 @@ pub(crate) async fn operation<T>(
 }
 
 /// Counts bytes that an operation copied on the thread that polls it.
-pub(crate) fn copied(bytes: usize) {
+pub(crate) fn copied(bytes: u64) {
     BYTES.set(BYTES.get().saturating_add(bytes));
+}
+
+/// Counts bytes that were in memory when the caller asked for a view of them.
+pub(crate) fn viewed(bytes: u64) {
+    copied(bytes / VIEWED);
 }
 
 /// Counts a step of a longer operation, which has worked on `bytes` bytes on the thread that polls.
 /// If the thread's count is full then, the future yields once.
 #[cfg(feature = "iterator")]
-pub(crate) async fn step(bytes: usize) {
+pub(crate) async fn step(bytes: u64) {
     copied(bytes);
     if is_full() {
-        begin_anew();
-        yield_now().await;
+        yield_once().await;
     }
 }
 
@@ -93,7 +150,7 @@ fn begin_anew() {
 mod tests {
     use std::future::{pending, ready};
 
-    use futures_lite::future::{block_on, poll_once};
+    use futures_lite::future::{block_on, poll_once, yield_now};
 
     use super::*;
 
@@ -127,6 +184,35 @@ mod tests {
         assert_eq!(polls(operation(COPIED)), 2);
         assert_eq!(polls(operation(COPIED - 1)), 1);
         assert_eq!(polls(operation(1)), 2);
+    }
+
+    #[test]
+    fn views_count_less_than_copies() {
+        let operation = |bytes| {
+            fair(async move {
+                viewed(bytes);
+            })
+        };
+        assert_eq!(polls(operation(VIEWED * COPIED)), 2);
+        assert_eq!(polls(operation(VIEWED * (COPIED - 1))), 1);
+        assert_eq!(polls(operation(VIEWED)), 2);
+    }
+
+    #[test]
+    fn long_row_ends_and_begins_anew() {
+        let start = Instant::now();
+        let at = |micros| ends_row(start + Duration::from_micros(micros));
+        assert!(!at(0));
+        assert!(!at(499));
+        assert!(at(500));
+        // The next row begins there.
+        assert!(!at(999));
+        assert!(at(1000));
+        // A pause ends the row.
+        assert!(!at(6000));
+        assert!(!at(6499));
+        assert!(at(6500));
+        assert!(at(11_400));
     }
 
     #[test]

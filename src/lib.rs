@@ -352,7 +352,6 @@ mod sync;
 mod completion;
 mod trace;
 
-mod fairness;
 pub mod flush;
 mod wakers;
 
@@ -361,6 +360,8 @@ mod wakers;
 mod sys;
 
 mod offload;
+
+mod fairness;
 
 mod descriptor;
 

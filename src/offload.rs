@@ -78,6 +78,12 @@ pub(crate) fn spawn(job: impl FnOnce() + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the jobs of this crate and one more need at most half of the threads that the pool may
+/// have. A job that is not needed for progress is submitted only then.
+pub(crate) fn has_spare_threads() -> bool {
+    2 * (room::jobs() + 1) <= pool_threads()
+}
+
 /// Fails in a forked child, which must not wait for a lock of this crate, and has no pool.
 pub(crate) fn check() -> io::Result<()> {
     room::check()

@@ -221,14 +221,13 @@ impl MmapReader {
                 return Poll::Ready(Ok(0));
             };
             self.file.copy_out(&lease, range, copy)?;
-            let len = range.len() as usize;
-            copied(len);
+            copied(range.len());
             self.position += range.len();
-            return Poll::Ready(Ok(len));
+            return Poll::Ready(Ok(range.len() as usize));
         }
         let len = most.min(self.buffered.len());
         copy(&self.buffered[..len]);
-        copied(len);
+        copied(len as u64);
         self.advance(len);
         Poll::Ready(Ok(len))
     }
@@ -247,7 +246,7 @@ impl MmapReader {
                         let mut copy = Vec::with_capacity(range.len() as usize);
                         self.file
                             .copy_out(&lease, range, |bytes| copy.extend_from_slice(bytes))?;
-                        copied(copy.len());
+                        copied(range.len());
                         copy.into()
                     }
                 };

@@ -146,7 +146,7 @@ impl ChunkIteratorMut<'_> {
                 if let Err(error) = change(start, chunk) {
                     return Ok(Err(error));
                 }
-                step((end - start) as usize).await;
+                step(end - start).await;
                 start = end;
             }
             view.finish().await?;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
-use crate::fairness::{copied, operation};
+use crate::fairness::{copied, operation, viewed};
 use crate::lease::{
     shared_briefly, try_shared, until_granted, CopyLease, Hold, Kind, Lease, LeaseHost, Refused,
     Token,
@@ -354,6 +354,7 @@ impl MemoryMappedFile {
         let hits = (ranges.len() - missing.len()) as u64;
         counters.resident_hits.fetch_add(hits, Ordering::Relaxed);
         if missing.is_empty() {
+            viewed(total);
             return Ok(());
         }
         let misses = if is_asked { missing.len() as u64 } else { 0 };
@@ -418,7 +419,7 @@ impl MemoryMappedFile {
                 next.copy_from_slice(bytes);
                 rest = after;
             })?;
-            copied(buffer.len());
+            copied(len);
             Ok(())
         })
         .await

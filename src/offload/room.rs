@@ -146,6 +146,11 @@ impl Drop for JobSlot {
     }
 }
 
+/// Returns the number of jobs of this crate that were submitted and have not ended.
+pub(super) fn jobs() -> usize {
+    JOBS.0.load(Ordering::Relaxed)
+}
+
 /// Fails in a child that was forked off a process with open files. The child does not have the
 /// threads of the pool, and one of them may have held a lock of the crate, which then stays locked
 /// forever. So this is called before such a lock is taken.

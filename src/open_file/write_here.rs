@@ -140,7 +140,7 @@ impl OpenFile {
         let whole = self.check_maps();
         drop(lease);
         self.counters.inline_writes.fetch_add(1, Ordering::Relaxed);
-        copied(len as usize);
+        copied(len);
         Some(whole.map(|()| due))
     }
 }

@@ -3,7 +3,10 @@
 use std::future::{poll_fn, Future};
 use std::path::Path;
 use std::pin::pin;
-use std::task::Poll;
+use std::sync::{mpsc, Arc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use mmap_io::MemoryMappedFile;
 
@@ -106,6 +109,52 @@ fn large_copies_yield_more_often() {
         };
         assert!(turns_beside(looped).await >= 50);
     });
+}
+
+/// The caller reads what it is shown.
+#[test]
+fn large_views_yield_more_often() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let file = resident_file(dir.path()).await;
+        let looped = async {
+            for _ in 0..100 {
+                file.slice(0, 1 << 19).await.unwrap();
+            }
+        };
+        assert!(turns_beside(looped).await >= 49);
+    });
+}
+
+/// A thread that always has a task to run may look at its timers seldom.
+#[test]
+fn long_loops_leave_their_thread_idle() {
+    struct Wakes(mpsc::Sender<ThreadId>);
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.send(thread::current().id()).unwrap();
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = block_on(resident_file(dir.path()));
+    let (sender, wakes) = mpsc::channel();
+    let waker = Waker::from(Arc::new(Wakes(sender)));
+    let started = Instant::now();
+    let mut looped = pin!(async {
+        loop {
+            file.slice(4000, 100).await.unwrap();
+        }
+    });
+    let mut from_pool = 0;
+    while from_pool < 5 {
+        let context = &mut Context::from_waker(&waker);
+        assert!(looped.as_mut().poll(context).is_pending());
+        let woken_on = wakes.recv_timeout(Duration::from_secs(60)).unwrap();
+        from_pool += u128::from(woken_on != thread::current().id());
+        // Such a turn takes long, so that there are few of them.
+        assert!(from_pool <= started.elapsed().as_micros() / 500);
+    }
 }
 
 #[test]
