@@ -49,6 +49,20 @@ struct State {
     brought: Vec<PageRange>,
 }
 
+impl State {
+    /// Returns what is to be looked up now, at most up to `ahead` bytes behind the piece. Mostly
+    /// nothing: each look has a cost, and is for several pieces.
+    fn look(&mut self, piece: ByteRange, end: u64, ahead: u64) -> ByteRange {
+        let limit = end.min(piece.end() + ahead).max(self.seen);
+        let until = match limit == end || limit - self.seen >= ahead / 16 {
+            true => limit.min(self.seen.max(piece.end()) + LOOK),
+            false => self.seen,
+        };
+        let from = std::mem::replace(&mut self.seen, until);
+        ByteRange::between(from, until)
+    }
+}
+
 impl ReadAhead {
     /// Expects the first piece at `start`.
     pub(crate) fn new(file: &MemoryMappedFile, start: u64) -> Arc<Self> {
@@ -93,10 +107,7 @@ impl ReadAhead {
         state.next = piece.end();
         let drops_behind = self.drops_behind.load(Ordering::Relaxed);
         let ahead = if drops_behind { LOOK } else { AHEAD };
-        let until = end.min(piece.end() + ahead);
-        let until = until.min(state.seen.max(piece.end()) + LOOK);
-        let unseen = ByteRange::between(state.seen, until.max(state.seen));
-        state.seen = unseen.end();
+        let unseen = state.look(piece, end, ahead);
         if !unseen.is_empty() && !self.shared.is_resident(self.protection, unseen) {
             state.missing = unseen.end();
         }
@@ -112,7 +123,7 @@ impl ReadAhead {
         };
         drop(state);
         let this = Arc::clone(self);
-        let missing = match is_resident {
+        let missing = match is_resident || self.shared.is_resident(self.protection, piece) {
             true => 0,
             false => {
                 let misses = u64::from(residency::is_asked(piece));
