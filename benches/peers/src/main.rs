@@ -22,6 +22,7 @@
 mod alloc;
 mod append;
 mod beside_flush;
+mod beside_sync;
 mod bounded;
 mod bulk;
 mod bytes_views;
@@ -145,7 +146,11 @@ const FIGURES: &[Figure] = &[
     },
     Figure {
         id: "F21",
-        run: beside_flush::write_beside_flush,
+        run: |bench| {
+            let mut lines = beside_flush::write_beside_flush(bench)?;
+            lines.extend(beside_sync::write_beside_sync(bench)?);
+            Ok(lines)
+        },
     },
     Figure {
         id: "F22",
@@ -178,6 +183,14 @@ const FIGURES: &[Figure] = &[
 ];
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args
+        .next()
+        .is_some_and(|first| first == beside_sync::CLEAN_PAGES)
+    {
+        let cleaned = beside_sync::clean_pages(args.next().unwrap_or_default().into());
+        return exit_code(cleaned);
+    }
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(message) => {
@@ -185,7 +198,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(&args) {
+    exit_code(run(&args))
+}
+
+fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -4,7 +4,7 @@
 
 pub(crate) use imp::{
     advise_random, cached, drop_cached, is_mapped, major_faults, peak_resident, raise_descriptors,
-    reset_peak_resident, resident, sync_all, threads,
+    reset_peak_resident, resident, sync, sync_all, threads,
 };
 
 #[cfg(target_os = "linux")]
@@ -136,6 +136,13 @@ mod imp {
         Ok(maps.lines().any(|line| line.ends_with(path)))
     }
 
+    /// Writes back everything that is dirty.
+    pub(crate) fn sync() -> Result<()> {
+        // SAFETY: it takes no argument.
+        unsafe { libc::sync() };
+        Ok(())
+    }
+
     /// Writes back everything that is dirty on the file system of `dir`.
     pub(crate) fn sync_all(dir: &Path) -> Result<()> {
         let dir = File::open(dir)?;
@@ -217,6 +224,10 @@ mod imp {
     }
 
     pub(crate) fn sync_all(_dir: &Path) -> Result<()> {
+        Err(ELSEWHERE.into())
+    }
+
+    pub(crate) fn sync() -> Result<()> {
         Err(ELSEWHERE.into())
     }
 
