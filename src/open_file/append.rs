@@ -82,8 +82,13 @@ impl OpenFile {
         if self.preallocate.load(Ordering::Relaxed) {
             sys::preallocate(file, file_len, len)?;
         } else if is_coherent {
-            let pages = added.to_pages(sys::page_size());
-            sys::reserve(file, pages.start(), pages.len())?;
+            // The last page of the file mostly has its block, and a write to one page needs no other
+            // to be whole. Each call takes as long as the write itself.
+            let next_page = file_len.next_multiple_of(sys::page_size() as u64);
+            if next_page < end {
+                let pages = ByteRange::between(next_page, end).to_pages(sys::page_size());
+                sys::reserve(file, pages.start(), pages.len())?;
+            }
         } else {
             sys::check_room(file, file_len, len)?;
         }
