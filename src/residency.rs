@@ -82,6 +82,25 @@ pub(crate) fn is_resident(
         && sys::known_len(file).is_ok_and(|file_len| range.end() <= file_len)
 }
 
+/// Whether every page of the range is in the page cache, or is being read in. Takes a fraction of the
+/// time of [`is_resident`], whose arguments it has, since `mincore` looks each page up that the
+/// process has not touched.
+pub(crate) fn is_cached_or_read(
+    run: Run,
+    backing: &Backing,
+    fs_traits: FsTraits,
+    range: ByteRange,
+) -> bool {
+    let pages = range.to_pages(sys::page_size());
+    let file = backing
+        .file()
+        .filter(|_| fs_traits.is_local && is_asked(range));
+    match file.and_then(|file| count_cached(file, fs_traits, pages)) {
+        Some(Some(cached)) => cached >= pages.len() / sys::page_size() as u64,
+        _ => is_resident(run, backing, fs_traits, range),
+    }
+}
+
 /// Returns how many of the pages `cachestat` counts. `Some(None)` if it does not count, and `mincore`
 /// may be trusted; `None` if the system tells this process nothing of the file.
 fn count_cached(file: &File, fs_traits: FsTraits, pages: PageRange) -> Option<Option<u64>> {

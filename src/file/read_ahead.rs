@@ -108,7 +108,7 @@ impl ReadAhead {
         let drops_behind = self.drops_behind.load(Ordering::Relaxed);
         let ahead = if drops_behind { LOOK } else { AHEAD };
         let unseen = state.look(piece, end, ahead);
-        if !unseen.is_empty() && !self.shared.is_resident(self.protection, unseen) {
+        if !unseen.is_empty() && !self.shared.is_cached_or_read(self.protection, unseen) {
             state.missing = unseen.end();
         }
         let is_resident = state.missing <= piece.start();

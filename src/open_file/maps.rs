@@ -318,12 +318,26 @@ impl OpenFile {
 
     /// Whether a range is in memory, as far as the system tells without waiting.
     pub(crate) fn is_resident(&self, protection: Protection, range: ByteRange) -> bool {
+        self.ask(protection, range, residency::is_resident)
+    }
+
+    /// Whether a range is in memory, or will be soon without being asked for.
+    pub(crate) fn is_cached_or_read(&self, protection: Protection, range: ByteRange) -> bool {
+        self.ask(protection, range, residency::is_cached_or_read)
+    }
+
+    fn ask(
+        &self,
+        protection: Protection,
+        range: ByteRange,
+        question: fn(sys::Run, &Backing, FsTraits, ByteRange) -> bool,
+    ) -> bool {
         let mapped = self.mapped[protection as usize].get();
         mapped.is_some_and(|mapped| {
             // Without a lease the map may be unmapped at any time; the system is only asked about
             // the address, and nothing is accessed there.
             let run = sys::Run::at(self.base(protection), range.to_pages(sys::page_size()));
-            residency::is_resident(run, &mapped.backing, mapped.fs_traits, range)
+            question(run, &mapped.backing, mapped.fs_traits, range)
         })
     }
 
