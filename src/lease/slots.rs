@@ -140,11 +140,17 @@ impl Slot {
         (start < end).then(|| ByteRange::between(start, end))
     }
 
-    /// Returns whether the live lease ends soon.
+    /// Returns the range that the slot leases on `file` for a caller that may keep the lease.
     ///
-    /// If the lease that the caller has seen is gone, the answer is that of another lease.
-    pub(crate) fn is_brief(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == BRIEF
+    /// `None` also if the lease changes while it is looked at: then it ends soon. Two looks, since a
+    /// lease that ends between the loads of one would lend its range to the next.
+    pub(crate) fn lasting<F: Fences>(&self, file: u64) -> Option<ByteRange> {
+        let look = || {
+            let range = self.live::<F>(file)?;
+            // Relaxed: a state that is out of date costs another attempt.
+            (self.state.load(Ordering::Relaxed) == LIVE).then_some(range)
+        };
+        look().filter(|range| look() == Some(*range))
     }
 
     /// Has [`release`](Self::release) return the range. The mark is reliable only if the lease is

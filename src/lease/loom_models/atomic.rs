@@ -16,7 +16,11 @@ impl<F: Fences> File<F> {
                 self.release(token.unwrap());
                 true
             }
-            Err(_) => false,
+            Err(conflict) => {
+                // No lease of these models lasts.
+                assert_ne!(conflict, Conflict::Held);
+                false
+            }
         }
     }
 

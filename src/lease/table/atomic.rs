@@ -79,8 +79,8 @@ impl<F: Fences> Table<F> {
             return conflict;
         }
         let lasts = |slot: &Slot| {
-            let live = slot.live::<F>(self.file);
-            live.is_some_and(|other| other.overlaps(range)) && !slot.is_brief()
+            let lasting = slot.lasting::<F>(self.file);
+            lasting.is_some_and(|other| other.overlaps(range))
         };
         match self.blocks.slots::<F>().any(lasts) {
             true => Conflict::Held,
