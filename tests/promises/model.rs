@@ -1,7 +1,7 @@
 //! Random operations of the whole surface, compared with a `Vec<u8>`, under every runtime.
 //!
-//! A failure prints the operations, which proptest has made few. `MODEL_SEED` repeats a run, and
-//! `MODEL_CASES` makes it longer.
+//! A failure prints the operations, which proptest has made few. `PROPTEST_RNG_SEED` chooses the
+//! operations, at random if it is not a number, and `MODEL_CASES` makes a run longer.
 
 mod concurrent;
 
@@ -11,21 +11,22 @@ use proptest::test_runner::{RngSeed, TestRunner};
 use crate::common::model::ops::{Record, Step};
 use crate::common::{model, on_each_runtime, BlockOn, TIMEOUT};
 
-/// Few, since each run has other seeds.
+/// Few, since an operation takes a while; see `MODEL_CASES`.
 const CASES: u32 = 24;
 
 /// Runs `check` on many values of `strategy`, and prints the seed.
 fn check_many<S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value)) {
-    let given = |name| std::env::var(name).ok().map(|value| value.parse().unwrap());
-    let seed = given("MODEL_SEED").unwrap_or_else(rand_seed);
-    println!("MODEL_SEED={seed}");
-    let config = ProptestConfig {
-        cases: given("MODEL_CASES").map_or(cases, |cases| cases as u32),
+    let given = std::env::var("MODEL_CASES");
+    let mut config = ProptestConfig {
+        cases: given.map_or(cases, |cases| cases.parse().unwrap()),
         failure_persistence: None,
         max_shrink_time: 2 * TIMEOUT.as_millis() as u32,
-        rng_seed: RngSeed::Fixed(seed),
         ..ProptestConfig::default()
     };
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(rand_seed());
+    }
+    println!("PROPTEST_RNG_SEED={}", config.rng_seed);
     let test = |value| {
         check(value);
         Ok(())
