@@ -69,3 +69,11 @@ fn surface_matches_vec(block_on: BlockOn) {
 }
 
 on_each_runtime!(surface, surface_matches_vec);
+
+/// The first of the ranges has no bytes, and lies past the end.
+#[test]
+fn empty_range_past_the_end() {
+    let record = [10, 0, 129, 0, 97, 168, 14, 77];
+    let dir = tempfile::tempdir().unwrap();
+    crate::common::block_on(model::run(dir.path(), &[record], 1 << 20));
+}

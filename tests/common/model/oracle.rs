@@ -42,8 +42,12 @@ impl Oracle {
         range.end <= self.known
     }
 
+    /// The bytes of a range. An empty one may lie anywhere, also past the end.
     pub(crate) fn at(&self, range: &Range<u64>) -> &[u8] {
-        &self.content[indices(range)]
+        match range.is_empty() {
+            true => &[],
+            false => &self.content[indices(range)],
+        }
     }
 
     /// The ranges at which a change takes its turn; none if it waits for nothing.
