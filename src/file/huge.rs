@@ -2,14 +2,15 @@
 
 use std::future::Future;
 use std::io;
+use std::ptr;
 
 use super::MemoryMappedFile;
 #[cfg(doc)]
 use super::MemoryMappedFileBuilder;
 use crate::error::Subject;
 use crate::fairness::operation;
-use crate::range::ByteRange;
-use crate::sys;
+use crate::range::{ByteRange, PageRange};
+use crate::sys::{self, Run};
 
 impl MemoryMappedFile {
     /// Returns `true` if huge pages hold a part of the mapping; `None` where that is unknown.
@@ -33,12 +34,11 @@ impl MemoryMappedFile {
         let looking = async move {
             let asked = handle.run_on_pool(move |shared| -> io::Result<Option<bool>> {
                 let len = shared.len();
-                // The map lives until its address has been looked for.
-                let Some(map) = shared.map(protection) else {
-                    return Ok(None);
-                };
                 let pages = ByteRange::between(0, len).to_pages(sys::page_size());
-                sys::has_huge_pages(map.run(pages))
+                // The map lives until its address has been looked for. An empty file may have none.
+                let map = shared.map(protection);
+                let none = Run::at(ptr::null_mut(), PageRange::EMPTY);
+                sys::has_huge_pages(map.as_ref().map_or(none, |map| map.run(pages)))
             });
             Ok(asked.await.ok().flatten())
         };
