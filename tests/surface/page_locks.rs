@@ -113,7 +113,7 @@ fn locks_follow_the_file() {
         // SAFETY: nothing is read through the pointer.
         let before = unsafe { file.as_ptr() };
         assert!(has_flag(before, "lo"));
-        file.resize(2048 * MIB).await.unwrap();
+        file.resize(1024 * MIB).await.unwrap();
         assert!(!has_flag(before, "lo"));
         assert!(locked(&file).contains(&0));
     });
@@ -275,7 +275,7 @@ async fn limited(dir: &Path) {
     drop(view);
     // The limit is below what is locked: the locks cannot be kept.
     limit_locks(8 << 10);
-    let refused = file.resize(4096 * MIB).await;
+    let refused = file.resize(1024 * MIB).await;
     assert!(
         matches!(refused, Err(MmapIoError::ResizeFailed(_))),
         "{refused:?}"
@@ -283,5 +283,5 @@ async fn limited(dir: &Path) {
     assert_eq!(file.len(), 256 * MIB);
     file.unlock_all().await.unwrap();
     assert_eq!(locked_bytes(), 0);
-    file.resize(4096 * MIB).await.unwrap();
+    file.resize(1024 * MIB).await.unwrap();
 }
