@@ -11,7 +11,7 @@ use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, Result};
 
 use crate::common::child::{child, child_dir, with_one_pool_thread, Child};
-use crate::common::{at_once, block_on, pattern, patterned, with_timeout, HeldQueue};
+use crate::common::{at_once, block_on, patterned, HeldQueue};
 
 /// The system's allocator, which counts allocations.
 struct Counting;
@@ -198,6 +198,7 @@ fn batch_child() {
 mod system_calls {
     use super::*;
     use crate::common::probe::{can_trace, end_of_step, trace};
+    use crate::common::{pattern, with_timeout};
 
     const WRITES: u64 = 1000;
 

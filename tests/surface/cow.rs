@@ -9,7 +9,7 @@ use mmap_io::{
     copy_mmap, load_mmap, FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result, TouchHint,
 };
 
-use crate::common::{block_on, on_a_disk, pattern, rt_test};
+use crate::common::{block_on, pattern, rt_test};
 
 const LEN: u64 = 20_000;
 
@@ -368,7 +368,7 @@ fn dont_need_shows_the_file_again() {
 fn copy_keeps_holes() {
     use std::os::unix::fs::MetadataExt;
 
-    let dir = on_a_disk();
+    let dir = crate::common::on_a_disk();
     let path = dir.path().join("sparse");
     fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
     block_on(async {
@@ -390,7 +390,7 @@ fn copy_keeps_holes() {
 fn cold_pages_are_read_on_the_pool() {
     use std::os::fd::AsRawFd;
 
-    let dir = on_a_disk();
+    let dir = crate::common::on_a_disk();
     let path = file_in(dir.path());
     block_on(async {
         let file = MemoryMappedFile::open_cow_writable(&path).await.unwrap();

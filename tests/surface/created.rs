@@ -1,7 +1,6 @@
 //! Who created a file, and with which permissions.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Barrier;
 
 use mmap_io::{MemoryMappedFile, MmapMode};
@@ -127,6 +126,7 @@ mod processes {
 #[cfg(unix)]
 mod permissions {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;

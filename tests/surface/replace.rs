@@ -5,26 +5,13 @@
 mod linux;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use mmap_io::{manager, replace, MemoryMappedFile};
 
 use crate::common::{block_on, pattern, patterned, rt_test};
-
-/// The temporary files in a directory.
-fn temporary(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let is_temporary = |path: &PathBuf| {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let random = name.strip_prefix(".mmap-io-replace-");
-        random.is_some_and(|random| random.len() == 16)
-    };
-    entries.filter(is_temporary).collect()
-}
 
 fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()

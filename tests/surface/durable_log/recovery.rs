@@ -1,11 +1,10 @@
 //! What an opening finds again: up to the first bad record, and nothing behind it.
 
-use std::io::Write;
 use std::path::Path;
 
 use self::log::{Log, LogError, MAX_PAYLOAD};
 use super::{close, live, log, open, payloads, HEADER, OPENING};
-use crate::common::{block_on, on_a_disk};
+use crate::common::block_on;
 
 fn flip(path: &Path, at: u64, bits: u8) {
     let mut bytes = std::fs::read(path).unwrap();
@@ -108,7 +107,9 @@ fn lives_after_torn_opening_stay_dead() {
 #[cfg(target_os = "linux")]
 #[test]
 fn recovery_flushes_before_first_append() {
-    let dir = on_a_disk();
+    use std::io::Write;
+
+    let dir = crate::common::on_a_disk();
     let path = dir.path().join("log");
     block_on(async {
         live(&path, &[&[1; 30_000][..]; 10]).await;

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
 use std::os::unix::io::AsRawFd;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use mmap_io::MmapIoError;
@@ -16,6 +17,19 @@ use crate::common::{on_a_disk, skip};
 
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// The temporary files in a directory.
+fn temporary(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_temporary = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let random = name.strip_prefix(".mmap-io-replace-");
+        random.is_some_and(|random| random.len() == 16)
+    };
+    entries.filter(is_temporary).collect()
+}
 
 fn is_root() -> bool {
     // SAFETY: the call takes nothing and cannot fail.
