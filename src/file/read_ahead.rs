@@ -196,3 +196,51 @@ impl Drop for ReadAhead {
         }
     }
 }
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use super::*;
+
+    /// The looks of a reader of pieces of `len` bytes, up to `end`.
+    fn looks(len: u64, end: u64, ahead: u64) -> Vec<ByteRange> {
+        let mut state = State {
+            next: 0,
+            seen: 0,
+            missing: 0,
+            noted: 0,
+            brought: Vec::new(),
+        };
+        let starts = (0..end).step_by(len as usize);
+        let piece = |start: u64| ByteRange::between(start, end.min(start + len));
+        starts
+            .map(|start| {
+                let look = state.look(piece(start), end, ahead);
+                assert!(state.seen >= piece(start).end());
+                look
+            })
+            .collect()
+    }
+
+    #[test]
+    fn looks_cover_everything_once() {
+        const END: u64 = (200 << 20) + 12_345;
+        for len in [1_000, 4096, 256 << 10, 5 << 20] {
+            for ahead in [LOOK, AHEAD] {
+                let mut seen = 0;
+                for look in looks(len, END, ahead) {
+                    assert_eq!(look.start(), seen);
+                    assert!(look.len() <= LOOK + len);
+                    seen = look.end();
+                }
+                assert_eq!(seen, END);
+            }
+        }
+    }
+
+    #[test]
+    fn look_is_for_several_pieces() {
+        let looks = looks(256 << 10, 200 << 20, AHEAD);
+        let looks = looks.iter().filter(|look| !look.is_empty());
+        assert_eq!(looks.count(), 100);
+    }
+}
