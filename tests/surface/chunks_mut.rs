@@ -325,10 +325,11 @@ fn dropped_chunks_mut_keeps_its_steps() {
         }
         assert!(most < 100, "it does not end");
     }
-    // Between any two chunks, as each of them ends in a yield.
-    for calls in 0..=4 {
+    // Between any two chunks, as each of them ends in a yield. Before the first one there may be
+    // none, if the pool is quick.
+    for calls in 1..=4 {
         let expected = LEN.min(calls * CHUNK);
-        let (changed, _) = dropped(&|polls, changed| polls > 0 && changed >= expected);
+        let (changed, _) = dropped(&|_, changed| changed >= expected);
         assert_eq!(changed, expected);
     }
 }
