@@ -176,7 +176,13 @@ impl Leases {
         self.table.count()
     }
 
-    /// Returns the same number after a heavy fence; see [`Table::count_after_fence`].
+    /// Whether there is a lease whose holder has it and may keep it; see [`Table::has_lasting`].
+    pub(crate) fn has_lasting(&self) -> bool {
+        self.table.has_lasting()
+    }
+
+    /// Returns the number of [`count`](Self::count) after a heavy fence; see
+    /// [`Table::count_after_fence`].
     pub(crate) fn count_after_fence(&self) -> io::Result<usize> {
         self.table.count_after_fence()
     }

@@ -279,10 +279,10 @@ impl OpenFile {
     }
 
     /// Succeeds if the file has a user or a view. Otherwise returns an event for when it gets one,
-    /// or is closed.
+    /// or is closed. A view that its caller does not have yet is none: it may have been withdrawn.
     pub(crate) fn check_in_use(&self) -> Result<(), EventListener> {
         let closed = self.closed.listen();
-        match self.users.load(Ordering::SeqCst) > 0 || self.hot.leases.count() > 0 {
+        match self.users.load(Ordering::SeqCst) > 0 || self.hot.leases.has_lasting() {
             true => Ok(()),
             false => Err(closed),
         }

@@ -366,7 +366,20 @@ impl<F: Fences> Table<F> {
         live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
     }
 
-    /// Returns the same number after a heavy fence: if a lease is not counted, the thread that
+    /// Whether there is a lease whose holder has it and may keep it. Counts no lease that was granted
+    /// to an operation, and which its caller does not have yet, or has withdrawn.
+    pub(crate) fn has_lasting(&self) -> bool {
+        let mut slots = self.blocks.slots::<F>();
+        if slots.any(|slot| slot.live::<F>(self.file).is_some()) {
+            return true;
+        }
+        let state = lock(&self.state);
+        let everything = ByteRange::between(0, u64::MAX);
+        let mut entries = state.entries.iter();
+        entries.any(|entries| entries.any_overlap(everything, |marks| marks.lasting))
+    }
+
+    /// Returns the number of [`count`](Self::count) after a heavy fence: if a lease is not counted, the thread that
     /// takes it sees everything that this thread stored before the call.
     ///
     /// # Errors

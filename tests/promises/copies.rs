@@ -5,10 +5,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use mmap_io::{copy_mmap, MemoryMappedFile};
+use mmap_io::{copy_mmap, MemoryMappedFile, MmapIoError};
 
 use crate::common::on_a_disk;
-use crate::common::{block_on, pattern};
+use crate::common::{block_on, pattern, patterned};
 
 const MIB: u64 = 1 << 20;
 
@@ -61,4 +61,20 @@ fn copy_of_hole_keeps_length() {
     let content = fs::read(&copy).unwrap();
     assert_eq!(content.len() as u64, 10 * MIB);
     assert!(content.iter().all(|byte| *byte == 0));
+}
+
+/// A copy takes its turn while its destination is looked at, and may hold its lease for a moment after
+/// the error.
+#[test]
+fn refused_copy_does_not_keep_file_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (path, file) = patterned(dir.path(), 1000).await;
+        drop(file);
+        for _ in 0..300 {
+            let itself = copy_mmap(&path, &path).await;
+            assert!(matches!(itself, Err(MmapIoError::Busy { .. })));
+            MemoryMappedFile::create_rw(&path, 1000).await.unwrap();
+        }
+    });
 }
