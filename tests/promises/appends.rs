@@ -322,6 +322,32 @@ fn full_disk_is_an_error_before_the_first_byte() {
     }
 }
 
+/// The last page of the file has no block, so that the write itself finds the full disk.
+#[test]
+fn full_disk_is_an_error_in_a_hole_at_the_end() {
+    const MIB: u64 = 1 << 20;
+    let test = "full_disk_is_an_error_in_a_hole_at_the_end";
+    let dir = on_a_disk();
+    let ext4 = Disk::ext4(test, &dir.path().join("image"), 32 * MIB);
+    for disk in [ext4, Disk::tmpfs(test, 16 * MIB)].into_iter().flatten() {
+        let path = disk.path("sparse");
+        fs::File::create(&path).unwrap().set_len(10).unwrap();
+        block_on(async {
+            let log = MemoryMappedFile::open_rw(&path).await.unwrap();
+            let filler = disk.fill();
+            for len in [10, 3 * 4096] {
+                assert_full(log.append(&vec![1; len]).await);
+                assert_full(log.append_async(&vec![1; len]).await);
+                assert_eq!(fs::read(&path).unwrap(), [0; 10]);
+                assert_eq!(log.len(), 10);
+            }
+            fs::remove_file(filler).unwrap();
+            assert_eq!(log.append(&[1; 10]).await.unwrap(), 10);
+            assert_eq!(fs::read(&path).unwrap()[10..], [1; 10]);
+        });
+    }
+}
+
 /// Appends that wait together are one call, and one flush.
 #[test]
 fn batch_is_one_call() {
