@@ -176,7 +176,7 @@ impl Leases {
         self.table.count()
     }
 
-    /// Whether there is a lease whose holder has it and may keep it; see [`Table::has_lasting`].
+    /// Whether there is a lease that its holder has; see [`Table::has_lasting`].
     pub(crate) fn has_lasting(&self) -> bool {
         self.table.has_lasting()
     }

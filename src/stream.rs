@@ -18,9 +18,10 @@ impl MemoryMappedFile {
     /// Returns a stream of zero-copy `Bytes` over a range, `chunk` bytes each; the last may be shorter.
     ///
     /// Each item is in memory when it is yielded, as [`read_bytes`](Self::read_bytes) has it; while the
-    /// caller uses it, the next one is read in, and the system reads ahead of that as it does for every
-    /// file that is read in order. The stream owns a clone of the handle, and holds no lease itself: an item delays writes that
-    /// overlap it until it is dropped. [`MmapStream::drop_behind`] bounds the memory of long scans.
+    /// caller uses it, the next one is read in, and the system reads ahead of that as it does for
+    /// every file that is read in order. The stream owns a clone of the handle, and holds no lease
+    /// itself: an item delays writes that overlap it until it is dropped.
+    /// [`MmapStream::drop_behind`] bounds the memory of long scans.
     ///
     /// # Errors
     ///

@@ -366,8 +366,9 @@ impl<F: Fences> Table<F> {
         live.count() + state.entries.iter().map(Intervals::len).sum::<usize>()
     }
 
-    /// Whether there is a lease whose holder has it and may keep it. Counts no lease that was granted
-    /// to an operation, and which its caller does not have yet, or has withdrawn.
+    /// Whether there is a lease in a slot, or one in the map whose holder has it and may keep it.
+    /// Counts no lease that was granted to an operation, and which its caller does not have yet, or
+    /// has withdrawn.
     pub(crate) fn has_lasting(&self) -> bool {
         let mut slots = self.blocks.slots::<F>();
         if slots.any(|slot| slot.live::<F>(self.file).is_some()) {
@@ -379,8 +380,8 @@ impl<F: Fences> Table<F> {
         entries.any(|entries| entries.any_overlap(everything, |marks| marks.lasting))
     }
 
-    /// Returns the number of [`count`](Self::count) after a heavy fence: if a lease is not counted, the thread that
-    /// takes it sees everything that this thread stored before the call.
+    /// Returns the number of [`count`](Self::count) after a heavy fence: if a lease is not counted,
+    /// the thread that takes it sees everything that this thread stored before the call.
     ///
     /// # Errors
     ///
