@@ -43,20 +43,19 @@ impl<T> Completion<T> {
     /// after it has released every lock.
     #[must_use]
     pub(crate) fn complete(&self, outcome: T) -> Option<Waker> {
-        self.deliver(outcome, |_| ())
+        self.deliver(outcome, |outcome| outcome)
     }
 
-    /// Delivers the outcome like [`complete`](Self::complete). If a future waits for it,
-    /// `delivered` is called with the outcome under the lock. So the effect of `delivered` comes
-    /// before the drop of the future, or not at all.
+    /// Delivers what `hand_over` makes of `outcome`, like [`complete`](Self::complete). It is called
+    /// under the lock, and only if a future waits. So its effect comes before the drop of the future,
+    /// or not at all.
     #[must_use]
-    pub(crate) fn deliver(&self, outcome: T, delivered: impl FnOnce(&T)) -> Option<Waker> {
+    pub(crate) fn deliver<O>(&self, outcome: O, hand_over: impl FnOnce(O) -> T) -> Option<Waker> {
         let mut state = lock(&self.0);
         match &mut *state {
             State::Waiting(waker) => {
                 let waker = waker.take();
-                delivered(&outcome);
-                *state = State::Done(outcome);
+                *state = State::Done(hand_over(outcome));
                 waker
             }
             State::Done(_) | State::Taken | State::Abandoned => {

@@ -33,13 +33,15 @@ mod room;
 pub(crate) use self::read_ins::offload_read_in;
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{poll_fn, Future};
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use self::room::JobSlot;
+use crate::completion::Completion;
+use crate::error::{MmapIoError, Result};
 use crate::trace::Phase;
-use crate::wakers::Shielded;
+use crate::wakers::{scope, Shielded};
 
 /// After how many rounds a job that always finds more work goes to the end of the pool's queue, so
 /// that a pool of one thread serves the other jobs as well.
@@ -60,6 +62,42 @@ where
     let job = Phase::submit().around(job);
     let task = JobSlot::take().map(|slot| blocking::unblock(move || run(&slot, job)));
     async move { Shielded::new(task?).await }
+}
+
+/// Runs `job` on the pool; the future resolves to what `hand_over` makes of its result.
+///
+/// `hand_over` runs on the pool as well, before the drop of the future or not at all. So the future
+/// has what it makes, and its drop takes it along.
+pub(crate) async fn offload_for<O, T>(
+    job: impl FnOnce() -> Result<O> + Send + 'static,
+    hand_over: impl FnOnce(O) -> T + Send + 'static,
+) -> Result<T>
+where
+    O: Send + 'static,
+    T: Send + 'static,
+{
+    let handed = Handed(Arc::new(Completion::new()));
+    let outcome = handed.0.clone();
+    let job = offload(move || {
+        let done = job()?;
+        // In a scope, since it may wake others under the lock. The future waits for the job.
+        let _ = scope(|| outcome.deliver(done, hand_over));
+        Ok::<_, MmapIoError>(())
+    });
+    job.await?;
+    Ok(poll_fn(|context| handed.0.poll(context)).await)
+}
+
+/// The future's side of what a job hands over; the drop abandons it.
+struct Handed<T>(Arc<Completion<T>>);
+
+impl<T> Drop for Handed<T> {
+    fn drop(&mut self) {
+        // In a forked child the lock may stay locked forever.
+        if check().is_ok() {
+            self.0.abandon();
+        }
+    }
 }
 
 /// Runs `job` on the pool, and returns without waiting for it. The job cannot be withdrawn.
@@ -143,4 +181,54 @@ pub(crate) fn pool_threads() -> usize {
         let threads = threads.and_then(|threads| threads.parse::<usize>().ok());
         threads.map_or(500, |threads| threads.clamp(1, 10_000))
     })
+}
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn nothing_is_handed_over_after_drop() {
+        let (begin, has_begun) = mpsc::channel();
+        let (let_go, gate) = mpsc::channel::<()>();
+        let (sender, handed) = mpsc::channel();
+        let (result, is_dropped) = mpsc::channel::<()>();
+        let job = move || {
+            begin.send(()).unwrap();
+            let _ = gate.recv_timeout(TIMEOUT);
+            Ok(result)
+        };
+        let mut future = Box::pin(offload_for(job, move |_| sender.send(()).unwrap()));
+        assert!(block_on(poll_once(&mut future)).is_none());
+        has_begun.recv_timeout(TIMEOUT).unwrap();
+        drop(future);
+        drop(let_go);
+        // The job drops its result.
+        let gone = is_dropped.recv_timeout(TIMEOUT);
+        assert_eq!(gone, Err(mpsc::RecvTimeoutError::Disconnected));
+        assert!(handed.try_recv().is_err());
+    }
+
+    #[test]
+    fn drop_takes_what_was_handed_over() {
+        let (sender, handed) = mpsc::channel();
+        let (value, is_dropped) = mpsc::channel::<()>();
+        let hand_over = move |()| {
+            sender.send(()).unwrap();
+            value
+        };
+        let mut future = Box::pin(offload_for(|| Ok(()), hand_over));
+        assert!(block_on(poll_once(&mut future)).is_none());
+        handed.recv_timeout(TIMEOUT).unwrap();
+        drop(future);
+        // At once, although the job may not have ended.
+        assert_eq!(is_dropped.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+    }
 }

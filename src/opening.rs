@@ -61,10 +61,21 @@ pub(crate) enum OpenMode {
 }
 
 /// The outcome of one try to open a file.
-pub(crate) enum Attempt {
-    Opened(Opened),
+pub(crate) enum Attempt<F = Arc<OpenFile>> {
+    Opened(F, Opened),
     /// The same file is being opened or closed here: after the event, try again.
     RetryAfter(EventListener, RetryState),
+}
+
+impl Attempt {
+    /// Makes the caller a user of the file. On the pool, a job whose future may have been dropped
+    /// must not be one: the next creation of the file would be refused.
+    pub(crate) fn into_use(self) -> Attempt<HandleRef> {
+        match self {
+            Self::Opened(open, opened) => Attempt::Opened(HandleRef::new(open), opened),
+            Self::RetryAfter(event, state) => Attempt::RetryAfter(event, state),
+        }
+    }
 }
 
 /// What an attempt that must be repeated has opened. A file that it created is kept even if the
@@ -76,9 +87,8 @@ pub(crate) struct RetryState {
     is_new: bool,
 }
 
-/// An opened file.
+/// How a file was opened.
 pub(crate) struct Opened {
-    pub(crate) open: HandleRef,
     /// A change of the length that the file's queue has still to make, and the range it is about.
     pending_resize: Option<(Action, ByteRange)>,
     mode: MmapMode,
@@ -123,8 +133,8 @@ impl Opening {
                         }
                     }
                     let is_new = target.is_new;
-                    let joined = self.join(HandleRef::new(open), &target.keep(), &info, fs_traits);
-                    return joined.map(|opened| Attempt::Opened(Opened { is_new, ..opened }));
+                    let joined = self.join(&open, &target.keep(), &info, fs_traits);
+                    return joined.map(|opened| Attempt::Opened(open, Opened { is_new, ..opened }));
                 }
                 Found::Vacant(claim) => {
                     // Another holder of the claim may have changed the file, or removed it.
@@ -135,9 +145,7 @@ impl Opening {
                     }
                     let path = self.open_mode.path().filter(|_| tries_left > 0);
                     if !path.is_some_and(|path| is_gone(&info, path)) {
-                        return self
-                            .open_first(claim, target, &info, fs_traits)
-                            .map(Attempt::Opened);
+                        return self.open_first(claim, target, &info, fs_traits);
                     }
                 }
             }
@@ -241,7 +249,7 @@ impl Opening {
     /// Adds a handle to a file that is already open in this process.
     fn join(
         &self,
-        open: HandleRef,
+        open: &OpenFile,
         file: &Arc<Descriptor>,
         info: &FileInfo,
         fs_traits: FsTraits,
@@ -267,13 +275,11 @@ impl Opening {
         let source = Source::new(file, fs_traits, self.protection());
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
-        self.prepare(&open);
-        self.lock_joined(&open, file, fs_traits)?;
-        let mode = self.mode;
+        self.prepare(open);
+        self.lock_joined(open, file, fs_traits)?;
         Ok(Opened {
-            open,
             pending_resize,
-            mode,
+            mode: self.mode,
             is_new: false,
         })
     }
@@ -332,7 +338,7 @@ impl Opening {
         target: Target,
         info: &FileInfo,
         fs_traits: FsTraits,
-    ) -> Result<Opened> {
+    ) -> Result<Attempt> {
         let size = match &self.open_mode {
             OpenMode::Create(_, size) | OpenMode::CreateNew(_, size) => Some(*size),
             OpenMode::OpenOrCreate(_, size)
@@ -398,12 +404,12 @@ impl Opening {
         claim.fill(&open);
         let is_new = target.is_new;
         target.keep();
-        Ok(Opened {
-            open: HandleRef::new(open),
+        let opened = Opened {
             pending_resize: None,
             mode: self.mode,
             is_new,
-        })
+        };
+        Ok(Attempt::Opened(open, opened))
     }
 
     /// Applies the options that hold for the file as soon as one handle asked for them.
@@ -504,10 +510,10 @@ impl Opening {
 impl Opened {
     /// Makes the pending change of the length, through the queue, in order with the file's other
     /// operations.
-    pub(crate) async fn finish(&self) -> Result<()> {
+    pub(crate) async fn finish(&self, open: &Arc<OpenFile>) -> Result<()> {
         if let Some((action, range)) = self.pending_resize {
-            Queue::submit(&self.open, Op::new(range, action)).await?;
-            check_not_empty(self.mode, self.open.len())?;
+            Queue::submit(open, Op::new(range, action)).await?;
+            check_not_empty(self.mode, open.len())?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::MemoryMappedFile;
 use crate::advisory_lock::Lock;
@@ -13,8 +14,8 @@ use crate::error::{Result, Subject};
 use crate::fairness::operation;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
-use crate::offload::offload;
-use crate::open_file::OpenFile;
+use crate::offload::offload_for;
+use crate::open_file::{HandleRef, OpenFile};
 use crate::opening::{absolute, Attempt, OpenMode, Opening};
 use crate::sys;
 
@@ -451,24 +452,21 @@ impl MemoryMappedFileBuilder {
             };
             opening.check()?;
             let mut again = None;
-            let opened = loop {
+            let (mut open, opened) = loop {
                 let (opening, what) = (opening.clone(), again.take());
-                match offload(move || opening.attempt(what)).await? {
-                    Attempt::Opened(opened) => break opened,
+                match offload_for(move || opening.attempt(what), Attempt::into_use).await? {
+                    Attempt::Opened(open, opened) => break (open, opened),
                     Attempt::RetryAfter(listener, what) => {
                         again = Some(what);
                         listener.await;
                     }
                 }
             };
-            opened.finish().await?;
-            let is_new = opened.is_new;
-            let open = match mode {
-                MmapMode::CopyOnWrite if self.cow_writable => {
-                    offload(move || OpenFile::private_pages(opened.open)).await?
-                }
-                _ => opened.open,
-            };
+            opened.finish(&open).await?;
+            if mode == MmapMode::CopyOnWrite && self.cow_writable {
+                let file = Arc::clone(&open);
+                open = offload_for(move || OpenFile::private_pages(&file), HandleRef::new).await?;
+            }
             if let Some(bytes) = self.write_buffer {
                 open.queue().budget.set_limit(bytes);
             }
@@ -476,7 +474,8 @@ impl MemoryMappedFileBuilder {
                 MmapMode::ReadOnly | MmapMode::CopyOnWrite => FlushPolicy::Never,
                 MmapMode::ReadWrite => self.policy,
             };
-            let file = MemoryMappedFile::new(open, mode, policy, self.path, location, is_new);
+            let file =
+                MemoryMappedFile::new(open, mode, policy, self.path, location, opened.is_new);
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }

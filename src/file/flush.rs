@@ -1,6 +1,7 @@
 //! Flushing, write-back and eviction through a handle.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use super::{Handle, MemoryMappedFile};
 use crate::commit::Flush;
@@ -151,9 +152,12 @@ impl MemoryMappedFile {
     pub async fn close(self) -> Result<()> {
         operation("closing", Subject::Nothing, async move {
             let flushed = self.flush().await;
-            // Closing the last descriptor may block; it is over when this resolves.
+            // Closing the last descriptor may block; it is over when this resolves. The job does not
+            // count as a use of the file.
+            let open = Arc::clone(&self.shared);
+            drop(self);
             offload(move || {
-                drop(self);
+                drop(open);
                 Ok::<_, MmapIoError>(())
             })
             .await?;

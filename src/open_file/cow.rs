@@ -29,7 +29,7 @@ use std::future::Future;
 use std::io::{Seek, SeekFrom, Write};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Wake, Waker};
 
 use super::{HandleRef, OpenFile, OwnedLease};
@@ -49,7 +49,9 @@ const PIECE: u64 = 64 << 10;
 /// The file that private pages are copies of, and what they hold of it.
 #[derive(Debug)]
 pub(super) struct Origin {
-    file: HandleRef,
+    file: Arc<OpenFile>,
+    /// Makes the private pages a user of the file, from their first handle on.
+    in_use: OnceLock<HandleRef>,
     companions: Companions,
     watch: Mutex<Option<Watch>>,
 }
@@ -64,9 +66,14 @@ struct Watch {
 }
 
 impl Origin {
+    pub(super) fn begin_use(&self) {
+        self.in_use
+            .get_or_init(|| HandleRef::new(self.file.clone()));
+    }
+
     pub(super) fn under(&self) -> Under<'_> {
         Under {
-            file: &**self.file,
+            file: &*self.file,
             companions: &self.companions,
         }
     }
@@ -167,7 +174,7 @@ impl OpenFile {
     /// # Errors
     ///
     /// `ResizeFailed` if the file is empty, `Io` if the system refuses the map.
-    pub(crate) fn private_pages(file: HandleRef) -> Result<HandleRef> {
+    pub(crate) fn private_pages(file: &Arc<Self>) -> Result<Arc<Self>> {
         let shown = file.mapped[Protection::Read as usize].get();
         let shown = shown.expect("the handle has mapped the file to read it");
         // Where files are copied up, the current map is the one that shows the file.
@@ -179,14 +186,14 @@ impl OpenFile {
             coherent_writes: false,
             ..shown.fs_traits
         };
-        let origin = Arc::clone(&file);
         let private = {
             // Under this lock, so that a cut either shows in the length here, or finds the pages.
-            let mut all = lock(&origin.private);
-            let len = origin.len();
+            let mut all = lock(&file.private);
+            let len = file.len();
             check_size(len)?;
             let origin = Origin {
-                file,
+                file: file.clone(),
+                in_use: OnceLock::new(),
                 companions: Companions::new(),
                 watch: Mutex::default(),
             };
@@ -198,7 +205,7 @@ impl OpenFile {
         let backing = Backing::Private(descriptor);
         let map = Map::new(&backing, private.len(), Protection::ReadWrite)?;
         private.set_map(Some(map), backing, fs_traits, Protection::ReadWrite);
-        Ok(HandleRef::new(private))
+        Ok(private)
     }
 
     /// Whether these are private pages over a file.

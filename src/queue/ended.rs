@@ -59,7 +59,10 @@ impl<L: Granted> Ended<L> {
                     mark(&outcome);
                 }
                 op.phase.end();
-                op.done.deliver(outcome, mark)
+                op.done.deliver(outcome, |outcome| {
+                    mark(&outcome);
+                    outcome
+                })
             });
             wakers.extend(told);
         });

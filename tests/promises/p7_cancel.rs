@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
-use futures_lite::future::{or, poll_once, yield_now};
+use futures_lite::future::{or, poll_once, yield_now, Boxed};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 
 use crate::common::child::{child, with_one_pool_thread};
@@ -298,6 +298,37 @@ fn dropped_view_future_never_makes_busy() {
         drop(file.as_slice(0, 10_000).unwrap());
     }
     block_on(wait_until(&file, is_quiet));
+}
+
+#[test]
+fn dropped_opening_never_makes_busy() {
+    type Open = fn(&Path) -> Boxed<mmap_io::Result<MemoryMappedFile>>;
+    let openings: &[Open] = &[
+        |path| Box::pin(MemoryMappedFile::create_rw(path, 5_000)),
+        |path| Box::pin(MemoryMappedFile::open_rw(path)),
+        #[cfg(feature = "cow")]
+        |path| Box::pin(MemoryMappedFile::open_cow(path)),
+        #[cfg(feature = "cow")]
+        |path| Box::pin(MemoryMappedFile::open_cow_writable(path)),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    block_on(MemoryMappedFile::create_rw(&path, 5_000)).unwrap();
+    for turn in 0..1_000 {
+        for open in openings {
+            let mut opening = open(&path);
+            let mut polls = 1 + turn % 2;
+            while polls > 0 && block_on(poll_once(&mut opening)).is_none() {
+                polls -= 1;
+                // Before the pool opens the file, while it does, and after.
+                for _ in 0..turn % 100 * 50 {
+                    std::hint::spin_loop();
+                }
+            }
+            drop(opening);
+            block_on(MemoryMappedFile::create_rw(&path, 5_000)).unwrap();
+        }
+    }
 }
 
 #[test]
