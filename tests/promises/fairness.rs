@@ -6,11 +6,12 @@ use std::pin::pin;
 use std::sync::{mpsc, Arc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mmap_io::MemoryMappedFile;
 
-use crate::common::{block_on, patterned};
+use crate::common::child::{alone, child};
+use crate::common::{block_on, patterned, TIMEOUT};
 
 /// Rounds of each loop.
 const ROUNDS: u32 = 5000;
@@ -136,25 +137,31 @@ fn long_loops_leave_their_thread_idle() {
         }
     }
 
-    let dir = tempfile::tempdir().unwrap();
-    let file = block_on(resident_file(dir.path()));
-    let (sender, wakes) = mpsc::channel();
-    let waker = Waker::from(Arc::new(Wakes(sender)));
-    let started = Instant::now();
-    let mut looped = pin!(async {
-        loop {
-            file.slice(4000, 100).await.unwrap();
-        }
-    });
-    let mut from_pool = 0;
-    while from_pool < 5 {
-        let context = &mut Context::from_waker(&waker);
-        assert!(looped.as_mut().poll(context).is_pending());
-        let woken_on = wakes.recv_timeout(Duration::from_secs(60)).unwrap();
-        from_pool += u128::from(woken_on != thread::current().id());
-        // Such a turn takes long, so that there are few of them.
-        assert!(from_pool <= started.elapsed().as_micros() / 500);
-    }
+    // A pool of one thread has none to spare for this.
+    alone(
+        child!(long_loops_leave_their_thread_idle).usual_pool(),
+        || {
+            let dir = tempfile::tempdir().unwrap();
+            let file = block_on(resident_file(dir.path()));
+            let (sender, wakes) = mpsc::channel();
+            let waker = Waker::from(Arc::new(Wakes(sender)));
+            let started = Instant::now();
+            let mut looped = pin!(async {
+                loop {
+                    file.slice(4000, 100).await.unwrap();
+                }
+            });
+            let mut from_pool = 0;
+            while from_pool < 5 {
+                let context = &mut Context::from_waker(&waker);
+                assert!(looped.as_mut().poll(context).is_pending());
+                let woken_on = wakes.recv_timeout(TIMEOUT).unwrap();
+                from_pool += u128::from(woken_on != thread::current().id());
+                // Such a turn takes long, so that there are few of them.
+                assert!(from_pool <= started.elapsed().as_micros() / 500);
+            }
+        },
+    );
 }
 
 #[test]
