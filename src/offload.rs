@@ -224,8 +224,14 @@ mod tests {
             sender.send(()).unwrap();
             value
         };
-        let mut future = Box::pin(offload_for(|| Ok(()), hand_over));
+        let (let_go, gate) = mpsc::channel::<()>();
+        let job = move || {
+            let _ = gate.recv_timeout(TIMEOUT);
+            Ok(())
+        };
+        let mut future = Box::pin(offload_for(job, hand_over));
         assert!(block_on(poll_once(&mut future)).is_none());
+        drop(let_go);
         handed.recv_timeout(TIMEOUT).unwrap();
         drop(future);
         // At once, although the job may not have ended.
