@@ -73,8 +73,7 @@ impl OpenFile {
             let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
             return Err(MmapIoError::resize_failed(problem));
         }
-        let added = ByteRange::between(file_len, end);
-        let Some(_under_views) = self.lease_shown(added)? else {
+        let Some(_under_views) = self.lease_shown(ByteRange::between(file_len, end))? else {
             return Ok(false);
         };
         let is_coherent = mapped.fs_traits.coherent_writes && sys::may_write_at(file, end);
@@ -101,9 +100,12 @@ impl OpenFile {
         }
         let mut written: Vec<Written<'_>> = Vec::with_capacity(started.len());
         let mut due = Vec::new();
+        // Without the appends that were withdrawn, which must leave no gap.
+        let len: u64 = started.iter().map(|(op, _)| op.ranges[0].len()).sum();
+        let end = file_len + len;
+        // Before a write behind the old end can be flushed.
+        self.mark_length_unsynced();
         let covered = self.cover(end, || {
-            // Before a write behind the old end can be flushed.
-            self.mark_length_unsynced();
             let may_move = matches!(batch[0].action, Action::Append(_));
             let appended = match is_coherent && may_move {
                 true => self
@@ -118,7 +120,7 @@ impl OpenFile {
                     append_at(file_len, &started, &mut written, write)
                 }
                 None => {
-                    self.clear_tail(added)?;
+                    self.clear_tail(ByteRange::between(file_len, end))?;
                     sys::extend(file, end)?;
                     let write = |data: &[u8], at: u64| {
                         self.store(ByteRange::between(at, at + data.len() as u64), data)

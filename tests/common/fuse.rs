@@ -209,6 +209,11 @@ impl Drop for Fuse {
 pub(crate) struct Held<'a>(&'a Fuse, u64);
 
 impl Held<'_> {
+    /// Whether a request waits for an answer.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.0.all_read().waiting.is_empty()
+    }
+
     /// Gives the answers that are held back at the moment. Later ones are held back as before.
     pub(crate) fn answer(&self) {
         let mut state = self.0.server.state();

@@ -22,7 +22,9 @@ use crate::common::fuse::{
     with_fuse, Fuse, Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE,
     SETATTR, WRITE,
 };
-use crate::common::{block_on, eventually, join_with_timeout, pattern, poll_once, with_timeout};
+use crate::common::{
+    block_on, eventually, join_with_timeout, pattern, poll_once, with_timeout, HeldQueue,
+};
 
 /// Bytes of the file `data`.
 const LEN: u64 = 1 << 20;
@@ -366,6 +368,29 @@ fuse_test!(appends_reach_the_server, |fuse| {
     expected.extend(b"durable");
     assert_eq!(fuse.content("data"), expected);
     assert_eq!(file.as_slice(0, file.len()).unwrap(), expected[..]);
+});
+
+fuse_test!(withdrawn_append_leaves_no_gap, |fuse| {
+    fuse.expire_attributes();
+    let file = open_rw(fuse).await;
+    // These are one batch, after what keeps the queue busy.
+    let busy = HeldQueue::new(&file, 0);
+    let mut first = Box::pin(file.append(b"first"));
+    assert!(poll_once(&mut first).await.is_none());
+    let mut withdrawn = Box::pin(file.append(b"withdrawn"));
+    assert!(poll_once(&mut withdrawn).await.is_none());
+    let mut last = Box::pin(file.append(b"last"));
+    assert!(poll_once(&mut last).await.is_none());
+    let held = fuse.hold(&[GETATTR]);
+    busy.release().await;
+    eventually("the batch asks for the length", || held.is_waited_for());
+    drop(withdrawn);
+    drop(held);
+    assert_eq!(first.await.unwrap(), LEN);
+    assert_eq!(last.await.unwrap(), LEN + 5);
+    file.flush().await.unwrap();
+    assert_eq!(fuse.content("data")[LEN as usize..], *b"firstlast");
+    assert_eq!(file.len(), LEN + 9);
 });
 
 fuse_test!(file_without_links_opens_or_fails, |fuse| {
