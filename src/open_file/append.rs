@@ -105,32 +105,34 @@ impl OpenFile {
         let end = file_len + len;
         // Before a write behind the old end can be flushed.
         self.mark_length_unsynced();
-        let covered = self.cover(end, || {
-            let may_move = matches!(batch[0].action, Action::Append(_));
-            let appended = match is_coherent && may_move {
-                true => self
-                    .appender(file)
-                    .and_then(|appender| append_anywhere(appender, &started, &mut written)),
-                false => None,
-            };
-            let reached = match appended {
-                Some(reached) => reached,
-                None if is_coherent => {
-                    let write = |data: &[u8], at| sys::write_at(file, data, at);
-                    append_at(file_len, &started, &mut written, write)
-                }
-                None => {
-                    self.clear_tail(ByteRange::between(file_len, end))?;
-                    sys::extend(file, end)?;
-                    let write = |data: &[u8], at: u64| {
-                        self.store(ByteRange::between(at, at + data.len() as u64), data)
-                    };
-                    append_at(file_len, &started, &mut written, write)
-                }
-            };
-            // Before a reader can see the bytes.
-            due = self.record(&written);
-            Ok(reached.max(file_len))
+        let covered = self.extend_before_map(file, end).and_then(|()| {
+            self.cover(end, || {
+                let may_move = matches!(batch[0].action, Action::Append(_));
+                let appended = match is_coherent && may_move {
+                    true => self
+                        .appender(file)
+                        .and_then(|appender| append_anywhere(appender, &started, &mut written)),
+                    false => None,
+                };
+                let reached = match appended {
+                    Some(reached) => reached,
+                    None if is_coherent => {
+                        let write = |data: &[u8], at| sys::write_at(file, data, at);
+                        append_at(file_len, &started, &mut written, write)
+                    }
+                    None => {
+                        self.clear_tail(ByteRange::between(file_len, end))?;
+                        sys::extend(file, end)?;
+                        let write = |data: &[u8], at: u64| {
+                            self.store(ByteRange::between(at, at + data.len() as u64), data)
+                        };
+                        append_at(file_len, &started, &mut written, write)
+                    }
+                };
+                // Before a reader can see the bytes.
+                due = self.record(&written);
+                Ok(reached.max(file_len))
+            })
         });
         let covered = covered.and_then(|reached| match reached > self.len() {
             // Another process has appended as well. Its bytes lie in front of those of the batch.

@@ -65,7 +65,8 @@ impl OpenFile {
     /// `min` keeps its length, and is never cut; [`Longer`] decides whether that is an error.
     ///
     /// Everything that can fail is done before the file grows, so that growth never has to be
-    /// undone: that would be a cut.
+    /// undone: that would be a cut. Where maps cannot reach past the end, a map that fails leaves the
+    /// file longer than is known, as if another process had extended it.
     ///
     /// Growth waits for no view, unless another process has cut the file under a view: returns
     /// `false` while such a view shows bytes that are to be added. Changes nothing if `starts`
@@ -100,10 +101,11 @@ impl OpenFile {
             if self.preallocate.load(Ordering::Relaxed) {
                 sys::preallocate(file, file_len, min - file_len)?;
             }
+            // Before any write past the old end can be made and flushed.
+            self.mark_length_unsynced();
+            self.extend_before_map(file, min)?;
             self.cover(min, || {
                 self.clear_tail(ByteRange::between(file_len, min))?;
-                // Before any write past the old end can be made and flushed.
-                self.mark_length_unsynced();
                 sys::extend(file, min)?;
                 Ok(min)
             })
@@ -203,6 +205,15 @@ impl OpenFile {
     pub(super) fn file_len(&self, file: &File) -> Result<u64> {
         residency::check_length(Some(file), &[ByteRange::between(0, self.len())])?;
         mappable_len(file)
+    }
+
+    /// Makes the file longer where no map can reach past its end. Elsewhere that comes after all that
+    /// can fail.
+    pub(super) fn extend_before_map(&self, file: &File, len: u64) -> io::Result<()> {
+        match sys::CAN_MAP_PAST_END {
+            true => Ok(()),
+            false => sys::extend(file, len),
+        }
     }
 
     /// Makes maps that cover `len`, and lets `grow_file` make the file longer. Then raises the known
