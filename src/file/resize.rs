@@ -33,6 +33,15 @@ impl MemoryMappedFile {
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file, and
     ///   [`refresh`](Self::refresh) was not called since.
     ///
+    /// # Platform-specific behavior
+    ///
+    /// Linux grows the file by reserving its last block ([`fallocate(2)`]), which cannot cut it; every
+    /// Unix cuts it by [`ftruncate(2)`]. Windows cuts no file that is mapped, as this one is: there a
+    /// shorter length is `ResizeFailed`.
+    ///
+    /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
+    /// [`ftruncate(2)`]: https://man7.org/linux/man-pages/man2/ftruncate.2.html
+    ///
     /// # Cancel safety
     ///
     /// As for a write.
