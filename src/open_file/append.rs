@@ -66,31 +66,17 @@ impl OpenFile {
                 return Ok(true);
             }
         }
-        let len = batch.iter().map(|op| op.ranges[0].len()).sum::<u64>();
-        let end = file_len.saturating_add(len);
-        if end > MAX_LEN {
+        let len_of = |op: &Operation| op.ranges[0].len();
+        let most: u64 = batch.iter().map(len_of).sum();
+        let most = file_len.saturating_add(most);
+        if most > MAX_LEN {
             let problem = "the file would be larger than can be mapped";
             let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
             return Err(MmapIoError::resize_failed(problem));
         }
-        let Some(_under_views) = self.lease_shown(ByteRange::between(file_len, end))? else {
+        let Some(_under_views) = self.lease_shown(ByteRange::between(file_len, most))? else {
             return Ok(false);
         };
-        let is_coherent = mapped.fs_traits.coherent_writes && sys::may_write_at(file, end);
-        // A full disk is found before the first byte is written.
-        if self.preallocate.load(Ordering::Relaxed) {
-            sys::preallocate(file, file_len, len)?;
-        } else if is_coherent {
-            // The last page of the file mostly has its block, and a write to one page needs no other
-            // to be whole. Each call takes as long as the write itself.
-            let next_page = file_len.next_multiple_of(sys::page_size() as u64);
-            if next_page < end {
-                let pages = ByteRange::between(next_page, end).to_pages(sys::page_size());
-                sys::reserve(file, pages.start(), pages.len())?;
-            }
-        } else {
-            sys::check_room(file, file_len, len)?;
-        }
         let mut started: Vec<Started<'_>> = Vec::with_capacity(batch.len());
         for op in batch {
             started.extend(self.queue.take_payload(op).map(|payload| (op, payload)));
@@ -98,15 +84,18 @@ impl OpenFile {
         if started.is_empty() {
             return Ok(true);
         }
+        // Without the appends that were withdrawn, which must leave no gap.
+        let len: u64 = started.iter().map(|(op, _)| len_of(op)).sum();
+        let end = file_len + len;
+        let added = ByteRange::between(file_len, end);
+        let is_coherent = mapped.fs_traits.coherent_writes && sys::may_write_at(file, end);
         let mut written: Vec<Written<'_>> = Vec::with_capacity(started.len());
         let mut due = Vec::new();
-        // Without the appends that were withdrawn, which must leave no gap.
-        let len: u64 = started.iter().map(|(op, _)| op.ranges[0].len()).sum();
-        let end = file_len + len;
         // Before a write behind the old end can be flushed.
         self.mark_length_unsynced();
-        let covered = self.extend_before_map(file, end).and_then(|()| {
-            self.cover(end, || {
+        let mut append = || {
+            self.make_room(file, added, is_coherent)?;
+            let grow_file = || {
                 let may_move = matches!(batch[0].action, Action::Append(_));
                 let appended = match is_coherent && may_move {
                     true => self
@@ -121,7 +110,7 @@ impl OpenFile {
                         append_at(file_len, &started, &mut written, write)
                     }
                     None => {
-                        self.clear_tail(ByteRange::between(file_len, end))?;
+                        self.clear_tail(added)?;
                         sys::extend(file, end)?;
                         let write = |data: &[u8], at: u64| {
                             self.store(ByteRange::between(at, at + data.len() as u64), data)
@@ -132,15 +121,14 @@ impl OpenFile {
                 // Before a reader can see the bytes.
                 due = self.record(&written);
                 Ok(reached.max(file_len))
-            })
-        });
-        let covered = covered.and_then(|reached| match reached > self.len() {
-            // Another process has appended as well. Its bytes lie in front of those of the batch.
-            true => self.cover(reached, || Ok(reached)),
-            false => Ok(reached),
-        });
-        if let Err(error) = covered {
-            let error = MmapIoError::resize_failed(error);
+            };
+            let reached = self
+                .cover(end, grow_file)
+                .map_err(MmapIoError::resize_failed)?;
+            // If another process has appended as well, its bytes lie in front of those of the batch.
+            self.adopt(reached)
+        };
+        if let Err(error) = append() {
             for (op, payload) in started {
                 self.fail(op, error.clone(), ended);
                 ended.drop_later(payload);
@@ -152,6 +140,24 @@ impl OpenFile {
             .into_iter()
             .for_each(|(_, payload)| ended.drop_later(payload));
         Ok(true)
+    }
+
+    /// Finds out that the disk is full before the first byte of `added` is written.
+    fn make_room(&self, file: &File, added: ByteRange, is_coherent: bool) -> io::Result<()> {
+        if self.preallocate.load(Ordering::Relaxed) {
+            sys::preallocate(file, added.start(), added.len())?;
+        } else if is_coherent {
+            // The last page of the file mostly has its block, and a write to one page needs no other
+            // to be whole. Each call takes as long as the write itself.
+            let next_page = added.start().next_multiple_of(sys::page_size() as u64);
+            if next_page < added.end() {
+                let pages = ByteRange::between(next_page, added.end()).to_pages(sys::page_size());
+                sys::reserve(file, pages.start(), pages.len())?;
+            }
+        } else {
+            sys::check_room(file, added.start(), added.len())?;
+        }
+        self.extend_before_map(file, added.end())
     }
 
     /// The descriptor for appends; `None` if the file cannot be opened again for writing.
