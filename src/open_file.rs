@@ -461,7 +461,11 @@ mod tests {
             dirty().await;
             file.flush_range(10_000, 4).await.unwrap();
             wait_for_references(open, idle + 1);
-            file.resize(10_000).await.unwrap();
+            match cfg!(windows) {
+                // It cuts no mapped file.
+                true => file.flush().await.unwrap(),
+                false => file.resize(10_000).await.unwrap(),
+            }
             wait_for_references(open, idle);
         });
     }

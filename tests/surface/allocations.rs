@@ -59,6 +59,10 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Whether a read of resident pages completes where it is polled. Windows does not tell whether they
+/// are resident, so each such read goes to the pool.
+const READS_WHERE_POLLED: bool = cfg!(unix);
+
 /// Allocations of this thread in 100 calls.
 fn in_a_hundred<T>(mut call: impl FnMut() -> T) -> u64 {
     // Some memory is allocated once and kept: the slots of the thread, the room of a set, and what
@@ -89,11 +93,13 @@ fn read_does_not_allocate() {
             for _ in 0..2 {
                 assert_eq!(in_a_hundred(|| file.as_slice(5, 70_000).unwrap()), 0);
                 assert_eq!(in_a_hundred(|| file.try_as_slice(5, 10).unwrap()), 0);
-                let slice = || at_once(file.slice(5, 70_000)).unwrap();
-                assert_eq!(in_a_hundred(slice), 0);
-                let mut buffer = [0; 100];
-                let read = || block_on(file.read_into(70_000, &mut buffer)).unwrap();
-                assert_eq!(in_a_hundred(read), 0);
+                if READS_WHERE_POLLED {
+                    let slice = || at_once(file.slice(5, 70_000)).unwrap();
+                    assert_eq!(in_a_hundred(slice), 0);
+                    let mut buffer = [0; 100];
+                    let read = || block_on(file.read_into(70_000, &mut buffer)).unwrap();
+                    assert_eq!(in_a_hundred(read), 0);
+                }
                 held.extend((0..20).map(|_| file.as_slice(0, 10).unwrap()));
             }
         }
@@ -109,8 +115,10 @@ fn bytes_allocate_once() {
         let dir = tempfile::tempdir().unwrap();
         let (_, file) = block_on(patterned(dir.path(), 100_000));
         assert_eq!(in_a_hundred(|| file.bytes(5, 70_000).unwrap()), 100);
-        let read = || at_once(file.read_bytes(5, 70_000));
-        assert_eq!(in_a_hundred(|| read().unwrap()), 100);
+        if READS_WHERE_POLLED {
+            let read = || at_once(file.read_bytes(5, 70_000));
+            assert_eq!(in_a_hundred(|| read().unwrap()), 100);
+        }
         let bytes = file.bytes(5, 70_000).unwrap();
         assert_eq!(in_a_hundred(|| bytes.clone()), 0);
         assert_eq!(in_a_hundred(|| bytes.slice(100..50_000)), 0);

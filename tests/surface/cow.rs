@@ -307,6 +307,7 @@ fn readers_see_private_pages() {
 }
 
 #[test]
+#[cfg_attr(windows, ignore = "on Windows the advice does nothing")]
 #[cfg(feature = "advise")]
 fn dont_need_shows_the_file_again() {
     use mmap_io::MmapAdvice;
