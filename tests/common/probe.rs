@@ -94,11 +94,27 @@ impl Probe {
     }
 }
 
+/// Makes a change again and again until the probe sees a dirty page: the system may write a page back
+/// at any time, for example when another program calls `sync(2)`.
+macro_rules! until_dirty {
+    ($probe:expr, $change:expr) => {{
+        let mut tries = 0;
+        while tries == 0 || $probe.is_clean() {
+            tries += 1;
+            assert!(tries < 100, "expected the probe to see dirty pages");
+            $change;
+        }
+    }};
+}
+pub(crate) use until_dirty;
+
 /// Whether the kernel shows dirty pages of a file on that disk; says so if not.
 pub(crate) fn can_probe(test: &str, dir: &Path) -> bool {
     let path = dir.join("trial");
-    fs::write(&path, b"x").unwrap();
-    let sees = !Probe::new(&path).is_clean();
+    let sees = (0..100).any(|_| {
+        fs::write(&path, b"x").unwrap();
+        !Probe::new(&path).is_clean()
+    });
     if !sees {
         skip(test, "neither cachestat(2) nor smaps sees a dirty page");
     }

@@ -12,7 +12,7 @@ use futures_lite::future::poll_once;
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapMode};
 
 use crate::common::child::{abort_if_stuck, child, child_dir};
-use crate::common::probe::{can_probe, Probe};
+use crate::common::probe::{can_probe, until_dirty, Probe};
 use crate::common::{block_on, eventually, on_a_disk};
 
 mod background;
@@ -181,8 +181,8 @@ fn flush_covers_raw_pointer_stores() {
             assert_eq!(file.pending_bytes(), 0);
             for at in [0, 50_000, 99_999] {
                 // SAFETY: as above.
-                unsafe { start.add(at).write(1) };
-                assert_eq!((file.pending_bytes(), probe.is_clean()), (0, false));
+                until_dirty!(probe, unsafe { start.add(at).write(1) });
+                assert_eq!(file.pending_bytes(), 0);
                 file.flush().await.unwrap();
                 assert!(probe.is_clean(), "{policy:?}");
                 // SAFETY: as above.
@@ -365,7 +365,6 @@ fn started_durable_write_flushes_if_dropped() {
         is_written.recv().unwrap();
         // The bytes are in place; the future of the durable write and the handle are dropped.
         drop((write, file));
-        assert!(!probe.is_clean());
         drop(go);
         probe.wait_until_clean();
         assert_eq!(fs::read(&path).unwrap()[..7], *b"payload");

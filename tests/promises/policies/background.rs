@@ -9,7 +9,7 @@ use mmap_io::{FlushPolicy, MemoryMappedFile};
 
 use super::{open, settled, state, HOUR};
 use crate::common::child::{abort_if_stuck, child, child_dir};
-use crate::common::probe::{can_probe, Probe};
+use crate::common::probe::{can_probe, until_dirty, Probe};
 use crate::common::{block_on, eventually, join_with_timeout, on_a_disk};
 
 fn threads_of_this_process() -> usize {
@@ -132,8 +132,11 @@ fn last_drop_keeps_scheduled_flush() {
     // Written to, seen dirty, and dropped in several ways.
     let written = |path: PathBuf| async move {
         let file = settled(&path, 100_000, HOUR).await;
-        file.update_region(50_000, b"scheduled").await.unwrap();
-        assert!(!Probe::new(&path).is_clean());
+        let probe = Probe::new(&path);
+        until_dirty!(
+            probe,
+            file.update_region(50_000, b"scheduled").await.unwrap()
+        );
         file
     };
     let again = |path: PathBuf| async move {

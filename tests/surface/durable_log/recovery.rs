@@ -109,7 +109,12 @@ fn lives_after_torn_opening_stay_dead() {
 fn recovery_flushes_before_first_append() {
     use std::io::Write;
 
+    use crate::common::probe::{can_probe, until_dirty, Probe};
+
     let dir = crate::common::on_a_disk();
+    if !can_probe("recovery_flushes_before_first_append", dir.path()) {
+        return;
+    }
     let path = dir.path().join("log");
     block_on(async {
         live(&path, &[&[1; 30_000][..]; 10]).await;
@@ -121,16 +126,12 @@ fn recovery_flushes_before_first_append() {
             file.write_all(page).unwrap();
         }
         file.sync_all().unwrap();
-        let probe = crate::common::probe::Probe::new(&copy);
+        let probe = Probe::new(&copy);
         assert!(probe.is_clean());
-        std::io::Seek::rewind(&mut file).unwrap();
-        file.write_all(&bytes[..4096]).unwrap();
-        if probe.is_clean() {
-            return crate::common::skip(
-                "recovery_flushes_before_first_append",
-                "cachestat(2) sees no dirty page",
-            );
-        }
+        until_dirty!(probe, {
+            std::io::Seek::rewind(&mut file).unwrap();
+            file.write_all(&bytes[..4096]).unwrap();
+        });
         let (log, _writer) = Log::open(&copy).await.unwrap();
         assert_eq!(log.recovered(), 10);
         assert!(probe.is_clean());
