@@ -17,6 +17,8 @@ fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
 }
 
+// Windows replaces no mapped file.
+#[cfg(not(windows))]
 rt_test!(replace_leaves_old_mapping, |dir| {
     let (path, old) = patterned(dir, 10_000).await;
     let view = old.bytes(9000, 1000).unwrap();
@@ -55,6 +57,7 @@ fn replace_creates_missing_file() {
 }
 
 #[test]
+#[cfg_attr(windows, ignore = "Windows replaces no mapped file")]
 fn replace_waits_for_no_view() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
@@ -69,6 +72,7 @@ fn replace_waits_for_no_view() {
 
 /// The content of the new file is a view of the old one.
 #[test]
+#[cfg_attr(windows, ignore = "Windows replaces no mapped file")]
 fn content_may_lie_in_old_mapping() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
@@ -136,9 +140,12 @@ fn failed_replace_leaves_nothing() {
     assert_eq!(kind("directory"), Some(std::io::ErrorKind::InvalidInput));
     assert_eq!(kind("missing/file"), Some(std::io::ErrorKind::NotFound));
     assert!(kind("file/below").is_some());
-    for name in ["new/", "new/.", "new/.."] {
+    for name in ["new/", "new/."] {
         assert_eq!(kind(name), Some(std::io::ErrorKind::NotFound), "{name}");
     }
+    // To Windows this is the directory itself.
+    let is_missing = kind("new/..") == Some(std::io::ErrorKind::NotFound);
+    assert_eq!(is_missing, cfg!(not(windows)));
     let nowhere = block_on(replace("", "new")).unwrap_err();
     assert_eq!(nowhere.io_kind(), Some(std::io::ErrorKind::NotFound));
     let message = block_on(replace(at("directory"), "new"))
