@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use mmap_io::{manager, replace, MemoryMappedFile};
 
-use crate::common::{block_on, pattern, patterned, rt_test};
+#[cfg(not(windows))]
+use crate::common::rt_test;
+use crate::common::{block_on, pattern, patterned};
 
 fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
