@@ -300,31 +300,38 @@ fn dropped_view_future_never_makes_busy() {
 }
 
 #[test]
-fn dropped_opening_never_makes_busy() {
-    type Open = fn(&Path) -> Boxed<mmap_io::Result<MemoryMappedFile>>;
-    let openings: &[Open] = &[
-        |path| Box::pin(MemoryMappedFile::create_rw(path, 5_000)),
-        |path| Box::pin(MemoryMappedFile::open_rw(path)),
+fn dropped_opening_or_close_never_makes_busy() {
+    type Running = Boxed<mmap_io::Result<()>>;
+    fn opened(
+        opening: impl Future<Output = mmap_io::Result<MemoryMappedFile>> + Send + 'static,
+    ) -> Running {
+        Box::pin(async { opening.await.map(drop) })
+    }
+
+    let begin: &[fn(&Path) -> Running] = &[
+        |path| opened(MemoryMappedFile::create_rw(path, 5_000)),
+        |path| opened(MemoryMappedFile::open_rw(path)),
         #[cfg(feature = "cow")]
-        |path| Box::pin(MemoryMappedFile::open_cow(path)),
+        |path| opened(MemoryMappedFile::open_cow(path)),
         #[cfg(feature = "cow")]
-        |path| Box::pin(MemoryMappedFile::open_cow_writable(path)),
+        |path| opened(MemoryMappedFile::open_cow_writable(path)),
+        |path| Box::pin(block_on(MemoryMappedFile::open_ro(path)).unwrap().close()),
     ];
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     block_on(MemoryMappedFile::create_rw(&path, 5_000)).unwrap();
     for turn in 0..1_000 {
-        for open in openings {
-            let mut opening = open(&path);
+        for begin in begin {
+            let mut running = begin(&path);
             let mut polls = 1 + turn % 2;
-            while polls > 0 && block_on(poll_once(&mut opening)).is_none() {
+            while polls > 0 && block_on(poll_once(&mut running)).is_none() {
                 polls -= 1;
                 // Before the pool opens the file, while it does, and after.
                 for _ in 0..turn % 100 * 50 {
                     std::hint::spin_loop();
                 }
             }
-            drop(opening);
+            drop(running);
             block_on(MemoryMappedFile::create_rw(&path, 5_000)).unwrap();
         }
     }
