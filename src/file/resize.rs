@@ -33,6 +33,10 @@ impl MemoryMappedFile {
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file, and
     ///   [`refresh`](Self::refresh) was not called since.
     ///
+    /// # Cancel safety
+    ///
+    /// As for a write.
+    ///
     /// # Platform-specific behavior
     ///
     /// Linux grows the file by reserving its last block ([`fallocate(2)`]), which cannot cut it; every
@@ -41,10 +45,6 @@ impl MemoryMappedFile {
     ///
     /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
     /// [`ftruncate(2)`]: https://man7.org/linux/man-pages/man2/ftruncate.2.html
-    ///
-    /// # Cancel safety
-    ///
-    /// As for a write.
     ///
     /// # Examples
     ///
