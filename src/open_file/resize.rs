@@ -101,12 +101,13 @@ impl OpenFile {
             if self.preallocate.load(Ordering::Relaxed) {
                 sys::preallocate(file, file_len, min - file_len)?;
             }
-            // Before any write past the old end can be made and flushed.
-            self.mark_length_unsynced();
             self.extend_before_map(file, min)?;
             self.cover(min, || {
                 self.clear_tail(ByteRange::between(file_len, min))?;
                 sys::extend(file, min)?;
+                // After the file has its new length, since a flush may run beside this that syncs the
+                // old one; and before a writer can see the new one.
+                self.mark_length_unsynced();
                 Ok(min)
             })
         };

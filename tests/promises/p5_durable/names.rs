@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use futures_lite::future::poll_once;
 use mmap_io::MemoryMappedFile;
 
 use crate::common::child::{child, child_dir, Child};
@@ -298,5 +299,63 @@ fn spooling_child() {
             file.update_region_async(0, b"x").await.unwrap();
             end_of_step();
         }
+    });
+}
+
+/// A flush that runs while a file is being made longer syncs the old length, and not the new one.
+#[test]
+fn length_is_synced_after_growth_beside_a_flush() {
+    let dir = on_a_disk();
+    if !can_trace("length_is_synced_after_growth_beside_a_flush") {
+        return;
+    }
+    // The file stays short for a while after the growth has begun.
+    let calls = [
+        "-etrace=fallocate,fsync,fdatasync,msync",
+        "-einject=fallocate:delay_enter=300000",
+    ];
+    let trace = trace(child!(growing_child), dir.path(), &calls);
+    let steps: Vec<&str> = trace.split("fsync(-1").collect();
+    assert_eq!(steps.len(), 3, "{trace}");
+    assert!(steps[1].contains("sync("), "{trace}");
+}
+
+#[test]
+fn growing_child() {
+    let Some(dir) = child_dir() else { return };
+    let path = dir.join("data");
+    fs::write(&path, b"some bytes").unwrap();
+    let is_growing = || {
+        let number = format!("{} ", libc::SYS_fallocate);
+        let threads = fs::read_dir("/proc/self/task").unwrap();
+        let calls = threads.filter_map(|thread| fs::read(thread.ok()?.path().join("syscall")).ok());
+        calls
+            .into_iter()
+            .any(|call| call.starts_with(number.as_bytes()))
+    };
+    block_on(async {
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        file.flush().await.unwrap();
+        let was_beside_growth = |attempt: u64| {
+            let (file, path) = (&file, &path);
+            async move {
+                let len = file.len();
+                let mut growth = Box::pin(file.resize(len + attempt));
+                while poll_once(&mut growth).await.is_none() && !is_growing() {}
+                file.flush().await.unwrap();
+                let was_beside = fs::metadata(path).unwrap().len() == len;
+                growth.await.unwrap();
+                was_beside
+            }
+        };
+        for attempt in 1.. {
+            assert!(attempt < 10, "no flush ran beside a growth");
+            if was_beside_growth(attempt).await {
+                break;
+            }
+        }
+        end_of_step();
+        file.flush().await.unwrap();
+        end_of_step();
     });
 }
