@@ -152,6 +152,9 @@ impl Drop for HandleRef {
         if was_last && self.0.dirty.bring_alarm_forward(now) {
             TIMER.update(&self.0);
         }
+        if let Some(origin) = self.0.origin.as_ref().filter(|_| was_last) {
+            origin.end_use(&self.0.users);
+        }
     }
 }
 

@@ -28,8 +28,8 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{Seek, SeekFrom, Write};
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Wake, Waker};
 
 use super::{HandleRef, OpenFile, OwnedLease};
@@ -50,8 +50,8 @@ const PIECE: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Origin {
     file: Arc<OpenFile>,
-    /// Makes the private pages a user of the file, from their first handle on.
-    in_use: OnceLock<HandleRef>,
+    /// Makes the private pages a user of the file, while they have users themselves.
+    in_use: Mutex<Option<HandleRef>>,
     companions: Companions,
     watch: Mutex<Option<Watch>>,
 }
@@ -66,9 +66,22 @@ struct Watch {
 }
 
 impl Origin {
+    /// Called when the private pages have got a user.
     pub(super) fn begin_use(&self) {
-        self.in_use
-            .get_or_init(|| HandleRef::new(self.file.clone()));
+        lock(&self.in_use).get_or_insert_with(|| HandleRef::new(self.file.clone()));
+    }
+
+    /// Called when the private pages have perhaps lost their last user; `users` counts them. A job
+    /// may keep the pages for a moment longer.
+    pub(super) fn end_use(&self, users: &AtomicUsize) {
+        let mut in_use = lock(&self.in_use);
+        // Under the lock: a new user counts itself first, and then finds what this leaves.
+        let ended = match users.load(Ordering::SeqCst) {
+            0 => in_use.take(),
+            _ => None,
+        };
+        drop(in_use);
+        drop(ended);
     }
 
     pub(super) fn under(&self) -> Under<'_> {
@@ -193,7 +206,7 @@ impl OpenFile {
             check_size(len)?;
             let origin = Origin {
                 file: file.clone(),
-                in_use: OnceLock::new(),
+                in_use: Mutex::default(),
                 companions: Companions::new(),
                 watch: Mutex::default(),
             };

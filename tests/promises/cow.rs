@@ -312,7 +312,12 @@ fn private_pages_keep_the_file_in_use() {
         assert!(is_blocked(&file, 5).await);
         drop(slice);
         drop(file);
+        // A view is a use without a handle.
+        let bytes = private.bytes(0, 10).unwrap();
         private.close().await.unwrap();
+        let refused = MemoryMappedFile::create_rw(&path, 10).await;
+        assert!(matches!(refused, Err(MmapIoError::Busy { .. })));
+        drop(bytes);
         let created = with_timeout(MemoryMappedFile::create_rw(&path, 10)).await;
         assert_eq!(created.unwrap().len(), 10);
     });

@@ -316,6 +316,12 @@ fn dropped_opening_or_close_never_makes_busy() {
         #[cfg(feature = "cow")]
         |path| opened(MemoryMappedFile::open_cow_writable(path)),
         |path| Box::pin(block_on(MemoryMappedFile::open_ro(path)).unwrap().close()),
+        // The handle goes with the future.
+        #[cfg(feature = "cow")]
+        |path| {
+            let private = block_on(MemoryMappedFile::open_cow_writable(path)).unwrap();
+            Box::pin(async move { private.touch_pages().await })
+        },
     ];
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
