@@ -30,6 +30,15 @@ use crate::sys;
 /// An append that has started, and its data.
 type Started<'a> = (&'a Operation, Payload);
 
+/// Where appends go, which have room there.
+struct Room<'a> {
+    file: &'a File,
+    /// The bytes that they add to the file.
+    added: ByteRange,
+    /// Whether they are written through the descriptor, and the maps show it.
+    is_coherent: bool,
+}
+
 impl OpenFile {
     /// Applies a batch of appends. Returns them if views block them: views of bytes that another
     /// process has cut off, which the appends would change.
@@ -56,7 +65,6 @@ impl OpenFile {
         batch: &[Operation],
         ended: &mut Ended<OwnedLease>,
     ) -> Result<bool> {
-        let mapped = self.writable()?;
         let file = self.writable_file()?;
         let file_len = self.file_len(file)?;
         if let [op] = batch {
@@ -66,98 +74,145 @@ impl OpenFile {
                 return Ok(true);
             }
         }
-        let len_of = |op: &Operation| op.ranges[0].len();
-        let most: u64 = batch.iter().map(len_of).sum();
-        let most = file_len.saturating_add(most);
-        if most > MAX_LEN {
-            let problem = "the file would be larger than can be mapped";
-            let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
-            return Err(MmapIoError::resize_failed(problem));
-        }
+        let most = batch.iter().map(|op| op.ranges[0].len());
+        let most = most.fold(file_len, u64::saturating_add).min(MAX_LEN);
         let Some(_under_views) = self.lease_shown(ByteRange::between(file_len, most))? else {
             return Ok(false);
         };
+        // Those that were withdrawn must leave no gap.
         let mut started: Vec<Started<'_>> = Vec::with_capacity(batch.len());
         for op in batch {
             started.extend(self.queue.take_payload(op).map(|payload| (op, payload)));
         }
-        if started.is_empty() {
-            return Ok(true);
+        if !started.is_empty() {
+            self.append_started(file, file_len, &started, ended);
         }
-        // Without the appends that were withdrawn, which must leave no gap.
-        let len: u64 = started.iter().map(|(op, _)| len_of(op)).sum();
-        let end = file_len + len;
-        let added = ByteRange::between(file_len, end);
-        let is_coherent = mapped.fs_traits.coherent_writes && sys::may_write_at(file, end);
-        let mut written: Vec<Written<'_>> = Vec::with_capacity(started.len());
-        let mut due = Vec::new();
-        // Before a write behind the old end can be flushed.
-        self.mark_length_unsynced();
-        let mut append = || {
-            self.make_room(file, added, is_coherent)?;
-            let grow_file = || {
-                let may_move = matches!(batch[0].action, Action::Append(_));
-                let appended = match is_coherent && may_move {
-                    true => self
-                        .appender(file)
-                        .and_then(|appender| append_anywhere(appender, &started, &mut written)),
-                    false => None,
-                };
-                let reached = match appended {
-                    Some(reached) => reached,
-                    None if is_coherent => {
-                        let write = |data: &[u8], at| sys::write_at(file, data, at);
-                        append_at(file_len, &started, &mut written, write)
-                    }
-                    None => {
-                        self.clear_tail(added)?;
-                        sys::extend(file, end)?;
-                        let write = |data: &[u8], at: u64| {
-                            self.store(ByteRange::between(at, at + data.len() as u64), data)
-                        };
-                        append_at(file_len, &started, &mut written, write)
-                    }
-                };
-                // Before a reader can see the bytes.
-                due = self.record(&written);
-                Ok(reached.max(file_len))
-            };
-            let reached = self
-                .cover(end, grow_file)
-                .map_err(MmapIoError::resize_failed)?;
-            // If another process has appended as well, its bytes lie in front of those of the batch.
-            self.adopt(reached)
-        };
-        if let Err(error) = append() {
-            for (op, payload) in started {
-                self.fail(op, error.clone(), ended);
-                ended.drop_later(payload);
-            }
-            return Ok(true);
+        for (_, payload) in started {
+            ended.drop_later(payload);
         }
-        self.account(written, due, ended);
-        started
-            .into_iter()
-            .for_each(|(_, payload)| ended.drop_later(payload));
         Ok(true)
     }
 
-    /// Finds out that the disk is full before the first byte of `added` is written.
-    fn make_room(&self, file: &File, added: ByteRange, is_coherent: bool) -> io::Result<()> {
+    /// Appends to the file, which has `file_len` bytes, those for which there is room. Completes all.
+    fn append_started(
+        self: &Arc<Self>,
+        file: &File,
+        file_len: u64,
+        started: &[Started<'_>],
+        ended: &mut Ended<OwnedLease>,
+    ) {
+        let appended = match self.make_room(file, file_len, started) {
+            // There may be room for each of some.
+            Err(_) if started.len() > 1 => {
+                for one in started.chunks(1) {
+                    match self.file_len(file) {
+                        Ok(file_len) => self.append_started(file, file_len, one, ended),
+                        Err(error) => self.fail(one[0].0, error, ended),
+                    }
+                }
+                return;
+            }
+            made => made.and_then(|room| self.append_in_room(&room, started, ended)),
+        };
+        if let Err(error) = appended {
+            for (op, _) in started {
+                self.fail(op, error.clone(), ended);
+            }
+        }
+    }
+
+    /// Appends to a file that has room for all of `started`. After an error none of them is completed,
+    /// and some of their bytes may be in the file.
+    fn append_in_room(
+        self: &Arc<Self>,
+        room: &Room<'_>,
+        started: &[Started<'_>],
+        ended: &mut Ended<OwnedLease>,
+    ) -> Result<()> {
+        let Room {
+            file,
+            added,
+            is_coherent,
+        } = *room;
+        let mut written: Vec<Written<'_>> = Vec::with_capacity(started.len());
+        let mut due = Vec::new();
+        let grow_file = || {
+            let may_move = matches!(started[0].0.action, Action::Append(_));
+            let appended = match is_coherent && may_move {
+                true => self
+                    .appender(file)
+                    .and_then(|appender| append_anywhere(appender, started, &mut written)),
+                false => None,
+            };
+            let reached = match appended {
+                Some(reached) => reached,
+                None if is_coherent => {
+                    let write = |data: &[u8], at| sys::write_at(file, data, at);
+                    append_at(added.start(), started, &mut written, write)
+                }
+                None => {
+                    self.clear_tail(added)?;
+                    sys::extend(file, added.end())?;
+                    let write = |data: &[u8], at: u64| {
+                        self.store(ByteRange::between(at, at + data.len() as u64), data)
+                    };
+                    append_at(added.start(), started, &mut written, write)
+                }
+            };
+            // After the file has its new length, as in `grow`; and before a reader can see the bytes.
+            self.mark_length_unsynced();
+            due = self.record(&written);
+            Ok(reached.max(added.start()))
+        };
+        let reached = self
+            .cover(added.end(), grow_file)
+            .map_err(MmapIoError::resize_failed);
+        // If another process has appended as well, its bytes lie in front of those of the batch.
+        let adopted = reached.and_then(|reached| self.adopt(reached));
+        match adopted {
+            Ok(()) => self.account(written, due, ended),
+            Err(_) => self.set_alarm_if_due(&due),
+        }
+        adopted
+    }
+
+    /// Finds out that the disk is full, or the file too long, before the first byte is written to the
+    /// file, which has `file_len` bytes.
+    fn make_room<'a>(
+        &self,
+        file: &'a File,
+        file_len: u64,
+        started: &[Started<'_>],
+    ) -> Result<Room<'a>> {
+        let end = started.iter().map(|(op, _)| op.ranges[0].len());
+        let end = end.fold(file_len, u64::saturating_add);
+        if end > MAX_LEN {
+            let problem = "the file would be larger than can be mapped";
+            let problem = io::Error::new(io::ErrorKind::InvalidInput, problem);
+            return Err(MmapIoError::resize_failed(problem));
+        }
+        let added = ByteRange::between(file_len, end);
+        let coherent_writes = self.writable()?.fs_traits.coherent_writes;
+        let is_coherent = coherent_writes && sys::may_write_at(file, end);
         if self.preallocate.load(Ordering::Relaxed) {
-            sys::preallocate(file, added.start(), added.len())?;
+            sys::preallocate(file, file_len, added.len())?;
         } else if is_coherent {
             // The last page of the file mostly has its block, and a write to one page needs no other
             // to be whole. Each call takes as long as the write itself.
-            let next_page = added.start().next_multiple_of(sys::page_size() as u64);
-            if next_page < added.end() {
-                let pages = ByteRange::between(next_page, added.end()).to_pages(sys::page_size());
+            let next_page = file_len.next_multiple_of(sys::page_size() as u64);
+            if next_page < end {
+                let pages = ByteRange::between(next_page, end).to_pages(sys::page_size());
                 sys::reserve(file, pages.start(), pages.len())?;
             }
         } else {
-            sys::check_room(file, added.start(), added.len())?;
+            sys::check_room(file, file_len, added.len())?;
         }
-        self.extend_before_map(file, added.end())
+        self.extend_before_map(file, end)?;
+        Ok(Room {
+            file,
+            added,
+            is_coherent,
+        })
     }
 
     /// The descriptor for appends; `None` if the file cannot be opened again for writing.

@@ -392,7 +392,8 @@ impl OpenFile {
         due: Vec<FlushDue>,
         ended: &mut Ended<OwnedLease>,
     ) {
-        let (mut applied, mut alarm) = (0, false);
+        self.set_alarm_if_due(&due);
+        let mut applied = 0;
         // After the copies: what went to a page that is lost has reached only the zeroes.
         let whole = self.check_maps();
         for ((op, result), due) in written.into_iter().zip(due) {
@@ -412,12 +413,8 @@ impl OpenFile {
                     ended.push(op, failed.map_or_else(|| Ok(op.success()), Err));
                 }
             }
-            alarm |= matches!(due, FlushDue::ArmTimer(_));
         }
         self.counters.writes.fetch_add(applied, Ordering::Relaxed);
-        if alarm {
-            self.set_alarm();
-        }
     }
 
     pub(super) fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {

@@ -92,9 +92,7 @@ impl OpenFile {
             FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
             FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
             due @ (FlushDue::ArmTimer(_) | FlushDue::TimerArmed) => {
-                if matches!(due, FlushDue::ArmTimer(_)) {
-                    self.set_alarm();
-                }
+                self.set_alarm_if_due(&[due]);
                 // It is not awaited; but after a failed flush no later one can succeed.
                 whole.and(self.commits.failure().map_or(Ok(None), Err))
             }
@@ -118,6 +116,14 @@ impl OpenFile {
             FlushDue::ThisWrite => drop(self.start(Flush::of(range).unheeded())),
             FlushDue::AllDirty => drop(self.start(Flush::of_everything().unheeded())),
             FlushDue::ArmTimer(_) => self.set_alarm(),
+        }
+    }
+
+    /// Tells the timer of an alarm that a recorded write has set. Also after a write that has failed:
+    /// later writes rely on the alarm.
+    pub(super) fn set_alarm_if_due(self: &Arc<Self>, due: &[FlushDue]) {
+        if due.iter().any(|due| matches!(due, FlushDue::ArmTimer(_))) {
+            self.set_alarm();
         }
     }
 

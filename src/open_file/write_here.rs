@@ -139,6 +139,9 @@ impl OpenFile {
         // soon as the turn is over.
         let whole = self.check_maps();
         drop(lease);
+        if whole.is_err() {
+            self.set_alarm_if_due(&[due]);
+        }
         self.counters.inline_writes.fetch_add(1, Ordering::Relaxed);
         copied(len);
         Some(whole.map(|()| due))

@@ -292,11 +292,13 @@ impl<L> Op<L> {
         let _ = self.appended.set([range]);
     }
 
-    /// The ranges of the file that were written.
+    /// The ranges of the file that were written; none of an append that has failed.
     pub(crate) fn written(&self) -> &[ByteRange] {
-        match self.appended.get() {
-            Some(appended) => appended,
-            None => &self.ranges,
+        match (self.appended.get(), self.action) {
+            (Some(appended), _) => appended,
+            // Its range is only its place in the order.
+            (None, Action::Append(_) | Action::AppendAt(..)) => &[],
+            (None, _) => &self.ranges,
         }
     }
 

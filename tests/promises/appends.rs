@@ -340,10 +340,69 @@ fn full_disk_is_an_error_in_a_hole_at_the_end() {
                 assert_full(log.append_async(&vec![1; len]).await);
                 assert_eq!(fs::read(&path).unwrap(), [0; 10]);
                 assert_eq!(log.len(), 10);
+                assert_eq!(log.pending_bytes(), 0);
             }
             fs::remove_file(filler).unwrap();
             assert_eq!(log.append(&[1; 10]).await.unwrap(), 10);
             assert_eq!(fs::read(&path).unwrap()[10..], [1; 10]);
+            assert_eq!(log.pending_bytes(), 10);
+            log.flush().await.unwrap();
+            assert_eq!(log.pending_bytes(), 0);
+        });
+    }
+}
+
+#[test]
+fn failed_append_leaves_the_timer_armed() {
+    const MIB: u64 = 1 << 20;
+    let test = "failed_append_leaves_the_timer_armed";
+    let Some(disk) = Disk::tmpfs(test, 16 * MIB) else {
+        return;
+    };
+    let path = disk.path("sparse");
+    fs::File::create(&path).unwrap().set_len(10).unwrap();
+    block_on(async {
+        let builder = MemoryMappedFile::builder(&path).mode(MmapMode::ReadWrite);
+        let builder = builder.flush_policy(FlushPolicy::EveryMillis(1));
+        let log = builder.open().await.unwrap();
+        let filler = disk.fill();
+        assert_full(log.append(&[1; 10]).await);
+        fs::remove_file(filler).unwrap();
+        log.append(&[1; 10]).await.unwrap();
+        wait_until(&log, |stats| stats.pending_bytes == 0).await;
+        assert!(log.stats().flushes > 0);
+    });
+}
+
+/// An append for which there is no room fails alone.
+#[test]
+fn full_disk_fails_no_other_append() {
+    const MIB: u64 = 1 << 20;
+    let test = "full_disk_fails_no_other_append";
+    let dir = on_a_disk();
+    let ext4 = Disk::ext4(test, &dir.path().join("image"), 32 * MIB);
+    for disk in [ext4, Disk::tmpfs(test, 16 * MIB)].into_iter().flatten() {
+        block_on(async {
+            let (_, log) = log(&disk.path("")).await;
+            let start = log.len();
+            let filler = disk.fill();
+            let file = OpenOptions::new().write(true).open(&filler).unwrap();
+            file.set_len(file.metadata().unwrap().len() - MIB / 4)
+                .unwrap();
+            file.sync_all().unwrap();
+            let held = HeldQueue::new(&log, 0);
+            let mut small = Box::pin(log.append(&[1; 10]));
+            let mut large = Box::pin(log.append(&[2; 900 << 10]));
+            let mut last = Box::pin(log.append_async(&[3; 10]));
+            assert!(poll_once(&mut small).await.is_none());
+            assert!(poll_once(&mut large).await.is_none());
+            assert!(poll_once(&mut last).await.is_none());
+            held.release().await;
+            assert_eq!(small.await.unwrap(), start);
+            assert_full(large.await);
+            assert_eq!(last.await.unwrap(), start + 10);
+            assert_eq!(log.len(), start + 20);
+            assert_eq!(log.as_slice(start + 10, 10).unwrap(), [3; 10]);
         });
     }
 }
