@@ -177,6 +177,7 @@ mod tests {
                 inode: 2,
                 len: 10,
                 mtime: (3, 4),
+                ctime: (5, 6),
             };
             let mapped = Mapped {
                 file,

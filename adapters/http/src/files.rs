@@ -30,8 +30,15 @@ pub(crate) enum Opened {
 /// What a thread of the pool has found.
 enum Looked {
     Mapped(Mapped),
-    Unmapped(File, Identity),
+    Unmapped(Unmapped),
     Directory,
+}
+
+/// A file that was opened, to be mapped.
+struct Unmapped {
+    file: File,
+    identity: Identity,
+    is_local: bool,
 }
 
 impl Files {
@@ -78,12 +85,12 @@ impl Files {
                 (path, looked)
             })
             .await;
-            let (file, identity) = match looked? {
+            let unmapped = match looked? {
                 Looked::Mapped(mapped) => return Ok(Opened::File(mapped)),
                 Looked::Directory => return Ok(Opened::Directory),
-                Looked::Unmapped(file, identity) => (file, identity),
+                Looked::Unmapped(unmapped) => unmapped,
             };
-            if let Some(mapped) = self.map(path, file, identity).await? {
+            if let Some(mapped) = self.map(path, unmapped).await? {
                 return Ok(Opened::File(mapped));
             }
         }
@@ -125,17 +132,20 @@ impl Files {
             return Ok(Looked::Mapped(mapped));
         }
         let (file, identity) = self.root.open(path)?;
-        Ok(Looked::Unmapped(file, identity))
+        Ok(Looked::Unmapped(Unmapped {
+            is_local: is_local(&file),
+            file,
+            identity,
+        }))
     }
 
     /// Maps a file that was opened; `None` if it is shorter by now.
-    async fn map(
-        &self,
-        path: PathBuf,
-        file: File,
-        identity: Identity,
-    ) -> io::Result<Option<Mapped>> {
-        let is_local = is_local(&file);
+    async fn map(&self, path: PathBuf, unmapped: Unmapped) -> io::Result<Option<Mapped>> {
+        let Unmapped {
+            file,
+            identity,
+            is_local,
+        } = unmapped;
         let file = MemoryMappedFile::from_file(file, MmapMode::ReadOnly, &path).await?;
         if file.len() < identity.len {
             return Ok(None);

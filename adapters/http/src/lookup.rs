@@ -17,6 +17,9 @@ pub(crate) struct Identity {
     pub(crate) len: u64,
     /// When the content was last modified: seconds since 1970, and nanoseconds.
     pub(crate) mtime: (i64, u32),
+    /// When the content or what describes the file last changed, its permissions among them: a file
+    /// that this process may not read any more is opened again, which fails.
+    pub(crate) ctime: (i64, u32),
 }
 
 impl Identity {
@@ -260,6 +263,7 @@ fn found(stat: &unix::Stat) -> io::Result<Found> {
             inode: stat.st_ino as u64,
             len: stat.st_size as u64,
             mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+            ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as u32),
         })),
         FileType::Directory => Ok(Found::Directory),
         _ => Err(io::ErrorKind::NotFound.into()),
@@ -279,6 +283,7 @@ fn stat_cached(file: impl AsFd) -> Option<io::Result<Found>> {
             inode: stat.stx_ino,
             len: stat.stx_size,
             mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
         })),
         FileType::Directory => Ok(Found::Directory),
         _ => Err(io::ErrorKind::NotFound.into()),
@@ -286,7 +291,8 @@ fn stat_cached(file: impl AsFd) -> Option<io::Result<Found>> {
 }
 
 /// Whether nothing of the file system of `file` is on another machine, or is answered by another
-/// process: so that to ask for what is cached cannot block, and is exact.
+/// process: so that to ask for what is cached cannot block, and is exact. Blocks if the file system
+/// does.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_local(file: &File) -> bool {
     const EXT: u64 = 0xef53;
@@ -383,6 +389,31 @@ mod tests {
             let walked = open_by_components(open_root(&path).unwrap(), name);
             let walked = walked.and_then(|file| read(file.into()));
             assert_eq!(opened.ok(), walked.ok(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn permissions_are_part_of_the_state() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, b"content").unwrap();
+        let identity = || match Root::Anywhere.look_up(&path).unwrap() {
+            Found::File(identity) => identity,
+            Found::Directory => panic!("a file is a directory"),
+        };
+        let before = identity();
+        // The clock of the file system moves in steps.
+        while identity().ctime == before.ctime {
+            for mode in [0o600, 0o400] {
+                fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            }
+        }
+        assert_eq!(identity().mtime, before.mtime);
+        assert_ne!(identity(), before);
+        if let Some(cached) = Root::Anywhere.look_up_cached(&path) {
+            assert_eq!(cached.unwrap(), Found::File(identity()));
         }
     }
 

@@ -108,6 +108,7 @@ mod tests {
             inode: 0xab,
             len: 16,
             mtime: (seconds, 5),
+            ctime: (seconds, 6),
         }
     }
 
