@@ -31,8 +31,9 @@ impl Condition {
             if !any_tag(headers, &IF_MATCH, |other| tag.is_strongly(other)) {
                 return Self::Failed;
             }
-        } else if let (Some(date), Some(since)) = (date, http_date(headers, &IF_UNMODIFIED_SINCE)) {
-            if is_later(date, since) {
+        } else if let Some(since) = http_date(headers, &IF_UNMODIFIED_SINCE) {
+            // Without a date, the file may have been modified at any time up to now.
+            if date.is_none_or(|date| is_later(date, since)) {
                 return Self::Failed;
             }
         }

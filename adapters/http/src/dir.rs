@@ -7,7 +7,10 @@ use std::path::Path;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::LOCATION;
+use http::header::{
+    HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+    LOCATION, RANGE,
+};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::Body;
@@ -20,7 +23,7 @@ use crate::files::Files;
 use crate::future::ResponseFuture;
 use crate::lookup::{Root, Symlinks};
 use crate::request_path::RequestPath;
-use crate::response::{content_type, failed, is_allowed, method_not_allowed, status, Server};
+use crate::response::{content_type, is_allowed, method_not_allowed, status, Server};
 
 /// Serves the files of a directory and of the directories below it.
 ///
@@ -53,6 +56,17 @@ struct Site {
     appends_index: bool,
     redirects: bool,
 }
+
+/// The headers by which a client asks for a part of a file, or for one that it does not have. A
+/// response that is none of success ignores them (RFC 9110, sections 13.2.1 and 14.2).
+const CONDITIONS: [HeaderName; 6] = [
+    IF_MATCH,
+    IF_NONE_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_UNMODIFIED_SINCE,
+    IF_RANGE,
+    RANGE,
+];
 
 /// What a fallback is called for, and what its response becomes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -196,6 +210,8 @@ impl<F> MappedDir<F> {
 
     /// Sets a service that answers requests for which there is no file, and makes its responses
     /// 404s.
+    ///
+    /// It gets the request without ranges and conditions, so that each 404 has the whole page.
     pub fn not_found_service<F2>(self, service: F2) -> MappedDir<F2> {
         let mut this = self.fallback(service);
         this.on_fallback.sets_not_found = true;
@@ -301,9 +317,9 @@ where
                 true => match site.answer(&request).await {
                     Ok(response) => return response,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        status(StatusCode::NOT_FOUND)
+                        site.server.not_found()
                     }
-                    Err(error) => return failed(&error),
+                    Err(error) => return site.server.failed(&error),
                 },
                 false => method_not_allowed(),
             };
@@ -312,7 +328,12 @@ where
             else {
                 return response;
             };
-            let request = Request::from_parts(request, body);
+            let mut request = Request::from_parts(request, body);
+            if on_fallback.sets_not_found {
+                for condition in CONDITIONS {
+                    request.headers_mut().remove(condition);
+                }
+            }
             let response = match fallback.call(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},

@@ -13,7 +13,7 @@ use crate::encoding::Encoding;
 use crate::files::Files;
 use crate::future::ResponseFuture;
 use crate::lookup::Root;
-use crate::response::{content_type, failed, is_allowed, method_not_allowed, status, Server};
+use crate::response::{content_type, is_allowed, method_not_allowed, Server};
 
 /// Serves one file, whatever the path of the request is.
 ///
@@ -124,8 +124,8 @@ impl<B> Service<Request<B>> for MappedFile {
                 .await
             {
                 Ok(Some(response)) => response,
-                Ok(None) => status(http::StatusCode::NOT_FOUND),
-                Err(error) => failed(&error),
+                Ok(None) => this.server.not_found(),
+                Err(error) => this.server.failed(&error),
             }
         })
     }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use http::header::{
     HeaderName, HeaderValue, ACCEPT_RANGES, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
-    CONTENT_TYPE, ETAG, IF_RANGE, LAST_MODIFIED, VARY,
+    CONTENT_TYPE, ETAG, IF_RANGE, LAST_MODIFIED, RETRY_AFTER, VARY,
 };
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
@@ -74,6 +74,31 @@ impl Server {
     pub(crate) fn with_chunk(self, chunk: usize) -> Self {
         assert!(chunk > 0, "a body of frames of 0 bytes would not end");
         Self { chunk, ..self }
+    }
+
+    /// The answer to a request for which there is no file.
+    pub(crate) fn not_found(&self) -> Response<ResponseBody> {
+        let mut response = status(StatusCode::NOT_FOUND);
+        if !self.precompressed.is_none() {
+            // For a client that accepts another encoding there may be one.
+            insert(&mut response, VARY, "accept-encoding");
+        }
+        response
+    }
+
+    /// The answer to a request whose file cannot be opened or read.
+    pub(crate) fn failed(&self, error: &io::Error) -> Response<ResponseBody> {
+        match error.kind() {
+            io::ErrorKind::NotFound => self.not_found(),
+            // For a moment: another program has a lease on the file, or a body shows pages of a
+            // file that an overlay has copied since.
+            io::ErrorKind::WouldBlock => {
+                let mut response = status(StatusCode::SERVICE_UNAVAILABLE);
+                insert(&mut response, RETRY_AFTER, "1");
+                response
+            }
+            _ => status(StatusCode::INTERNAL_SERVER_ERROR),
+        }
     }
 
     /// Answers a GET or HEAD request for the file at `path`; `None` if a directory is there.
@@ -240,16 +265,29 @@ pub(crate) fn method_not_allowed() -> Response<ResponseBody> {
     response
 }
 
-/// The answer to a request whose file cannot be opened or read.
-pub(crate) fn failed(error: &io::Error) -> Response<ResponseBody> {
-    status(match error.kind() {
-        io::ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    })
-}
-
 /// The content type of a file of this name.
 pub(crate) fn content_type(path: &Path) -> HeaderValue {
     let guess = mime_guess::from_path(path).first_raw();
     HeaderValue::from_static(guess.unwrap_or("application/octet-stream"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passing_problems_are_to_be_tried_again() {
+        let root = crate::lookup::Root::Anywhere;
+        let server = Server::new(Files::new(root, crate::cache::Limits::default()));
+        for (kind, status, retry) in [
+            (io::ErrorKind::NotFound, 404, None),
+            (io::ErrorKind::WouldBlock, 503, Some("1")),
+            (io::ErrorKind::Other, 500, None),
+        ] {
+            let response = server.failed(&kind.into());
+            assert_eq!(response.status(), status);
+            let after = response.headers().get(RETRY_AFTER);
+            assert_eq!(after.map(|value| value.to_str().unwrap()), retry);
+        }
+    }
 }

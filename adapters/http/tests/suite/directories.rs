@@ -144,6 +144,26 @@ both!(files_that_are_none, |start| {
     assert_eq!(get(server.address, "/", &[]).status, 404);
 });
 
+// A file that stays mapped is not served any longer than it may be read.
+both!(revoked_permission, |start| {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    settled(&path, b"content");
+    let server = start(boxed(MappedDir::new(dir.path())));
+    let first = get(server.address, "/a", &[]);
+    let tag = first.header("etag").unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
+    // Root may read it.
+    let (status, same) = match std::fs::read(&path) {
+        Ok(_) => (200, 304),
+        Err(_) => (404, 404),
+    };
+    assert_eq!(get(server.address, "/a", &[]).status, status);
+    // The content is the same.
+    let answer = get(server.address, "/a", &[("if-none-match", tag)]);
+    assert_eq!(answer.status, same);
+});
+
 /// A service that answers with what it is asked.
 fn echo() -> impl tower::Service<
     Request<()>,
@@ -189,6 +209,22 @@ both!(fallbacks, |start| {
     let server = start(boxed(MappedDir::new(&root).not_found_service(page.clone())));
     let answer = get(server.address, "/missing", &[]);
     assert_eq!((answer.status, &*answer.body), (404, &b"text"[..]));
+    // The client does not have a file that is not there.
+    let tag = answer.header("etag").unwrap();
+    let date = answer.header("last-modified").unwrap();
+    for header in [
+        ("range", "bytes=0-1"),
+        ("range", "bytes=9-"),
+        ("if-none-match", tag),
+        ("if-modified-since", date),
+        ("if-match", "\"other\""),
+        ("if-unmodified-since", crate::rfc::BEFORE),
+    ] {
+        let answer = get(server.address, "/missing", &[header]);
+        let whole = (404, &b"text"[..], None);
+        let range = answer.header("content-range");
+        assert_eq!((answer.status, &*answer.body, range), whole, "{header:?}");
+    }
     // The page of an application, for all of its paths.
     let server = start(boxed(MappedDir::new(&root).fallback(page)));
     let answer = get(server.address, "/missing", &[]);
@@ -230,7 +266,9 @@ both!(precompressed, |start| {
     assert_eq!(answer.header("vary"), Some("accept-encoding"));
     // There is only the compressed one.
     assert_eq!(accepting("/only.css", "gzip").0.body, b"style as gzip");
-    assert_eq!(accepting("/only.css", "br").0.status, 404);
+    let (answer, _) = accepting("/only.css", "br");
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.header("vary"), Some("accept-encoding"));
     // A directory is not its archive.
     assert_eq!(accepting("/sub", "gzip").0.status, 307);
     assert_eq!(accepting("/sub/", "gzip").0.body, b"sub");

@@ -9,6 +9,7 @@ use mmap_io::MemoryMappedFile;
 use mmap_io_http::MappedDir;
 
 use crate::client::{get, Answer};
+use crate::rfc::DATE;
 use crate::server::{boxed, Server};
 use crate::{both, modified, pattern, set_modified, settled};
 
@@ -102,6 +103,10 @@ both!(weak_while_recent, |start| {
         let date = httpdate::fmt_http_date(time);
         let answer = get(server.address, "/a", &[("if-modified-since", &date)]);
         assert_eq!(answer.status, 200);
+        for date in [&*date, DATE] {
+            let headers = [("range", "bytes=500-"), ("if-unmodified-since", date)];
+            assert_eq!(get(server.address, "/a", &headers).status, 412, "{date}");
+        }
     }
     set_modified(&path, now - Duration::from_secs(10));
     assert!(!tag(&get(server.address, "/a", &[])).starts_with("W/"));
@@ -127,6 +132,8 @@ both!(weak_while_written_here, |start| {
     assert_eq!(rest.body[..600], [b'2'; 600]);
     let rest = resume(&server, &weak, 500);
     assert_eq!(rest.status, 200);
+    let headers = [("range", "bytes=500-"), ("if-unmodified-since", DATE)];
+    assert_eq!(get(server.address, "/a", &headers).status, 412);
 });
 
 /// How many files below a directory this process has open.
