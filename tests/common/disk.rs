@@ -77,6 +77,18 @@ impl Disk {
         }
         path
     }
+
+    /// Gives the blocks of a [`fill`](Self::fill) free. They are so at once, also if a child that
+    /// another test is starting has a copy of a descriptor of the file.
+    pub(crate) fn free(&self, filler: &Path) {
+        File::options()
+            .write(true)
+            .open(filler)
+            .unwrap()
+            .set_len(0)
+            .unwrap();
+        std::fs::remove_file(filler).unwrap();
+    }
 }
 
 impl Drop for Disk {

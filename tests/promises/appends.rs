@@ -315,7 +315,7 @@ fn full_disk_is_an_error_before_the_first_byte() {
             assert_full(log.append_async(&vec![1; 4 << 20]).await);
             assert_eq!(fs::read(&path).unwrap(), before);
             assert_eq!(log.len(), before.len() as u64);
-            fs::remove_file(filler).unwrap();
+            disk.free(&filler);
             let appended = log.append(&vec![1; 4 << 20]).await.unwrap();
             assert_eq!(appended, before.len() as u64);
         });
@@ -342,7 +342,7 @@ fn full_disk_is_an_error_in_a_hole_at_the_end() {
                 assert_eq!(log.len(), 10);
                 assert_eq!(log.pending_bytes(), 0);
             }
-            fs::remove_file(filler).unwrap();
+            disk.free(&filler);
             assert_eq!(log.append(&[1; 10]).await.unwrap(), 10);
             assert_eq!(fs::read(&path).unwrap()[10..], [1; 10]);
             assert_eq!(log.pending_bytes(), 10);
@@ -367,7 +367,7 @@ fn failed_append_leaves_the_timer_armed() {
         let log = builder.open().await.unwrap();
         let filler = disk.fill();
         assert_full(log.append(&[1; 10]).await);
-        fs::remove_file(filler).unwrap();
+        disk.free(&filler);
         log.append(&[1; 10]).await.unwrap();
         wait_until(&log, |stats| stats.pending_bytes == 0).await;
         assert!(log.stats().flushes > 0);

@@ -334,7 +334,7 @@ fn hole_on_a_full(disk: Disk) {
         assert_all_writes_faulted(&file, at).await;
         assert_eq!(view, data);
         // The stores are lost, also when there is room again.
-        fs::remove_file(filler).unwrap();
+        disk.free(&filler);
         assert_faulted(file.refresh().await, at);
         assert_faulted(MemoryMappedFile::open_rw(&path).await, at);
         assert_faulted(file.close().await, at);

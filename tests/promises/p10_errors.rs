@@ -94,7 +94,7 @@ fn flush_error_outlives_repair() {
             assert_eq!(error.raw_os_error(), lost);
         };
         // Also when there is room, and a flush would succeed: what was lost is lost.
-        fs::remove_file(filler).unwrap();
+        small.free(&filler);
         let other = MemoryMappedFile::open_rw(&path).await.unwrap();
         let always = MemoryMappedFile::builder(&path)
             .flush_policy(FlushPolicy::Always)

@@ -2,7 +2,6 @@
 //! view, or many waiters at once. The disk is a real one that runs full under its file system; what
 //! each durable call returns afterwards is also in `p10_errors`.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -53,7 +52,7 @@ impl Failing {
 
     /// From now on a flush would succeed although bytes are lost.
     fn repair(&mut self) {
-        fs::remove_file(self.filler.take().unwrap()).unwrap();
+        self.small.free(&self.filler.take().unwrap());
     }
 
     /// Opens the file when every handle and `Bytes` is gone, and the error with them.

@@ -326,7 +326,7 @@ fn dropped_opening_or_close_never_makes_busy() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
     block_on(MemoryMappedFile::create_rw(&path, 5_000)).unwrap();
-    for turn in 0..1_000 {
+    for turn in 0..400 {
         for begin in begin {
             let mut running = begin(&path);
             let mut polls = 1 + turn % 2;

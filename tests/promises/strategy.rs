@@ -138,7 +138,7 @@ async fn large_writes_on_a_full(disk: Disk) {
         assert!(fs::read(&path).unwrap() == content);
         file.flush().await.unwrap();
     }
-    fs::remove_file(filler).unwrap();
+    disk.free(&filler);
     file.update_region_async(300_001, &large[..300_000])
         .await
         .unwrap();
