@@ -50,6 +50,9 @@ struct Ranges {
     bytes: u64,
     /// Ranges are widened to multiples of this power of two, so that the set stays small.
     granule: u64,
+    /// The largest end of a range before it was widened, since everything was last durable. No byte
+    /// behind it was written, whatever the set says.
+    reach: u64,
     /// The ranges that the running flush took out of the set; they are not durable yet either.
     flushing: Vec<ByteRange>,
     /// The bytes and writes that the policies count.
@@ -78,6 +81,7 @@ impl DirtyRanges {
             len: 0,
             bytes: 0,
             granule: 1,
+            reach: 0,
             flushing: Vec::new(),
             since_flush: Written::default(),
             alarm: None,
@@ -86,7 +90,7 @@ impl DirtyRanges {
 
     /// Returns the number of distinct dirty bytes. Bytes that are being flushed count: they are not
     /// durable before the flush has ended. With more than a few thousand ranges, the pages that
-    /// hold the ranges are counted instead.
+    /// hold the ranges are counted instead, or larger pieces.
     pub(crate) fn bytes(&self) -> u64 {
         let dirty = self.ranges();
         let flushing = dirty.flushing.iter().map(|range| dirty.missing(*range));
@@ -145,10 +149,27 @@ impl DirtyRanges {
         }
     }
 
-    /// Removes the ranges past the new end of the file; returns their hull.
+    /// Removes the ranges past the new end of the file, also those that a running flush has taken;
+    /// returns a hull of the bytes there that were written.
     pub(crate) fn truncate(&self, len: u64) -> Option<ByteRange> {
-        let removed = self.ranges().remove(&[ByteRange::between(len, u64::MAX)]);
-        removed.into_iter().reduce(ByteRange::hull)
+        let mut dirty = self.ranges();
+        let mut removed = dirty.remove(&[ByteRange::between(len, u64::MAX)]);
+        let flushing = std::mem::take(&mut dirty.flushing);
+        for range in flushing {
+            let (start, end) = (range.start(), range.end());
+            if start < len {
+                dirty.flushing.push(ByteRange::between(start, end.min(len)));
+            }
+            if len < end {
+                removed.push(ByteRange::between(start.max(len), end));
+            }
+        }
+        let reach = dirty.reach;
+        dirty.reach = reach.min(len);
+        let written = removed.into_iter().filter(|range| range.start() < reach);
+        let written =
+            written.map(|range| ByteRange::between(range.start(), range.end().min(reach)));
+        written.reduce(ByteRange::hull)
     }
 
     /// Clears the alarm if it is still set for `at`, and returns whether there are bytes to flush.
@@ -191,11 +212,13 @@ impl DirtyGuard<'_> {
     /// Records one write; returns the flush that `policy` requires.
     pub(crate) fn record(&mut self, ranges: &[ByteRange], policy: FlushPolicy) -> FlushDue {
         let dirty = &mut *self.0;
-        if !dirty.counts {
+        let is_nothing = ranges.iter().all(|range| range.is_empty());
+        if !dirty.counts || is_nothing {
             return FlushDue::None;
         }
         for range in ranges {
             dirty.add(*range);
+            dirty.reach = dirty.reach.max(range.end());
             dirty.since_flush.bytes += range.len();
         }
         dirty.since_flush.writes += 1;
@@ -328,10 +351,11 @@ pub(crate) struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    /// Returns the end of the last range.
+    /// Returns the end of the last range, as far as it was written.
     pub(crate) fn end(&self) -> Option<u64> {
         let dirty = self.dirty.ranges();
-        dirty.flushing.iter().map(|range| range.end()).max()
+        let end = dirty.flushing.iter().map(|range| range.end()).max()?;
+        Some(end.min(dirty.reach))
     }
 
     /// Ends the flush with its result.
@@ -349,6 +373,8 @@ impl Drop for InFlight<'_> {
             flushing.into_iter().for_each(|range| dirty.add(range));
             dirty.since_flush.bytes += self.written.bytes;
             dirty.since_flush.writes += self.written.writes;
+        } else if dirty.bytes == 0 {
+            dirty.reach = 0;
         }
     }
 }
@@ -385,6 +411,57 @@ mod tests {
         assert_eq!(dirty.bytes(), 74);
         flush(&dirty, &[range(0, u64::MAX)]);
         assert_eq!(dirty.bytes(), 0);
+    }
+
+    #[test]
+    fn a_cut_takes_what_a_flush_has_taken() {
+        let dirty = written(&[range(0, 100), range(200, 300)]);
+        let taken = dirty.take(&[range(0, 250)]);
+        assert_eq!(dirty.truncate(50), Some(range(50, 300)));
+        assert_eq!(taken.end(), Some(50));
+        taken
+            .complete(Err(io::ErrorKind::Other.into()))
+            .unwrap_err();
+        assert_eq!(dirty.bytes(), 50);
+        assert_eq!(dirty.truncate(50), None);
+        assert_eq!(dirty.truncate(10), Some(range(10, 50)));
+        flush(&dirty, &[range(0, 10)]);
+        assert_eq!(dirty.bytes(), 0);
+    }
+
+    /// Ranges that were widened reach behind what was written.
+    #[test]
+    fn a_cut_behind_all_writes_takes_nothing() {
+        let ranges: Vec<_> = (0..MOST_RANGES as u64 + 1)
+            .map(|at| range(2 * at, 2 * at + 1))
+            .collect();
+        let last = ranges.last().unwrap().end();
+        let dirty = written(&ranges);
+        assert!(dirty.bytes() > last);
+        let taken = dirty.take(&[range(0, 1 << 20)]);
+        assert_eq!(taken.end(), Some(last));
+        assert_eq!(dirty.truncate(last + 1), None);
+        taken
+            .complete(Err(io::ErrorKind::Other.into()))
+            .unwrap_err();
+        assert_eq!(dirty.truncate(last), None);
+        assert_eq!(dirty.truncate(last - 1), Some(range(last - 1, last)));
+        flush(&dirty, &[range(0, 1 << 20)]);
+        assert_eq!(dirty.lock().0.reach, 0);
+    }
+
+    #[test]
+    fn a_write_of_nothing_counts_for_no_policy() {
+        let dirty = written(&[]);
+        for policy in [
+            FlushPolicy::Always,
+            FlushPolicy::EveryWrites(1),
+            FlushPolicy::EveryMillis(1),
+        ] {
+            assert_eq!(dirty.record(&[], policy), FlushDue::None);
+            assert_eq!(dirty.record(&[range(5, 5)], policy), FlushDue::None);
+        }
+        assert_eq!(dirty.alarm(), None);
     }
 
     #[test]

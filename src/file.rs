@@ -301,7 +301,7 @@ impl MemoryMappedFile {
     /// on the file; 0 for a read-only or copy-on-write handle.
     ///
     /// A byte that is being flushed counts until the flush has succeeded. Of thousands of ranges
-    /// far from each other, whole pages are counted.
+    /// far from each other, whole pages are counted, or larger pieces.
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
             MmapMode::ReadWrite => self.handle.shared.dirty().bytes(),
