@@ -25,6 +25,7 @@ use crate::error::{MmapIoError, Result, Subject};
 use crate::offload::{pool_has_one_thread, spawn, ROUNDS};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
+use crate::sys;
 use crate::trace::{self, Phase};
 
 /// A flush is delayed by at most 1/LINGER of the time that the previous flush took.
@@ -79,10 +80,8 @@ pub(crate) trait Waiter: Send + Sync {
     /// Returns the bytes that the waiter waits for.
     fn extent(&self) -> Extent<'_>;
 
-    /// Returns whether a caller receives the result.
-    fn is_heeded(&self) -> bool {
-        true
-    }
+    /// Returns whether a future still waits for the result.
+    fn is_heeded(&self) -> bool;
 
     /// Notes that the flush begins.
     fn begin(&self) {}
@@ -97,7 +96,6 @@ pub(crate) trait Waiter: Send + Sync {
 pub(crate) struct Flush {
     /// `None` for the whole file.
     range: Option<[ByteRange; 1]>,
-    is_heeded: bool,
     phase: Phase,
     done: Completion<Result<()>>,
 }
@@ -106,7 +104,6 @@ impl Flush {
     pub(crate) fn of(range: ByteRange) -> Self {
         Self {
             range: Some([range]),
-            is_heeded: true,
             phase: Phase::submit(),
             done: Completion::new(),
         }
@@ -115,23 +112,45 @@ impl Flush {
     pub(crate) fn of_everything() -> Self {
         Self {
             range: None,
-            is_heeded: true,
             phase: Phase::submit(),
             done: Completion::new(),
         }
     }
 
-    /// Turns the flush into a background flush: no caller waits for it.
+    /// Turns the flush into a background flush: no future waits for it.
     pub(crate) fn unheeded(self) -> Self {
-        Self {
-            is_heeded: false,
-            ..self
-        }
+        self.done.abandon();
+        self
     }
 
     /// Waits until the bytes are durable.
-    pub(crate) async fn done(&self) -> Result<()> {
+    async fn done(&self) -> Result<()> {
         std::future::poll_fn(|context| self.done.poll(context)).await
+    }
+}
+
+/// A flush that was started. It runs to completion also if this is dropped, which tells the flush
+/// that no future waits for it.
+#[derive(Debug)]
+pub(crate) struct Started(Arc<Flush>);
+
+impl Started {
+    pub(crate) fn new(flush: Arc<Flush>) -> Self {
+        Self(flush)
+    }
+
+    /// Waits until the bytes are durable.
+    pub(crate) async fn done(self) -> Result<()> {
+        self.0.done().await
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // In a forked child the lock may stay locked forever.
+        if !sys::is_forked() {
+            self.0.done.abandon();
+        }
     }
 }
 
@@ -144,7 +163,7 @@ impl Waiter for Flush {
     }
 
     fn is_heeded(&self) -> bool {
-        self.is_heeded
+        !self.done.is_abandoned()
     }
 
     fn begin(&self) {
@@ -332,8 +351,6 @@ impl<D: Durable> FlushTurn<D> {
                 waiting.iter().for_each(|waiter| waiter.begin());
             }
             let commits = target.commits();
-            let is_heeded = waiting.iter().any(|waiter| waiter.is_heeded());
-            let lost = is_heeded.then(|| target.take_lost()).flatten();
             let flushed = if everything {
                 commits.flush(&*target, Extent::Everything)
             } else {
@@ -355,7 +372,10 @@ impl<D: Durable> FlushTurn<D> {
             // Relaxed: these are counters.
             let served = waiting.len() as u64;
             commits.served.fetch_add(served, Ordering::Relaxed);
-            let failed = flushed.err().or(lost);
+            // Only if a future takes it: it is reported once.
+            let is_heeded = || waiting.iter().any(|waiter| waiter.is_heeded());
+            let lost = || is_heeded().then(|| target.take_lost()).flatten();
+            let failed = flushed.err().or_else(lost);
             let is_over = {
                 let mut state = lock(&commits.state);
                 let ended = Instant::now();

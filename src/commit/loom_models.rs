@@ -260,6 +260,10 @@ impl Waiter for Hasty {
         self.flush.extent()
     }
 
+    fn is_heeded(&self) -> bool {
+        self.flush.is_heeded()
+    }
+
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
         if let Some(waker) = self.flush.acknowledge(result) {
             waker.wake();

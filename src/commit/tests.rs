@@ -36,6 +36,8 @@ struct Disk {
     fault: Option<(usize, Fault)>,
     /// Reports that a flush has begun, and holds the flush until the test lets it go on.
     gate: Option<(Sender<()>, Mutex<Receiver<()>>)>,
+    /// The error for bytes that another process has cut off.
+    lost: Mutex<Option<MmapIoError>>,
 }
 
 impl Disk {
@@ -45,6 +47,7 @@ impl Disk {
             log: Arc::default(),
             fault,
             gate: None,
+            lost: Mutex::default(),
         }
     }
 
@@ -67,6 +70,10 @@ impl Disk {
 impl Durable for Disk {
     fn commits(&self) -> &Commits {
         &self.commits
+    }
+
+    fn take_lost(&self) -> Option<MmapIoError> {
+        self.lost.lock().unwrap().take()
     }
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
@@ -296,6 +303,26 @@ fn a_late_waiter_is_served_by_the_next_flush() {
     go.send(()).unwrap();
     wait(&late).unwrap();
     assert_eq!(disk.log.lock().unwrap().durable[&0], 2);
+}
+
+/// It is told once, and so to a future that takes it.
+#[test]
+fn what_is_lost_is_kept_from_a_dropped_future() {
+    let disk = Arc::new(Disk::new(None));
+    let lost = io::Error::from(io::ErrorKind::UnexpectedEof);
+    *disk.lost.lock().unwrap() = Some(lost.into());
+    let (dropped, turn) = start(&disk, byte(0), false);
+    drop(Started::new(dropped));
+    turn.unwrap().run(1);
+    let (_, turn) = start(&disk, byte(0).unheeded(), false);
+    turn.unwrap().run(1);
+    let (heeded, turn) = start(&disk, byte(0), false);
+    turn.unwrap().run(1);
+    let told = wait(&heeded).unwrap_err();
+    assert_eq!(told.io_kind(), Some(io::ErrorKind::UnexpectedEof));
+    let (later, turn) = start(&disk, byte(0), false);
+    turn.unwrap().run(1);
+    wait(&later).unwrap();
 }
 
 #[test]

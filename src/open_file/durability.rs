@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::resize::truncated;
 use super::OpenFile;
-use crate::commit::{Commits, Durable, Extent, Flush, Waiter};
+use crate::commit::{Commits, Durable, Extent, Flush, Started, Waiter};
 use crate::dirty::{FlushDue, InFlight};
 use crate::error::MmapIoError;
 use crate::flush::FlushPolicy;
@@ -27,7 +28,7 @@ pub(super) static TIMER: Timer<OpenFile> = Timer::new();
 
 impl OpenFile {
     /// Starts a flush, which runs even if no task waits for it. Its error sticks to the file.
-    pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Arc<Flush> {
+    pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Started {
         let flush = Arc::new(flush);
         match check() {
             Ok(()) => {
@@ -37,7 +38,7 @@ impl OpenFile {
             // The future was not polled yet, so there is no task to wake.
             Err(error) => drop(flush.acknowledge(Err(error.into()))),
         }
-        flush
+        Started::new(flush)
     }
 
     /// Whether a flush has nothing to do: everything that was written is durable, so are the length
@@ -65,7 +66,7 @@ impl OpenFile {
         }
         // The stores were made without a look at the pages.
         self.forget_writable(range);
-        self.start_due(self.dirty.record(&[range], policy), range);
+        self.start_due(self.record_under_lease(range, policy), range);
     }
 
     /// Records what was written through a view as dirty, and starts the flush that the policy asks
@@ -77,7 +78,27 @@ impl OpenFile {
         policy: FlushPolicy,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
         self.forget_writable(range);
-        self.finish_write(self.dirty.record(&[range], policy), range)
+        self.finish_write(self.record_under_lease(range, policy), range)
+    }
+
+    /// Records bytes as dirty that were written under a lease which the caller still holds. Bytes
+    /// behind the end of the file are lost: no cut of this process happens under a lease, so another
+    /// process has cut them off.
+    fn record_under_lease(&self, range: ByteRange, policy: FlushPolicy) -> FlushDue {
+        let is_faulted = self.check_maps().is_err();
+        // Together, so that a cut that is adopted finds the bytes in the set, or this finds the cut.
+        let mut lost = lock(&self.lost);
+        let len = match is_faulted {
+            // What was stored to zeroes is found to be lost when the file is mapped again.
+            true => u64::MAX,
+            false => self.len(),
+        };
+        let inside = ByteRange::between(range.start().min(len), range.end().min(len));
+        if inside != range && !self.is_private() {
+            let gone = ByteRange::between(range.start().max(len), range.end());
+            lost.get_or_insert(truncated(gone, len));
+        }
+        self.dirty.record(&[inside], policy)
     }
 
     /// Starts the flush that is due after a write of `range`. The future waits for it.
@@ -172,12 +193,18 @@ impl OpenFile {
     }
 
     /// Fails if another process has cut off bytes that were written here and are being flushed.
-    fn check_no_outside_cut(&self, file: &File, taken: &InFlight<'_>) -> io::Result<()> {
+    /// `cuts` and `before` are what the count of cuts and the length were when the bytes were taken.
+    fn check_no_outside_cut(
+        &self,
+        file: &File,
+        taken: &InFlight<'_>,
+        (cuts, before): (u64, u64),
+    ) -> io::Result<()> {
         let Some(end) = taken.end() else {
             return Ok(());
         };
-        // This process may itself cut the file, or grow it again, between these calls.
-        let (cuts, before) = (self.cuts(), self.len());
+        // This process may itself cut the file, or grow it again, between these calls. A cut of
+        // another process that is adopted in between has found the bytes that were taken.
         let file_len = sys::file_len(file)?;
         let expected = before.min(self.len()).min(end);
         if file_len < expected && self.cuts() == cuts {
@@ -229,12 +256,16 @@ impl Durable for OpenFile {
         };
         let writeback = Writeback::of(ranges, fs_traits);
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
-        let taken = self.dirty.take(covers);
+        let (taken, state) = {
+            // Together; see `adopt_cut`.
+            let _lost = lock(&self.lost);
+            (self.dirty.take(covers), (self.cuts(), self.len()))
+        };
         let cleaned = covers.iter().copied().reduce(ByteRange::hull);
         let cleaned = cleaned.filter(|_| !unsynced.length);
         let cleaned = cleaned.unwrap_or_else(|| ByteRange::between(0, len));
         self.forget_writable(cleaned);
-        let lost = self.check_no_outside_cut(file, &taken);
+        let lost = self.check_no_outside_cut(file, &taken, state);
         let result = lost.and_then(|()| {
             if self.touch_mtime.load(Ordering::Relaxed) && taken.end().is_some() {
                 // Before the sync, so that the sync may cover it. An error is ignored: the bytes
@@ -264,7 +295,8 @@ impl Alarmed for OpenFile {
     }
 
     fn ring(self: &Arc<Self>, at: Instant) {
-        if !self.dirty.take_alarm(at) {
+        // A file that cannot be flushed at present keeps its alarm until it is mapped again.
+        if self.check_maps().is_err() || !self.dirty.take_alarm(at) {
             return;
         }
         let flush = Flush::of_everything().unheeded();

@@ -15,13 +15,15 @@ use std::sync::atomic::{compiler_fence, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::apply::Operation;
+use super::durability::TIMER;
 use super::maps::Mapped;
 use super::page_lock::move_locks;
 use super::{OpenFile, OwnedLease};
 use crate::error::{MmapIoError, Result};
 use crate::fault_guard::{Guarded, Lost, IS_ON};
 use crate::map::{Map, Protection};
-use crate::queue::{Action, Ended};
+use crate::queue::{Action, Ended, Queue};
+use crate::range::ByteRange;
 use crate::sync::lock;
 use crate::sys;
 
@@ -183,11 +185,21 @@ impl OpenFile {
         self.replace_all(fresh.iter().map(|(map, _)| map.clone()));
         drop(fresh);
         // What was stored to the zeroes has not reached the file.
-        if let Some(gone) = self.dirty.truncate(lost.cut_at()) {
-            let offset = gone.to_pages(sys::page_size()).start();
-            lock(&self.lost).get_or_insert(MmapIoError::Faulted { offset });
+        let cut_at = lost.cut_at();
+        {
+            let mut lost = lock(&self.lost);
+            if let Some(gone) = self.dirty.truncate(cut_at) {
+                let offset = gone.to_pages(sys::page_size()).start();
+                lost.get_or_insert(MmapIoError::Faulted { offset });
+            }
         }
         self.cancel_alarm_if_clean();
+        if let Some(this) = self.this.upgrade() {
+            // An alarm that has rung in the meantime was of no use.
+            TIMER.update(&this);
+            // Growth that views have blocked: they may show no byte any more that it would change.
+            Queue::restart(&this, ByteRange::between(0, u64::MAX));
+        }
         Ok(())
     }
 

@@ -170,20 +170,21 @@ impl OpenFile {
         // Relaxed: only the drain stores and loads it, except for `restart`; see its fence.
         let len = self.len();
         self.shown_end.fetch_max(len, Ordering::Relaxed);
-        self.hot.len.store(file_len, Ordering::Release);
+        {
+            let mut lost = lock(&self.lost);
+            // Under the lock, and the dirty ranges first: bytes that are recorded or flushed at this
+            // moment are found here, or found to be lost there.
+            if let Some(gone) = self.dirty.truncate(file_len) {
+                lost.get_or_insert(truncated(gone, file_len));
+            }
+            self.hot.len.store(file_len, Ordering::Release);
+            // SeqCst: as for a cut that `resize` makes.
+            self.cuts.fetch_add(1, Ordering::SeqCst);
+        }
         self.hot.leases.recheck(ByteRange::between(file_len, len));
-        // SeqCst: as for a cut that `resize` makes.
-        self.cuts.fetch_add(1, Ordering::SeqCst);
         self.forget_writable(ByteRange::between(file_len.saturating_sub(1), u64::MAX));
         self.cut_private(file_len);
         self.unlock_past(file_len);
-        if let Some(gone) = self.dirty.truncate(file_len) {
-            lock(&self.lost).get_or_insert(MmapIoError::Truncated {
-                offset: gone.start(),
-                len: gone.len(),
-                file_len,
-            });
-        }
         self.cancel_alarm_if_clean();
         self.mark_length_unsynced();
     }
@@ -191,7 +192,11 @@ impl OpenFile {
     pub(super) fn adopt(&self, file_len: u64) -> Result<()> {
         match file_len > self.len() {
             true => self
-                .cover(file_len, || Ok(file_len))
+                .cover(file_len, || {
+                    // The process that has made the file longer need not have made that durable.
+                    self.mark_length_unsynced();
+                    Ok(file_len)
+                })
                 .map(drop)
                 .map_err(MmapIoError::resize_failed),
             false => Ok(()),
@@ -316,6 +321,15 @@ fn mappable_len(file: &File) -> Result<u64> {
             "{file_len} bytes are more than can be mapped"
         ))),
         false => Ok(file_len),
+    }
+}
+
+/// The error for bytes that another process has cut off before they were durable.
+pub(super) fn truncated(gone: ByteRange, file_len: u64) -> MmapIoError {
+    MmapIoError::Truncated {
+        offset: gone.start(),
+        len: gone.len(),
+        file_len,
     }
 }
 

@@ -316,6 +316,10 @@ impl<L: Send> Waiter for Op<L> {
         Extent::Ranges(self.written())
     }
 
+    fn is_heeded(&self) -> bool {
+        !self.done.is_abandoned()
+    }
+
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
         self.phase.end();
         self.done.complete(result.map(|()| self.success()))

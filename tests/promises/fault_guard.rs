@@ -15,7 +15,7 @@ use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
 use crate::common::child::{abort_if_stuck, child, Child};
 use crate::common::disk::{truncate, Disk, MIB};
 use crate::common::fuse::{with_fuse, READ};
-use crate::common::{block_on, pattern, patterned, wait_until};
+use crate::common::{block_on, pattern, patterned, poll_once, wait_until, with_timeout};
 use crate::refused_calls::refuse_populating;
 
 mod signals;
@@ -150,6 +150,60 @@ fn rotated_log_grows_beside_bytes() {
                 assert_eq!(new, [7; 10][..]);
                 log.flush().await.unwrap();
             }
+        });
+    });
+}
+
+/// An append that waited for a view of cut bytes, which was touched after that.
+#[test]
+fn blocked_append_goes_on_after_a_fault() {
+    in_a_child(child!(blocked_append_goes_on_after_a_fault), |dir| {
+        block_on(async {
+            let (path, log) = patterned(dir, 4096).await;
+            let old = log.bytes(0, 4096).unwrap();
+            truncate(&path, 0);
+            assert_eq!(log.refresh().await.unwrap(), 0);
+            let mut append = Box::pin(log.append(b"x"));
+            assert!(poll_once(&mut append).await.is_none());
+            wait_until(&log, |stats| stats.oldest_blocked.is_some()).await;
+            assert_eq!(old[0], 0);
+            // The append may go first.
+            assert!(log.refresh().await.unwrap() <= 1);
+            assert_eq!(with_timeout(append).await.unwrap(), 0);
+            drop(old);
+            assert_eq!(log.append(b"y").await.unwrap(), 1);
+        });
+    });
+}
+
+#[test]
+fn background_flush_waits_for_the_next_map() {
+    in_a_child(child!(background_flush_waits_for_the_next_map), |dir| {
+        block_on(async {
+            let path = dir.join("data");
+            let file = MemoryMappedFile::builder(&path)
+                .size(100_000)
+                .flush_policy(FlushPolicy::EveryMillis(1))
+                .create()
+                .await
+                .unwrap();
+            // The file is faulted when the alarm of the write rings.
+            let view = file.bytes(50_000, 1).unwrap();
+            let mut slice = file.as_slice_mut(0, 1).await.unwrap();
+            slice[0] = 7;
+            truncate(&path, 5000);
+            assert_eq!(view[0], 0);
+            drop((view, slice));
+            assert_faulted(file.flush().await, 8192);
+            let quiet = MemoryMappedFile::builder(dir.join("other"));
+            let quiet = quiet.flush_policy(FlushPolicy::EveryMillis(1)).size(1);
+            let quiet = quiet.create().await.unwrap();
+            quiet.update_region(0, b"x").await.unwrap();
+            // It rings later than that of the faulted file.
+            wait_until(&quiet, |stats| stats.pending_bytes == 0).await;
+            assert_eq!(file.pending_bytes(), 1);
+            assert_eq!(file.refresh().await.unwrap(), 5000);
+            wait_until(&file, |stats| stats.pending_bytes == 0).await;
         });
     });
 }

@@ -171,3 +171,94 @@ fn background_flush_keeps_truncation_error() {
         quiet.update_region_async(0, b"durable").await.unwrap();
     });
 }
+
+#[test]
+fn stores_through_view_of_cut_bytes_are_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("storing behind a cut", async move {
+        for way in 0..5 {
+            let file = MemoryMappedFile::open_or_create(&path, 8192).await.unwrap();
+            file.resize(8192).await.unwrap();
+            file.flush().await.unwrap();
+            let stored = match way {
+                #[cfg(feature = "atomic")]
+                0 | 1 => {
+                    let view = file.atomic_u64(4096).unwrap();
+                    cut(&path, 4100);
+                    assert_eq!(file.refresh().await.unwrap(), 4100);
+                    view.store(7, std::sync::atomic::Ordering::Relaxed);
+                    drop(view);
+                    file.flush().await
+                }
+                _ => {
+                    let mut view = file.as_slice_mut(4000, 200).await.unwrap();
+                    // In the same page, so that the stores raise no signal.
+                    cut(&path, 4100);
+                    assert_eq!(file.refresh().await.unwrap(), 4100);
+                    view.fill(7);
+                    match way {
+                        2 => view.commit().await,
+                        _ => {
+                            drop(view);
+                            file.flush_range(4000, 10).await
+                        }
+                    }
+                }
+            };
+            assert_truncated(stored);
+            // It is told once, and what is left was written.
+            file.flush().await.unwrap();
+            assert_eq!(file.pending_bytes(), 0);
+            if way > 1 {
+                assert_eq!(file.as_slice(4000, 100).unwrap(), [7; 100]);
+            }
+        }
+    });
+}
+
+/// What counts as dirty may be wider than what was written.
+#[test]
+fn cut_behind_all_writes_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("cutting behind all writes", async move {
+        for refreshes in [false, true] {
+            let file = MemoryMappedFile::create_rw(&path, 12_000).await.unwrap();
+            let ranges: Vec<(u64, &[u8])> = (0..4097).map(|at| (2 * at, &b"x"[..])).collect();
+            file.update_regions(&ranges).await.unwrap();
+            cut(&path, 11_000);
+            if refreshes {
+                assert_eq!(file.refresh().await.unwrap(), 11_000);
+            }
+            file.flush().await.unwrap();
+            assert!(file.last_flush_error().is_none());
+            file.close().await.unwrap();
+        }
+    });
+}
+
+/// The length that another process has given a file need not be durable.
+#[test]
+fn adopted_length_is_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("adopting a length", async move {
+        let file = MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
+        for step in 1..=4 {
+            file.flush().await.unwrap();
+            let len = 4096 + step * 100;
+            cut(&path, len);
+            match step {
+                1 => file.resize(len).await.unwrap(),
+                2 => drop(file.grow_to(1).await.unwrap()),
+                3 => drop(file.refresh().await.unwrap()),
+                _ => drop(MemoryMappedFile::open_ro(&path).await.unwrap()),
+            }
+            assert_eq!(file.len(), len);
+            let flushes = file.stats().flushes;
+            file.flush().await.unwrap();
+            assert_eq!(file.stats().flushes, flushes + 1, "step {step}");
+        }
+    });
+}
