@@ -11,6 +11,7 @@ use bytes::Bytes;
 use mmap_io::MemoryMappedFile;
 
 use crate::cache::Reservation;
+use crate::drops::DropOnPool;
 use crate::lookup;
 
 /// What tells two generations of an object apart.
@@ -51,7 +52,7 @@ impl Identity {
 /// A file that was opened to be mapped.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    pub(crate) file: File,
+    pub(crate) file: DropOnPool<File>,
     pub(crate) path: PathBuf,
     pub(crate) identity: Identity,
     may_ask: bool,
@@ -63,7 +64,7 @@ impl Opened {
         Ok(Self {
             identity: Identity::of(&file.metadata()?)?,
             may_ask: lookup::is_local(&file),
-            file,
+            file: DropOnPool::new(file),
             path,
         })
     }

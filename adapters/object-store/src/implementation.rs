@@ -20,6 +20,7 @@ use super::object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 use super::{get_result, local};
+use crate::drops::DropOnPool;
 use crate::generation::{Generation, Opened};
 use crate::ranges;
 use crate::store::{MappedFileSystem, Shared};
@@ -30,7 +31,7 @@ enum Found {
     Mapped(Arc<Generation>),
     /// There is no map: what the local file system has answered, whose payload is empty, and the
     /// file.
-    Local(GetResult, Option<File>),
+    Local(GetResult, Option<DropOnPool<File>>),
 }
 
 #[async_trait]
@@ -71,26 +72,17 @@ impl ObjectStore for MappedFileSystem {
             let problem = format!("the range {range:?} ends before it starts");
             return Err(generic(problem.into()));
         }
-        let file = match find(self, location, GetOptions::default()).await? {
-            Found::Mapped(generation)
-                if ranges.iter().all(|range| range.end <= generation.len()) =>
-            {
+        if let Found::Mapped(generation) = find(self, location, GetOptions::default()).await? {
+            if ranges.iter().all(|range| range.end <= generation.len()) {
                 let wrap = |bytes| generation.counted(bytes);
                 let read = ranges::read(&generation.file, ranges, wrap).await;
                 return read.map_err(|error| generic(Box::new(error)));
             }
             // The local file system knows the error; or the object was replaced by a longer one.
-            Found::Mapped(_) => None,
-            Found::Local(_, file) => file,
-        };
+        }
         let (location, ranges) = (location.clone(), ranges.to_vec());
         let local = local(self).clone();
-        on_pool(async move {
-            // Closing may block.
-            drop(file);
-            local.get_ranges(&location, &ranges).await
-        })
-        .await
+        on_pool(async move { local.get_ranges(&location, &ranges).await }).await
     }
 
     async fn put_opts(
@@ -112,7 +104,7 @@ impl ObjectStore for MappedFileSystem {
     ) -> Result<Box<dyn MultipartUpload>> {
         let upload = local(self).put_multipart_opts(location, options).await?;
         Ok(Box::new(Upload {
-            upload,
+            upload: DropOnPool::new(upload),
             shared: Arc::clone(&self.shared),
             location: location.clone(),
         }))
@@ -289,7 +281,7 @@ fn generic(source: Box<dyn Error + Send + Sync>) -> StoreError {
 /// An upload of several parts, at whose end the map of the object that it replaces is dropped.
 #[derive(Debug)]
 struct Upload {
-    upload: Box<dyn MultipartUpload>,
+    upload: DropOnPool<Box<dyn MultipartUpload>>,
     shared: Arc<Shared>,
     location: Path,
 }
@@ -297,7 +289,8 @@ struct Upload {
 #[async_trait]
 impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.upload.put_part(data)
+        let mut part = DropOnPool::new(self.upload.put_part(data));
+        Box::pin(async move { part.as_mut().await })
     }
 
     async fn complete(&mut self) -> Result<PutResult> {

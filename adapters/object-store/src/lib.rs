@@ -28,6 +28,8 @@ mod cache;
 mod lookup;
 
 #[cfg(any(feature = "v0_13", feature = "v0_14"))]
+mod drops;
+#[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod generation;
 #[cfg(any(feature = "v0_13", feature = "v0_14"))]
 mod openings;

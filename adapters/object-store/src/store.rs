@@ -10,6 +10,7 @@ use futures_lite::future::yield_now;
 use mmap_io::{MemoryMappedFile, MmapMode};
 
 use crate::cache::Cache;
+use crate::drops::DropOnPool;
 use crate::generation::{Generation, Opened};
 use crate::openings::Openings;
 
@@ -258,7 +259,7 @@ impl Shared {
         location: &str,
         opened: Opened,
         e_tag: Option<String>,
-    ) -> Result<Arc<Generation>, File> {
+    ) -> Result<Arc<Generation>, DropOnPool<File>> {
         let len = opened.identity.len;
         let mapped = async {
             let reservation = self.cache.reserve(location, len)?;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_lite::stream::{self, Boxed, StreamExt};
 use mmap_io::MmapIoError;
 
+use crate::drops::DropOnPool;
 use crate::generation::Generation;
 
 /// The length of a chunk, where there are several.
@@ -50,7 +51,7 @@ pub(crate) fn mapped(
 
 /// Streams a range of a file that is not mapped, from copies.
 pub(crate) fn copied(
-    file: File,
+    file: DropOnPool<File>,
     range: Range<u64>,
     chunks: Chunks,
 ) -> Boxed<Result<Bytes, io::Error>> {
@@ -58,34 +59,21 @@ pub(crate) fn copied(
         Chunks::One => range.end - range.start,
         Chunks::Several => CHUNK as u64,
     };
-    let source = Source(Some(Arc::new(file)));
-    let pieces = stream::try_unfold((source, range), move |(source, left)| async move {
+    let pieces = stream::try_unfold((Arc::new(file), range), move |(file, left)| async move {
         if left.is_empty() {
             return Ok(None);
         }
         let piece = left.start..left.end.min(left.start + chunk);
         let rest = piece.end..left.end;
-        let file = source.0.clone();
-        let bytes = unblock(move || read_at(file.as_deref(), piece)).await?;
-        Ok(Some((bytes, (source, rest))))
+        let source = Arc::clone(&file);
+        let bytes = unblock(move || read_at(&source, piece)).await?;
+        Ok(Some((bytes, (file, rest))))
     });
     pieces.boxed()
 }
 
-/// A file, until the drop, which closes it on the pool, since closing may block.
-struct Source(Option<Arc<File>>);
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        if let Some(file) = self.0.take() {
-            unblock(move || drop(file)).detach();
-        }
-    }
-}
-
 /// Blocks.
-fn read_at(file: Option<&File>, range: Range<u64>) -> io::Result<Bytes> {
-    let file = file.ok_or(io::ErrorKind::NotFound)?;
+fn read_at(file: &File, range: Range<u64>) -> io::Result<Bytes> {
     let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
     let mut buffer = vec![0; len];
     #[cfg(unix)]

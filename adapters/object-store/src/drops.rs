@@ -1,0 +1,68 @@
+//! Drops on the pool what may block when it is dropped.
+
+use std::ops::{Deref, DerefMut};
+
+use blocking::unblock;
+
+/// A value that is dropped on the pool, whichever thread lets it go: a file, whose close may write
+/// it out or ask a server, or what owns one.
+#[derive(Debug)]
+pub(crate) struct DropOnPool<T: Send + 'static>(
+    /// `None` only inside the drop.
+    Option<T>,
+);
+
+impl<T: Send + 'static> DropOnPool<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
+impl<T: Send + 'static> Deref for DropOnPool<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("present until the drop")
+    }
+}
+
+impl<T: Send + 'static> DerefMut for DropOnPool<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("present until the drop")
+    }
+}
+
+impl<T: Send + 'static> Drop for DropOnPool<T> {
+    fn drop(&mut self) {
+        let value = self.0.take();
+        unblock(move || drop(value)).detach();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread::{current, ThreadId};
+
+    struct Tells(mpsc::Sender<ThreadId>);
+
+    impl Drop for Tells {
+        fn drop(&mut self) {
+            self.0.send(current().id()).unwrap();
+        }
+    }
+
+    #[test]
+    fn drop_runs_on_another_thread() {
+        let (sender, receiver) = mpsc::channel();
+        drop(DropOnPool::new(Tells(sender.clone())));
+        // Also if what owns it is a future that is given up before its first poll.
+        let value = DropOnPool::new(Tells(sender));
+        drop(async move { value.0.is_some() });
+        for _ in 0..2 {
+            assert_ne!(receiver.recv().unwrap(), current().id());
+        }
+        assert!(receiver.recv().is_err());
+    }
+}
