@@ -102,9 +102,13 @@ impl ObjectStore for MappedFileSystem {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let upload = local(self).put_multipart_opts(location, options).await?;
+        let (local, target) = (local(self).clone(), location.clone());
+        let upload = on_pool(async move {
+            let upload = local.put_multipart_opts(&target, options).await;
+            upload.map(DropOnPool::new)
+        });
         Ok(Box::new(Upload {
-            upload: DropOnPool::new(upload),
+            upload: upload.await?,
             shared: Arc::clone(&self.shared),
             location: location.clone(),
         }))

@@ -39,8 +39,10 @@ const YIELD_AFTER: u64 = 128;
 ///   map that is not kept any more lives on as long as a `Bytes` of it, and counts until then. Where
 ///   the bounds leave no room for an object, it is read into memory of its own.
 /// - Under any runtime or none, reads never block the thread that polls. Neither do `put`, `copy`,
-///   `rename` and `list_with_delimiter`. Listings, deletions and uploads of several parts are those
-///   of `LocalFileSystem`: under tokio they run on its pool, elsewhere on the thread that polls.
+///   `rename`, `list_with_delimiter`, and the start of an upload of several parts. Listings,
+///   deletions, and the parts and the end of such an upload are those of `LocalFileSystem`: under
+///   tokio they run on its pool, elsewhere on the thread that polls. An upload that is dropped
+///   before its end is removed in the background.
 ///
 /// [bounded]: https://docs.rs/object_store/latest/object_store/enum.GetRange.html
 ///

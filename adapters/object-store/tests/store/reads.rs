@@ -4,8 +4,10 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::pin::pin;
-use std::time::Duration;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
+use blocking::unblock;
 use bytes::Bytes;
 use futures_lite::future::{block_on, poll_once};
 use futures_lite::StreamExt;
@@ -374,6 +376,34 @@ fn hot_read_needs_no_hop() {
         parts.expect("the read waits").unwrap()[0],
         content()[10..20]
     );
+}
+
+#[test]
+fn uploads_are_opened_on_the_pool() {
+    let (dir, _, store) = store();
+    let staged = || fs::read_dir(dir.path()).unwrap().count() - 1;
+    // The pool has at most 500 threads: what comes after as many jobs that wait does not start.
+    let held = Arc::new(RwLock::new(()));
+    let hold = held.write();
+    for _ in 0..500 {
+        let held = Arc::clone(&held);
+        unblock(move || drop(held.read())).detach();
+    }
+    let object = object();
+    let mut upload = pin!(store.put_multipart(&object));
+    assert!(block_on(poll_once(&mut upload)).is_none());
+    assert_eq!(staged(), 0);
+    drop(hold);
+
+    // An upload that is given up leaves nothing behind.
+    let upload = block_on(upload).unwrap();
+    assert_eq!(staged(), 1);
+    drop(upload);
+    let start = Instant::now();
+    while staged() > 0 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
 }
 
 #[test]
