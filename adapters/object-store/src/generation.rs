@@ -20,6 +20,9 @@ pub(crate) struct Identity {
     pub(crate) device: u64,
     pub(crate) inode: u64,
     pub(crate) modified: SystemTime,
+    /// Seconds and nanoseconds of the last change of the content, the permissions, the owner or the
+    /// names. The times of modification do not tell that a permission was revoked.
+    pub(crate) changed: (i64, i64),
     pub(crate) len: u64,
 }
 
@@ -31,6 +34,7 @@ impl Identity {
             device: metadata.dev(),
             inode: metadata.ino(),
             modified: metadata.modified()?,
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
             len: metadata.len(),
         })
     }
@@ -44,6 +48,7 @@ impl Identity {
             device: 0,
             inode: created.map_or(0, |created| created.as_nanos() as u64),
             modified: metadata.modified()?,
+            changed: (0, 0),
             len: metadata.len(),
         })
     }

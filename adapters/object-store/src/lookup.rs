@@ -56,6 +56,7 @@ pub(crate) fn identity_at_once(path: &Path) -> Option<Identity> {
         device: makedev(stat.stx_dev_major, stat.stx_dev_minor),
         inode: stat.stx_ino,
         modified: modified?.checked_add(rest)?,
+        changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec.into()),
         len: stat.stx_size,
     })
 }
@@ -96,5 +97,27 @@ mod tests {
             assert!(is_local(&file));
         }
         assert_eq!(identity_at_once(&dir.path().join("none")), None);
+    }
+
+    #[test]
+    fn both_ways_see_changed_permissions() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, b"some bytes").unwrap();
+        let metadata = || std::fs::metadata(&path).unwrap();
+        let (before, before_at_once) = (metadata(), identity_at_once(&path));
+        let times = |of: &std::fs::Metadata| (of.ctime(), of.ctime_nsec());
+        // The clock of the file system moves in steps of some milliseconds.
+        while times(&metadata()) == times(&before) {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
+        }
+        let identity = Identity::of(&metadata()).unwrap();
+        assert_ne!(identity, Identity::of(&before).unwrap());
+        if let Some(found) = identity_at_once(&path) {
+            assert_eq!(found, identity);
+            assert_ne!(Some(found), before_at_once);
+        }
     }
 }

@@ -33,7 +33,9 @@ const YIELD_AFTER: u64 = 128;
 ///   whole object, or of a range to its end, does that up to [64 MiB](Self::with_one_chunk_limit); a
 ///   longer one comes in chunks of 4 MiB, the next of which is read in while the caller uses one.
 /// - A map is made when an object is first read, and kept for later reads. Every read looks where
-///   the path leads to: an object that was replaced is seen at once.
+///   the path leads to: an object that was replaced is seen at once, and so is a permission that
+///   was revoked. A new hard link, as `copy` makes one, and every other change of the file's status
+///   make the next read map the object anew.
 /// - The maps are bounded [in number](Self::with_max_maps) and [in
 ///   bytes](Self::with_max_mapped_bytes); those that were not used for the longest time go first. A
 ///   map that is not kept any more lives on as long as a `Bytes` of it, and counts until then. Where
@@ -246,7 +248,7 @@ impl Shared {
             }
             return Some(generation);
         }
-        tracing::debug!(location, "the object was replaced or deleted");
+        tracing::debug!(location, "the object was replaced, changed or deleted");
         self.cache.forget_exactly(location, &generation);
         None
     }

@@ -83,7 +83,7 @@ fn events_tell_what_happens_to_maps() {
             "DEBUG message=mapped an object location=\"traced-b\" bytes=4",
             "WARN message=no room for a map: the object is read into memory of its own \
              location=\"traced-a\" bytes=4 maps=1 mapped_bytes=4",
-            "DEBUG message=the object was replaced or deleted location=\"traced-b\"",
+            "DEBUG message=the object was replaced, changed or deleted location=\"traced-b\"",
             "DEBUG message=mapped an object location=\"traced-b\" bytes=6",
         ]
     );
