@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use blocking::unblock;
@@ -75,11 +75,15 @@ impl Opened {
     }
 }
 
+/// The tags of one generation, in a place for each version of object_store: versions write them
+/// differently. A version that did not map the object asks for its tag when it needs it.
+pub(crate) type ETags = [OnceLock<Option<String>>; 2];
+
 /// A mapped object. Every `Bytes` of it owns a reference.
 #[derive(Debug)]
 pub(crate) struct Generation {
     pub(crate) identity: Identity,
-    pub(crate) e_tag: Option<String>,
+    pub(crate) e_tags: ETags,
     pub(crate) file: MemoryMappedFile,
     path: PathBuf,
     /// Whether the system may be asked on a thread that polls where the path leads to.
@@ -91,13 +95,13 @@ pub(crate) struct Generation {
 impl Generation {
     pub(crate) fn new(
         opened: Opened,
-        e_tag: Option<String>,
+        e_tags: ETags,
         file: MemoryMappedFile,
         reservation: Reservation,
     ) -> Self {
         Self {
             identity: opened.identity,
-            e_tag,
+            e_tags,
             file,
             path: opened.path,
             may_ask: opened.may_ask,

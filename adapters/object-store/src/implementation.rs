@@ -19,9 +19,9 @@ use super::object_store::{
     GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
-use super::{get_result, local};
+use super::{get_result, local, E_TAG};
 use crate::drops::DropOnPool;
-use crate::generation::{Generation, Opened};
+use crate::generation::{ETags, Generation, Identity, Opened};
 use crate::ranges;
 use crate::store::{MappedFileSystem, Shared};
 use crate::streams::{copied, mapped, Chunks};
@@ -41,7 +41,7 @@ impl ObjectStore for MappedFileSystem {
         let shared = &*self.shared;
         if options.head {
             if let Some(generation) = shared.current(location.as_ref()).await {
-                if let Some(result) = answer(shared, &generation, location, &options)? {
+                if let Some(result) = answer(self, &generation, location, &options).await? {
                     return Ok(result);
                 }
             }
@@ -49,11 +49,11 @@ impl ObjectStore for MappedFileSystem {
         }
         let (mut result, file) = match find(self, location, options.clone()).await? {
             Found::Mapped(generation) => {
-                if let Some(result) = answer(shared, &generation, location, &options)? {
+                if let Some(result) = answer(self, &generation, location, &options).await? {
                     return Ok(result);
                 }
                 // The range lies outside the object. The local file system knows the error; or the
-                // object was replaced by a longer one.
+                // object was replaced.
                 let (result, opened) = open(local(self), location, options.clone()).await?;
                 (result, opened.map(|opened| opened.file))
             }
@@ -175,20 +175,26 @@ async fn find(store: &MappedFileSystem, location: &Path, options: GetOptions) ->
         return Ok(Found::Local(result, None));
     };
     let meta = &result.meta;
-    let modified = SystemTime::from(meta.last_modified);
-    let is_same = (meta.size, modified) == (opened.identity.len, opened.identity.modified);
-    let file = match is_same && meta.size > 0 {
-        true => match shared
-            .map(location.as_ref(), opened, meta.e_tag.clone())
-            .await
-        {
-            Ok(generation) => return Ok(Found::Mapped(generation)),
-            Err(file) => file,
-        },
+    let file = match is_of(meta, &opened.identity) && meta.size > 0 {
+        true => {
+            let mut e_tags = ETags::default();
+            e_tags[E_TAG] = meta.e_tag.clone().into();
+            match shared.map(location.as_ref(), opened, e_tags).await {
+                Ok(generation) => return Ok(Found::Mapped(generation)),
+                Err(file) => file,
+            }
+        }
         // Empty, or another program changes it at this moment: it has no tag that holds.
         false => opened.file,
     };
     Ok(Found::Local(result, Some(file)))
+}
+
+/// Whether what the local file system says of an object, before its file was asked for its
+/// identity, is still true of that file.
+fn is_of(meta: &ObjectMeta, identity: &Identity) -> bool {
+    let modified = SystemTime::from(meta.last_modified);
+    (meta.size, modified) == (identity.len, identity.modified)
 }
 
 /// Opens an object on the pool, through the local file system: its paths, preconditions, tags and
@@ -214,18 +220,40 @@ async fn open(
     .await
 }
 
-/// What `get` answers from a map; `None` if the range lies outside the object.
-fn answer(
-    shared: &Shared,
+/// Returns the tag of a mapped object. If another version has mapped it, the local file system is
+/// asked, once; `None` if the object was replaced before that.
+async fn e_tag(
+    local: &LocalFileSystem,
+    generation: &Generation,
+    location: &Path,
+) -> Option<Option<String>> {
+    let e_tag = &generation.e_tags[E_TAG];
+    if let Some(e_tag) = e_tag.get() {
+        return Some(e_tag.clone());
+    }
+    // An error may be that of a later object: the caller asks for the object itself, and gets it.
+    let (result, opened) = open(local, location, GetOptions::default()).await.ok()?;
+    let found = opened?.identity;
+    let is_it = found == generation.identity && is_of(&result.meta, &found);
+    is_it.then(|| e_tag.get_or_init(|| result.meta.e_tag).clone())
+}
+
+/// What `get` answers from a map; `None` if the range lies outside the object, or if the object was
+/// replaced before its tag was known.
+async fn answer(
+    store: &MappedFileSystem,
     generation: &Arc<Generation>,
     location: &Path,
     options: &GetOptions,
 ) -> Result<Option<GetResult>> {
+    let Some(e_tag) = e_tag(local(store), generation, location).await else {
+        return Ok(None);
+    };
     let meta = ObjectMeta {
         location: location.clone(),
         last_modified: generation.identity.modified.into(),
         size: generation.len(),
-        e_tag: generation.e_tag.clone(),
+        e_tag,
         version: None,
     };
     options.check_preconditions(&meta)?;
@@ -241,7 +269,7 @@ fn answer(
         false => fallible(mapped(
             generation,
             range.clone(),
-            chunks(shared, options, &range),
+            chunks(&store.shared, options, &range),
         )),
     };
     let payload = GetResultPayload::Stream(payload);

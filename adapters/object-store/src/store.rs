@@ -11,7 +11,7 @@ use mmap_io::{MemoryMappedFile, MmapMode};
 
 use crate::cache::Cache;
 use crate::drops::DropOnPool;
-use crate::generation::{Generation, Opened};
+use crate::generation::{ETags, Generation, Opened};
 use crate::openings::Openings;
 
 /// The longest object that `get` answers as one chunk.
@@ -262,7 +262,7 @@ impl Shared {
         &self,
         location: &str,
         opened: Opened,
-        e_tag: Option<String>,
+        e_tags: ETags,
     ) -> Result<Arc<Generation>, DropOnPool<File>> {
         let len = opened.identity.len;
         let mapped = async {
@@ -289,7 +289,7 @@ impl Shared {
             counters.unmapped_reads.fetch_add(1, Ordering::Relaxed);
             return Err(opened.file);
         };
-        let generation = Arc::new(Generation::new(opened, e_tag, file, reservation));
+        let generation = Arc::new(Generation::new(opened, e_tags, file, reservation));
         self.cache.insert(location, Arc::clone(&generation));
         self.cache.counters.mapped.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(location, bytes = len, "mapped an object");

@@ -11,6 +11,9 @@ use self::object_store::local::LocalFileSystem;
 use self::object_store::{GetResult, GetResultPayload, ObjectMeta};
 use crate::store::MappedFileSystem;
 
+/// The place of this version's tag among those of a generation.
+const E_TAG: usize = 0;
+
 fn local(store: &MappedFileSystem) -> &LocalFileSystem {
     &store.local_0_13
 }
