@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::future::Future;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -82,7 +83,11 @@ impl ObjectStore for MappedFileSystem {
         }
         let (location, ranges) = (location.clone(), ranges.to_vec());
         let local = local(self).clone();
-        on_pool(async move { local.get_ranges(&location, &ranges).await }).await
+        on_pool(async move {
+            check_kind(&local, &location)?;
+            local.get_ranges(&location, &ranges).await
+        })
+        .await
     }
 
     async fn put_opts(
@@ -190,6 +195,25 @@ async fn find(store: &MappedFileSystem, location: &Path, options: GetOptions) ->
     Ok(Found::Local(result, Some(file)))
 }
 
+/// Refuses what is neither a file nor a directory, as `list` hides it. The local file system opens
+/// it, and a FIFO would hold up the thread of the pool until another program opens it as well.
+///
+/// Blocks. A FIFO that takes the place of a file right after this is still opened.
+fn check_kind(local: &LocalFileSystem, location: &Path) -> Result<()> {
+    let path = local.path_to_filesystem(location)?;
+    match std::fs::metadata(&path) {
+        Ok(metadata) if !metadata.is_file() && !metadata.is_dir() => {
+            let source = io::Error::new(io::ErrorKind::NotFound, "not a regular file");
+            Err(StoreError::NotFound {
+                path: path.to_string_lossy().into_owned(),
+                source: source.into(),
+            })
+        }
+        // The local file system knows the error.
+        _ => Ok(()),
+    }
+}
+
 /// Whether what the local file system says of an object, before its file was asked for its
 /// identity, is still true of that file.
 fn is_of(meta: &ObjectMeta, identity: &Identity) -> bool {
@@ -207,6 +231,7 @@ async fn open(
 ) -> Result<(GetResult, Option<Opened>)> {
     let (local, location) = (local.clone(), location.clone());
     on_pool(async move {
+        check_kind(&local, &location)?;
         let is_head = options.head;
         let mut result = local.get_opts(&location, options).await?;
         let nothing = GetResultPayload::Stream(stream::empty().boxed());

@@ -45,6 +45,8 @@ const YIELD_AFTER: u64 = 128;
 ///   deletions, and the parts and the end of such an upload are those of `LocalFileSystem`: under
 ///   tokio they run on its pool, elsewhere on the thread that polls. An upload that is dropped
 ///   before its end is removed in the background.
+/// - Only files are objects: a read of a FIFO, a socket or a device is `NotFound`.
+///   `LocalFileSystem` would open a FIFO, and wait until another program opens it as well.
 ///
 /// [bounded]: https://docs.rs/object_store/latest/object_store/enum.GetRange.html
 ///

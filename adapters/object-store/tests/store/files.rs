@@ -1,4 +1,5 @@
-//! What stands at a location: a file that may have other names and other permissions by now.
+//! What stands at a location: a file that may have other names and other permissions by now, or
+//! something that is no file.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -50,5 +51,52 @@ fn revoked_permission_is_seen_at_once() {
             }
             Err(_) => assert!(read.is_err()),
         }
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn only_files_are_objects() {
+    use std::future::Future;
+    use std::os::unix::{fs::symlink, net::UnixListener};
+    use std::time::Duration;
+
+    use super::object_store::{Error, ObjectStore};
+    use futures_lite::future::or;
+    use futures_lite::StreamExt;
+    use rustix::fs::{mkfifoat, Mode, CWD};
+
+    // What a future resolves to that must end.
+    async fn soon<T>(future: impl Future<Output = T>) -> T {
+        let limit = async {
+            smol::Timer::after(Duration::from_secs(20)).await;
+            panic!("it does not end");
+        };
+        or(future, limit).await
+    }
+
+    let (dir, path, store) = store();
+    block_on(async {
+        store.get_range(&object(), 0..1).await.unwrap();
+        fs::remove_file(&path).unwrap();
+        mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+        symlink(&path, dir.path().join("link")).unwrap();
+        symlink("/dev/null", dir.path().join("device")).unwrap();
+        let _socket = UnixListener::bind(dir.path().join("socket")).unwrap();
+        for location in ["object", "link", "device", "socket"].map(Path::from) {
+            let errors = [
+                soon(store.get(&location)).await.unwrap_err(),
+                soon(store.head(&location)).await.unwrap_err(),
+                soon(store.get_ranges(&location, &[0..1]))
+                    .await
+                    .unwrap_err(),
+            ];
+            for error in errors {
+                assert!(matches!(error, Error::NotFound { .. }), "{error}");
+                assert!(error.to_string().contains(location.as_ref()), "{error}");
+            }
+        }
+        assert_eq!(store.list(None).count().await, 0);
+        assert_eq!((store.stats().mapped, store.stats().maps), (1, 0));
     });
 }
