@@ -3,7 +3,11 @@
 //! [`MappedFileSystem`] is an [`object_store`](https://docs.rs/object_store) for all that reads
 //! through one: DataFusion, Ballista, parquet, lakes of tables. It behaves as `LocalFileSystem`,
 //! and what it reads are `Bytes` of files that are mapped by [`mmap_io`], in memory before they are
-//! returned: no copy, no `open` for each read, and for data in memory no hop to a pool of threads.
+//! returned: no copy, and no `open` for each read.
+//!
+//! On Linux a read whose data is in memory makes no hop to a pool of threads either, if it is of at
+//! most 4 MiB and 16 runs. Ranges that are up to 64 KiB apart are one run, the gaps included, until
+//! it is 1 MiB long.
 //!
 //! [`MappedParquet`] reads parquet files of this kind without an object store.
 //!
