@@ -55,6 +55,45 @@ fn revoked_permission_is_seen_at_once() {
 }
 
 #[test]
+fn one_file_is_an_object_under_each_of_its_names() {
+    let (dir, path, store) = store();
+    let [object, other] = ["object", "other"].map(Path::from);
+    fs::hard_link(&path, dir.path().join("other")).unwrap();
+    block_on(async {
+        let whole = async |location| {
+            let bytes = store.get_range(location, 0..10_000).await.unwrap();
+            assert_eq!(bytes, CONTENT[..]);
+            let head = store.head(location).await.unwrap();
+            assert_eq!(head.location, *location);
+            (head.e_tag, bytes)
+        };
+        let (tag, first) = whole(&object).await;
+        let (other_tag, second) = whole(&other).await;
+        assert_eq!(tag, other_tag);
+        assert_eq!((store.stats().mapped, store.stats().cached), (2, 2));
+
+        // The end of one name is not the end of the other, nor of what was read.
+        store.put(&object, "new".into()).await.unwrap();
+        let new = store.get(&object).await.unwrap().bytes().await.unwrap();
+        assert_eq!(new, "new");
+        assert_eq!(whole(&other).await.0, tag);
+        store.delete(&other).await.unwrap();
+        assert!(store.head(&other).await.is_err());
+        assert_eq!(first, CONTENT[..]);
+        assert_eq!(second, first);
+        drop((first, second));
+        assert_eq!((store.stats().maps, store.stats().cached), (1, 1));
+
+        // A copy is a second name as well.
+        store.copy(&object, &other).await.unwrap();
+        let copy = store.get_range(&other, 0..3).await.unwrap();
+        store.put(&object, "newer".into()).await.unwrap();
+        assert_eq!(copy, "new");
+        assert_eq!(store.get_range(&other, 0..3).await.unwrap(), "new");
+    });
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn only_files_are_objects() {
     use std::future::Future;

@@ -2,6 +2,7 @@
 //! what `LocalFileSystem` says in every other respect.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, RwLock};
@@ -66,6 +67,34 @@ fn reads_are_the_map_itself() {
         assert!(parts[3].is_empty());
         assert_eq!(store.stats().mapped, 1);
         assert_eq!(store.stats().unmapped_reads, 0);
+    });
+}
+
+#[test]
+fn hundred_thousand_ranges_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    // Near ones and wide gaps, so that there are many runs of many ranges.
+    let mut content = vec![0; 20_000_000];
+    let mut random = fastrand::Rng::with_seed(1);
+    let ranges: Vec<Range<u64>> = (0..100_000)
+        .map(|_| {
+            let start = (random.usize(..200) * 95_000) + random.usize(..4000);
+            let end = start + random.usize(..100);
+            content[start..end].fill(random.u8(..));
+            start as u64..end as u64
+        })
+        .collect();
+    fs::write(dir.path().join("object"), &content).unwrap();
+    block_on(async {
+        for maps in [10, 0] {
+            let store = MappedFileSystem::new_with_prefix(dir.path()).unwrap();
+            let store = store.with_max_maps(maps);
+            let read = store.get_ranges(&object(), &ranges).await.unwrap();
+            assert_eq!(read.len(), ranges.len());
+            for (range, bytes) in ranges.iter().zip(read) {
+                assert_eq!(bytes, content[range.start as usize..range.end as usize]);
+            }
+        }
     });
 }
 
