@@ -223,20 +223,22 @@ impl OpenFile {
     }
 
     /// Makes maps that cover `len`, and lets `grow_file` make the file longer. Then raises the known
-    /// length to the length that `grow_file` returns, as far as the maps cover it. If anything fails,
-    /// the known length stays.
+    /// length to the length that `grow_file` returns, if the maps cover it. Otherwise, or if anything
+    /// fails, the known length stays: a part of the new bytes would be half of an append.
     pub(super) fn cover(
         &self,
         len: u64,
         grow_file: impl FnOnce() -> io::Result<u64>,
     ) -> io::Result<u64> {
         let _remap = lock(&self.remap);
+        let mut covered = u64::MAX;
         for protection in [Protection::Read, Protection::ReadWrite] {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
             };
             let current = mapped.current();
-            if current.as_ref().is_some_and(|map| map.capacity() >= len) {
+            if let Some(map) = current.as_ref().filter(|map| map.capacity() >= len) {
+                covered = covered.min(map.capacity());
                 continue;
             }
             let backing = current.as_deref().map_or(&mapped.backing, Map::backing);
@@ -245,14 +247,17 @@ impl OpenFile {
                 self.forget_outgrown()?;
                 Map::new(backing, len, protection).map_err(|_| error)
             })?;
+            covered = covered.min(map.capacity());
             self.replace_map(mapped, protection, map)?;
         }
         // The end of the file is in the last of its pages, which growth may change.
         self.forget_writable(ByteRange::between(self.len().saturating_sub(1), u64::MAX));
         let reached = grow_file()?;
-        // Release: pairs with the load in `len`. A thread that sees this length also sees maps that
-        // cover it.
-        self.hot.len.store(reached.min(len), Ordering::Release);
+        if reached <= covered {
+            // Release: pairs with the load in `len`. A thread that sees this length also sees maps
+            // that cover it.
+            self.hot.len.store(reached, Ordering::Release);
+        }
         // If the fence fails, the outgrown maps stay.
         let _ = self.forget_outgrown();
         Ok(reached)

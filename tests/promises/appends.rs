@@ -246,10 +246,19 @@ fn processes_never_overlap() {
     let path = dir.path().join("log");
     fs::write(&path, record(0, 0)).unwrap();
     let mut expected = BTreeMap::new();
+    let log = block_on(MemoryMappedFile::open_rw(&path)).unwrap();
+    let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| child!(appending_child).dir(dir.path()).passes());
+        scope.spawn(|| {
+            let mut at = 0;
+            while !end.load(Ordering::Relaxed) {
+                let len = log.len();
+                records(&log.as_slice(at, len - at).unwrap());
+                at = len;
+            }
+        });
         block_on(async {
-            let log = MemoryMappedFile::open_rw(&path).await.unwrap();
             for number in 0..EACH {
                 let (first, second) = (record(1, number), record(2, number));
                 let (first, second) = zip(log.append(&first), log.append(&second)).await;
@@ -257,6 +266,7 @@ fn processes_never_overlap() {
                 expected.insert(second.unwrap(), (2, number));
             }
         });
+        end.store(true, Ordering::Relaxed);
     });
     let mut found = records(&fs::read(&path).unwrap());
     let others = found.iter().filter(|(_, (writer, _))| *writer == 3);
