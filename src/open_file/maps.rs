@@ -13,6 +13,7 @@ use super::page_lock::{overlapping, LockedPages};
 use super::OpenFile;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
+use crate::fault_guard::IS_ON;
 use crate::lease::{Asks, Kind, Lease, LeaseHost};
 use crate::map::{Backing, Map, Protection, Span, RESERVES};
 use crate::offload::offload_read_in;
@@ -235,18 +236,40 @@ impl OpenFile {
     /// Returns the address of a range in the current map, if the range is inside the file.
     ///
     /// If the caller took a lease on the range before this call, the answer stays true: this process
-    /// does not cut off leased bytes, and `forget_outgrown` keeps the map. Without one, the map may
-    /// have gone.
+    /// does not cut off leased bytes, and the map is kept, also after `map_again`. Without a lease,
+    /// the map may have gone.
     #[inline]
     pub(crate) fn span_within(&self, protection: Protection, range: ByteRange) -> Option<Span> {
-        if range.end() > self.len() {
-            return None;
+        self.span_within_calling(protection, range, || ())
+    }
+
+    /// Does the same; `between` runs between the load of the length and that of the address.
+    #[inline(always)]
+    fn span_within_calling(
+        &self,
+        protection: Protection,
+        range: ByteRange,
+        mut between: impl FnMut(),
+    ) -> Option<Span> {
+        loop {
+            let before = IS_ON.then(|| self.base(protection));
+            if range.end() > self.len() {
+                return None;
+            }
+            between();
+            let base = self.base(protection);
+            // Between the two loads the file may have been cut and mapped again, by a shorter map:
+            // `map_again` waits for no reader. A map that was replaced never comes back, so if both
+            // bases are those of one map, it was the current one when the length was loaded.
+            if before.is_some_and(|before| base != before) {
+                continue;
+            }
+            let base = NonNull::new(base)?;
+            // SAFETY: the range is inside the length that was read above, and the base is that of a
+            // map which covers that length: `cover` stores the base before the length, and where a
+            // shorter map can follow, it was the base when the length was read as well.
+            return Some(unsafe { Span::in_map(base, range) });
         }
-        // Acquire: pairs with `set_base`.
-        let base = NonNull::new(self.hot.bases[protection as usize].load(Ordering::Acquire))?;
-        // SAFETY: the range is inside the length that was read above, and the base is that of a map
-        // which covers that length, since `cover` stores the base before the length.
-        Some(unsafe { Span::in_map(base, range) })
     }
 
     /// Returns the same address.
@@ -274,7 +297,9 @@ impl OpenFile {
     }
 
     /// Returns the address of the current map; null if there is none.
+    #[inline]
     pub(crate) fn base(&self, protection: Protection) -> *mut u8 {
+        // Acquire: pairs with `set_base`.
         self.hot.bases[protection as usize].load(Ordering::Acquire)
     }
 
@@ -521,5 +546,37 @@ impl OpenFile {
         // SeqCst: a Release store, which pairs with the load in `span_within`; for the fault guard,
         // see `settle`.
         self.hot.bases[protection as usize].store(map.as_ptr(), Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, target_os = "linux", feature = "fault-guard", not(mmap_io_loom)))]
+mod tests {
+    use super::*;
+    use crate::file::MemoryMappedFile;
+
+    /// A reader has loaded the length; then the file is cut, and mapped again by a shorter map.
+    #[test]
+    fn span_is_inside_map_that_replaced_longer_one() {
+        const LEN: u64 = 64 << 20;
+        const CUT: u64 = 4096;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let cut = File::create(&path).unwrap();
+        cut.set_len(LEN).unwrap();
+        let file = futures_lite::future::block_on(MemoryMappedFile::open_ro(&path)).unwrap();
+        let open: &Arc<OpenFile> = &file.handle.shared;
+        let before = open.map(Protection::Read).unwrap();
+        let view = file.bytes(LEN - 1, 1).unwrap();
+        let range = ByteRange::between(LEN - 10, LEN);
+        let span = open.span_within_calling(Protection::Read, range, || {
+            cut.set_len(CUT).unwrap();
+            assert_eq!(view[0], 0);
+            open.adopt_file_len().unwrap();
+        });
+        let after = open.map(Protection::Read).unwrap();
+        assert!(after.capacity() < before.capacity());
+        assert!(span.is_none(), "{span:?} is not inside {after:?}");
+        let left = ByteRange::between(0, CUT);
+        assert!(open.span_within(Protection::Read, left).is_some());
     }
 }
