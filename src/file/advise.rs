@@ -75,13 +75,11 @@ impl MemoryMappedFile {
                 if advice == MmapAdvice::DontNeed && shared.is_private() {
                     return discard_copies(shared, range);
                 }
-                let Some(map) = shared.map(protection) else {
-                    return Ok(());
-                };
+                let map = shared.map_within(protection, range)?;
                 let pages = range.to_pages(sys::page_size());
                 shared.forget_writable(range);
-                // SAFETY: the range is inside the file, so its pages are inside the live map. It is
-                // a shared map of a file, or the advice discards no private copy.
+                // SAFETY: `Map::run` has checked that the pages are inside the map, which `map` keeps
+                // live. It is a shared map of a file, or the advice discards no private copy.
                 unsafe { sys::advise(map.run(pages), advice.into()) }
                     .map_err(MmapIoError::advice_failed)
             });

@@ -33,10 +33,10 @@ impl MemoryMappedFile {
         let (handle, protection) = (self.handle.clone(), self.protection);
         let looking = async move {
             let asked = handle.run_on_pool(move |shared| -> io::Result<Option<bool>> {
-                let len = shared.len();
-                let pages = ByteRange::between(0, len).to_pages(sys::page_size());
+                let all = ByteRange::between(0, shared.len());
+                let pages = all.to_pages(sys::page_size());
                 // The map lives until its address has been looked for. An empty file may have none.
-                let map = shared.map(protection);
+                let map = shared.map_within(protection, all).ok();
                 let none = Run::at(ptr::null_mut(), PageRange::EMPTY);
                 sys::has_huge_pages(map.as_ref().map_or(none, |map| map.run(pages)))
             });

@@ -168,9 +168,7 @@ impl ChunkIteratorMut<'_> {
             }
         };
         // A shrink may have gone first.
-        range.check(shared.len())?;
-        let map = shared.map(Protection::ReadWrite);
-        let map = map.expect("a file with bytes that a handle may write has a map for it");
+        let map = shared.map_within(Protection::ReadWrite, range)?;
         let view = MappedSliceMut::of_nothing_yet(map.span(range), lease, self.file.handle.policy);
         Ok((view, map))
     }

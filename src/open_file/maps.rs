@@ -291,9 +291,39 @@ impl OpenFile {
     /// Returns the current map; `None` if there is none, as for an empty file that cannot be
     /// mapped.
     ///
-    /// The map covers any length that the caller read before this call.
+    /// The map covers the length of this moment, and perhaps not one that the caller has read
+    /// before: a file that was cut may have been mapped again, by a shorter map.
+    /// [`map_within`](Self::map_within) returns a map for a range.
     pub(crate) fn map(&self, protection: Protection) -> Option<Arc<Map>> {
         self.mapped[protection as usize].get()?.current()
+    }
+
+    /// Returns the current map, which covers the range.
+    ///
+    /// # Errors
+    ///
+    /// `OutOfBounds` if the range is not inside the file.
+    pub(crate) fn map_within(&self, protection: Protection, range: ByteRange) -> Result<Arc<Map>> {
+        self.mapped_within(protection, range).map(|(_, map)| map)
+    }
+
+    fn mapped_within(
+        &self,
+        protection: Protection,
+        range: ByteRange,
+    ) -> Result<(&Mapped, Arc<Map>)> {
+        loop {
+            let len = self.len();
+            range.check(len)?;
+            let mapped = self.mapped[protection as usize].get();
+            let mapped = mapped.and_then(|mapped| Some((mapped, mapped.current()?)));
+            // A file with bytes has a map.
+            let (mapped, map) = mapped.ok_or_else(|| range.out_of_bounds(len))?;
+            // If the map is shorter, the file was cut after its length was loaded.
+            if range.end() <= map.capacity() {
+                return Ok((mapped, map));
+            }
+        }
     }
 
     /// Returns the address of the current map; null if there is none.
@@ -372,15 +402,12 @@ impl OpenFile {
     ///
     /// `OutOfBounds` if a shrink came first, those of [`residency::populate_read`], and `Faulted`.
     pub(crate) fn read_in(&self, protection: Protection, ranges: &[ByteRange]) -> Result<()> {
+        let Some(furthest) = ranges.iter().copied().max_by_key(|range| range.end()) else {
+            return Ok(());
+        };
         loop {
             let cuts = self.cuts();
-            ranges
-                .iter()
-                .try_for_each(|range| range.check(self.len()))?;
-            let mapped = self.mapped[protection as usize].get();
-            let Some((mapped, map)) = mapped.zip(self.map(protection)) else {
-                return Ok(());
-            };
+            let (mapped, map) = self.mapped_within(protection, furthest)?;
             self.check_whole(protection)?;
             match residency::read_in(&map, &mapped.backing, ranges) {
                 // This process has cut the file, and may have grown it again: the error may be due
@@ -417,7 +444,7 @@ impl OpenFile {
     /// Asks the disk for the pages of `ahead` that are not in memory, and waits for those of `piece`.
     /// Blocks. Reports no error: the read of the piece itself finds it again.
     pub(crate) fn read_ahead(&self, protection: Protection, piece: ByteRange, ahead: ByteRange) {
-        let Some((mapped, map)) = self.mapped_within(protection, piece.hull(ahead)) else {
+        let Ok((mapped, map)) = self.mapped_within(protection, piece.hull(ahead)) else {
             return;
         };
         if !ahead.is_empty() {
@@ -430,7 +457,7 @@ impl OpenFile {
     /// Reads a piece in, for a reader that takes one after the other. Blocks. Reports no error: the
     /// read of the piece itself finds it again.
     pub(crate) fn read_in_order(&self, protection: Protection, piece: ByteRange) {
-        if let Some((mapped, map)) = self.mapped_within(protection, piece) {
+        if let Ok((mapped, map)) = self.mapped_within(protection, piece) {
             let _ = residency::read_in_order(&map, &mapped.backing, piece);
         }
     }
@@ -452,23 +479,12 @@ impl OpenFile {
     /// does not tell.
     pub(crate) fn absent_pages(&self, protection: Protection, range: ByteRange) -> Vec<PageRange> {
         match self.mapped_within(protection, range) {
-            Some((mapped, map)) if !range.is_empty() => {
+            Ok((mapped, map)) if !range.is_empty() => {
                 let pages = range.to_pages(sys::page_size());
                 residency::absent(&map, &mapped.backing, mapped.fs_traits, pages)
             }
             _ => Vec::new(),
         }
-    }
-
-    /// The current map, if it holds the range.
-    fn mapped_within(
-        &self,
-        protection: Protection,
-        range: ByteRange,
-    ) -> Option<(&Mapped, Arc<Map>)> {
-        range.check(self.len()).ok()?;
-        let mapped = self.mapped[protection as usize].get()?;
-        Some((mapped, mapped.current()?))
     }
 
     /// Removes pages from the maps and from the page cache, except those that a view shows and

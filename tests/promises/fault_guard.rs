@@ -18,6 +18,8 @@ use crate::common::fuse::{with_fuse, READ};
 use crate::common::{block_on, pattern, patterned, poll_once, wait_until, with_timeout};
 use crate::refused_calls::refuse_populating;
 
+#[cfg(all(feature = "advise", feature = "locking"))]
+mod remaps;
 mod signals;
 
 const PAGE: u64 = 4096;
