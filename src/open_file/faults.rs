@@ -17,7 +17,7 @@ use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
 use super::apply::Operation;
 use super::durability::TIMER;
 use super::maps::Mapped;
-use super::page_lock::move_locks;
+use super::page_lock::{move_locks, LockedPages};
 use super::{OpenFile, OwnedLease};
 use crate::error::{MmapIoError, Result};
 use crate::fault_guard::{Guarded, Lost, IS_ON};
@@ -178,12 +178,23 @@ impl OpenFile {
             if self.huge_pages.load(Ordering::Relaxed) {
                 map.use_huge_pages();
             }
-            let locked = lock(&mapped.locked);
-            move_locks(&locked, &before, &map)?;
-            fresh.push((Arc::new(map), locked));
+            fresh.push((mapped, before, Arc::new(map)));
         }
-        self.replace_all(fresh.iter().map(|(map, _)| map.clone()));
-        drop(fresh);
+        // Only when all maps are made: the locks of a map that is dropped go with it.
+        let mut moved: Vec<MutexGuard<'_, LockedPages>> = Vec::new();
+        for (mapped, before, map) in &fresh {
+            let locked = lock(&mapped.locked);
+            if let Err(error) = move_locks(&locked, before, map) {
+                for ((_, before, map), locked) in fresh.iter().zip(&moved) {
+                    // The error that came first is the one to report.
+                    let _ = move_locks(locked, map, before);
+                }
+                return Err(error.into());
+            }
+            moved.push(locked);
+        }
+        self.replace_all(fresh.into_iter().map(|(_, _, map)| map));
+        drop(moved);
         // What was stored to the zeroes has not reached the file.
         let cut_at = lost.cut_at();
         {

@@ -1,6 +1,7 @@
-//! A file that was cut is mapped again, by a shorter map.
+//! A file that was cut is mapped again, by a shorter map: beside an operation that waits for the pool,
+//! and with locked pages.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::sync::mpsc;
 
 use mmap_io::{MemoryMappedFile, MmapAdvice, MmapIoError};
@@ -48,6 +49,52 @@ fn advice_waits_while_file_is_mapped_again() {
                 "{refused:?}"
             );
             file.advise(0, PAGE, MmapAdvice::Random).await.unwrap();
+        });
+    });
+}
+
+/// A number of bytes in `/proc/self/status`.
+fn of_this_process(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kilobytes = line.unwrap().trim_start_matches(':').trim();
+    let kilobytes = kilobytes.trim_end_matches(" kB").parse::<u64>();
+    kilobytes.unwrap() << 10
+}
+
+/// The system has room for one new map, and not for two.
+#[test]
+fn pages_stay_locked_if_second_map_is_refused() {
+    in_a_child(child!(pages_stay_locked_if_second_map_is_refused), |dir| {
+        block_on(async {
+            let path = dir.join("data");
+            File::create(&path).unwrap().set_len(LEN).unwrap();
+            let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+            let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+            reader.lock(0, PAGE).await.unwrap();
+            let view = reader.bytes(LEN - 1, 1).unwrap();
+            truncate(&path, FAR);
+            assert_eq!(view[0], 0);
+            let limit_address_space = |most: libc::rlim_t| {
+                let limit = libc::rlimit {
+                    rlim_cur: most,
+                    rlim_max: libc::RLIM_INFINITY,
+                };
+                // SAFETY: the structure is live for the call.
+                assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+            };
+            assert_eq!(of_this_process("VmLck"), PAGE);
+            let one_and_a_half = FAR + FAR / 2;
+            limit_address_space((of_this_process("VmSize") + one_and_a_half) as libc::rlim_t);
+            let refused = with_timeout(reader.refresh()).await.unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::ENOMEM), "{refused:?}");
+            assert_eq!(of_this_process("VmLck"), PAGE);
+            limit_address_space(libc::RLIM_INFINITY);
+            assert_eq!(with_timeout(reader.refresh()).await.unwrap(), FAR);
+            assert_eq!(of_this_process("VmLck"), PAGE);
+            writer.update_region(0, b"goes on").await.unwrap();
+            reader.unlock_all().await.unwrap();
+            assert_eq!(of_this_process("VmLck"), 0);
         });
     });
 }
