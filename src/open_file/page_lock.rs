@@ -169,8 +169,11 @@ impl OpenFile {
         let past = ByteRange::between(start, end).to_pages(sys::page_size());
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {
             // It can fail only if the process has too many mappings. Then the pages that come later
-            // are locked as well.
-            let _ = mapped.unlock(past);
+            // are locked as well, until the map is replaced. They are not noted, since a new map
+            // may be too short for them.
+            if mapped.unlock(past).is_err() {
+                lock(&mapped.locked).remove(ByteRange::from(past).into());
+            }
         }
     }
 

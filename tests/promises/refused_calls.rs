@@ -48,7 +48,7 @@ const ATTRIBUTE_CALLS: [(&str, libc::c_long); 5] = [
 const ERRNO: u32 = 0x0005_0000;
 
 /// From now on a call fails with `errno`, on this thread and those that it starts.
-fn refuse(call: libc::c_long, errno: libc::c_int) {
+pub(crate) fn refuse(call: libc::c_long, errno: libc::c_int) {
     filter(call, None, ERRNO | errno as u32);
 }
 

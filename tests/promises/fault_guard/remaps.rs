@@ -10,6 +10,7 @@ use super::{in_a_child, PAGE};
 use crate::common::child::child;
 use crate::common::disk::{truncate, MIB};
 use crate::common::{block_on, poll_once, with_timeout};
+use crate::refused_calls::refuse;
 
 const LEN: u64 = 64 * MIB;
 
@@ -95,6 +96,26 @@ fn pages_stay_locked_if_second_map_is_refused() {
             writer.update_region(0, b"goes on").await.unwrap();
             reader.unlock_all().await.unwrap();
             assert_eq!(of_this_process("VmLck"), 0);
+        });
+    });
+}
+
+/// Pages that were cut off, and could not be unlocked, are not looked for in the new map.
+#[test]
+fn lost_pages_that_stay_locked_hold_nothing_up() {
+    in_a_child(child!(lost_pages_that_stay_locked_hold_nothing_up), |dir| {
+        // Before the pool has a thread.
+        refuse(libc::SYS_munlock, libc::ENOMEM);
+        block_on(async {
+            let path = dir.join("data");
+            fs::write(&path, vec![1; LEN as usize]).unwrap();
+            let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+            file.lock(FAR, PAGE).await.unwrap();
+            let view = file.bytes(FAR + PAGE, 1).unwrap();
+            truncate(&path, PAGE);
+            assert_eq!(view[0], 0);
+            assert_eq!(with_timeout(file.refresh()).await.unwrap(), PAGE);
+            assert_eq!(file.slice(0, 1).await.unwrap(), [1]);
         });
     });
 }
