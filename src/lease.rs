@@ -316,7 +316,8 @@ where
     /// Those of [`shared_briefly`], and `Io` if the system refuses the fence.
     #[cfg_attr(not(feature = "atomic"), allow(dead_code))]
     pub(crate) fn atomic_briefly(host: H, kind: Kind, range: ByteRange) -> Result<Self> {
-        let token = briefly(&*host, range, |asks| try_atomic(&*host, kind, range, asks))??;
+        let attempt = |asks| try_atomic(&*host, kind, range, asks);
+        let token = briefly(&*host, range, range, attempt)??;
         Ok(Self::of(host, token))
     }
 
@@ -517,26 +518,28 @@ fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Confl
 /// - `OutOfBounds` as soon as the range is outside the file, which is checked before each try.
 /// - `Busy` if the conflict may last.
 pub(crate) fn shared_briefly(host: &impl LeaseHost, hold: Hold, range: ByteRange) -> Result<Token> {
-    briefly(host, range, |_| try_shared(host, hold, range))
+    briefly(host, range, range, |_| try_shared(host, hold, range))
 }
 
-/// Repeats `attempt` until it grants its leases, and waits in between; see [`shared_briefly`].
-fn briefly<T>(
+/// Repeats `attempt` until it grants its leases, all of them on `range`, and waits in between; see
+/// [`shared_briefly`]. Only `inside` has to be inside the file, and the errors are about it.
+pub(crate) fn briefly<T>(
     host: &impl LeaseHost,
+    inside: ByteRange,
     range: ByteRange,
     mut attempt: impl FnMut(Asks) -> Result<T, Refused>,
 ) -> Result<T> {
     let mut spins = 0;
     let mut listening: Listening<'_> = None;
     loop {
-        range.check(host.len())?;
+        inside.check(host.len())?;
         let asks = match &listening {
             None => Asks::Caller,
             Some(_) => Asks::WaitingCaller,
         };
         let (conflict, at) = match attempt(asks) {
             Ok(granted) => return Ok(granted),
-            Err((Conflict::Held, _)) => return Err(range.busy()),
+            Err((Conflict::Held, _)) => return Err(inside.busy()),
             Err(refused) => refused,
         };
         if spins < SPINS {

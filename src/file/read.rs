@@ -8,8 +8,8 @@ use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, operation, viewed};
 use crate::lease::{
-    shared_briefly, try_shared, until_granted, CopyLease, Hold, Kind, Lease, LeaseHost, Refused,
-    Token,
+    briefly, shared_briefly, try_shared, until_granted, CopyLease, Hold, Kind, Lease, LeaseHost,
+    Refused, Token,
 };
 use crate::map::{no_bytes, Protection};
 use crate::offload::check;
@@ -225,12 +225,10 @@ impl MemoryMappedFile {
         self.shared.check_whole(self.protection)?;
         let mut pinned = lock(&self.handle.pinned);
         pinned.pin(range, |all| {
-            let lease = Lease::shared_briefly(self.shared.clone(), Hold::Entry, all);
-            // The caller asked for `range`.
-            lease.map_err(|error| match error {
-                MmapIoError::OutOfBounds { total, .. } => range.out_of_bounds(total),
-                _ => range.busy(),
-            })
+            // What was leased before may have been cut off.
+            let attempt = |_| try_shared(&*self.shared, Hold::Entry, all);
+            let token = briefly(&*self.shared, range, all, attempt)?;
+            Ok(Lease::of(self.shared.clone(), token))
         })?;
         drop(pinned);
         let span = self.shared.span(self.protection, range)?;

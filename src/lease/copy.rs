@@ -63,7 +63,7 @@ where
     /// Takes the same leases, and waits for conflicts that end soon; see [`shared_briefly`].
     #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
     pub(crate) fn briefly(host: H, range: ByteRange) -> Result<Self> {
-        briefly(&*host, range, |_| Self::try_new(host.clone(), range))
+        briefly(&*host, range, range, |_| Self::try_new(host.clone(), range))
     }
 
     /// Calls `visit` for each part of `range`, in order: `range` is the range that the leases were

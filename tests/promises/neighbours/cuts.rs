@@ -262,3 +262,44 @@ fn adopted_length_is_flushed() {
         }
     });
 }
+
+/// The slices that a handle has lent reach past the end of the file by now.
+#[test]
+fn borrowed_slices_outlive_a_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("reading what is left of a file", async move {
+        fs::write(&path, pattern(100)).unwrap();
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let old = reader.as_slice_bytes(10, 90).unwrap();
+        cut(&path, 50);
+        assert_eq!(writer.refresh().await.unwrap(), 50);
+        assert_eq!(reader.as_slice_bytes(0, 20).unwrap(), &pattern(20)[..]);
+        assert_eq!(reader.as_slice_bytes(0, 50).unwrap(), &pattern(50)[..]);
+        for (offset, len) in [(40, 20), (50, 1), (95, 10)] {
+            let refused = reader.as_slice_bytes(offset, len).unwrap_err();
+            assert!(
+                matches!(
+                    refused,
+                    MmapIoError::OutOfBounds { offset: at, len: of, total: 50 }
+                        if (at, of) == (offset, len)
+                ),
+                "{refused:?}"
+            );
+        }
+        // One lease is left, of all that was lent.
+        assert_eq!(writer.stats().views, 1);
+        for at in [5, 45] {
+            assert!(!writer.try_update_region(at, b"x").await.unwrap());
+        }
+        let mut grown = Box::pin(writer.grow_to(80));
+        assert!(poll_once(&mut grown).await.is_none());
+        assert_eq!(writer.refresh().await.unwrap(), 50);
+        assert!(poll_once(&mut grown).await.is_none());
+        assert_eq!(old[..40], pattern(50)[10..]);
+        drop(reader);
+        assert_eq!(with_timeout(grown).await.unwrap(), 80);
+        writer.update_region(5, b"x").await.unwrap();
+    });
+}
