@@ -127,6 +127,12 @@ impl ByteRange {
         }
     }
 
+    /// Returns the sum of the lengths, or `u64::MAX` if that is less: ranges may repeat each other.
+    pub(crate) fn total_len(ranges: &[Self]) -> u64 {
+        let lens = ranges.iter().map(|range| range.len());
+        lens.fold(0, u64::saturating_add)
+    }
+
     pub(crate) fn out_of_bounds(self, total: u64) -> MmapIoError {
         MmapIoError::OutOfBounds {
             offset: self.start,
@@ -301,6 +307,15 @@ mod tests {
         assert!(ByteRange::new(5, 6, 10).is_err());
         assert!(ByteRange::new(u64::MAX, 1, u64::MAX).is_err());
         assert!(ByteRange::new(1, u64::MAX, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn total_of_many_ranges_saturates() {
+        let range = |len: u64| ByteRange::between(5, 5 + len);
+        assert_eq!(ByteRange::total_len(&[]), 0);
+        assert_eq!(ByteRange::total_len(&[range(3), range(0), range(4)]), 7);
+        let huge = vec![ByteRange::between(0, 1 << 62); 4];
+        assert_eq!(ByteRange::total_len(&huge), u64::MAX);
     }
 
     #[test]

@@ -342,7 +342,7 @@ impl MemoryMappedFile {
     /// Reads the pages of all ranges in that are not in memory.
     pub(super) async fn make_all_resident(&self, ranges: &[ByteRange]) -> Result<()> {
         // For many ranges the questions would take longer than the hop.
-        let total = ranges.iter().map(|range| range.len()).sum::<u64>();
+        let total = ByteRange::total_len(ranges);
         let is_asked =
             ranges.len() <= MOST_ASKED && residency::is_asked(ByteRange::between(0, total));
         let missing = ranges.iter();
@@ -365,7 +365,7 @@ impl MemoryMappedFile {
     /// Reads the pages of ranges in, on the pool.
     async fn read_in(&self, ranges: Vec<ByteRange>) -> Result<()> {
         let protection = self.protection;
-        let bytes = ranges.iter().map(|range| range.len()).sum::<u64>();
+        let bytes = ByteRange::total_len(&ranges);
         self.shared
             .read_in_on_pool(bytes, move |shared| shared.read_in(protection, &ranges))
             .await
