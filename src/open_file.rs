@@ -422,6 +422,8 @@ const _: () = {
 
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests {
+    use futures_lite::AsyncReadExt;
+
     use super::*;
     use crate::file::MemoryMappedFile;
     use crate::flush::FlushPolicy;
@@ -470,6 +472,37 @@ mod tests {
                 false => file.resize(10_000).await.unwrap(),
             }
             wait_for_references(open, idle);
+        });
+    }
+
+    #[test]
+    fn reader_begins_a_read_with_one_length() {
+        const LONG: u64 = 300_000;
+        const CHANGES: usize = 10_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        futures_lite::future::block_on(async {
+            let file = MemoryMappedFile::create_rw(&path, LONG).await.unwrap();
+            let open: &Arc<OpenFile> = &file.handle.shared;
+            std::thread::scope(|scope| {
+                let changes = scope.spawn(|| {
+                    // As a cut and a growth do it, without their calls, and so much more often.
+                    for _ in 0..CHANGES {
+                        open.hot.len.store(1, Ordering::Release);
+                        open.hot.len.store(LONG, Ordering::Release);
+                    }
+                });
+                while !changes.is_finished() {
+                    let mut reader = file.reader();
+                    // The second read begins where the reader has read ahead to.
+                    for position in [0, 256 << 10] {
+                        reader.set_position(position);
+                        // It may find the end of the file, or that the file was cut.
+                        let mut byte = [0];
+                        let _ = futures_lite::future::block_on(reader.read(&mut byte));
+                    }
+                }
+            });
         });
     }
 

@@ -159,8 +159,9 @@ impl MmapReader {
         most: u64,
     ) -> Poll<io::Result<Option<Ready>>> {
         loop {
-            let position = self.position;
-            let len = most.min(self.len().saturating_sub(position));
+            // Loaded once: the file may be resized at any time.
+            let (position, total) = (self.position, self.len());
+            let len = most.min(total.saturating_sub(position));
             if len == 0 {
                 self.reading = None;
                 return Poll::Ready(Ok(None));
@@ -168,7 +169,7 @@ impl MmapReader {
             let start = self.start + position;
             // It may have been asked for before, perhaps with another length.
             if !matches!(&self.reading, Some(reading) if reading.position == position) {
-                self.reading = Some(self.begin(position, len));
+                self.reading = Some(self.begin(position, len, total));
             }
             let reading = self.reading.as_mut().expect("set above");
             let len = len.min(reading.len);
@@ -184,9 +185,10 @@ impl MmapReader {
         }
     }
 
-    /// Begins to read bytes. If they continue what was read last, more is read in than that.
-    fn begin(&mut self, position: u64, len: u64) -> Reading {
-        let (at, end) = (self.start + position, self.start + self.len());
+    /// Begins to read bytes of a range of `total` bytes. If they continue what was read last, more is
+    /// read in than that.
+    fn begin(&mut self, position: u64, len: u64, total: u64) -> Reading {
+        let (at, end) = (self.start + position, self.start + total);
         let mut advancing = None;
         if !(self.recent.start..=self.recent.end).contains(&at) {
             self.recent = at..at + len;
