@@ -183,6 +183,7 @@ impl SegmentMut {
             if data.is_empty() {
                 return Ok(());
             }
+            self.parent().handle.require_write()?;
             ByteRange::new(0, len, self.len())?;
             self.parent().writable_range(offset, self.len())?;
             self.parent().update_region(offset, data).await

@@ -77,6 +77,9 @@ impl MemoryMappedFile {
     pub fn lock(&self, offset: u64, len: u64) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("locking", (offset, len), async move {
+            if len > 0 {
+                handle.require_lockable()?;
+            }
             match handle.range(offset, len)? {
                 Some(range) => handle.lock_pages(range).await,
                 None => Ok(()),
@@ -102,7 +105,10 @@ impl MemoryMappedFile {
         operation("locking the file", Subject::Nothing, async move {
             match handle.shared.len() {
                 0 => Ok(()),
-                len => handle.lock_pages(ByteRange::between(0, len)).await,
+                len => {
+                    handle.require_lockable()?;
+                    handle.lock_pages(ByteRange::between(0, len)).await
+                }
             }
         })
     }
@@ -154,14 +160,20 @@ impl MemoryMappedFile {
 }
 
 impl Handle {
+    /// Fails for private pages: `mlock` would copy all of them, perhaps in the middle of a write to
+    /// the file.
+    fn require_lockable(&self) -> Result<()> {
+        match self.shared.is_private() {
+            true => Err(MmapIoError::invalid_mode(
+                "a lock would copy every page of a copy-on-write handle",
+            )),
+            false => Ok(()),
+        }
+    }
+
     async fn lock_pages(&self, range: ByteRange) -> Result<()> {
         // Before the locks below, which may stay locked forever in a forked child.
         check()?;
-        if self.shared.is_private() {
-            // `mlock` would copy every page, perhaps in the middle of a write to the file.
-            let problem = "a lock would copy every page of a copy-on-write handle";
-            return Err(MmapIoError::invalid_mode(problem));
-        }
         let (turn, protection) = (self.shared.page_lock_turn().await, self.protection());
         let shared = Arc::clone(&self.shared);
         // Relaxed: a counter.

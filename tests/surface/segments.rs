@@ -75,11 +75,15 @@ fn segment_errors_come_in_order() {
         }
         let reader = MemoryMappedFile::open_ro(file.path()).await.unwrap();
         let segment = SegmentMut::new(Arc::new(reader), 990, 10).unwrap();
-        // Too long, then the mode, then the length of the file.
-        assert_eq!(out_of_bounds(segment.write(&[0; 11]).await), (0, 11, 10));
+        let writer = SegmentMut::new(file.clone(), 990, 10).unwrap();
+        // The mode, then the length of the segment, then that of the file.
         file.resize(995).await.unwrap();
-        let refused = segment.write(&[0; 10]).await;
-        assert!(matches!(refused, Err(MmapIoError::InvalidMode(_))));
+        for len in [10, 11] {
+            let refused = segment.write(&vec![0; len]).await;
+            assert!(matches!(refused, Err(MmapIoError::InvalidMode(_))));
+        }
+        assert_eq!(out_of_bounds(writer.write(&[0; 11]).await), (0, 11, 10));
+        assert_eq!(out_of_bounds(writer.write(&[0; 10]).await), (990, 10, 995));
         let refused = segment.as_slice_mut().await.map(drop);
         assert!(matches!(refused, Err(MmapIoError::InvalidMode(_))));
         segment.write(b"").await.unwrap();
