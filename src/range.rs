@@ -33,7 +33,8 @@ impl ByteRange {
         }
     }
 
-    /// Returns a range as callers write it, if it lies inside `total` bytes.
+    /// Returns a range as callers write it, if it lies inside `total` bytes. If its end is given, and
+    /// it has no bytes, it may lie anywhere.
     pub(crate) fn resolve(range: impl RangeBounds<u64>, total: u64) -> Result<Self> {
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
@@ -41,11 +42,14 @@ impl ByteRange {
             Bound::Unbounded => 0,
         };
         let end = match range.end_bound() {
-            Bound::Included(last) => last.saturating_add(1),
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => total.max(start),
+            Bound::Included(last) => last.checked_add(1),
+            Bound::Excluded(end) => Some(*end),
+            Bound::Unbounded => return Self::new(start, total.saturating_sub(start), total),
         };
-        Self::new(start, end.saturating_sub(start), total)
+        match end {
+            Some(end) if end <= start => Ok(Self { start, end: start }),
+            end => Self::new(start, end.unwrap_or(u64::MAX) - start, total),
+        }
     }
 
     /// Returns the range from `start` to `end`.
@@ -307,6 +311,35 @@ mod tests {
         assert!(ByteRange::new(5, 6, 10).is_err());
         assert!(ByteRange::new(u64::MAX, 1, u64::MAX).is_err());
         assert!(ByteRange::new(1, u64::MAX, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn explicit_range_of_no_bytes_lies_anywhere() {
+        let resolve = |start, end| {
+            let range = ByteRange::resolve((start, end), 10);
+            range.ok().map(|range| (range.start(), range.end()))
+        };
+        for at in [0, 9, 10, 11, u64::MAX] {
+            let start = Bound::Included(at);
+            assert_eq!(resolve(start, Bound::Excluded(at)), Some((at, at)));
+        }
+        assert_eq!(
+            resolve(Bound::Included(20), Bound::Excluded(15)),
+            Some((20, 20))
+        );
+        assert_eq!(
+            resolve(Bound::Excluded(19), Bound::Included(19)),
+            Some((20, 20))
+        );
+        // The last of all bytes is one.
+        let last = Bound::Included(u64::MAX);
+        assert_eq!(resolve(last, last), None);
+        // To the end of the file, in which it has to begin.
+        assert_eq!(
+            resolve(Bound::Included(10), Bound::Unbounded),
+            Some((10, 10))
+        );
+        assert_eq!(resolve(Bound::Included(11), Bound::Unbounded), None);
     }
 
     #[test]

@@ -35,7 +35,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
+    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file; one
+    /// that goes to the end of the file has to begin there at the latest.
     ///
     /// # Examples
     ///

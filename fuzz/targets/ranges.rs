@@ -78,10 +78,14 @@ fn resolved(from: u64, to: u64, total: u64, choice: u8) {
         1 => (Bound::Included(to), wide(to) + 1),
         _ => (Bound::Excluded(to), wide(to)),
     };
-    // A range that runs backwards has no bytes, and begins where it says.
-    let past = past.max(first);
     let range = ByteRange::resolve((start, end), total);
-    if past > wide(u64::MAX) {
+    if past <= first.min(wide(u64::MAX)) && end != Bound::Unbounded {
+        // It has no bytes, also if it runs backwards, and begins where it says.
+        let range = range.unwrap();
+        assert!(range.is_empty() && wide(range.start()) == first.min(wide(u64::MAX)));
+        return;
+    }
+    if past.max(first) > wide(u64::MAX) {
         // It cannot be inside anything, unless the end of all numbers is the end of it.
         assert!(range.is_err() || total == u64::MAX);
         return;

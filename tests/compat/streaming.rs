@@ -35,12 +35,16 @@ fn stream() {
                 (file.stream(5..=7, 10), &[5, 6, 7]),
                 (file.stream(..2, 10), &[0, 1]),
                 (file.stream(LEN..LEN, 10), &[]),
+                (file.stream(LEN + 1..LEN + 1, 10), &[]),
+                (file.stream(u64::MAX..u64::MAX, 10), &[]),
             ] {
                 let pieces: Vec<Bytes> = stream.unwrap().map(Result::unwrap).collect().await;
                 assert_eq!(pieces.concat(), expected);
             }
             assert_outside(file.stream(..LEN + 1, 10), (0, LEN + 1), LEN);
             assert_outside(file.stream(LEN..LEN + 1, 10), (LEN, 1), LEN);
+            // To the end of the file, in which it has to begin.
+            assert_outside(file.stream(LEN + 1.., 10), (LEN + 1, 0), LEN);
         }
         let no_chunk = || rig.file.stream(.., 0).map(drop);
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(no_chunk)).is_err());
@@ -75,6 +79,7 @@ fn body() {
             let sent = body.collect().await.unwrap().to_bytes();
             assert!(sent == pattern(LEN as usize)[5..]);
             assert!(file.body(LEN..).unwrap().is_end_stream());
+            assert!(file.body(LEN + 9..LEN + 9).unwrap().is_end_stream());
             assert_outside(file.body(..=LEN), (0, LEN + 1), LEN);
         }
     });
@@ -122,6 +127,8 @@ fn reader_range() {
             assert_eq!((all, reader.position()), (vec![5, 6, 7], 3));
             assert_outside(file.reader_range(LEN - 1..LEN + 1), (LEN - 1, 2), LEN);
             assert!(file.reader_range(LEN..).is_ok());
+            let mut none = file.reader_range(LEN + 9..LEN + 9).unwrap();
+            assert_eq!(none.read(&mut [0]).await.unwrap(), 0);
         }
     });
 }
