@@ -12,6 +12,9 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+#[cfg(not(target_os = "android"))]
+use crate::sys::unix::uninterrupted;
+
 pub(crate) use self::blocks::*;
 pub(crate) use self::copy::*;
 pub(crate) use self::files::*;
@@ -78,24 +81,18 @@ const SYNC_FILE_RANGE_WAIT_AFTER: libc::c_uint = 4;
 
 #[cfg(not(target_os = "android"))]
 fn sync_file_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
-    loop {
+    let synced = uninterrupted(|| {
         // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
-        let result = unsafe {
+        unsafe {
             libc::sync_file_range(
                 file.as_raw_fd(),
                 offset as libc::off64_t,
                 len as libc::off64_t,
                 flags,
             )
-        };
-        if result == 0 {
-            return Ok(());
         }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    });
+    synced.map(drop)
 }
 
 #[cfg(target_os = "android")]

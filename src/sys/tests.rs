@@ -159,3 +159,21 @@ fn shared_blocks_do_not_count_as_reserved() {
     assert!(!blocks.add(101, 200, EXTENT_SHARED) && !blocks.are_shared);
     assert_eq!(blocks.end, 100);
 }
+
+#[test]
+fn interrupted_call_is_made_again() {
+    let fail_with = |errno| {
+        // SAFETY: the pointer is that of the thread's own variable.
+        unsafe { *libc::__errno_location() = errno };
+        -1
+    };
+    let mut results = [libc::EINTR, libc::EINTR, 0].into_iter();
+    let result = unix::uninterrupted(|| match results.next().unwrap() {
+        0 => 7,
+        errno => fail_with(errno),
+    });
+    assert_eq!(result.unwrap(), 7);
+    let mut results = [libc::EINTR, libc::EIO].into_iter();
+    let failed = unix::uninterrupted(|| fail_with(results.next().unwrap()));
+    assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
+}

@@ -320,6 +320,21 @@ pub(super) fn copy_through_memory(
     Ok(())
 }
 
+/// Makes a call that returns -1 if it fails, and makes it again for as long as a signal interrupts
+/// it.
+pub(super) fn uninterrupted(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
+    loop {
+        let result = call();
+        if result != -1 {
+            return Ok(result);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 /// Gives advice about mapped memory ([`madvise(2)`]).
 ///
 /// # Safety
@@ -346,17 +361,12 @@ pub(super) unsafe fn madvise(addr: *mut u8, len: usize, advice: libc::c_int) -> 
 ///
 /// [`msync(2)`]: https://man7.org/linux/man-pages/man2/msync.2.html
 pub(super) unsafe fn msync(addr: *mut u8, len: usize) -> io::Result<()> {
-    loop {
+    // On some file systems (FUSE, NFS) a signal interrupts the call, which is no failure.
+    let synced = uninterrupted(|| {
         // SAFETY: the memory is mapped, and begins at a page boundary, by this function's contract.
-        if unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) } == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        // On some file systems (FUSE, NFS) a signal interrupts the call, which is no failure.
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+        unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) }
+    });
+    synced.map(drop)
 }
 
 /// Portable versions, for Unix systems without the Linux calls.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::io::AsRawFd;
 
+use super::uninterrupted;
 use crate::sys::Run;
 
 /// Reads the pages of a run into memory, and keeps them there ([`mlock(2)`]).
@@ -66,14 +67,12 @@ fn try_flock(file: &File, kind: libc::c_int) -> io::Result<bool> {
 }
 
 fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
-    loop {
+    // On a network file system a signal interrupts the call.
+    let changed = uninterrupted(|| {
         // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
-        match check(unsafe { libc::flock(file.as_raw_fd(), operation) }) {
-            // On a network file system a signal interrupts the call.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
+        unsafe { libc::flock(file.as_raw_fd(), operation) }
+    });
+    changed.map(drop)
 }
 
 /// Turns the result of a call into an error if the call has failed.

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::io::{AsRawFd, FromRawFd};
 use std::path::Path;
 
-use super::{file_info, sync_directory};
+use super::{file_info, sync_directory, uninterrupted};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::sys::linux::sync_names_without_directory;
 
@@ -204,20 +204,13 @@ fn open_at(
     permissions: u32,
 ) -> io::Result<File> {
     let flags = flags | libc::O_CLOEXEC | LARGE;
-    loop {
-        let permissions = libc::c_uint::from(permissions);
+    let permissions = libc::c_uint::from(permissions);
+    let opened = uninterrupted(|| {
         // SAFETY: the name is a live `CStr`, and `directory` keeps the descriptor open.
-        let opened =
-            unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags, permissions) };
-        if opened >= 0 {
-            // SAFETY: `openat` has just returned the descriptor, and nothing else owns it.
-            return Ok(unsafe { File::from_raw_fd(opened) });
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+        unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags, permissions) }
+    })?;
+    // SAFETY: `openat` has just returned the descriptor, and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(opened) })
 }
 
 /// Returns the error: these systems have no call that makes all names of a file system durable.
