@@ -484,9 +484,13 @@ pub(crate) fn copy_mapped(data: &[u8]) -> Result<Box<[u8]>> {
 #[cfg(unix)]
 fn read_one_byte_a_page(file: &File, pages: PageRange) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
-    let mut byte = [0];
     for page in pages.steps(sys::page_size() as u64) {
-        file.read_at(&mut byte, page.start())?;
+        // Unlike `read_at`, this goes on after a signal.
+        match file.read_exact_at(&mut [0], page.start()) {
+            // The file ends before the page.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            read => read?,
+        }
     }
     Ok(())
 }

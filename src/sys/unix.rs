@@ -152,10 +152,11 @@ pub(crate) fn allocated(file: &File) -> io::Result<u64> {
 /// [`fstatvfs(3)`]: https://man7.org/linux/man-pages/man3/fstatvfs.3.html
 pub(super) fn free_space(file: &File) -> Option<u64> {
     let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-    if unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
-        return None;
-    }
+    let told = uninterrupted(|| {
+        // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+        unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) }
+    });
+    told.ok()?;
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
     let stat = unsafe { stat.assume_init() };
     // SAFETY: `geteuid` takes nothing and cannot fail.

@@ -138,6 +138,11 @@ impl Fuse {
         self.server.state().errors[kind as usize] = errno;
     }
 
+    /// Answers the next requests of a kind with an error.
+    pub(crate) fn refuse_next(&self, count: u32, kind: Kind, errno: i32) {
+        self.server.state().next_errors[kind as usize] = (count, errno);
+    }
+
     /// Lets the kernel remember no attributes that it hears of from now on.
     pub(crate) fn expire_attributes(&self) {
         self.server.state().files.attributes_last = 0;
@@ -255,6 +260,8 @@ struct State {
     /// How many of them are to be answered although they are held back.
     released: usize,
     errors: [i32; KINDS],
+    /// How many of the next requests of a kind get an error, and which.
+    next_errors: [(u32, i32); KINDS],
     /// Kind and thread of each request.
     requests: Vec<(Kind, u32)>,
     is_over: bool,
@@ -273,6 +280,7 @@ impl Server {
                 waiting: with_room(1 << 10, (Head::EMPTY, Instant::now())),
                 released: 0,
                 errors: [0; KINDS],
+                next_errors: [(0, 0); KINDS],
                 requests: with_room(1 << 16, (1, 1)),
                 is_over: false,
             }),
@@ -355,7 +363,11 @@ impl State {
     }
 
     fn answer(&mut self, head: &Head, device: &File) {
-        let refused = self.error(head.kind());
+        let mut refused = self.error(head.kind());
+        if let Some((left @ 1.., errno)) = self.next_errors.get_mut(head.kind() as usize) {
+            *left -= 1;
+            refused = *errno;
+        }
         self.files.answer(head, refused, device);
     }
 }

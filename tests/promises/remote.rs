@@ -613,3 +613,19 @@ fuse_test!(birth_time_separates_equal_inodes, |fuse| {
     assert!(fuse.content("data") == pattern(LEN as usize));
     assert_eq!(&fuse.content("other")[..5], b"other");
 });
+
+// A signal makes the server give up requests, which says nothing about the file.
+fuse_test!(interrupted_reads_are_made_again, |fuse| {
+    for interrupted in 1..10 {
+        let file = open_ro(fuse).await;
+        fuse.refuse_next(interrupted, READ, libc::EINTR);
+        let slice = with_timeout(file.slice(0, 100)).await.unwrap();
+        assert_eq!(
+            slice,
+            &pattern(100)[..],
+            "after {interrupted} interruptions"
+        );
+        drop(slice);
+        file.evict(0, LEN).await.unwrap();
+    }
+});

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::io::AsRawFd;
 
-use crate::sys::unix::free_space;
+use crate::sys::unix::{free_space, uninterrupted};
 
 /// Makes sure that a file range has its blocks, if the file system can tell or reserve them:
 /// queries the extents (`FS_IOC_FIEMAP`, 1 us), and reserves the range (`fallocate(2)`) if a block
@@ -260,18 +260,17 @@ fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
         // SAFETY: all-zero bytes are a valid `flock`, which means the whole file.
         let whole = unsafe { whole.assume_init_mut() };
         whole.l_type = kind as libc::c_short;
-        // SAFETY: `whole` is live for the call, and `file` keeps the descriptor open.
-        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &*whole) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        uninterrupted(|| {
+            // SAFETY: `whole` is live for the call, and `file` keeps the descriptor open.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &*whole) }
+        })
     };
     match lock(libc::F_WRLCK) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             return Err(error);
         }
         // On a file system without locks the second check has to do without one.
-        Ok(()) | Err(_) => {}
+        Ok(_) | Err(_) => {}
     }
     let extended = match crate::sys::file_len(file) {
         Ok(file_len) if file_len >= len => Ok(()),

@@ -7,7 +7,7 @@ use std::os::unix::io::AsRawFd;
 use std::path::Path;
 
 use super::memory::READ_AHEAD;
-use crate::sys::unix::{directory_of, file_info, sync_directory};
+use crate::sys::unix::{directory_of, file_info, sync_directory, uninterrupted};
 use crate::sys::{CacheHint, FsTraits};
 
 /// Returns the length of an open file in bytes ([`statx(2)`], `STATX_SIZE` alone).
@@ -142,11 +142,15 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
     const HUGETLBFS: u64 = 0x9584_58f6;
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-    let kind = unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) };
-    // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
-    let mounted = unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) };
-    if kind != 0 || mounted != 0 {
+    let kind = uninterrupted(|| {
+        // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+        unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) }
+    });
+    let mounted = uninterrupted(|| {
+        // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
+        unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) }
+    });
+    if kind.is_err() || mounted.is_err() {
         return FsTraits::default();
     }
     // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
@@ -239,11 +243,11 @@ pub(in crate::sys) fn sync_names_without_directory(file: &File, _: io::Error) ->
 ///
 /// [`syncfs(2)`]: https://man7.org/linux/man-pages/man2/syncfs.2.html
 fn sync_file_system(file: &File) -> io::Result<()> {
-    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
-    match unsafe { libc::syncfs(file.as_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let synced = uninterrupted(|| {
+        // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+        unsafe { libc::syncfs(file.as_raw_fd()) }
+    });
+    synced.map(drop)
 }
 
 /// Opens an open file a second time, for reading or for writing ([`proc_pid_fd(5)`]). On overlayfs
