@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, operation, viewed};
+use crate::fault_guard::IS_ON;
 use crate::lease::{
     briefly, shared_briefly, try_shared, until_granted, CopyLease, Hold, Kind, Lease, LeaseHost,
     Refused, Token,
@@ -429,7 +430,8 @@ impl MemoryMappedFile {
     /// # Errors
     ///
     /// `OutOfBounds` if a shrink came before the lease; then `take` was not called. `Faulted` if a
-    /// page of the file was lost; then it may have got zeroes.
+    /// page of the file was lost, or `OutOfBounds` if it was cut off and the file was mapped again;
+    /// then `take` may have got zeroes.
     pub(crate) fn copy_out<H>(
         &self,
         lease: &CopyLease<H>,
@@ -467,7 +469,12 @@ impl MemoryMappedFile {
             }
         });
         // The copy may be one of the zeroes that replace a lost page.
-        self.shared.check_whole(self.protection)
+        self.shared.check_whole(self.protection)?;
+        // If the file was mapped again after that, the range lies outside by now.
+        match IS_ON {
+            true => range.check(self.shared.len()),
+            false => Ok(()),
+        }
     }
 
     /// Returns a copy of a range, without reading its pages into memory; waits as

@@ -264,3 +264,43 @@ impl OpenFile {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux", feature = "fault-guard", not(mmap_io_loom)))]
+mod tests {
+    use std::fs::File;
+    use std::hint::black_box;
+
+    use super::*;
+    use crate::file::MemoryMappedFile;
+    use crate::lease::CopyLease;
+    use crate::range::ByteRange;
+
+    /// The file is cut, and mapped again, in the middle of a copy.
+    #[test]
+    fn copy_of_lost_pages_fails_beside_new_map() {
+        const LEN: u64 = 100_000;
+        const CUT: u64 = 4096;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, vec![1; LEN as usize]).unwrap();
+        let cut = File::options().write(true).open(&path).unwrap();
+        let file = futures_lite::future::block_on(MemoryMappedFile::open_ro(&path)).unwrap();
+        let open: &Arc<OpenFile> = &file.handle.shared;
+        let copy = |range: ByteRange, between: &dyn Fn(&[u8])| {
+            let lease = CopyLease::try_new(open.clone(), range).ok().unwrap();
+            file.copy_out(&lease, range, between)
+        };
+        let lost = ByteRange::between(LEN - 10, LEN);
+        let copied = copy(lost, &|bytes| {
+            cut.set_len(CUT).unwrap();
+            assert_eq!(black_box(bytes[0]), 0);
+            open.adopt_file_len().unwrap();
+        });
+        assert!(
+            matches!(copied, Err(MmapIoError::OutOfBounds { total: CUT, .. })),
+            "{copied:?}"
+        );
+        let left = ByteRange::between(0, CUT);
+        copy(left, &|bytes| assert_eq!(bytes, [1; CUT as usize])).unwrap();
+    }
+}
