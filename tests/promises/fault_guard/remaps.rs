@@ -85,9 +85,11 @@ fn pages_stay_locked_if_second_map_is_refused() {
                 assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
             };
             assert_eq!(of_this_process("VmLck"), PAGE);
-            let one_and_a_half = FAR + FAR / 2;
-            limit_address_space((of_this_process("VmSize") + one_and_a_half) as libc::rlim_t);
-            let refused = with_timeout(reader.refresh()).await.unwrap_err();
+            // The first map reserves an eighth of the file; what is left is for small allocations.
+            // Without a timeout here, which would start a thread.
+            let most = of_this_process("VmSize") + FAR + FAR / 4;
+            limit_address_space(most as libc::rlim_t);
+            let refused = reader.refresh().await.unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::ENOMEM), "{refused:?}");
             assert_eq!(of_this_process("VmLck"), PAGE);
             limit_address_space(libc::RLIM_INFINITY);
