@@ -27,10 +27,10 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file; one
-    /// that goes to the end of the file has to begin there at the latest. A frame is an error of
-    /// [`read_bytes`](Self::read_bytes); the body ends after it, so that the server closes the
-    /// connection and the client sees that the content is incomplete.
+    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
+    /// One that goes to the end of the file has to begin there at the latest. A
+    /// frame is an error of [`read_bytes`](Self::read_bytes); the body ends after it, so that the
+    /// server closes the connection and the client sees that the content is incomplete.
     ///
     /// # Cancel safety
     ///

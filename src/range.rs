@@ -33,8 +33,8 @@ impl ByteRange {
         }
     }
 
-    /// Returns a range as callers write it, if it lies inside `total` bytes. If its end is given, and
-    /// it has no bytes, it may lie anywhere.
+    /// Returns a range as callers write it, if it lies inside `total` bytes. If its end is
+    /// given, and it has no bytes, it may lie anywhere.
     pub(crate) fn resolve(range: impl RangeBounds<u64>, total: u64) -> Result<Self> {
         let start = match range.start_bound() {
             Bound::Included(start) => *start,

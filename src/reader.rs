@@ -35,8 +35,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file; one
-    /// that goes to the end of the file has to begin there at the latest.
+    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
+    /// One that goes to the end of the file has to begin there at the latest.
     ///
     /// # Examples
     ///
@@ -186,8 +186,8 @@ impl MmapReader {
         }
     }
 
-    /// Begins to read bytes of a range of `total` bytes. If they continue what was read last, more is
-    /// read in than that.
+    /// Begins to read bytes of a range of `total` bytes. If they continue what was read last, more
+    /// is read in than that.
     fn begin(&mut self, position: u64, len: u64, total: u64) -> Reading {
         let (at, end) = (self.start + position, self.start + total);
         let mut advancing = None;

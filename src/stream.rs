@@ -25,9 +25,9 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file; one
-    /// that goes to the end of the file has to begin there at the latest. An item is an error of
-    /// [`read_bytes`](Self::read_bytes); the stream ends after it.
+    /// [`OutOfBounds`](crate::MmapIoError::OutOfBounds): the range does not lie inside the file.
+    /// One that goes to the end of the file has to begin there at the latest.
+    /// An item is an error of [`read_bytes`](Self::read_bytes); the stream ends after it.
     ///
     /// # Cancel safety
     ///

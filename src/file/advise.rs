@@ -78,8 +78,8 @@ impl MemoryMappedFile {
                 let map = shared.map_within(protection, range)?;
                 let pages = range.to_pages(sys::page_size());
                 shared.forget_writable(range);
-                // SAFETY: `Map::run` has checked that the pages are inside the map, which `map` keeps
-                // live. It is a shared map of a file, or the advice discards no private copy.
+                // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
+                // keeps live. It is a shared map of a file, or the advice discards no private copy.
                 unsafe { sys::advise(map.run(pages), advice.into()) }
                     .map_err(MmapIoError::advice_failed)
             });

@@ -1,5 +1,5 @@
-//! A file that was cut is mapped again, by a shorter map: beside an operation that waits for the pool,
-//! and with locked pages.
+//! A file that was cut is mapped again, by a shorter map: beside an operation that waits for the
+//! pool, and with locked pages.
 
 use std::fs::{self, File};
 use std::sync::mpsc;
