@@ -107,6 +107,28 @@ fn copy_contents_ignores_positions() {
 }
 
 #[test]
+fn search_for_data_advances_whatever_it_is_told() {
+    let nowhere = || std::io::Error::from_raw_os_error(libc::ENXIO);
+    let found = |data: Option<u64>, hole: Option<u64>| {
+        let seek = |_, whence| match whence {
+            libc::SEEK_DATA => data.ok_or_else(nowhere),
+            _ => hole.ok_or_else(nowhere),
+        };
+        next_data(seek, 10, 100)
+    };
+    assert_eq!(found(Some(20), Some(30)), Some(20..30));
+    assert_eq!(found(Some(20), Some(200)), Some(20..100));
+    assert_eq!(found(Some(20), None), Some(20..100));
+    assert_eq!(found(None, None), None);
+    assert_eq!(found(Some(100), Some(200)), None);
+    // A hole where the data is, or before it; and data before the start.
+    assert_eq!(found(Some(20), Some(20)), Some(20..100));
+    assert_eq!(found(Some(20), Some(5)), Some(20..100));
+    assert_eq!(found(Some(5), Some(8)), Some(10..100));
+    assert_eq!(found(Some(5), Some(15)), Some(10..15));
+}
+
+#[test]
 fn access_and_info_of_descriptors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");

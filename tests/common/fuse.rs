@@ -33,8 +33,8 @@ use super::child::Child;
 use super::{pattern, skip, TIMEOUT};
 
 pub(crate) use self::protocol::{
-    Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, OPEN, READ, RELEASE, SETATTR, STATFS,
-    UNLINK, WRITE,
+    Kind, CREATE, FALLOCATE, FLUSH, FSYNC, GETATTR, LOOKUP, LSEEK, OPEN, READ, RELEASE, SETATTR,
+    STATFS, UNLINK, WRITE,
 };
 
 /// How long an answer is held back at most: a thread that waits for it has to fail, not to hang.

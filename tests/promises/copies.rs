@@ -9,6 +9,11 @@ use mmap_io::{copy_mmap, MemoryMappedFile, MmapIoError};
 
 use crate::common::on_a_disk;
 use crate::common::{block_on, pattern, patterned};
+#[cfg(target_os = "linux")]
+use crate::common::{
+    child::child,
+    fuse::{with_fuse, LSEEK},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -76,5 +81,28 @@ fn refused_copy_does_not_keep_file_busy() {
             assert!(matches!(itself, Err(MmapIoError::Busy { .. })));
             MemoryMappedFile::create_rw(&path, 1000).await.unwrap();
         }
+    });
+}
+
+/// The server of a file system does not know of bytes that were stored through a map, until the
+/// system writes them out.
+#[cfg(target_os = "linux")]
+#[test]
+fn copy_has_bytes_that_server_lacks() {
+    let this = child!(copy_has_bytes_that_server_lacks);
+    with_fuse(this, &[("data", 1 << 20)], |fuse| {
+        block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let copy = dir.path().join("copy");
+            // There is no data, it says.
+            fuse.refuse(LSEEK, libc::ENXIO);
+            let file = MemoryMappedFile::open_rw(fuse.path("data")).await.unwrap();
+            file.update_region(5000, b"in memory").await.unwrap();
+            let mut expected = pattern(1 << 20);
+            assert!(fuse.content("data") == expected);
+            expected[5000..5009].copy_from_slice(b"in memory");
+            assert_eq!(file.copy_to(&copy).await.unwrap(), 1 << 20);
+            assert!(fs::read(&copy).unwrap() == expected);
+        });
     });
 }

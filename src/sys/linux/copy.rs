@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::io::AsRawFd;
 
 /// Makes `destination` share the blocks of `source`; returns `false` if the file system does not
@@ -14,7 +15,8 @@ pub(crate) fn clone_file(source: &File, destination: &File) -> bool {
 }
 
 /// Copies the first `len` bytes of `source` to `destination`, which is empty. Data is copied inside
-/// the kernel if possible ([`copy_file_range(2)`]), and holes stay holes. It neither uses nor moves
+/// the kernel if possible ([`copy_file_range(2)`]). Holes stay holes where the system tells them
+/// from pages that are not on the disk yet ([`lseek(2)`], `SEEK_DATA`). It neither uses nor moves
 /// the position of a descriptor.
 ///
 /// # Errors
@@ -23,59 +25,59 @@ pub(crate) fn clone_file(source: &File, destination: &File) -> bool {
 /// `UnexpectedEof` if the source is shorter.
 ///
 /// [`copy_file_range(2)`]: https://man7.org/linux/man-pages/man2/copy_file_range.2.html
+/// [`lseek(2)`]: https://man7.org/linux/man-pages/man2/lseek.2.html
 pub(crate) fn copy_contents(source: &File, destination: &File, len: u64) -> io::Result<()> {
     crate::sys::unix::check_file_limit(len)?;
     // A second descriptor, with a position of its own. If it is refused, the whole file is treated
     // as data.
-    let finder = File::open(format!("/proc/self/fd/{}", source.as_raw_fd())).ok();
-    let mut end = 0;
-    while let Some(data) = next_data(finder.as_ref(), end, len)? {
-        copy_range(source, destination, data.0, data.1)?;
-        end = data.1;
-    }
-    match end < len {
-        true => destination.set_len(len),
-        false => Ok(()),
-    }
-}
-
-/// Returns the start and end of the next data of a file between `start` and `len`; `None` if only a
-/// hole follows ([`lseek(2)`], `SEEK_DATA`, which also finds pages that are not on the disk yet).
-///
-/// # Errors
-///
-/// `UnexpectedEof` if the file is shorter.
-///
-/// [`lseek(2)`]: https://man7.org/linux/man-pages/man2/lseek.2.html
-fn next_data(finder: Option<&File>, start: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
-    if start >= len {
-        return Ok(None);
-    }
+    let reopen = || File::open(format!("/proc/self/fd/{}", source.as_raw_fd())).ok();
+    let finder = super::seeks_in_cache(source).then(reopen).flatten();
     let Some(finder) = finder else {
-        return Ok(Some((start, len)));
+        return copy_range(source, destination, 0, len);
     };
     let seek = |from: u64, whence| {
         // SAFETY: the call takes no pointer, and `finder` keeps the descriptor open.
         let at = unsafe { libc::lseek64(finder.as_raw_fd(), from as libc::off64_t, whence) };
         u64::try_from(at).map_err(|_| io::Error::last_os_error())
     };
+    let mut end = 0;
+    while let Some(data) = next_data(seek, end, len) {
+        copy_range(source, destination, data.start, data.end)?;
+        end = data.end;
+    }
+    if end == len {
+        return Ok(());
+    }
+    // Either a hole follows, or the end of the file.
+    match super::file_len(source)? >= len {
+        true => destination.set_len(len),
+        false => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Returns the next data of a file between `start` and `len`, by means of `lseek(2)`; `None` if
+/// there is none. The data ends behind `start` whatever the calls return, so that a loop ends.
+pub(in crate::sys) fn next_data(
+    seek: impl Fn(u64, libc::c_int) -> io::Result<u64>,
+    start: u64,
+    len: u64,
+) -> Option<Range<u64>> {
+    if start >= len {
+        return None;
+    }
     let data = match seek(start, libc::SEEK_DATA) {
-        Ok(data) => data,
+        Ok(data) => data.max(start),
         // No data follows; or `start` is past the end.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
-            return match crate::sys::file_len(finder)? >= len {
-                true => Ok(None),
-                false => Err(io::ErrorKind::UnexpectedEof.into()),
-            };
-        }
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return None,
         // The file system does not support the call.
-        Err(_) => return Ok(Some((start, len))),
+        Err(_) => return Some(start..len),
     };
     if data >= len {
-        return Ok(None);
+        return None;
     }
-    let hole = seek(data, libc::SEEK_HOLE).unwrap_or(len);
-    Ok(Some((data, hole.min(len))))
+    let hole = seek(data, libc::SEEK_HOLE).ok();
+    let hole = hole.filter(|hole| *hole > data).unwrap_or(len);
+    Some(data..hole.min(len))
 }
 
 /// Copies bytes `start..end` of `source` to the same place in `destination`.

@@ -125,41 +125,16 @@ fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn fs_traits(file: &File) -> FsTraits {
-    const EXT: u64 = 0xef53;
-    const XFS: u64 = 0x5846_5342;
-    const BTRFS: u64 = 0x9123_683e;
-    const TMPFS: u64 = 0x0102_1994;
-    const OVERLAYFS: u64 = 0x794c_7630;
-    const F2FS: u64 = 0xf2f5_2010;
-    const ZFS: u64 = 0x2fc1_2fc1;
-    const BCACHEFS: u64 = 0xca45_1a4e;
-    const RAMFS: u64 = 0x8584_58f6;
-    const EXFAT: u64 = 0x2011_bab0;
-    const FAT: u64 = 0x4d44;
-    const EROFS: u64 = 0xe0f5_e1e2;
-    const SQUASHFS: u64 = 0x7371_7368;
-    const ISO9660: u64 = 0x9660;
-    const HUGETLBFS: u64 = 0x9584_58f6;
-    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    let kind = uninterrupted(|| {
-        // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-        unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) }
-    });
     let mounted = uninterrupted(|| {
         // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
         unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) }
     });
-    if kind.is_err() || mounted.is_err() {
+    let (Ok(kind), Ok(_)) = (kind_of(file), mounted) else {
         return FsTraits::default();
-    }
-    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
-    let kind = unsafe { stat.assume_init() }.f_type;
+    };
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
     let mounted = unsafe { flags.assume_init() }.f_flag;
-    // The type is signed or unsigned, and has 32 or 64 bits, depending on the platform. The numbers
-    // have 32 bits.
-    let kind = u64::from(kind as u32);
     FsTraits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
             && mounted & libc::ST_SYNCHRONOUS == 0,
@@ -186,6 +161,47 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
         has_huge_pages: kind == HUGETLBFS,
     }
 }
+
+/// Whether `SEEK_DATA` takes the pages for data that are dirty and have no block yet. On FUSE, a
+/// server answers that does not know of them.
+///
+/// overlayfs asks the file system of its upper layer, which cannot be a remote one.
+pub(super) fn seeks_in_cache(file: &File) -> bool {
+    let kind = kind_of(file);
+    kind.is_ok_and(|kind| matches!(kind, EXT | XFS | BTRFS | TMPFS | F2FS | OVERLAYFS))
+}
+
+/// Returns the number of a file's file system ([`fstatfs(2)`]).
+///
+/// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
+fn kind_of(file: &File) -> io::Result<u64> {
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    uninterrupted(|| {
+        // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
+        unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) }
+    })?;
+    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
+    let kind = unsafe { stat.assume_init() }.f_type;
+    // It is signed or unsigned, and has 32 or 64 bits, depending on the platform. The numbers have
+    // 32 bits.
+    Ok(u64::from(kind as u32))
+}
+
+const EXT: u64 = 0xef53;
+const XFS: u64 = 0x5846_5342;
+const BTRFS: u64 = 0x9123_683e;
+const TMPFS: u64 = 0x0102_1994;
+const OVERLAYFS: u64 = 0x794c_7630;
+const F2FS: u64 = 0xf2f5_2010;
+const ZFS: u64 = 0x2fc1_2fc1;
+const BCACHEFS: u64 = 0xca45_1a4e;
+const RAMFS: u64 = 0x8584_58f6;
+const EXFAT: u64 = 0x2011_bab0;
+const FAT: u64 = 0x4d44;
+const EROFS: u64 = 0xe0f5_e1e2;
+const SQUASHFS: u64 = 0x7371_7368;
+const ISO9660: u64 = 0x9660;
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// Gives the page cache a hint about a file range ([`posix_fadvise(2)`]).
 ///

@@ -38,6 +38,7 @@ const INTERRUPT: Kind = 36;
 const DESTROY: Kind = 38;
 const BATCH_FORGET: Kind = 42;
 pub(crate) const FALLOCATE: Kind = 43;
+pub(crate) const LSEEK: Kind = 46;
 const STATX: Kind = 52;
 
 /// The first bytes of a request: all of it, but for what is to be written.
