@@ -201,8 +201,7 @@ impl OpenFile {
             // to be whole. Each call takes as long as the write itself.
             let next_page = file_len.next_multiple_of(sys::page_size() as u64);
             if next_page < end {
-                let pages = ByteRange::between(next_page, end).to_pages(sys::page_size());
-                sys::reserve(file, pages.start(), pages.len())?;
+                sys::reserve(file, next_page, end - next_page)?;
             }
         } else {
             sys::check_room(file, file_len, added.len())?;

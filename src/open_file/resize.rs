@@ -98,11 +98,11 @@ impl OpenFile {
             return Ok(true);
         }
         let grow = || {
-            if self.preallocate.load(Ordering::Relaxed) {
-                sys::preallocate(file, file_len, min - file_len)?;
-            }
             self.extend_before_map(file, min)?;
             self.cover(min, || {
+                if self.preallocate.load(Ordering::Relaxed) {
+                    sys::preallocate(file, file_len, min - file_len)?;
+                }
                 self.clear_tail(ByteRange::between(file_len, min))?;
                 sys::extend(file, min)?;
                 // After the file has its new length, since a flush may run beside this that syncs the

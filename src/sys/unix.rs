@@ -212,17 +212,25 @@ pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
 ///
 /// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
 pub(crate) fn check_file_limit(end: u64) -> io::Result<()> {
+    match end <= file_limit() {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::EFBIG)),
+    }
+}
+
+/// Returns the process's limit on file sizes in bytes; the largest number if there is none.
+pub(super) fn file_limit() -> u64 {
     let mut limit = std::mem::MaybeUninit::<libc::rlimit>::zeroed();
     // SAFETY: `limit` is live for the call.
     if unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, limit.as_mut_ptr()) } != 0 {
-        return Ok(());
+        return u64::MAX;
     }
     // SAFETY: all-zero bytes are a valid `rlimit`, and the call has filled it in.
     let limit = unsafe { limit.assume_init() }.rlim_cur;
     #[allow(clippy::unnecessary_cast)] // It is signed on some platforms.
-    match limit == libc::RLIM_INFINITY || end <= limit as u64 {
-        true => Ok(()),
-        false => Err(io::Error::from_raw_os_error(libc::EFBIG)),
+    match limit == libc::RLIM_INFINITY {
+        true => u64::MAX,
+        false => limit as u64,
     }
 }
 
@@ -471,7 +479,12 @@ mod portable {
     pub(crate) const ALLOCATE_KEEPS_BYTES: bool = false;
 
     /// Reserves blocks for a range past the old end of the file by writing zeroes to it.
+    ///
+    /// # Errors
+    ///
+    /// `EFBIG` past the process's limit on file sizes.
     pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        super::check_file_limit(offset + len)?;
         let zeroes = vec![0; 1 << 16];
         let mut at = 0;
         while at < len {

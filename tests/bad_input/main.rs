@@ -16,6 +16,8 @@ mod limits;
 mod modes;
 mod paths;
 mod ranges;
+#[cfg(target_os = "linux")]
+mod reserving;
 #[cfg(feature = "atomic")]
 mod words;
 

@@ -182,17 +182,20 @@ fn for_each_extent(
 pub(crate) const ALLOCATE_KEEPS_BYTES: bool = true;
 
 /// Reserves blocks for a file range; changes neither the length nor a byte ([`fallocate(2)`],
-/// `FALLOC_FL_KEEP_SIZE`).
+/// `FALLOC_FL_KEEP_SIZE`). A range that the caller has rounded up to whole pages may reach past the
+/// process's limit on file sizes: the pages are reserved as far as the file may reach.
 ///
 /// # Errors
 ///
-/// `ENOSPC` on a full disk, `EOPNOTSUPP` if the file system does not support it.
+/// `ENOSPC` on a full disk, `EOPNOTSUPP` if the file system does not support it, `EFBIG` if the
+/// whole range is past the limit on file sizes.
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     /// The most bytes of one call, since a call that a signal interrupts has to start over.
     const PIECE: u64 = 64 << 20;
     const LEAST_PIECE: u64 = 1 << 20;
+    let len = within_limit(file, offset, len)?;
     // Checked first: if ext4 runs out of space, it keeps the blocks that it has already allocated.
     check_room(file, offset, len)?;
     let (mut piece, mut done) = (PIECE, 0);
@@ -211,14 +214,33 @@ pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns the length of the part of a range that [`allocate`] may reserve. Past the limit on file
+/// sizes, tmpfs and f2fs raise `SIGXFSZ` even if the length of the file is to stay; inside the file
+/// there is no limit.
+fn within_limit(file: &File, offset: u64, len: u64) -> io::Result<u64> {
+    let (end, limit) = (offset + len, crate::sys::unix::file_limit());
+    if end <= limit {
+        return Ok(len);
+    }
+    let end = end.min(crate::sys::file_len(file)?.max(limit));
+    match end > offset {
+        true => Ok(end - offset),
+        false => Err(io::Error::from_raw_os_error(libc::EFBIG)),
+    }
+}
+
 /// Reserves blocks like [`allocate`], on request of the user.
 ///
 /// # Errors
 ///
-/// Those of [`allocate`], but `Unsupported` with an explanation if the file system does not support
-/// it, or a filter of system calls refuses it. Writing zeroes instead is no alternative: they could
-/// overwrite what another process appends.
+/// Those of [`allocate`], but `EFBIG` if any part past the end of the file is past the limit, and
+/// `Unsupported` with an explanation if the file system does not support it, or a filter of system
+/// calls refuses it. Writing zeroes instead is no alternative: they could overwrite what another
+/// process appends.
 pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    if within_limit(file, offset, len)? < len {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
     allocate(file, offset, len).map_err(|error| match crate::sys::is_refused(&error) {
         true => io::Error::new(
             io::ErrorKind::Unsupported,
