@@ -227,9 +227,10 @@
 //! Several processes may open, create and grow one file at the same time. Opening takes the length
 //! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and
 //! [`copy_to`](MemoryMappedFile::copy_to) do that, to a file that is not mapped in this process.
-//! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`), which
-//! is tried and not waited for: a lock of another process, or a lock that this process has set by
-//! `fcntl`, then makes growing fail. On NFS the client asks the server for such a lock.
+//! Where the file system has no `fallocate`, a file is grown under an OFD lock (`fcntl(2)`) on a
+//! byte past every end, which is tried and not waited for: a lock on the whole file that another
+//! process has set by `fcntl`, or this one, then makes growing fail. On NFS the client asks the
+//! server for such a lock.
 //!
 //! ## Locks on the file
 //!

@@ -282,11 +282,11 @@ pub(crate) fn touch_mtime(file: &File) -> io::Result<()> {
         *time
     });
     let times = [accessed, modified];
-    // SAFETY: both times are live for the call, and `file` keeps the descriptor open.
-    match unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let touched = uninterrupted(|| {
+        // SAFETY: both times are live for the call, and `file` keeps the descriptor open.
+        unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) }
+    });
+    touched.map(drop)
 }
 
 /// Makes the names in `directory` durable ([`fsync(2)`] of the directory).

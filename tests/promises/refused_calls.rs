@@ -3,10 +3,11 @@
 //! Each call is refused in a process of its own, by a filter that the pool's threads inherit.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use mmap_io::{MemoryMappedFile, MmapIoError};
+use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
 use crate::common::child::{child, child_dir};
 use crate::common::{block_on, on_a_disk, pattern};
@@ -280,4 +281,42 @@ fn unprobing_child() {
         }
     });
     println!("works without mincore and cachestat");
+}
+
+/// A program that gives its descriptor away keeps the locks that it has set through it.
+#[test]
+fn growth_under_lock_keeps_locks_of_descriptor() {
+    let dir = on_a_disk();
+    fs::write(dir.path().join("data"), pattern(1000)).unwrap();
+    child!(growing_child).dir(dir.path()).passes();
+}
+
+#[test]
+fn growing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    refuse(libc::SYS_fallocate, libc::ENOSYS);
+    let path = dir.join("data");
+    let open = || File::options().read(true).write(true).open(&path).unwrap();
+    let (file, other) = (open(), open());
+    let lock = |file: &File, command| {
+        // SAFETY: all-zero bytes are a valid `flock`.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = libc::F_WRLCK as libc::c_short;
+        lock.l_len = 100;
+        // SAFETY: `lock` is live for the call, and `file` keeps the descriptor open.
+        let done = unsafe { libc::fcntl(file.as_raw_fd(), command, &mut lock) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        lock.l_type != libc::F_UNLCK as libc::c_short
+    };
+    lock(&file, libc::F_OFD_SETLK);
+    assert!(lock(&other, libc::F_OFD_GETLK));
+    block_on(async {
+        let mapped = MemoryMappedFile::from_file(file, MmapMode::ReadWrite, &path);
+        let mapped = mapped.await.unwrap();
+        assert_eq!(mapped.grow_to(20_000).await.unwrap(), 20_000);
+        assert!(lock(&other, libc::F_OFD_GETLK));
+        drop(mapped);
+    });
 }

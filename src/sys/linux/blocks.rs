@@ -261,7 +261,8 @@ pub(crate) fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> 
 /// # Errors
 ///
 /// `ENOSPC` on a full disk; `EFBIG` past the process's limit on file sizes; `EAGAIN` or `EACCES` if
-/// the lock is needed and conflicts with a lock of another process or of this one.
+/// the lock is needed and conflicts with a lock, of another process or of this one, that reaches to
+/// the end of every file.
 ///
 /// [`fallocate(2)`]: https://man7.org/linux/man-pages/man2/fallocate.2.html
 /// [`fcntl_locking(2)`]: https://man7.org/linux/man-pages/man2/F_OFD_SETLK.2const.html
@@ -277,14 +278,18 @@ pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
 }
 
 fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
+    /// A byte that no file reaches. A lock on it conflicts with each lock on a whole file; but the
+    /// ranges that the program itself has locked through this open file description stay locked.
+    const FAR_BYTE: libc::off_t = libc::off_t::MAX - 1;
     let lock = |kind: libc::c_int| {
-        let mut whole = std::mem::MaybeUninit::<libc::flock>::zeroed();
-        // SAFETY: all-zero bytes are a valid `flock`, which means the whole file.
-        let whole = unsafe { whole.assume_init_mut() };
-        whole.l_type = kind as libc::c_short;
+        let mut lock = std::mem::MaybeUninit::<libc::flock>::zeroed();
+        // SAFETY: all-zero bytes are a valid `flock`.
+        let lock = unsafe { lock.assume_init_mut() };
+        lock.l_type = kind as libc::c_short;
+        (lock.l_start, lock.l_len) = (FAR_BYTE, 1);
         uninterrupted(|| {
-            // SAFETY: `whole` is live for the call, and `file` keeps the descriptor open.
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &*whole) }
+            // SAFETY: `lock` is live for the call, and `file` keeps the descriptor open.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &*lock) }
         })
     };
     match lock(libc::F_WRLCK) {
