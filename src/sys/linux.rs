@@ -105,10 +105,11 @@ fn sync_file_range(_: &File, _: u64, _: u64, _: libc::c_uint) -> io::Result<()> 
 /// Not if the descriptor bypasses the page cache (`O_DIRECT`), appends (`O_APPEND`), or writes
 /// synchronously (`O_SYNC`, `O_DSYNC`): a write-back error would then go to the write instead of to
 /// the flush that has to report it. Not past the limit on file sizes either, which would raise
-/// `SIGXFSZ`.
+/// `SIGXFSZ`, and not if the file is sealed against writes, which leaves the maps that exist
+/// writable (`F_SEAL_FUTURE_WRITE`).
 ///
-/// Checked for each write, since another holder of the descriptor can change its flags at any time,
-/// and another process the limit ([`fcntl(2)`], [`getrlimit(2)`]; 0.1 us each).
+/// Checked for each write, since another holder of the descriptor can change its flags and seal the
+/// file at any time, and another process the limit ([`fcntl(2)`], [`getrlimit(2)`]; 0.1 us each).
 ///
 /// [`fcntl(2)`]: https://man7.org/linux/man-pages/man2/fcntl.2.html
 /// [`getrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
@@ -116,7 +117,20 @@ pub(crate) fn may_write_at(file: &File, end: u64) -> bool {
     let unsuitable = libc::O_APPEND | libc::O_DIRECT | libc::O_SYNC | libc::O_DSYNC;
     // SAFETY: `F_GETFL` takes no pointer, and `file` keeps the descriptor open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    flags >= 0 && flags & unsuitable == 0 && super::unix::check_file_limit(end).is_ok()
+    flags >= 0
+        && flags & unsuitable == 0
+        && super::unix::check_file_limit(end).is_ok()
+        && !is_sealed(file)
+}
+
+/// Whether a file in memory is sealed against writes ([`F_GET_SEALS(2const)`]). No other file can
+/// be sealed.
+///
+/// [`F_GET_SEALS(2const)`]: https://man7.org/linux/man-pages/man2/F_GET_SEALS.2const.html
+fn is_sealed(file: &File) -> bool {
+    // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0
 }
 
 /// Writes all of `data` at `offset`, independently of the descriptor's position, and even if
@@ -136,10 +150,12 @@ pub(crate) fn write_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Res
                 offset += written as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // `EINVAL` may be about this file only; then `pwrite` below reports it as well.
             Err(error) if is_refused(&error) => {
-                let is_unknown = error.raw_os_error() != Some(libc::EINVAL);
-                IS_MISSING.store(is_unknown, Ordering::Relaxed);
+                // `EINVAL` and `EPERM` may be about this file alone; then `pwrite` below reports
+                // them as well.
+                if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) {
+                    IS_MISSING.store(true, Ordering::Relaxed);
+                }
                 break;
             }
             Err(error) => return Err(error),

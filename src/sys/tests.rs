@@ -170,6 +170,22 @@ fn write_at_ignores_o_append() {
 }
 
 #[test]
+fn refusal_about_one_file_concerns_no_other() {
+    // SAFETY: the name is live and ends in a zero byte.
+    let sealed =
+        unsafe { libc::memfd_create(b"sealed\0".as_ptr().cast(), libc::MFD_ALLOW_SEALING) };
+    assert!(sealed >= 0);
+    // SAFETY: the descriptor is new, and nothing else owns it.
+    let sealed = unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(sealed) };
+    sealed.set_len(10_000).unwrap();
+    // SAFETY: the call takes no pointer, and `sealed` keeps the descriptor open.
+    unsafe { libc::fcntl(sealed.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+    let refused = write_at(&sealed, b"here", 100).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+    write_at_ignores_o_append();
+}
+
+#[test]
 fn shared_blocks_do_not_count_as_reserved() {
     const LAST: u32 = 1;
     let mut blocks = Blocks::from(100);

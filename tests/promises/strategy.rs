@@ -4,6 +4,7 @@
 //! truncated file is not made longer again, and a reader sees all of a write or nothing.
 
 use std::fs::{self, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -349,5 +350,36 @@ fn limited_child() {
         let created = MemoryMappedFile::create_rw(dir.join("new"), 2 << 20).await;
         assert_eq!(created.unwrap_err().raw_os_error(), Some(libc::EFBIG));
         assert!(!dir.join("new").exists());
+    });
+}
+
+/// A seal against future writes refuses every call that writes, and lets the maps be that are there.
+#[test]
+fn sealed_memory_is_written_through_map() {
+    let flags = libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC;
+    // SAFETY: the name is live and ends in a zero byte.
+    let memory = unsafe { libc::memfd_create(c"sealed".as_ptr(), flags) };
+    assert!(memory >= 0);
+    // SAFETY: the descriptor is new, and nothing else owns it.
+    let memory = unsafe { <fs::File as std::os::fd::FromRawFd>::from_raw_fd(memory) };
+    memory.set_len(4 * MIB).unwrap();
+    let other = memory.try_clone().unwrap();
+    block_on(async {
+        let file = MemoryMappedFile::from_file(memory, MmapMode::ReadWrite, "sealed");
+        let file = file.await.unwrap();
+        // SAFETY: the call takes no pointer, and `other` keeps the descriptor open.
+        let sealed = unsafe {
+            let (number, seal) = (other.as_raw_fd(), libc::F_SEAL_FUTURE_WRITE);
+            libc::fcntl(number, libc::F_ADD_SEALS, seal)
+        };
+        assert_eq!(sealed, 0, "{}", std::io::Error::last_os_error());
+        file.update_region(0, &vec![1; MIB as usize]).await.unwrap();
+        file.update_region_async(2 * MIB, &vec![2; MIB as usize])
+            .await
+            .unwrap();
+        for (at, byte) in [(0, 1), (MIB, 0), (2 * MIB, 2), (3 * MIB, 0)] {
+            let slice = file.slice(at, MIB).await.unwrap();
+            assert!(slice.iter().all(|found| *found == byte));
+        }
     });
 }
