@@ -119,9 +119,10 @@ fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::
 /// - *Local*: decided by a list. NFS, SMB, 9p, FUSE and unknown file systems may ask a server for
 ///   any answer, and may give one number to several files. overlayfs counts as local, although its
 ///   layers may not be.
-/// - *Copies up*: overlayfs. A file keeps its identity when it is copied up. The page cache of such
-///   a file is not counted ([`cached_pages`](crate::sys::cached_pages)), since the pages belong to
-///   the files of its layers.
+/// - *Copies up*: overlayfs, and every file system if the call is refused. A file keeps its
+///   identity when it is copied up. The page cache of such a file is not counted
+///   ([`cached_pages`](crate::sys::cached_pages)), since the pages belong to the files of its
+///   layers.
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn fs_traits(file: &File) -> FsTraits {
@@ -131,7 +132,11 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
         unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) }
     });
     let (Ok(kind), Ok(_)) = (kind_of(file), mounted) else {
-        return FsTraits::default();
+        // It may be an overlayfs.
+        return FsTraits {
+            copies_up: true,
+            ..FsTraits::default()
+        };
     };
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
     let mounted = unsafe { flags.assume_init() }.f_flag;

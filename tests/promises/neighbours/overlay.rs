@@ -5,8 +5,10 @@ use std::fs::{self, File};
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
+use crate::common::child::{child, child_dir};
 use crate::common::disk::{Disk, MIB};
 use crate::common::{block_on, on_a_disk, pattern};
+use crate::refused_calls::refuse;
 
 /// An overlayfs, whose files lie on its lower layer until they are opened for writing.
 struct Overlay {
@@ -148,5 +150,31 @@ fn overlayfs_view_refuses_first_writer() {
         assert!(!writer.try_update_region(5, b"x").await.unwrap());
         assert_eq!(view, &pattern(10)[..]);
         assert_eq!(reader.as_slice(10, 1).unwrap(), b"x");
+    });
+}
+
+#[test]
+fn unknown_file_system_may_be_an_overlayfs() {
+    let test = "unknown_file_system_may_be_an_overlayfs";
+    if let Some(overlay) = Overlay::new(test, &["data"]) {
+        child!(unknowing_child).dir(&overlay.disk.path("")).passes();
+    }
+}
+
+#[test]
+fn unknowing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    refuse(libc::SYS_fstatfs, libc::EPERM);
+    let path = dir.join("data");
+    block_on(async {
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert_eq!(reader.slice(0, 4).await.unwrap(), b"LLLL");
+        let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+        writer.update_region_async(0, b"NEW!").await.unwrap();
+        assert_eq!(reader.slice(0, 4).await.unwrap(), b"NEW!");
+        let later = MemoryMappedFile::open_ro(&path).await.unwrap();
+        assert_eq!(later.slice(0, 4).await.unwrap(), b"NEW!");
     });
 }
