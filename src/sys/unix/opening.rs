@@ -11,6 +11,7 @@ use std::path::Path;
 use super::{file_info, sync_directory, uninterrupted};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::sys::linux::sync_names_without_directory;
+use crate::sys::FileId;
 
 /// Opens a path with the given options. Never waits for the peer of a pipe or a device. But if
 /// another process has a lease on a regular file ([`fcntl(2)`], `F_SETLEASE`), it waits until that
@@ -221,9 +222,38 @@ fn sync_names_without_directory(_file: &File, error: io::Error) -> io::Result<()
 
 /// Whether a name in a directory belongs to the file itself, and not to a symbolic link to it.
 fn names(directory: &File, name: &CStr, file: &File) -> io::Result<bool> {
-    let flags = SEARCH | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let found = open_at(directory, name, flags, 0)?;
-    Ok(file_info(&found)?.id == file_info(file)?.id)
+    Ok(file_id_in(directory, name)? == file_info(file)?.id)
+}
+
+/// Returns the identity of what has a name in a directory, be it a symbolic link. Needs no
+/// permission for the file, and closes no descriptor of it that would release the locks of this
+/// process.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn file_id_in(directory: &File, name: &CStr) -> io::Result<FileId> {
+    let found = open_at(directory, name, SEARCH | libc::O_NOFOLLOW, 0)?;
+    Ok(file_info(&found)?.id)
+}
+
+/// Does the same by [`fstatat(2)`].
+///
+/// [`fstatat(2)`]: https://man7.org/linux/man-pages/man2/stat.2.html
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn file_id_in(directory: &File, name: &CStr) -> io::Result<FileId> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    super::repeat(|| {
+        let (directory, flags) = (directory.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
+        // SAFETY: the name is a live `CStr`, `stat` is live for the call, and `directory` keeps the
+        // descriptor open.
+        unsafe { libc::fstatat(directory, name.as_ptr(), stat.as_mut_ptr(), flags) }
+    })?;
+    // SAFETY: all-zero bytes are a valid `stat`, and the call has filled it in.
+    let stat = unsafe { stat.assume_init() };
+    #[allow(clippy::unnecessary_cast)] // They are narrower on some platforms.
+    let (volume, index) = (stat.st_dev as u64, stat.st_ino as u64);
+    Ok(FileId {
+        volume,
+        index: index.into(),
+    })
 }
 
 /// Opens the directory that has the name of the file to which `path` leads; follows links.
