@@ -9,7 +9,7 @@
 //! | [`CAN_MAP_PAST_END`] | yes | yes | no |
 //! | [`open`], [`open_or_create`], [`FOR_ALL`], [`FOR_THE_OWNER`] | `open(2)`, waits for a lease | `open(2)` | `CreateFileW` |
 //! | [`create_new`], [`Created`] | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `openat(2)`, `renameat(2)`, `unlinkat(2)` | `CREATE_NEW`, `MoveFileExW`, `DeleteFileW` |
-//! | [`file_info`], [`file_id_at`] | `fstat(2)`, `stat(2)` | `fstat(2)`, `stat(2)` | `GetFileInformationByHandleEx` |
+//! | [`file_info`], [`file_id_at`] | `fstat(2)`, `stat(2)`, `statx(2)` | `fstat(2)`, `stat(2)` | `GetFileInformationByHandleEx` |
 //! | [`file_len`], [`known_len`], [`is_linked`] | `statx(2)` | `fstat(2)` | `GetFileInformationByHandle` |
 //! | [`access`] | `fcntl(2)` | `fcntl(2)` | `NtQueryInformationFile` |
 //! | [`is_owner`] | `geteuid(2)` | `geteuid(2)` | never |
@@ -114,7 +114,8 @@ pub(crate) use windows::*;
 pub(crate) struct FileId {
     /// Device number, or volume serial number.
     pub(crate) volume: u64,
-    /// Inode number, or 128-bit file id.
+    /// Inode number, with that of the subvolume above it where the file system repeats inode
+    /// numbers; or 128-bit file id.
     pub(crate) index: u128,
 }
 

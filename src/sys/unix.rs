@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use super::linux::{subvolume, subvolume_at};
 use super::{Access, FileId, FileInfo};
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -183,10 +185,7 @@ pub(crate) fn check_free_space_for(path: &Path, len: u64) -> io::Result<()> {
 pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     let metadata = file.metadata()?;
     Ok(FileInfo {
-        id: FileId {
-            volume: metadata.dev(),
-            index: u128::from(metadata.ino()),
-        },
+        id: file_id(&metadata, subvolume(file)),
         len: metadata.len(),
         is_regular: metadata.is_file(),
         is_linked: metadata.nlink() > 0,
@@ -199,10 +198,14 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
 /// [`stat(2)`]: https://man7.org/linux/man-pages/man2/stat.2.html
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
     let metadata = fs::metadata(path)?;
-    Ok(FileId {
+    Ok(file_id(&metadata, subvolume_at(path)))
+}
+
+fn file_id(metadata: &Metadata, subvolume: u64) -> FileId {
+    FileId {
         volume: metadata.dev(),
-        index: u128::from(metadata.ino()),
-    })
+        index: u128::from(subvolume) << 64 | u128::from(metadata.ino()),
+    }
 }
 
 /// Fails with `EFBIG` if a file may not be written up to `end` ([`getrlimit(2)`], `RLIMIT_FSIZE`).
@@ -425,6 +428,16 @@ mod portable {
     /// Returns `false`: unknown here, so every probe finds the range not resident.
     pub(crate) fn resident(_run: Run) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// Returns 0: no file system here has two files with one inode number.
+    pub(super) fn subvolume(_file: &File) -> u64 {
+        0
+    }
+
+    /// Returns 0, as [`subvolume`] does.
+    pub(super) fn subvolume_at(_path: &Path) -> u64 {
+        0
     }
 
     /// Returns the length of an open file in bytes.

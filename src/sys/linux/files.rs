@@ -1,9 +1,11 @@
 //! Queries about files: their length, name and file system, and what the process may do with them.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::os::unix::io::AsRawFd;
+use std::os::unix::io::{AsRawFd, RawFd};
 use std::path::Path;
 
 use super::memory::READ_AHEAD;
@@ -76,6 +78,61 @@ fn statx_len(file: &File, sync: libc::c_int) -> io::Result<u64> {
         Some(stat) => Ok(stat.stx_size),
         None => Ok(file.metadata()?.len()),
     }
+}
+
+/// Returns the number of the subvolume that an open file is in, if files of two subvolumes can have
+/// the same device and inode number (bcachefs, Linux 6.10 and later); else 0.
+pub(in crate::sys) fn subvolume(file: &File) -> u64 {
+    match told_subvolume(file.as_raw_fd(), b"\0", libc::AT_EMPTY_PATH) {
+        Some(number) if kind_of(file).is_ok_and(|kind| kind == BCACHEFS) => number,
+        _ => 0,
+    }
+}
+
+/// Returns the same of the file that a path leads to, without opening it.
+pub(in crate::sys) fn subvolume_at(path: &Path) -> u64 {
+    let Ok(name) = CString::new(path.as_os_str().as_bytes()) else {
+        return 0;
+    };
+    match told_subvolume(libc::AT_FDCWD, name.as_bytes_with_nul(), 0) {
+        Some(_) => look(path).map_or(0, |file| subvolume(&file)),
+        None => 0,
+    }
+}
+
+/// Returns the number of a file's subvolume ([`statx(2)`], `STATX_SUBVOL`), without asking a server;
+/// `None` if the file system has no subvolumes, or the kernel does not tell.
+///
+/// Not to be used on btrfs, which has a device number for each subvolume, and on overlayfs, which
+/// tells the subvolume of the layer that has the file at the moment.
+///
+/// [`statx(2)`]: https://man7.org/linux/man-pages/man2/statx.2.html
+#[cfg(not(target_os = "android"))]
+fn told_subvolume(directory: RawFd, name: &[u8], flags: libc::c_int) -> Option<u64> {
+    const STATX_SUBVOL: libc::c_uint = 0x8000;
+    /// The place of the number in `struct statx`, in words; not all versions of `libc` name it.
+    const SUBVOL: usize = 20;
+    let mut words = [0_u64; 32];
+    // SAFETY: the name ends in a zero byte, and both it and `words` are live for the call; a
+    // `statx` has the 256 bytes of `words`, and needs no larger alignment.
+    let result = unsafe {
+        libc::statx(
+            directory,
+            name.as_ptr().cast(),
+            flags | libc::AT_STATX_DONT_SYNC,
+            STATX_SUBVOL,
+            words.as_mut_ptr().cast(),
+        )
+    };
+    // The mask of what the kernel has told.
+    let told = u32::from_ne_bytes(words[0].to_ne_bytes()[..4].try_into().ok()?);
+    (result == 0 && told & STATX_SUBVOL != 0).then_some(words[SUBVOL])
+}
+
+/// Returns `None`: the C library of older Android versions does not have the call.
+#[cfg(target_os = "android")]
+fn told_subvolume(_directory: RawFd, _name: &[u8], _flags: libc::c_int) -> Option<u64> {
+    None
 }
 
 const STATX_NLINK: libc::c_uint = 0x4;
