@@ -320,11 +320,11 @@ fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Resul
 fn try_fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
     let result = unsafe {
-        libc::fallocate(
+        libc::fallocate64(
             file.as_raw_fd(),
             mode,
-            offset as libc::off_t,
-            len as libc::off_t,
+            offset as libc::off64_t,
+            len as libc::off64_t,
         )
     };
     match result {

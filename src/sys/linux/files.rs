@@ -183,10 +183,10 @@ fn statx(_file: &File, _sync: libc::c_int, _mask: libc::c_uint) -> Option<libc::
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 pub(crate) fn fs_traits(file: &File) -> FsTraits {
-    let mut flags = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    let mut flags = std::mem::MaybeUninit::<libc::statvfs64>::zeroed();
     let mounted = uninterrupted(|| {
         // SAFETY: `flags` is live for the call, and `file` keeps the descriptor open.
-        unsafe { libc::fstatvfs(file.as_raw_fd(), flags.as_mut_ptr()) }
+        unsafe { libc::fstatvfs64(file.as_raw_fd(), flags.as_mut_ptr()) }
     });
     let (Ok(kind), Ok(_)) = (kind_of(file), mounted) else {
         // It may be an overlayfs.
@@ -195,7 +195,7 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
             ..FsTraits::default()
         };
     };
-    // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
+    // SAFETY: all-zero bytes are a valid `statvfs64`, and the call has filled it in.
     let mounted = unsafe { flags.assume_init() }.f_flag;
     FsTraits {
         coherent_writes: matches!(kind, EXT | XFS | BTRFS | TMPFS)
@@ -237,12 +237,12 @@ pub(super) fn seeks_in_cache(file: &File) -> bool {
 ///
 /// [`fstatfs(2)`]: https://man7.org/linux/man-pages/man2/fstatfs.2.html
 fn kind_of(file: &File) -> io::Result<u64> {
-    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    let mut stat = std::mem::MaybeUninit::<libc::statfs64>::zeroed();
     uninterrupted(|| {
         // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-        unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) }
+        unsafe { libc::fstatfs64(file.as_raw_fd(), stat.as_mut_ptr()) }
     })?;
-    // SAFETY: all-zero bytes are a valid `statfs`, and the call has filled it in.
+    // SAFETY: all-zero bytes are a valid `statfs64`, and the call has filled it in.
     let kind = unsafe { stat.assume_init() }.f_type;
     // It is signed or unsigned, and has 32 or 64 bits, depending on the platform. The numbers have
     // 32 bits.
@@ -284,10 +284,10 @@ pub(crate) fn cache_hint(file: &File, offset: u64, len: u64, hint: CacheHint) ->
 fn fadvise(file: &File, offset: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
     let errno = unsafe {
-        libc::posix_fadvise(
+        libc::posix_fadvise64(
             file.as_raw_fd(),
-            offset as libc::off_t,
-            len as libc::off_t,
+            offset as libc::off64_t,
+            len as libc::off64_t,
             advice,
         )
     };
