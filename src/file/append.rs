@@ -20,8 +20,9 @@ use crate::queue::{Action, Outcome, Queue, Ranges, Source};
 ///
 /// On ext4, xfs, btrfs and tmpfs other processes may append to the file as well, with `O_APPEND`:
 /// nothing is overwritten (`pwritev2(2)`, `RWF_APPEND`). The first append then opens the file once
-/// more. On other file systems, and if the file cannot be opened again for writing (`/proc` is not
-/// mounted, or the process may no longer do that), only one process may append.
+/// more; if no descriptor is free for that, it fails with [`Io`](MmapIoError::Io). On other file
+/// systems, and if the system refuses to open the file again for writing (`/proc` is not mounted,
+/// or the process may no longer do that), only one process may append.
 ///
 /// [Writing](#writing) tells the errors and the cancel safety; a full disk is found before the first
 /// byte is written. Besides those, an append fails with [`ResizeFailed`](MmapIoError::ResizeFailed)

@@ -37,6 +37,8 @@ struct Room<'a> {
     added: ByteRange,
     /// Whether they are written through the descriptor, and the maps show it.
     is_coherent: bool,
+    /// The descriptor for appends that go wherever the file ends.
+    appender: Option<&'a File>,
 }
 
 impl OpenFile {
@@ -133,17 +135,13 @@ impl OpenFile {
             file,
             added,
             is_coherent,
+            appender,
         } = *room;
         let mut written: Vec<Written<'_>> = Vec::with_capacity(started.len());
         let mut due = Vec::new();
         let grow_file = || {
-            let may_move = matches!(started[0].0.action, Action::Append(_));
-            let appended = match is_coherent && may_move {
-                true => self
-                    .appender(file)
-                    .and_then(|appender| append_anywhere(appender, started, &mut written)),
-                false => None,
-            };
+            let appended =
+                appender.and_then(|appender| append_anywhere(appender, started, &mut written));
             let reached = match appended {
                 Some(reached) => reached,
                 None if is_coherent => {
@@ -176,10 +174,10 @@ impl OpenFile {
         adopted
     }
 
-    /// Finds out that the disk is full, or the file too long, before the first byte is written to the
-    /// file, which has `file_len` bytes.
+    /// Finds out that the disk is full, or the file too long, or that no descriptor is free, before
+    /// the first byte is written to the file, which has `file_len` bytes.
     fn make_room<'a>(
-        &self,
+        &'a self,
         file: &'a File,
         file_len: u64,
         started: &[Started<'_>],
@@ -194,6 +192,11 @@ impl OpenFile {
         let added = ByteRange::between(file_len, end);
         let coherent_writes = self.writable()?.fs_traits.coherent_writes;
         let is_coherent = coherent_writes && sys::may_write_at(file, end);
+        let may_move = matches!(started[0].0.action, Action::Append(_));
+        let appender = match is_coherent && may_move {
+            true => self.appender(file)?,
+            false => None,
+        };
         if self.preallocate.load(Ordering::Relaxed) {
             sys::preallocate(file, file_len, added.len())?;
         } else if is_coherent {
@@ -211,21 +214,34 @@ impl OpenFile {
             file,
             added,
             is_coherent,
+            appender,
         })
     }
 
-    /// The descriptor for appends; `None` if the file cannot be opened again for writing.
-    fn appender(&self, file: &File) -> Option<&File> {
-        let open = || {
-            let mut file = sys::reopen(file, true).ok()?;
-            // A filter of system calls may refuse to tell.
-            file.stream_position().ok()?;
-            Some(Descriptor::new(file))
+    /// Returns the descriptor for appends; `None` if the system refuses to open the file again for
+    /// writing, or to tell the position.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor or no memory is free at present. Without the descriptor, an append would go to
+    /// an offset, and could overwrite what another process appends.
+    fn appender(&self, file: &File) -> io::Result<Option<&File>> {
+        let open = || -> io::Result<_> {
+            let mut file = sys::reopen(file, true)?;
+            file.stream_position()?;
+            Ok(Descriptor::new(file))
         };
-        self.appender
-            .get_or_init(open)
-            .as_deref()
-            .map(|file| &**file)
+        let appender = match self.appender.get() {
+            Some(appender) => appender,
+            None => {
+                let opened = match open() {
+                    Err(error) if !sys::is_reopening_refused(&error) => return Err(error),
+                    opened => opened.ok(),
+                };
+                self.appender.get_or_init(|| opened)
+            }
+        };
+        Ok(appender.as_deref().map(|file| &**file))
     }
 
     /// Copies data into the file through the map, after making its pages writable. Only the drain

@@ -30,6 +30,11 @@ pub(crate) fn reopen(_file: &File, _writes: bool) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Returns `true`, as [`reopen`] always fails.
+pub(crate) fn is_reopening_refused(_error: &io::Error) -> bool {
+    true
+}
+
 /// Returns `false`, since [`fs_traits`] never claims `coherent_writes`.
 pub(crate) fn may_write_at(_file: &File, _end: u64) -> bool {
     false

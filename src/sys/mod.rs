@@ -36,7 +36,7 @@
 //! | [`sync_file`] | `fsync(2)` | `fsync(2)` (macOS: `F_FULLFSYNC`) | `FlushFileBuffers` |
 //! | [`touch_mtime`] | `futimens(3)` | `futimens(3)` | `SetFileTime` |
 //! | [`sync_name`] | `fsync(2)` of the directory, else `syncfs(2)` | `fsync(2)` of the directory | nothing |
-//! | [`reopen`] | `/proc/self/fd` | not used | not used |
+//! | [`reopen`], [`is_reopening_refused`] | `/proc/self/fd` | not used | not used |
 //! | [`look`], [`may_open`] | `O_PATH`, `faccessat2(2)` | nothing | nothing |
 //! | [`lock_pages`], [`unlock_pages`] | `mlock(2)` | `mlock(2)` | `VirtualLock`, `VirtualUnlock` |
 //! | [`try_lock_shared`], [`try_lock_exclusive`], [`unlock`] | `flock(2)` | `flock(2)` | `LockFileEx`, `UnlockFileEx` |

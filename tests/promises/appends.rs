@@ -495,3 +495,45 @@ fn position_of_the_caller_is_kept() {
         assert_eq!(rest, "deronetwo");
     });
 }
+
+/// A process without a free descriptor cannot append behind what another process appends. That is
+/// an error of the one append, and the next append finds the descriptors that are free by then.
+#[test]
+fn missing_descriptor_fails_one_append() {
+    let dir = on_a_disk();
+    child!(starved_child).dir(dir.path()).passes();
+}
+
+#[test]
+fn starved_child() {
+    let Some(dir) = child_dir() else { return };
+    let limit = libc::rlimit {
+        rlim_cur: 100,
+        rlim_max: 100,
+    };
+    // SAFETY: `limit` is live for the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    block_on(async {
+        let (path, log) = log(&dir.canonicalize().unwrap()).await;
+        let start = log.len();
+        let mut taken = Vec::new();
+        while let Ok(file) = fs::File::open("/dev/null") {
+            taken.push(file);
+        }
+        let refused = log.append(b"no").await;
+        assert!(matches!(refused, Err(MmapIoError::Io(_))), "{refused:?}");
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        assert_eq!(fs::metadata(&path).unwrap().len(), start);
+        drop(taken);
+        assert_eq!(log.append(b"yes").await.unwrap(), start);
+        // That of the map, and that of the appends.
+        let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+        let paths = descriptors.map(|found| fs::read_link(found.unwrap().path()));
+        assert_eq!(
+            paths
+                .filter(|to| to.as_ref().is_ok_and(|to| *to == path))
+                .count(),
+            2
+        );
+    });
+}

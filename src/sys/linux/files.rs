@@ -341,3 +341,13 @@ pub(crate) fn reopen(file: &File, writes: bool) -> io::Result<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     crate::sys::unix::open(options.read(!writes).write(writes), path.as_ref())
 }
+
+/// Whether the error of [`reopen`] says that the system refuses it, and will refuse it again; and
+/// not that the process has no descriptor or memory free at the moment.
+pub(crate) fn is_reopening_refused(error: &io::Error) -> bool {
+    let is_denied = matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::EROFS | libc::ELOOP)
+    );
+    is_denied || crate::sys::is_refused(error)
+}
