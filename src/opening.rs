@@ -14,7 +14,7 @@ mod target;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 
 pub(crate) use self::target::*;
@@ -59,6 +59,9 @@ pub(crate) enum OpenMode {
     /// Maps the file of a descriptor.
     Descriptor(Arc<Descriptor>),
 }
+
+/// The place for the lock that this process has on a file, while no other opening can use it.
+type Place<'a> = MutexGuard<'a, Option<AdvisoryLock>>;
 
 /// The outcome of one try to open a file.
 pub(crate) enum Attempt<F = Arc<OpenFile>> {
@@ -275,8 +278,12 @@ impl Opening {
         let source = Source::new(file, fs_traits, self.protection());
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
+        // Before anything is changed, and kept only by an opening that succeeds.
+        let taken = self.lock_joined(open, file, fs_traits)?;
         self.prepare(open);
-        self.lock_joined(open, file, fs_traits)?;
+        if let Some((lock, mut place)) = taken {
+            *place = Some(lock);
+        }
         Ok(Opened {
             pending_resize,
             mode: self.mode,
@@ -286,23 +293,35 @@ impl Opening {
 
     /// Fails if this process has a lock on an open file that is weaker than the requested one.
     fn check_lock(&self, open: &OpenFile) -> Result<()> {
-        match (&*open.advisory_lock(), self.advisory_lock) {
-            (Some(held), Some(asked)) => held.check_covers(asked),
-            _ => Ok(()),
-        }
+        let Some(asked) = self.advisory_lock else {
+            return Ok(());
+        };
+        let held = open.advisory_lock();
+        held.as_ref()
+            .map_or(Ok(()), |held| held.check_covers(asked))
     }
 
     /// Takes the requested lock on a file that is already open in this process, unless the process
-    /// has it.
-    fn lock_joined(&self, open: &OpenFile, file: &File, fs_traits: FsTraits) -> Result<()> {
+    /// has it. Returns the lock and its place, where the caller puts it when nothing can fail any
+    /// more.
+    fn lock_joined<'a>(
+        &self,
+        open: &'a OpenFile,
+        file: &File,
+        fs_traits: FsTraits,
+    ) -> Result<Option<(AdvisoryLock, Place<'a>)>> {
+        let Some(asked) = self.advisory_lock else {
+            return Ok(None);
+        };
         // Held, so that another opening does not take a lock that conflicts with this one.
-        let mut held = open.advisory_lock();
-        match (&*held, self.advisory_lock) {
-            (Some(held), Some(asked)) => held.check_covers(asked)?,
-            (None, Some(_)) => *held = self.take_lock(file, fs_traits)?,
-            (_, None) => {}
+        let place = open.advisory_lock();
+        if let Some(held) = &*place {
+            held.check_covers(asked)?;
+            return Ok(None);
         }
-        Ok(())
+        let taken = self.take_lock(file, fs_traits)?;
+        // If the opening fails, the lock is released before its place is.
+        Ok(taken.map(|lock| (lock, place)))
     }
 
     /// Takes the requested lock on a file that is not open in this process.

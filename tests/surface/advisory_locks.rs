@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{self, Stdio};
 
@@ -271,4 +271,34 @@ fn forking_child() {
     assert!(!is_free(&path, libc::LOCK_SH));
     drop(file);
     assert_freed(&path);
+}
+
+/// An opening that does not get the lock changes neither the file nor what holds for its handles.
+#[test]
+fn refused_lock_changes_nothing() {
+    const MIB: u64 = 1 << 20;
+    let dir = on_a_disk();
+    let path = dir.path().join("data");
+    File::create(&path).unwrap().set_len(MIB).unwrap();
+    let allocated = || fs::metadata(&path).unwrap().blocks() * 512;
+    block_on(async {
+        let shared = locked(&path, Lock::Shared).mode(MmapMode::ReadOnly);
+        let shared = shared.open().await.unwrap();
+        let exclusive = locked(&path, Lock::Exclusive).preallocate(true);
+        #[cfg(feature = "hugepages")]
+        let exclusive = exclusive.huge_pages(true);
+        assert_in_use(exclusive.open().await);
+        assert_eq!(allocated(), 0);
+        assert!(!shared.is_mapped_for_writing());
+        #[cfg(feature = "hugepages")]
+        {
+            // SAFETY: nothing is read through the pointer.
+            let base = unsafe { shared.as_ptr() };
+            assert!(!crate::common::probe::has_flag(base, "hg"));
+        }
+        // Growth reserves nothing.
+        let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+        writer.resize(2 * MIB).await.unwrap();
+        assert!(allocated() < MIB, "{} bytes", allocated());
+    });
 }
