@@ -217,6 +217,9 @@ impl OpenFile {
         };
         let backing = Backing::Private(descriptor);
         let map = Map::new(&backing, private.len(), Protection::ReadWrite)?;
+        private
+            .huge_pages
+            .store(file.huge_pages.load(Ordering::Relaxed), Ordering::Relaxed);
         private.set_map(Some(map), backing, fs_traits, Protection::ReadWrite);
         Ok(private)
     }

@@ -4,6 +4,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+#[cfg(feature = "cow")]
+use mmap_io::MmapMode;
 use mmap_io::{AnonymousMmap, MemoryMappedFile, MmapIoError};
 
 use crate::common::disk::{Disk, MIB};
@@ -149,4 +151,26 @@ fn tmpfs_gives_huge_pages() {
             assert_eq!(file.slice(30 * MIB, 7).await.unwrap(), b"touched");
         });
     }
+}
+
+#[cfg(feature = "cow")]
+#[test]
+fn private_pages_are_for_huge_pages() {
+    if !has_huge_pages("private_pages_are_for_huge_pages") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, [1; 10_000]).unwrap();
+    block_on(async {
+        for asks in [false, true] {
+            let private = MemoryMappedFile::builder(&path).mode(MmapMode::CopyOnWrite);
+            let private = private.cow_writable(true).huge_pages(asks).open();
+            let private = private.await.unwrap();
+            assert_eq!(has_flag(base(&private), "hg"), asks);
+            private.update_region(0, b"private").await.unwrap();
+            assert_eq!(private.as_slice(0, 8).unwrap(), b"private\x01");
+            assert_eq!(fs::read(&path).unwrap(), [1; 10_000]);
+        }
+    });
 }
