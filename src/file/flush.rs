@@ -267,8 +267,11 @@ impl MemoryMappedFile {
             }
             let file = handle.file().clone();
             let range = ByteRange::between(offset, offset + len);
-            let evicted = handle.run_on_pool(move |shared| shared.evict(&file, range).map(drop));
-            evicted.await.map_err(MmapIoError::advice_failed)
+            let evicted = handle.run_on_pool(move |shared| {
+                let evicted = shared.evict(&file, range).map(drop);
+                evicted.map_err(MmapIoError::advice_failed)
+            });
+            evicted.await
         })
     }
 }

@@ -111,9 +111,11 @@ impl MemoryMappedFile {
             };
             let protection = handle.protection();
             handle
-                .run_on_pool(move |shared| shared.prefetch(protection, range))
+                .run_on_pool(move |shared| {
+                    let started = shared.prefetch(protection, range);
+                    started.map_err(MmapIoError::advice_failed)
+                })
                 .await
-                .map_err(MmapIoError::advice_failed)
         })
     }
 }
