@@ -103,11 +103,17 @@ impl MemoryMappedFile {
     pub fn lock_all(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let handle = self.handle.clone();
         operation("locking the file", Subject::Nothing, async move {
-            match handle.shared.len() {
-                0 => Ok(()),
-                len => {
-                    handle.require_lockable()?;
-                    handle.lock_pages(ByteRange::between(0, len)).await
+            loop {
+                match handle.shared.len() {
+                    0 => return Ok(()),
+                    len => {
+                        handle.require_lockable()?;
+                        match handle.lock_pages(ByteRange::between(0, len)).await {
+                            // A shrink went first.
+                            Err(MmapIoError::OutOfBounds { .. }) => {}
+                            locked => return locked,
+                        }
+                    }
                 }
             }
         })

@@ -25,9 +25,15 @@ impl MemoryMappedFile {
     pub fn touch_pages(&self) -> impl Future<Output = Result<()>> + Send + 'static {
         let file = self.clone();
         operation("reading the file in", Subject::Nothing, async move {
-            match file.len() {
-                0 => Ok(()),
-                len => file.make_resident(ByteRange::between(0, len)).await,
+            loop {
+                match file.len() {
+                    0 => return Ok(()),
+                    len => match file.make_resident(ByteRange::between(0, len)).await {
+                        // A shrink went first.
+                        Err(MmapIoError::OutOfBounds { .. }) => {}
+                        touched => return touched,
+                    },
+                }
             }
         })
     }

@@ -10,8 +10,12 @@ use std::path::Path;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
+#[cfg(unix)]
+use crate::common::child::{child, child_dir};
 use crate::common::on_a_disk;
 use crate::common::{block_on, pattern, poll_once, rt_test, skip, with_timeout};
+#[cfg(unix)]
+use crate::common::{patterned, HeldQueue};
 
 /// Appends as another process would.
 fn append(path: &Path, len: usize) {
@@ -265,5 +269,48 @@ fn last_drop_unmaps_large_tmpfs_file() {
             drop(file);
             assert!(!is_mapped());
         }
+    });
+}
+
+/// An operation on the whole file takes the length that it finds when its turn comes.
+#[cfg(unix)]
+#[test]
+fn shrink_goes_before_operations_on_the_whole_file() {
+    let dir = tempfile::tempdir().unwrap();
+    child!(shrinking_child)
+        .dir(dir.path())
+        .one_pool_thread()
+        .passes();
+}
+
+#[cfg(unix)]
+#[test]
+fn shrinking_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    block_on(async {
+        // So much that the pool is asked for it.
+        let (_, file) = patterned(&dir, 8 << 20).await;
+        let held = HeldQueue::new(&file, 0);
+        let mut shrink = Box::pin(file.resize(6 << 20));
+        let mut touch = Box::pin(file.touch_pages());
+        assert!(poll_once(&mut shrink).await.is_none());
+        assert!(poll_once(&mut touch).await.is_none());
+        held.release().await;
+        shrink.await.unwrap();
+        touch.await.unwrap();
+    });
+    #[cfg(feature = "locking")]
+    block_on(async {
+        let file = MemoryMappedFile::open_rw(dir.join("data")).await.unwrap();
+        let held = HeldQueue::new(&file, 0);
+        let mut shrink = Box::pin(file.resize(10));
+        let mut lock = Box::pin(file.lock_all());
+        assert!(poll_once(&mut shrink).await.is_none());
+        assert!(poll_once(&mut lock).await.is_none());
+        held.release().await;
+        shrink.await.unwrap();
+        lock.await.unwrap();
     });
 }
