@@ -247,11 +247,11 @@ pub(crate) fn absent(
 pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> Result<()> {
     for step in range.to_pages(sys::page_size()).steps(STEP) {
         let run = map.run(step);
-        // Where the system cannot populate, touching a page that was cut off raises a signal.
+        // Where the system cannot populate, a read past the end of the file is no error.
         check_length(backing.file(), &[range])?;
         // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and
-        // so live; a page that another process has cut off is reported as an error.
-        if let Err(error) = unsafe { sys::populate_read(run) } {
+        // so live.
+        if let Err(error) = unsafe { read_pages(run, backing, step) } {
             check_length(backing.file(), &[range])?;
             let reason = backing.file().and_then(|file| read_error(file, step));
             if let Some(reason) = reason {
@@ -259,13 +259,60 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
             }
             // The pages can be read by other means, so the cause may have been temporary.
             // SAFETY: as above.
-            if unsafe { sys::populate_read(run) }.is_err() {
+            if unsafe { read_pages(run, backing, step) }.is_err() {
                 return Err(MmapIoError::from(unreadable(error)));
             }
         }
     }
     // If the file now ends inside a page, that page can be touched, though bytes of it are lost.
     check_length(backing.file(), &[range])
+}
+
+/// Reads the pages of a run in, which are `pages` of `backing`. Blocks.
+///
+/// Where the system cannot populate, it reads a byte of each page through the descriptor, and
+/// touches none: a shrink waits for leases, and this caller may have none; a page that was cut off
+/// a moment ago would raise a signal. A byte past the end of the file is no error, and the caller
+/// has to check the length.
+///
+/// # Safety
+///
+/// The run lies in one live, readable mapping.
+unsafe fn read_pages(run: Run, backing: &Backing, pages: PageRange) -> io::Result<()> {
+    let Some(file) = backing.file() else {
+        // SAFETY: the run is mapped, by this function's contract; no process can cut memory.
+        return unsafe { sys::populate_read(run) };
+    };
+    // SAFETY: the run is mapped, by this function's contract.
+    match unsafe { sys::try_populate_read(run) }? {
+        true => Ok(()),
+        false => read_one_byte_a_page(file, pages),
+    }
+}
+
+/// Makes the pages of runs writable, which are `steps` of `backing`; returns whether they are.
+/// Where the system cannot populate, they are read in as by [`read_pages`]. Blocks.
+///
+/// # Errors
+///
+/// The index of the run that failed, and why.
+///
+/// # Safety
+///
+/// Every run lies in one live, writable mapping.
+unsafe fn write_pages(
+    runs: &[Run],
+    backing: &Backing,
+    steps: &[PageRange],
+) -> Result<bool, (usize, io::Error)> {
+    // SAFETY: the runs are mapped, by this function's contract.
+    let done = unsafe { sys::try_populate_write(runs) }?;
+    for (index, run) in runs.iter().enumerate().skip(done) {
+        // SAFETY: as above.
+        let read = unsafe { read_pages(*run, backing, steps[index]) };
+        read.map_err(|error| (index, error))?;
+    }
+    Ok(done == runs.len())
 }
 
 /// Whether stores to the pages do not fault, as far as the system tells; `None` if it does not. If
@@ -308,10 +355,11 @@ pub(crate) fn populate_write(
     let steps: Vec<PageRange> = steps.collect();
     let runs: Vec<_> = steps.iter().map(|step| map.run(*step)).collect();
     // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and so
-    // live; the callers pass the map of a handle that may write. A page that another process has
-    // cut off is reported as an error.
-    unsafe { sys::populate_write(&runs) }.map_err(|(index, error)| {
-        let ranges: Vec<ByteRange> = ranges.collect();
+    // live; the callers pass the map of a handle that may write.
+    let are_writable = unsafe { write_pages(&runs, backing, &steps) };
+    let ranges = || ranges.clone().collect::<Vec<ByteRange>>();
+    let are_writable = are_writable.map_err(|(index, error)| {
+        let ranges = ranges();
         if let Err(truncated) = check_length(backing.file(), &ranges) {
             return Unpopulated::Explained(truncated);
         }
@@ -332,6 +380,9 @@ pub(crate) fn populate_write(
             Ok(()) => Unpopulated::Unexplained(store_error(file, step)),
         }
     })?;
+    if !are_writable {
+        return check_length(backing.file(), &ranges()).map_err(Unpopulated::Explained);
+    }
     if is_told {
         pages.iter().for_each(|pages| map.writable().add(*pages));
     }
@@ -455,9 +506,10 @@ pub(crate) fn read_in_mapped(data: &[u8]) -> Result<()> {
     let Some(place) = find_mapped(data) else {
         return Ok(());
     };
+    let pages = place.range.to_pages(sys::page_size());
     // SAFETY: `find_mapped` returns the pages of one map that hold `data`, and the view behind
     // `data` keeps that map live.
-    let populated = unsafe { sys::populate_read(place.run) };
+    let populated = unsafe { read_pages(place.run, &place.backing, pages) };
     check_length(place.backing.file(), &[place.range])?;
     populated.map_err(unreadable)?;
     place.check_whole()

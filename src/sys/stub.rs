@@ -149,6 +149,20 @@ pub(crate) unsafe fn populate_write(_runs: &[Run]) -> Result<(), (usize, io::Err
     unsupported().map_err(|error| (0, error))
 }
 
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn try_populate_read(_run: Run) -> io::Result<bool> {
+    unsupported()
+}
+
+/// # Safety
+///
+/// None needed; the signature is shared with the other platforms.
+pub(crate) unsafe fn try_populate_write(_runs: &[Run]) -> Result<usize, (usize, io::Error)> {
+    unsupported().map_err(|error| (0, error))
+}
+
 pub(crate) fn resident(_run: Run) -> io::Result<bool> {
     unsupported()
 }

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::linux::{subvolume, subvolume_at};
-use super::{Access, FileId, FileInfo};
+use super::{Access, FileId, FileInfo, Run};
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) use self::portable::*;
@@ -378,6 +378,60 @@ pub(super) unsafe fn msync(addr: *mut u8, len: usize) -> io::Result<()> {
     synced.map(drop)
 }
 
+/// Faults in the pages of a run for reading; touches them where the system cannot populate.
+///
+/// # Errors
+///
+/// Those of [`try_populate_read`](crate::sys::try_populate_read).
+///
+/// # Safety
+///
+/// The run lies in one live, readable mapping. It was inside the file when the caller checked; a
+/// page that another process has cut off since raises `SIGBUS` if it is touched.
+pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
+    // SAFETY: the run lies in one live, readable mapping, by this function's contract.
+    if !unsafe { crate::sys::try_populate_read(run) }? {
+        // SAFETY: as above.
+        unsafe { touch(run) };
+    }
+    Ok(())
+}
+
+/// Makes the pages of every run writable; touches them where the system cannot populate.
+///
+/// # Errors
+///
+/// Those of [`try_populate_write`](crate::sys::try_populate_write).
+///
+/// # Safety
+///
+/// The same as for [`populate_read`], for every run; and the mapping is writable.
+pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
+    // SAFETY: every run lies in one live, writable mapping, by this function's contract.
+    let done = unsafe { crate::sys::try_populate_write(runs) }?;
+    for run in &runs[done..] {
+        // SAFETY: as above.
+        unsafe { touch(*run) };
+    }
+    Ok(())
+}
+
+/// Faults in the pages of a run by a read of a byte of each.
+///
+/// # Safety
+///
+/// The same as for [`populate_read`].
+unsafe fn touch(run: Run) {
+    for at in (0..run.len).step_by(page_size()) {
+        // SAFETY: `at` is less than `run.len`, and the run lies in one mapping, by this function's
+        // contract.
+        let byte = unsafe { run.addr.add(at) };
+        // SAFETY: the byte is in a live, readable mapping, by this function's contract; its value
+        // is ignored, so a concurrent store does not matter.
+        unsafe { byte.read_volatile() };
+    }
+}
+
 /// Portable versions, for Unix systems without the Linux calls.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod portable {
@@ -389,40 +443,23 @@ mod portable {
     use super::{copy_through_memory, madvise, msync};
     use crate::sys::{Advice, CacheHint, Run};
 
-    /// Faults in the pages of a run by a read of each.
+    /// Returns `false`: no call here faults pages in.
     ///
     /// # Safety
     ///
-    /// The run lies in one live, readable mapping. It was inside the file when the caller checked;
-    /// a page that another process has cut off since raises `SIGBUS`.
-    pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
-        for at in (0..run.len).step_by(super::page_size()) {
-            // SAFETY: `at` is less than `run.len`, and the run lies in one mapping, by this
-            // function's contract.
-            let byte = unsafe { run.addr.add(at) };
-            // SAFETY: the byte is in a live, readable mapping, by this function's contract; its
-            // value is ignored, so a concurrent store does not matter.
-            unsafe { byte.read_volatile() };
-        }
-        Ok(())
+    /// None needed; the signature is shared with the platforms that have such a call.
+    pub(crate) unsafe fn try_populate_read(_run: Run) -> io::Result<bool> {
+        Ok(false)
     }
 
-    /// Faults in the pages of every run by a read of each. The first store to a page may still
-    /// fault, on the pool.
-    ///
-    /// # Errors
-    ///
-    /// None; the signature is shared with the platforms that report errors.
+    /// Returns 0: no call here makes pages writable. The first store to a page may fault, on the
+    /// pool.
     ///
     /// # Safety
     ///
-    /// The same as for [`populate_read`], for every run.
-    pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
-        for (index, run) in runs.iter().enumerate() {
-            // SAFETY: the contract of `populate_read` holds for every run, by this function's own.
-            unsafe { populate_read(*run) }.map_err(|error| (index, error))?;
-        }
-        Ok(())
+    /// None needed; the signature is shared with the platforms that have such a call.
+    pub(crate) unsafe fn try_populate_write(_runs: &[Run]) -> Result<usize, (usize, io::Error)> {
+        Ok(0)
     }
 
     /// Returns `false`: unknown here, so every probe finds the range not resident.

@@ -380,6 +380,31 @@ pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Erro
     Ok(())
 }
 
+/// Faults in the pages of a run like [`populate_read`]: no program can cut a mapped file, so that
+/// they can always be touched. Returns `true`.
+///
+/// # Safety
+///
+/// The same as for [`populate_read`].
+pub(crate) unsafe fn try_populate_read(run: Run) -> io::Result<bool> {
+    // SAFETY: the contract of `populate_read` is that of this function.
+    unsafe { populate_read(run) }.map(|()| true)
+}
+
+/// Faults in the pages of every run like [`populate_write`]. Returns the number of runs.
+///
+/// # Errors
+///
+/// None; the signature is shared with the platforms that report errors.
+///
+/// # Safety
+///
+/// The same as for [`populate_write`].
+pub(crate) unsafe fn try_populate_write(runs: &[Run]) -> Result<usize, (usize, io::Error)> {
+    // SAFETY: the contract of `populate_write` is that of this function.
+    unsafe { populate_write(runs) }.map(|()| runs.len())
+}
+
 /// Returns `false`: unknown here, so every probe finds the range not resident. (`QueryWorkingSetEx`
 /// tells which pages this process has touched recently, not which are in the cache.)
 pub(crate) fn resident(_run: Run) -> io::Result<bool> {

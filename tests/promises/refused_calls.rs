@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mmap_io::{MemoryMappedFile, MmapIoError, MmapMode};
 
@@ -248,6 +249,42 @@ fn unpopulating_child() {
     };
     refuse_populating();
     block_on(everything(&dir, libc::EINVAL));
+    println!("works without populating");
+}
+
+/// A shrink of this process waits for leases, and a read that goes on has none yet.
+#[test]
+fn shrink_beside_reads_works_without_populate() {
+    let dir = on_a_disk();
+    let printed = child!(shrinking_child)
+        .dir(dir.path())
+        .usual_pool()
+        .passes();
+    assert!(printed.contains("works without"), "{printed}");
+}
+
+#[test]
+fn shrinking_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    refuse_populating();
+    let file = block_on(MemoryMappedFile::create_rw(dir.join("data"), 64 * MIB)).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                block_on(file.touch_pages()).unwrap();
+            }
+        });
+        block_on(async {
+            for _ in 0..50 {
+                file.resize(4096).await.unwrap();
+                file.grow_to(64 * MIB).await.unwrap();
+            }
+        });
+        is_over.store(true, Ordering::Relaxed);
+    });
     println!("works without populating");
 }
 
