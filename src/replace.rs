@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use crate::completion::contain;
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::offload::offload;
@@ -103,7 +104,13 @@ pub fn replace(
     let (subject, path) = (Subject::from(path.as_ref()), absolute(path.as_ref()));
     let content = content.into();
     operation("replacing", subject, async move {
-        offload(move || replace_at(&path, &content)).await
+        let replace = move || {
+            let replaced = replace_at(&path, &content);
+            // Its owner is foreign code; whether that panics, the file is replaced.
+            contain(|| drop(content));
+            replaced
+        };
+        offload(replace).await
     })
 }
 

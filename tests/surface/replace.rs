@@ -243,3 +243,26 @@ mod unix {
         assert_eq!(entries(dir.path()), 1);
     }
 }
+
+/// The owner of the content panics when it is dropped, and the file is replaced.
+#[test]
+fn panicking_owner_fails_no_replace() {
+    struct Owner;
+
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            b"new"
+        }
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            panic!("as the test wants");
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    block_on(replace(&path, Bytes::from_owner(Owner))).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+}
