@@ -42,8 +42,8 @@ impl MemoryMappedFile {
     ///   another name, or is the source itself.
     /// - [`Io`](MmapIoError::Io): `path` cannot be written, or is no regular file; or copying
     ///   failed; or users who cannot read the source could read the copy, and that cannot be
-    ///   prevented. A file that was not at `path` before is removed again; the content of a file
-    ///   that was there may be lost.
+    ///   prevented. A file that was not at `path` before is removed again; a file that was there
+    ///   keeps its permissions for reading, writing and executing, and may have lost its content.
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file.
     ///
     /// # Cancel safety
@@ -197,20 +197,37 @@ fn copy_all(
     // Before the destination loses its content.
     sys::check_file_limit(len)?;
     residency::check_length(Some(source), &[ByteRange::between(0, len)])?;
-    let metadata = source.metadata()?;
+    let (metadata, before) = (source.metadata()?, destination.metadata()?);
     sys::restrict(destination, &metadata)?;
+    overwrite(source, destination, len, private).map_err(|error| {
+        // Users who may not read the source must not find a part of it.
+        if destination.set_len(0).is_ok() {
+            let _ = sys::copy_permissions(destination, &before);
+        }
+        error
+    })?;
+    Ok(sys::copy_permissions(destination, &metadata)?)
+}
+
+/// Overwrites a file with the first `len` bytes of the source.
+fn overwrite(
+    source: &File,
+    destination: &File,
+    len: u64,
+    private: Option<&OwnedLease>,
+) -> Result<()> {
     // An empty file is not truncated: ext4 writes a truncated file back when it is closed.
     if destination.metadata()?.len() > 0 {
         destination.set_len(0)?;
     }
     if let Some(lease) = private {
         lease.host().copy_private(destination, len, lease)?;
-    } else if !(metadata.len() == len && sys::clone_file(source, destination)) {
+    } else if !(sys::file_len(source)? == len && sys::clone_file(source, destination)) {
         sys::copy_contents(source, destination, len).map_err(|error| {
             // Another process may have shortened the file in the meantime.
             let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);
             whole.err().unwrap_or(MmapIoError::from(error))
         })?;
     }
-    Ok(sys::copy_permissions(destination, &metadata)?)
+    Ok(())
 }

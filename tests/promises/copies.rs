@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 
 use mmap_io::{copy_mmap, MemoryMappedFile, MmapIoError};
 
+#[cfg(target_os = "linux")]
+use crate::common::disk::{assert_full, Disk};
 use crate::common::on_a_disk;
 use crate::common::{block_on, pattern, patterned};
 #[cfg(target_os = "linux")]
@@ -104,5 +106,30 @@ fn copy_has_bytes_that_server_lacks() {
             assert_eq!(file.copy_to(&copy).await.unwrap(), 1 << 20);
             assert!(fs::read(&copy).unwrap() == expected);
         });
+    });
+}
+
+/// The owner alone may open a copy until it is whole; a copy that fails leaves the permissions as
+/// they were, and nothing of the source.
+#[cfg(target_os = "linux")]
+#[test]
+fn failed_copy_keeps_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(disk) = Disk::tmpfs("failed_copy_keeps_permissions", MIB) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let copy = disk.path("copy");
+    block_on(async {
+        let (path, file) = patterned(dir.path(), 4 << 20).await;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::write(&copy, "old").unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o664)).unwrap();
+        assert_full(file.copy_to(&copy).await);
+        let metadata = fs::metadata(&copy).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.len()), (0o664, 0));
+        file.resize(1000).await.unwrap();
+        file.copy_to(&copy).await.unwrap();
+        assert_eq!(fs::metadata(&copy).unwrap().mode() & 0o7777, 0o640);
     });
 }
