@@ -264,10 +264,13 @@ impl Opening {
             OpenMode::Create(..) | OpenMode::CreateNew(..) => {
                 return Err(ByteRange::between(0, len).busy())
             }
-            OpenMode::OpenOrCreate(..)
-                if len.min(info.len) == 0 && self.mode == MmapMode::ReadWrite =>
+            // If no file can have the size, the file has bytes, as its check has found.
+            OpenMode::OpenOrCreate(_, size)
+                if len.min(info.len) == 0
+                    && self.mode == MmapMode::ReadWrite
+                    && check_size(*size).is_ok() =>
             {
-                let past_end = ByteRange::between(self.size(), u64::MAX);
+                let past_end = ByteRange::between(*size, u64::MAX);
                 pending_resize = Some((Action::SetLenIfEmpty, past_end));
             }
             // The file's length was read before its creation had ended, or another process has
@@ -275,11 +278,11 @@ impl Opening {
             _ if pending_resize.is_some() => {}
             _ => self.check_not_empty(len)?,
         }
+        // Before anything is changed, and kept only by an opening that succeeds.
+        let taken = self.lock_joined(open, file, fs_traits)?;
         let source = Source::new(file, fs_traits, self.protection());
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
-        // Before anything is changed, and kept only by an opening that succeeds.
-        let taken = self.lock_joined(open, file, fs_traits)?;
         self.prepare(open);
         if let Some((lock, mut place)) = taken {
             *place = Some(lock);
@@ -363,6 +366,8 @@ impl Opening {
             OpenMode::OpenOrCreate(_, size)
                 if info.len == 0 && self.mode == MmapMode::ReadWrite =>
             {
+                // The file may have become empty since its check.
+                check_size(*size)?;
                 Some(*size)
             }
             _ => {
@@ -513,15 +518,6 @@ impl Opening {
             // Private pages are mapped after the file was opened like this.
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Protection::Read,
             MmapMode::ReadWrite => Protection::ReadWrite,
-        }
-    }
-
-    fn size(&self) -> u64 {
-        match self.open_mode {
-            OpenMode::Create(_, size)
-            | OpenMode::CreateNew(_, size)
-            | OpenMode::OpenOrCreate(_, size) => size,
-            OpenMode::Existing(_) | OpenMode::Descriptor(_) => 0,
         }
     }
 }

@@ -5,11 +5,21 @@
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(unix)]
+use std::{
+    future::Future,
+    sync::Arc,
+    task::{Context, Wake, Waker},
+};
 
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
+#[cfg(unix)]
+use crate::common::child::{child, child_dir};
 use crate::common::{block_on, is_quiet, patterned, wait_until};
+#[cfg(unix)]
+use crate::common::{eventually, HeldQueue};
 
 #[test]
 fn opening_grown_file_waits_for_no_view() {
@@ -254,4 +264,56 @@ fn leasing_child() {
         std::thread::yield_now();
     }
     assert_eq!(fcntl(libc::F_SETLEASE, libc::F_UNLCK), 0);
+}
+
+/// The file gets bytes, and loses them again before the opening that was to give it some.
+#[cfg(unix)]
+#[test]
+fn impossible_size_is_an_error_whenever_it_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = child!(impossible_size_child).dir(dir.path());
+    child.one_pool_thread().passes();
+}
+
+#[cfg(unix)]
+#[test]
+fn impossible_size_child() {
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (_, other) = block_on(patterned(&dir, 10));
+    for size in [0, u64::MAX] {
+        let path = dir.join(size.to_string());
+        fs::write(&path, "").unwrap();
+        let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
+        fs::write(&path, "bytes").unwrap();
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(woken.clone());
+        let mut opening = Box::pin(MemoryMappedFile::open_or_create(&path, size));
+        // The pool finds the file with bytes; the opening learns of that when it is polled again.
+        let held = HeldQueue::new(&other, 0);
+        let polled = opening.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        block_on(held.release());
+        eventually("the file is found", || woken.0.load(Ordering::SeqCst));
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(0).unwrap();
+        let refused = block_on(opening);
+        assert!(
+            matches!(refused, Err(MmapIoError::ResizeFailed(_))),
+            "{refused:?}"
+        );
+        // With bytes it is opened as it is.
+        fs::write(&path, "bytes").unwrap();
+        let file = block_on(MemoryMappedFile::open_or_create(&path, size)).unwrap();
+        assert_eq!((file.len(), reader.len()), (5, 5));
+    }
 }
