@@ -9,6 +9,7 @@ use super::RetryState;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::mode::MmapMode;
+use crate::offload::release;
 use crate::open_file::{OpenFile, OPEN_FILES};
 use crate::range::ByteRange;
 use crate::registry::Found;
@@ -135,11 +136,20 @@ impl Drop for Target {
 }
 
 impl From<RetryState> for Target {
-    fn from(state: RetryState) -> Self {
+    fn from(mut state: RetryState) -> Self {
         Self {
-            file: state.file,
-            created: state.created,
+            file: state.file.clone(),
+            created: state.created.take(),
             is_new: state.is_new,
+        }
+    }
+}
+
+impl Drop for RetryState {
+    fn drop(&mut self) {
+        // A dropped future drops it on an executor thread, where no directory must be closed.
+        if let Some(created) = self.created.take() {
+            release(created);
         }
     }
 }
