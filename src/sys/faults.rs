@@ -12,6 +12,7 @@ use std::fs::File;
 use std::mem::{transmute, MaybeUninit};
 use std::os::unix::io::AsRawFd;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
 
 use super::Run;
@@ -28,6 +29,8 @@ type InfoHandler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c
 static RESCUE: OnceLock<Rescue> = OnceLock::new();
 /// What was to be done on the signal before the handler was installed.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// Whether a handler that was installed for one signal (`SA_RESETHAND`) has been called.
+static IS_SPENT: AtomicBool = AtomicBool::new(false);
 
 /// From now on calls `rescue` when a thread touches a page that the system cannot provide. Where it
 /// returns `false`, what was installed for the signal before decides. Installs the handler once.
@@ -44,6 +47,12 @@ pub(crate) fn guard_faults(rescue: Rescue) {
         // is passed on to may need it: the standard library's reports stack overflows, which are a
         // `SIGBUS` on macOS.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // Whether a signal of another process interrupts system calls, and the handler itself. A
+        // signal that is ignored interrupts none.
+        action.sa_flags |= previous.sa_flags & (libc::SA_RESTART | libc::SA_NODEFER);
+        if previous.sa_sigaction == libc::SIG_IGN {
+            action.sa_flags |= libc::SA_RESTART;
+        }
         // The earlier handler runs with the signals blocked that it has asked for.
         action.sa_mask = previous.sa_mask;
         install(&action);
@@ -105,12 +114,12 @@ fn pass_on(
     match previous.sa_sigaction {
         // The kernel lets no process ignore a fault.
         libc::SIG_IGN if !comes_again(code) => {}
-        libc::SIG_IGN | libc::SIG_DFL => {
-            install(&default_action());
-            if !comes_again(code) {
-                // SAFETY: the call takes a number. The signal is blocked until the handler returns.
-                unsafe { libc::raise(signal) };
-            }
+        libc::SIG_IGN | libc::SIG_DFL => act_by_default(signal, code),
+        // Relaxed: nothing else depends on it.
+        _ if previous.sa_flags & libc::SA_RESETHAND != 0
+            && IS_SPENT.swap(true, Ordering::Relaxed) =>
+        {
+            act_by_default(signal, code);
         }
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: a program has installed this as a handler with three arguments.
@@ -122,6 +131,15 @@ fn pass_on(
             let handler = unsafe { transmute::<libc::sighandler_t, PlainHandler>(handler) };
             handler(signal);
         }
+    }
+}
+
+/// Ends the process by the signal: when this handler has returned, if not before.
+fn act_by_default(signal: libc::c_int, code: libc::c_int) {
+    install(&default_action());
+    if !comes_again(code) {
+        // SAFETY: the call takes a number.
+        unsafe { libc::raise(signal) };
     }
 }
 

@@ -1,10 +1,13 @@
 //! The guard's handler beside others: what is no page of this crate is what it was before.
 
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::thread;
 
 use mmap_io::MemoryMappedFile;
 
@@ -107,6 +110,89 @@ fn ignored_signal_stays_ignored() {
     });
 }
 
+/// Returns what the system knows of a thread of this process.
+fn thread_status(thread: i32, field: &str) -> String {
+    let all = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let line = all.lines().find_map(|line| line.strip_prefix(field));
+    line.unwrap().trim().to_owned()
+}
+
+/// Sends the signal to a thread that waits for a byte, and then the byte. Returns how many bytes the
+/// thread gets.
+fn read_beside_a_signal() -> std::io::Result<usize> {
+    let (mut writer, reader) = UnixStream::pair().unwrap();
+    let thread = AtomicI32::new(0);
+    thread::scope(|threads| {
+        let read = threads.spawn(|| {
+            // SAFETY: the call takes nothing.
+            thread.store(unsafe { libc::gettid() }, Ordering::Release);
+            (&reader).read(&mut [0])
+        });
+        let thread = loop {
+            match thread.load(Ordering::Acquire) {
+                0 => thread::yield_now(),
+                thread => break thread,
+            }
+        };
+        while !thread_status(thread, "State:").starts_with('S') {
+            thread::yield_now();
+        }
+        // SAFETY: the call takes no pointer.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGBUS) };
+        assert_eq!(sent, 0);
+        // When the signal has been taken, the wait is over.
+        while thread_status(thread, "SigPnd:").contains(|digit| digit != '0') {
+            thread::yield_now();
+        }
+        writer.write_all(&[1]).unwrap();
+        read.join().unwrap()
+    })
+}
+
+#[test]
+fn earlier_handler_restarts_calls() {
+    in_a_child(child!(earlier_handler_restarts_calls), |dir| {
+        let handler: extern "C" fn(libc::c_int) = plain;
+        install(handler as libc::sighandler_t, libc::SA_RESTART);
+        rescue_a_page(dir);
+        assert_eq!(read_beside_a_signal().unwrap(), 1);
+        assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn ignored_signal_interrupts_no_call() {
+    in_a_child(child!(ignored_signal_interrupts_no_call), |dir| {
+        install(libc::SIG_IGN, 0);
+        rescue_a_page(dir);
+        assert_eq!(read_beside_a_signal().unwrap(), 1);
+    });
+}
+
+/// How many calls of the handler had begun at the end of the first.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn nests(_: libc::c_int) {
+    if CALLS.fetch_add(1, Ordering::Relaxed) == 0 {
+        raise();
+        BEGUN.store(CALLS.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn earlier_handler_is_interrupted_by_its_signal() {
+    in_a_child(
+        child!(earlier_handler_is_interrupted_by_its_signal),
+        |dir| {
+            let handler: extern "C" fn(libc::c_int) = nests;
+            install(handler as libc::sighandler_t, libc::SA_NODEFER);
+            rescue_a_page(dir);
+            raise();
+            assert_eq!(BEGUN.load(Ordering::Relaxed), 2);
+        },
+    );
+}
+
 /// Runs a child that has to fail.
 fn fails(this: Child) -> Output {
     let dir = tempfile::tempdir().unwrap();
@@ -154,6 +240,38 @@ fn sent_signal_in_a_child() {
     }
 }
 
+/// Installs a handler for one signal.
+fn install_once() {
+    // A handler that is called forever must not keep the test waiting.
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::alarm(20) };
+    let handler: extern "C" fn(libc::c_int) = plain;
+    install(handler as libc::sighandler_t, libc::SA_RESETHAND);
+}
+
+#[test]
+fn foreign_fault_after_one_shot_handler_in_a_child() {
+    if let Some(dir) = child_dir() {
+        install_once();
+        guarded(&dir);
+        // SAFETY: the address is that of a mapping; the handler returns, and the access ends the
+        // process.
+        unsafe { foreign_map().read_volatile() };
+    }
+}
+
+#[test]
+fn second_signal_after_one_shot_handler_in_a_child() {
+    if let Some(dir) = child_dir() {
+        install_once();
+        guarded(&dir);
+        raise();
+        assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+        rescue_a_page(&dir);
+        raise();
+    }
+}
+
 #[test]
 fn unmapped_file_in_a_child() {
     if let Some(dir) = child_dir() {
@@ -182,6 +300,8 @@ fn what_is_not_ours_still_kills() {
         child!(foreign_fault_in_a_child),
         child!(foreign_fault_under_ignore_in_a_child),
         child!(sent_signal_in_a_child),
+        child!(foreign_fault_after_one_shot_handler_in_a_child),
+        child!(second_signal_after_one_shot_handler_in_a_child),
         child!(unmapped_file_in_a_child),
     ] {
         let test = this.test();
