@@ -346,6 +346,9 @@ impl OpenFile {
     /// 1. A lease that is taken before the fence is included in the count, and all maps stay.
     /// 2. A reader that takes its lease after the fence loads the address of the map after taking
     ///    the lease, and so finds the current map, whose address was stored before the fence.
+    ///
+    /// They stay as long as the file has lost pages: the loss is noted in the map that was touched,
+    /// and its bytes are to be reported. Without views no map loses pages in the meantime.
     pub(super) fn forget_outgrown(&self) -> io::Result<()> {
         let is_outgrown = |mapped: &Mapped| lock(&mapped.maps).len() > 1;
         if !self
@@ -356,7 +359,7 @@ impl OpenFile {
         {
             return Ok(());
         }
-        if self.hot.leases.count_after_fence()? > 0 {
+        if self.hot.leases.count_after_fence()? > 0 || !self.settle().is_nothing() {
             return Ok(());
         }
         for mapped in self.mapped.iter().filter_map(OnceLock::get) {

@@ -261,6 +261,32 @@ fn swallowed_stores_are_reported() {
     });
 }
 
+/// The map that has swallowed the store is outgrown when the loss is noticed.
+#[test]
+fn store_to_an_outgrown_map_is_reported() {
+    in_a_child(child!(store_to_an_outgrown_map_is_reported), |dir| {
+        block_on(async {
+            for opens_again in [false, true] {
+                let (path, file) = patterned(dir, 100_000).await;
+                let mut view = file.as_slice_mut(50_000, 100).await.unwrap();
+                file.grow_to(MIB + 1).await.unwrap();
+                truncate(&path, 0);
+                view[0] = 7;
+                truncate(&path, 3 * MIB);
+                drop(view);
+                match opens_again {
+                    false => assert_eq!(file.refresh().await.unwrap(), 3 * MIB),
+                    true => drop(MemoryMappedFile::open_rw(&path).await.unwrap()),
+                }
+                assert_faulted(file.flush().await, 49_152);
+                file.update_region_async(0, b"x").await.unwrap();
+                assert_eq!(fs::read(&path).unwrap()[0], b'x');
+                file.close().await.unwrap();
+            }
+        });
+    });
+}
+
 #[test]
 fn copy_of_lost_bytes_is_an_error() {
     in_a_child(child!(copy_of_lost_bytes_is_an_error), |dir| {
