@@ -304,8 +304,9 @@ impl MemoryMappedFile {
     /// far from each other, whole pages are counted, or larger pieces.
     pub fn pending_bytes(&self) -> u64 {
         match self.handle.mode {
-            MmapMode::ReadWrite => self.handle.shared.dirty().bytes(),
-            MmapMode::ReadOnly | MmapMode::CopyOnWrite => 0,
+            // In a forked child the lock may stay locked forever.
+            MmapMode::ReadWrite if !sys::is_forked() => self.handle.shared.dirty().bytes(),
+            MmapMode::ReadWrite | MmapMode::ReadOnly | MmapMode::CopyOnWrite => 0,
         }
     }
 
@@ -335,18 +336,26 @@ impl MemoryMappedFile {
     /// ```
     pub fn stats(&self) -> Stats {
         let shared = &self.handle.shared;
-        let backlog = shared.queue().backlog();
+        let (backlog, pending, views) = match sys::is_forked() {
+            false => (
+                shared.queue().backlog(),
+                shared.dirty().bytes(),
+                shared.leases().count(),
+            ),
+            // The locks may stay locked forever.
+            true => Default::default(),
+        };
         let commits = shared.commits();
         // Relaxed: nothing follows from a counter.
         let drains = shared.queue().drains.load(Ordering::Relaxed);
         let inline = shared.counters.inline_writes.load(Ordering::Relaxed);
         Stats {
             mapped_bytes: shared.mapped_bytes(),
-            pending_bytes: shared.dirty().bytes(),
+            pending_bytes: pending,
             queued_writes: backlog.operations,
             queued_bytes: backlog.bytes as usize,
             oldest_blocked: backlog.oldest,
-            views: shared.leases().count(),
+            views,
             updates: shared.counters.writes.load(Ordering::Relaxed) + inline,
             inline_updates: inline,
             flushes: commits.flushes.load(Ordering::Relaxed),

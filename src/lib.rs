@@ -282,8 +282,10 @@
 //! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever, and
 //! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes, and so is every view of private
 //! pages. To the child the parent is another process: its writes show under the child's views.
-//! Handles and views can be dropped, and the parent runs the flushes that were scheduled. A child
-//! that is forked off before the parent has opened a file works as any process does.
+//! Handles, views and futures can be dropped, and the parent runs the flushes that were scheduled;
+//! [`pending_bytes`](MemoryMappedFile::pending_bytes) and [`stats`](MemoryMappedFile::stats) count
+//! nothing of what is queued, pending or viewed. A child that is forked off before the parent has
+//! opened a file works as any process does.
 //!
 //! ## Where no thread can be started
 //!
@@ -344,7 +346,7 @@
 // The modules stand in the order in which they build on each other: each uses only modules above
 // it.
 
-// What everything else uses: errors, ranges, modes, locks, wake-ups.
+// What everything else uses: errors, ranges, modes, locks.
 mod error;
 mod mode;
 mod range;
@@ -354,11 +356,12 @@ mod completion;
 mod trace;
 
 pub mod flush;
-mod wakers;
 
 // The platform: its calls, the pool of threads, descriptors, mappings and their pages.
 #[allow(unsafe_code)]
 mod sys;
+
+mod wakers;
 
 mod offload;
 

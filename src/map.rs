@@ -239,7 +239,10 @@ impl Drop for Map {
     fn drop(&mut self) {
         // Before another mapping can get the address: `raw` is unmapped after this body.
         self.guarded.end();
-        maps().remove(&(self.raw.as_ptr() as usize));
+        // A forked child copies nothing, and the lock may stay locked there forever.
+        if !sys::is_forked() {
+            maps().remove(&(self.raw.as_ptr() as usize));
+        }
     }
 }
 
@@ -511,6 +514,20 @@ mod tests {
         assert!(place.run.len >= 4000);
         assert_eq!(place.range, ByteRange::between(5000, 9000));
         assert!(find_mapped(b"elsewhere").is_none());
+    }
+
+    #[cfg(all(unix, not(mmap_io_loom)))]
+    #[test]
+    fn forked_child_drops_map_while_list_is_locked() {
+        let mut map = Some(Map::new(&Backing::Memory, 4096, Protection::ReadWrite).unwrap());
+        let is_dropped = {
+            let _locked = maps();
+            sys::in_fork(|| {
+                map = None;
+                true
+            })
+        };
+        assert!(is_dropped);
     }
 
     #[test]

@@ -123,10 +123,13 @@ impl HandleRef {
         // SeqCst: `check_in_use` listens and then loads the count; either it sees this user, or its
         // listener is notified below.
         open.users.fetch_add(1, Ordering::SeqCst);
-        if let Some(origin) = &open.origin {
-            origin.begin_use();
+        // A forked child opens no files, and a lock may stay locked there forever.
+        if !sys::is_forked() {
+            if let Some(origin) = &open.origin {
+                origin.begin_use();
+            }
+            open.closed.notify();
         }
-        open.closed.notify();
         Self(open)
     }
 }

@@ -24,6 +24,7 @@ use std::time::Instant;
 use event_listener::Listener;
 
 use crate::completion::contain;
+use crate::sys;
 
 thread_local! {
     /// The wakers to wake or drop when the outermost scope of this thread ends; `None` outside a
@@ -168,6 +169,11 @@ impl<F: Future + Unpin> Future for Shielded<F> {
 
 impl<F> Drop for Shielded<F> {
     fn drop(&mut self) {
+        if sys::is_forked() {
+            // In a forked child the lock of the listeners may never be free, and no task waits.
+            std::mem::forget(self.future.take());
+            return;
+        }
         scope(|| self.future = None);
     }
 }
@@ -215,7 +221,7 @@ impl EventListener {
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::Mutex;
+    use std::sync::{mpsc, Mutex};
 
     use futures_lite::future::block_on;
 
@@ -292,6 +298,29 @@ mod tests {
         assert_eq!(waker.0.load(Ordering::SeqCst), 1);
         assert!(waker.1.lock().unwrap().is_none());
         block_on(first);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn forked_child_drops_listener_while_list_is_locked() {
+        let event = Event::new();
+        let (sender, receiver) = mpsc::channel();
+        let mut dropped = Some(event.listen());
+        // The event calls this waker, which is not shielded, while it has its list locked.
+        let waker = Does::new(move || {
+            let is_dropped = sys::in_fork(|| {
+                dropped = None;
+                true
+            });
+            sender.send((is_dropped, dropped)).unwrap();
+        });
+        let mut bare = event.0.listen();
+        let waker = Waker::from(waker);
+        assert!(Pin::new(&mut bare)
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending());
+        event.0.notify(usize::MAX);
+        assert!(receiver.recv().unwrap().0);
     }
 
     #[test]

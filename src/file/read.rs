@@ -18,6 +18,7 @@ use crate::open_file::{OpenFile, OwnedLease};
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sync::lock;
+use crate::sys;
 use crate::view::MappedSlice;
 
 /// The most ranges of a read whose pages the system is asked about on the thread that polls: for each
@@ -224,7 +225,11 @@ impl MemoryMappedFile {
         }
         let range = ByteRange::new(offset, len, self.len())?;
         self.shared.check_whole(self.protection)?;
-        let mut pinned = lock(&self.handle.pinned);
+        let mut pinned = match sys::is_forked() {
+            false => lock(&self.handle.pinned),
+            // It may stay locked forever.
+            true => self.handle.pinned.try_lock().map_err(|_| range.busy())?,
+        };
         pinned.pin(range, |all| {
             // What was leased before may have been cut off.
             let attempt = |_| try_shared(&*self.shared, Hold::Entry, all);
@@ -522,5 +527,36 @@ impl PinnedRanges {
         }
         self.0.insert(all.start(), (all.end(), lease));
         Ok(())
+    }
+}
+
+#[cfg(all(test, unix, not(mmap_io_loom)))]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::sys;
+
+    #[test]
+    fn forked_child_waits_for_no_lock_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let file = block_on(MemoryMappedFile::create_rw(&path, 100)).unwrap();
+        block_on(file.update_region(0, b"pending")).unwrap();
+        let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
+        let mut view = Some(block_on(file.as_slice_mut(10, 10)).unwrap());
+        let is_right = {
+            let _dirty = file.handle.shared.dirty().lock();
+            let _pinned = lock(&reader.handle.pinned);
+            sys::in_fork(|| {
+                drop(view.take().map(|view| view.commit()));
+                file.pending_bytes() == 0
+                    && file.stats().pending_bytes == 0
+                    && reader.as_slice_bytes(0, 7).is_err()
+            })
+        };
+        assert!(is_right);
+        drop(view);
+        assert_eq!(file.pending_bytes(), 17);
     }
 }

@@ -128,6 +128,9 @@ impl OpenFile {
 
     /// Starts the flush that the policy asks for because of bytes that were recorded before.
     pub(crate) fn start_late(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+        if sys::is_forked() {
+            return;
+        }
         self.start_due(self.dirty.due(policy), range);
     }
 

@@ -53,6 +53,27 @@ pub(crate) fn is_forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }
 
+/// Runs `body` in a forked child, and returns whether it returned in time, with `true`.
+#[cfg(all(test, not(mmap_io_loom)))]
+pub(crate) fn in_fork(body: impl FnOnce() -> bool) -> bool {
+    watch_forks().unwrap();
+    // SAFETY: the child runs `body` and ends without unwinding into the test. What `body` calls
+    // allocates; the C library has its allocator ready in the child.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: the call takes no pointer. Its signal ends a child that hangs.
+        unsafe { libc::alarm(20) };
+        let is_right = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        // SAFETY: the child ends here, without what a process does at its end.
+        unsafe { libc::_exit(i32::from(!is_right.unwrap_or(false))) };
+    }
+    assert!(child > 0);
+    let mut status = 0;
+    // SAFETY: `status` is live for the call.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    status == 0
+}
+
 /// Makes [`is_forked`] return `true` in children that are forked off from now on
 /// ([`pthread_atfork(3)`]).
 ///
