@@ -24,6 +24,7 @@
 
 use std::array;
 use std::fs::File;
+use std::iter::successors;
 use std::ptr::null_mut;
 use std::sync::atomic::{fence, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Mutex;
@@ -279,8 +280,11 @@ impl Slot {
                 base.store(null_mut(), Ordering::SeqCst);
             }
         }
-        // Only the page, if the system has no room for more.
-        replace(from, to) || replace(page, page + page_size)
+        // Fewer pages behind this one, if the system has no room for all.
+        let fewer = successors(Some(to - page), |len| {
+            (*len > page_size).then(|| (len / 2).next_multiple_of(page_size))
+        });
+        replace(from, to) || { fewer }.any(|len| replace(page, page + len))
     }
 
     /// Whether a page may still be replaced alone; counts it.

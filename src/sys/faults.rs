@@ -176,6 +176,44 @@ fn errno() -> (*mut libc::c_int, libc::c_int) {
     (place, unsafe { *place })
 }
 
+/// Replaces pages by private ones of zeroes, which may be read and written. Returns `false` if the
+/// system refuses; then the pages stay as they are. May be called in a handler.
+///
+/// They may be written whatever the map was made for: so no access to them can fault again, and the
+/// handler cannot be called for them in a loop.
+///
+/// Before version 6.12, Linux unmaps what [`MAP_FIXED`] replaces, and then asks whether there is
+/// memory for the new pages, which is refused where all memory is counted (`vm.overcommit_memory`
+/// 2). That would leave a hole, which another mapping might fill. So the new pages are made
+/// elsewhere first, and then moved ([`mremap(2)`]), which needs no more memory.
+///
+/// # Safety
+///
+/// The run lies in one live mapping. Its bytes may change.
+///
+/// [`MAP_FIXED`]: https://man7.org/linux/man-pages/man2/mmap.2.html
+/// [`mremap(2)`]: https://man7.org/linux/man-pages/man2/mremap.2.html
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) unsafe fn replace_by_zeroes(run: Run) -> bool {
+    // SAFETY: a new mapping replaces nothing.
+    let Some(zeroes) = (unsafe { map_zeroes(null_mut(), run.len, 0) }) else {
+        return false;
+    };
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let (addr, len) = (run.addr.cast::<libc::c_void>(), run.len);
+    // SAFETY: the pages that are moved were mapped above, and those that they replace belong to one
+    // live mapping, by this function's contract.
+    if unsafe { libc::mremap(zeroes, len, len, flags, addr) } != libc::MAP_FAILED {
+        return true;
+    }
+    // SAFETY: the pages were mapped above, and were not moved.
+    unsafe { libc::munmap(zeroes, len) };
+    // A filter of system calls refuses to move them. There was memory for them a moment ago.
+    // SAFETY: the pages belong to one live mapping, by this function's contract, so that nothing
+    // else is replaced.
+    unsafe { map_zeroes(addr, len, libc::MAP_FIXED) }.is_some()
+}
+
 /// Replaces pages by private ones of zeroes, which may be read and written
 /// ([`mmap(2)`], `MAP_FIXED`). Returns `false` if the system refuses. May be called in a handler.
 ///
@@ -186,20 +224,38 @@ fn errno() -> (*mut libc::c_int, libc::c_int) {
 ///
 /// The run lies in one live mapping. Its bytes may change.
 ///
-/// [`mmap(2)`]: https://man7.org/linux/man-pages/man2/mmap.2.html
+/// [`mmap(2)`]: https://man.freebsd.org/cgi/man.cgi?query=mmap&sektion=2
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) unsafe fn replace_by_zeroes(run: Run) -> bool {
+    // SAFETY: the pages belong to one live mapping, by this function's contract, so that nothing
+    // else is replaced.
+    unsafe { map_zeroes(run.addr.cast(), run.len, libc::MAP_FIXED) }.is_some()
+}
+
+/// Maps private pages of zeroes, which may be read and written ([`mmap(2)`]).
+///
+/// # Safety
+///
+/// With `MAP_FIXED`: what is mapped at the address may be replaced.
+///
+/// [`mmap(2)`]: https://man7.org/linux/man-pages/man2/mmap.2.html
+unsafe fn map_zeroes(
+    addr: *mut libc::c_void,
+    len: usize,
+    flags: libc::c_int,
+) -> Option<*mut libc::c_void> {
     // The pages of a large run are not counted against the memory of the system until they are
     // written.
     #[cfg(not(target_os = "freebsd"))]
     const NO_RESERVE: libc::c_int = libc::MAP_NORESERVE;
     #[cfg(target_os = "freebsd")]
     const NO_RESERVE: libc::c_int = 0;
-    let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANON | NO_RESERVE;
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANON | NO_RESERVE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: the pages belong to one live mapping, by this function's contract, so that nothing
-    // else is replaced.
-    let mapped = unsafe { libc::mmap(run.addr.cast(), run.len, protection, flags, -1, 0) };
-    mapped != libc::MAP_FAILED
+    // SAFETY: a new mapping replaces nothing unless it has a fixed address; then this function's
+    // contract permits it.
+    let mapped = unsafe { libc::mmap(addr, len, protection, flags, -1, 0) };
+    (mapped != libc::MAP_FAILED).then_some(mapped)
 }
 
 /// A number for [`len_of_number`].

@@ -20,6 +20,7 @@ use crate::refused_calls::refuse_populating;
 
 #[cfg(all(feature = "advise", feature = "locking"))]
 mod remaps;
+mod replaced;
 mod signals;
 
 const PAGE: u64 = 4096;
@@ -446,49 +447,6 @@ fn store_to_hole_on_full_ext4() {
         if let Some(disk) = Disk::ext4("store_to_hole_on_full_ext4", &image, 4 * MIB) {
             hole_on_a_full(disk);
         }
-    });
-}
-
-/// A process has a limited number of mappings (65,530), and pages that are replaced one by one
-/// split a mapping.
-#[test]
-fn many_lost_pages_are_survived() {
-    const PAGES: u64 = 100_000;
-    in_a_child(child!(many_lost_pages_are_survived), |dir| {
-        block_on(async {
-            // Behind the end of a file.
-            let path = dir.join("data");
-            File::create(&path).unwrap().set_len(PAGES * PAGE).unwrap();
-            let file = MemoryMappedFile::open_ro(&path).await.unwrap();
-            let view = file.bytes(0, PAGES * PAGE).unwrap();
-            truncate(&path, 10);
-            for page in 0..PAGES {
-                assert_eq!(black_box(view[(page * PAGE) as usize]), 0);
-            }
-            assert_faulted(file.slice(0, 1).await, PAGE);
-            assert_eq!(file.refresh().await.unwrap(), 10);
-            // Every second page of a file of holes, on a file system that is full.
-            let Some(disk) = Disk::tmpfs("many_lost_pages_are_survived", MIB) else {
-                return;
-            };
-            let path = disk.path("data");
-            File::create(&path).unwrap().set_len(PAGES * PAGE).unwrap();
-            let file = MemoryMappedFile::open_rw(&path).await.unwrap();
-            file.update_region(PAGE, b"good").await.unwrap();
-            let view = file.bytes(0, PAGES * PAGE).unwrap();
-            disk.fill();
-            for page in (0..PAGES).step_by(2) {
-                assert_eq!(black_box(view[(page * PAGE) as usize]), 0);
-            }
-            assert_eq!(view[PAGE as usize..][..4], *b"good");
-            assert_faulted(file.flush().await, 0);
-            drop((view, file));
-            // The mappings are free again.
-            let (path, file) = patterned(dir, 10_000).await;
-            let view = file.bytes(0, 10_000).unwrap();
-            truncate(&path, 0);
-            assert_eq!(view[0], 0);
-        });
     });
 }
 
