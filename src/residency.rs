@@ -354,6 +354,7 @@ pub(crate) fn populate_write(
     let steps = pages.iter().flat_map(|pages| pages.steps(WRITE_STEP));
     let steps: Vec<PageRange> = steps.collect();
     let runs: Vec<_> = steps.iter().map(|step| map.run(*step)).collect();
+    let began = is_told.then(|| map.writable().begin(&pages));
     // SAFETY: `Map::run` has checked that the pages are inside the map, which is borrowed and so
     // live; the callers pass the map of a handle that may write.
     let are_writable = unsafe { write_pages(&runs, backing, &steps) };
@@ -383,8 +384,9 @@ pub(crate) fn populate_write(
     if !are_writable {
         return check_length(backing.file(), &ranges()).map_err(Unpopulated::Explained);
     }
-    if is_told {
-        pages.iter().for_each(|pages| map.writable().add(*pages));
+    if let Some(began) = began {
+        let writable = map.writable();
+        pages.iter().for_each(|pages| writable.add(*pages, began));
     }
     Ok(())
 }

@@ -23,38 +23,69 @@ use crate::sys;
 /// The pages that are forgotten together, in bytes: the size of the largest folio.
 const BLOCK: u64 = 2 << 20;
 
-/// The most blocks that are remembered: those of 8 GiB, in about 400 KiB of memory.
+/// The most blocks that are remembered: those of 8 GiB, in less than 1 MiB of memory.
 const MOST: usize = 4096;
 
 /// The pages of one map that can be stored to.
 #[derive(Debug, Default)]
-pub(crate) struct WritablePages(Mutex<HashMap<u64, Block>>);
+pub(crate) struct WritablePages(Mutex<Noted>);
 
-/// One bit for each page of a block.
-type Block = [u64; 8];
+#[derive(Debug, Default)]
+struct Noted {
+    blocks: HashMap<u64, Block>,
+    /// How many times pages were forgotten.
+    forgotten: u64,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// One bit for each page.
+    pages: [u64; 8],
+    /// How many times pages had been forgotten when this was made.
+    since: u64,
+}
+
+/// When pages were about to be made writable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment(u64);
 
 impl WritablePages {
-    /// Notes that the pages were made writable.
-    pub(crate) fn add(&self, pages: PageRange) {
-        let mut blocks = self.blocks();
-        for (number, part) in parts(pages.into()) {
+    /// Notes that pages are about to be made writable; returns the moment for [`add`](Self::add).
+    pub(crate) fn begin(&self, pages: &[PageRange]) -> Moment {
+        let Noted { blocks, forgotten } = &mut *self.noted();
+        for (number, _) in pages.iter().flat_map(|pages| parts((*pages).into())) {
             if blocks.len() >= MOST && !blocks.contains_key(&number) {
                 blocks.clear();
             }
-            let block = blocks.entry(number).or_default();
-            for page in bits(part) {
-                block[page / 64] |= 1 << (page % 64);
+            blocks.entry(number).or_insert(Block {
+                pages: [0; 8],
+                since: *forgotten,
+            });
+        }
+        Moment(*forgotten)
+    }
+
+    /// Notes that pages were made writable after `began`, except in blocks that were forgotten
+    /// since: the pages may have been cleaned after they were made writable.
+    pub(crate) fn add(&self, pages: PageRange, began: Moment) {
+        let mut noted = self.noted();
+        for (number, part) in parts(pages.into()) {
+            let block = noted.blocks.get_mut(&number);
+            if let Some(block) = block.filter(|block| block.since <= began.0) {
+                for page in bits(part) {
+                    block.pages[page / 64] |= 1 << (page % 64);
+                }
             }
         }
     }
 
     /// Whether all of the pages are writable.
     pub(crate) fn contain(&self, pages: PageRange) -> bool {
-        let blocks = self.blocks();
+        let noted = self.noted();
         parts(pages.into()).all(|(number, part)| {
-            let block = blocks.get(&number);
+            let block = noted.blocks.get(&number);
             block.is_some_and(|block| {
-                bits(part).all(|page| block[page / 64] & 1 << (page % 64) != 0)
+                bits(part).all(|page| block.pages[page / 64] & 1 << (page % 64) != 0)
             })
         })
     }
@@ -64,7 +95,8 @@ impl WritablePages {
         if range.is_empty() {
             return;
         }
-        let mut blocks = self.blocks();
+        let Noted { blocks, forgotten } = &mut *self.noted();
+        *forgotten += 1;
         let (first, last) = (range.start() / BLOCK, (range.end() - 1) / BLOCK);
         match last - first < blocks.len() as u64 {
             true => {
@@ -76,7 +108,7 @@ impl WritablePages {
         }
     }
 
-    fn blocks(&self) -> MutexGuard<'_, HashMap<u64, Block>> {
+    fn noted(&self) -> MutexGuard<'_, Noted> {
         lock(&self.0)
     }
 }
@@ -112,11 +144,32 @@ mod tests {
             .to_pages(sys::page_size())
     }
 
+    fn add(writable: &WritablePages, pages: PageRange) {
+        let began = writable.begin(&[pages]);
+        writable.add(pages, began);
+    }
+
+    #[test]
+    fn pages_are_forgotten_while_they_are_made_writable() {
+        let in_block = BLOCK / sys::page_size() as u64;
+        let writable = WritablePages::default();
+        let both = pages(in_block - 2, 4);
+        let began = writable.begin(&[both]);
+        // A byte of the first block, which another job is about to make writable, too.
+        writable.forget(ByteRange::between(0, 1));
+        writable.begin(&[pages(0, 1)]);
+        writable.add(both, began);
+        assert!(!writable.contain(pages(in_block - 1, 1)));
+        assert!(writable.contain(pages(in_block, 2)));
+        add(&writable, both);
+        assert!(writable.contain(both));
+    }
+
     #[test]
     fn pages_are_forgotten_by_whole_blocks() {
         let in_block = BLOCK / sys::page_size() as u64;
         let writable = WritablePages::default();
-        writable.add(pages(in_block - 2, 4));
+        add(&writable, pages(in_block - 2, 4));
         assert!(writable.contain(pages(in_block - 2, 4)));
         assert!(!writable.contain(pages(in_block - 3, 2)));
         assert!(!writable.contain(pages(in_block + 1, 2)));
@@ -127,7 +180,7 @@ mod tests {
         writable.forget(ByteRange::between(10, 11));
         assert!(!writable.contain(pages(in_block - 1, 1)));
         assert!(writable.contain(pages(in_block, 2)));
-        writable.add(pages(9 * in_block, 1));
+        add(&writable, pages(9 * in_block, 1));
         writable.forget(ByteRange::between(BLOCK + 1, u64::MAX));
         assert!(!writable.contain(pages(in_block, 1)));
         assert!(!writable.contain(pages(9 * in_block, 1)));
@@ -138,9 +191,9 @@ mod tests {
         let in_block = BLOCK / sys::page_size() as u64;
         let writable = WritablePages::default();
         for number in 0..3 * MOST as u64 {
-            writable.add(pages(number * in_block, 1));
+            add(&writable, pages(number * in_block, 1));
             assert!(writable.contain(pages(number * in_block, 1)));
-            assert!(writable.blocks().len() <= MOST);
+            assert!(writable.noted().blocks.len() <= MOST);
         }
     }
 }

@@ -249,6 +249,16 @@ fn unpopulating_child() {
     };
     refuse_populating();
     block_on(everything(&dir, libc::EINVAL));
+    block_on(async {
+        // The pages are only read, so that a store to one may fault.
+        let file = MemoryMappedFile::create_rw(dir.join("more"), 8192).await;
+        let file = file.unwrap();
+        // Many, since a write is queued while the job of the one before has not quite ended.
+        for _ in 0..100 {
+            file.update_region(10, b"small").await.unwrap();
+        }
+        assert_eq!(file.stats().inline_updates, 0);
+    });
     println!("works without populating");
 }
 
