@@ -77,11 +77,13 @@ impl MemoryMappedFile {
                 }
                 let map = shared.map_within(protection, range)?;
                 let pages = range.to_pages(sys::page_size());
-                shared.forget_writable(range);
-                // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
-                // keeps live. It is a shared map of a file, or the advice discards no private copy.
-                unsafe { sys::advise(map.run(pages), advice.into()) }
-                    .map_err(MmapIoError::advice_failed)
+                let advised = shared.while_not_writable(range, || {
+                    // SAFETY: `Map::run` has checked that the pages are inside the map, which `map`
+                    // keeps live. It is a shared map of a file, or the advice discards no private
+                    // copy.
+                    unsafe { sys::advise(map.run(pages), advice.into()) }
+                });
+                advised.map_err(MmapIoError::advice_failed)
             });
             advised.await
         })

@@ -299,8 +299,7 @@ impl Handle {
         let file = self.file().clone();
         let (offset, len) = (range.start(), range.len());
         let started = self.run_on_pool(move |shared| {
-            shared.forget_writable(range);
-            sys::start_writeback(&file, offset, len)
+            shared.while_not_writable(range, || sys::start_writeback(&file, offset, len))
         });
         match started.await {
             // It is a hint: a filter of system calls may refuse it.
