@@ -30,7 +30,9 @@ mod order;
 mod outcome;
 mod turn;
 
+use std::future::Future;
 use std::mem::ManuallyDrop;
+use std::pin::Pin;
 
 use loom::thread;
 

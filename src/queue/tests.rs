@@ -1,6 +1,6 @@
 //! Tests of the order of the queue, driven step by step: the test takes the place of the drain job.
 
-use std::task::Context;
+use std::task::{Context, Poll, Waker};
 
 use super::*;
 use crate::flush::FlushPolicy;
