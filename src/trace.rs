@@ -7,10 +7,10 @@
 //! note times in its [`Phase`].
 
 #[cfg(feature = "tracing")]
-pub(crate) use self::on::{operation, warn_blocked, warns, Name, Phase};
+pub(crate) use self::on::{may_warn, operation, warn_blocked, Name, Phase};
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use self::off::{operation, warn_blocked, warns, Name, Phase};
+pub(crate) use self::off::{may_warn, operation, warn_blocked, Name, Phase};
 
 use std::fmt;
 use std::path::Path;
@@ -85,7 +85,8 @@ mod on {
     use std::time::Instant;
 
     use tracing::field::Empty;
-    use tracing::{debug_span, event_enabled, span_enabled, warn, Level, Span};
+    use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
+    use tracing::{debug_span, span_enabled, warn, Level, Span};
 
     use super::{Blocked, Ranges};
     use crate::error::Subject;
@@ -286,12 +287,12 @@ mod on {
         }
     }
 
-    /// Whether a subscriber wants warnings.
-    pub(crate) fn warns() -> bool {
-        event_enabled!(target: TARGET, Level::WARN)
+    /// Whether a subscriber may want warnings. Calls no subscriber: the drain asks this.
+    pub(crate) fn may_warn() -> bool {
+        Level::WARN <= STATIC_MAX_LEVEL && Level::WARN <= LevelFilter::current()
     }
 
-    /// Warns of an operation that has been blocked for long.
+    /// Warns of an operation that has been blocked for long, if a subscriber wants it.
     pub(crate) fn warn_blocked(blocked: &Blocked<'_>) {
         warn!(
             target: TARGET,
@@ -357,7 +358,7 @@ mod off {
     }
 
     #[inline(always)]
-    pub(crate) fn warns() -> bool {
+    pub(crate) fn may_warn() -> bool {
         false
     }
 

@@ -1,13 +1,16 @@
 //! Warns of operations that have been blocked for a second, if a subscriber of `tracing` wants
-//! warnings; otherwise no timer runs.
+//! warnings. If none is there that wants warnings of anything, no timer runs.
 //!
 //! The drain sets an alarm when it has deferred an operation that was not deferred before. When the
 //! alarm rings, the operation that has been blocked longest is named. Each is named at most once,
 //! and a file warns at most once a second, however many operations are blocked.
 //!
-//! One timer job serves all files, beside that of `EveryMillis`. It runs while an alarm is set.
+//! One timer job serves all files, beside that of `EveryMillis`. It runs while an alarm is set. The
+//! jobs in which alarms ring are the only ones that call the subscriber: a drain would hang with a
+//! subscriber that blocks, and end with one that panics.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,6 +18,7 @@ use super::op::{Action, Op};
 use super::state::State;
 use super::steps::Steps;
 use super::{Granted, Queue, QueueHost};
+use crate::completion::contain;
 use crate::range::ByteRange;
 use crate::sync::lock;
 use crate::timer::{Alarmed, Timer};
@@ -71,7 +75,7 @@ impl fmt::Debug for Alarm {
 impl<L: Granted, S: Steps> Queue<L, S> {
     /// Sets the alarm, if an operation was deferred and no alarm is set.
     pub(super) fn time_blocked<T: QueueHost<Lease = L, Steps = S>>(target: &Arc<T>) {
-        if !trace::warns() {
+        if !trace::may_warn() {
             return;
         }
         {
@@ -84,24 +88,30 @@ impl<L: Granted, S: Steps> Queue<L, S> {
         let target = Arc::downgrade(target);
         TIMER.update(&Arc::new(Alarm {
             at: Mutex::new(Some(Instant::now() + AFTER)),
-            look: Box::new(move || Self::warn(&*target.upgrade()?)),
+            look: Box::new(move || Self::warn(target.upgrade()?)),
         }));
     }
 
     /// Warns of the operation that has been blocked longest, and returns when to look again.
-    fn warn<T: QueueHost<Lease = L, Steps = S>>(target: &T) -> Option<Instant> {
+    fn warn<T: QueueHost<Lease = L, Steps = S>>(target: Arc<T>) -> Option<Instant> {
         let now = Instant::now();
         let (named, others, next) = lock(&target.queue().state).next_warning(now);
         if let Some((op, since)) = named {
             let mut leases = target.leased(&op.ranges);
             ByteRange::merge(&mut leases);
-            trace::warn_blocked(&Blocked {
-                operation: name(op.action),
-                file: target.name(),
-                ranges: &op.ranges,
-                since: now - since,
-                leases: &leases,
-                others,
+            let file = target.name().map(Path::to_path_buf);
+            // The subscriber may block, which is not to keep the file open; and it may panic, which
+            // is not to stop later warnings of this file.
+            drop(target);
+            contain(|| {
+                trace::warn_blocked(&Blocked {
+                    operation: name(op.action),
+                    file: file.as_deref(),
+                    ranges: &op.ranges,
+                    since: now - since,
+                    leases: &leases,
+                    others,
+                });
             });
         }
         next

@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use mmap_io::MemoryMappedFile;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::common::child::{child, child_dir, Child};
+use crate::common::child::{abort_if_stuck, child, child_dir, Child};
 use crate::common::operations::{operations, BusyPool, Fixture};
 use crate::common::{
     assert_waits, block_on, eventually, patterned, poll_once, wait_until_examined, with_timeout,
@@ -266,5 +268,71 @@ fn blocked_child() {
         with_timeout(first).await.unwrap();
         with_timeout(second).await.unwrap();
         assert_eq!(collected().warnings.len(), 2);
+    });
+}
+
+/// How often the subscriber that panics was asked whether it wants a warning.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+/// Panics whenever it is asked whether it wants a warning.
+struct Panicking;
+
+impl Subscriber for Panicking {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        if metadata.target() == "mmap_io" && *metadata.level() == Level::WARN {
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            panic!("a subscriber is foreign code");
+        }
+        false
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        unreachable!("no span is enabled")
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn panic_of_subscriber_stops_no_write() {
+    in_child(child!(panicking_child));
+}
+
+#[test]
+fn panicking_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    tracing::subscriber::set_global_default(Panicking).unwrap();
+    abort_if_stuck();
+    block_on(async {
+        let (_, file) = patterned(&dir, 10_000).await;
+        with_timeout(file.update_region(50, &[1; 10]))
+            .await
+            .unwrap();
+        let view = file.bytes(0, 100).unwrap();
+        let writes = [50, 70].map(|offset| file.update_region(offset, &[2; 10]));
+        let mut writes = writes.map(Box::pin);
+        for write in &mut writes {
+            assert_waits(&file, 9_999, write).await;
+        }
+        // It is asked for each of the two, whatever became of the warning of the first.
+        eventually("two warnings", || ASKED.load(Ordering::Relaxed) >= 2);
+        drop(view);
+        for write in writes {
+            with_timeout(write).await.unwrap();
+        }
     });
 }
