@@ -1,8 +1,8 @@
 //! Warns of operations that have been blocked for a second, if a subscriber of `tracing` wants
 //! warnings. If none is there that wants warnings of anything, no timer runs.
 //!
-//! The drain sets an alarm when it has deferred an operation that was not deferred before. When the
-//! alarm rings, the operation that has been blocked longest is named. Each is named at most once,
+//! The drain sets an alarm when it has deferred an operation that was not named yet. When the alarm
+//! rings, the operation that has been blocked longest is named. Each is named at most once,
 //! and a file warns at most once a second, however many operations are blocked.
 //!
 //! One timer job serves all files, beside that of `EveryMillis`. It runs while an alarm is set. The
@@ -20,7 +20,7 @@ use super::steps::Steps;
 use super::{Granted, Queue, QueueHost};
 use crate::completion::contain;
 use crate::range::ByteRange;
-use crate::sync::lock;
+use crate::sync::{lock, Ordering};
 use crate::timer::{Alarmed, Timer};
 use crate::trace::{self, Blocked};
 
@@ -32,16 +32,20 @@ static TIMER: Timer<Alarm> = Timer::new();
 /// What a queue has warned of. Its lock protects this.
 #[derive(Debug, Default)]
 pub(super) struct Warnings {
-    /// An operation was deferred for the first time.
-    pub(super) is_due: bool,
+    /// An operation was deferred that was not named yet.
+    is_due: bool,
     /// There is an alarm that will look at the deferred operations.
     is_set: bool,
-    /// The last operation that was named. Those that were deferred before it were named as well.
-    last: Option<Since>,
 }
 
-/// The time at which an operation was first deferred, and its place.
-type Since = (Instant, u64);
+impl Warnings {
+    /// Notes that an operation was deferred, also if it was deferred before: the alarm may have
+    /// rung while the drain tried the operation again, and is not set any more then.
+    pub(super) fn note<L>(&mut self, deferred: &Op<L>) {
+        let is_named = deferred.is_named.load(Ordering::Relaxed);
+        self.is_due |= !is_named && deferred.action.changes();
+    }
+}
 
 /// The alarm of one queue, whose file it does not keep open.
 struct Alarm {
@@ -124,29 +128,34 @@ type Warning<L> = (Option<(Arc<Op<L>>, Instant)>, usize, Option<Instant>);
 
 impl<L: Granted, S: Steps> State<L, S> {
     fn next_warning(&mut self, now: Instant) -> Warning<L> {
-        let last = self.warnings.last;
-        let blocked = || {
-            let waiting = self.deferred.ops().chain(self.door.ops());
-            let waiting = waiting.filter(|op| op.is_queued() && op.action.changes());
-            waiting.filter_map(|op| Some(((*op.deferred_since.get()?, op.place()), op)))
-        };
-        let unnamed = || blocked().filter(|(since, _)| Some(*since) > last);
-        let Some((since, op)) = unnamed().min_by_key(|(since, _)| *since) else {
+        // Looked at once: a future that is dropped withdraws its operation without the queue's lock.
+        let waiting = self.deferred.ops().chain(self.door.ops());
+        let waiting = waiting.filter(|op| op.is_queued() && op.action.changes());
+        let blocked: Vec<_> = waiting
+            .filter_map(|op| Some(((*op.deferred_since.get()?, op.place()), op)))
+            .collect();
+        let mut unnamed: Vec<_> = blocked
+            .iter()
+            .filter(|(_, op)| !op.is_named.load(Ordering::Relaxed))
+            .collect();
+        unnamed.sort_unstable_by_key(|(since, _)| *since);
+        let Some(((since, _), op)) = unnamed.first() else {
             self.warnings.is_set = false;
             return (None, 0, None);
         };
-        if since.0 + AFTER > now {
-            return (None, 0, Some(since.0 + AFTER));
+        if *since + AFTER > now {
+            return (None, 0, Some(*since + AFTER));
         }
-        let others = blocked().filter(|(other, _)| other.0 + AFTER <= now);
-        let others = others.count() - 1;
-        let next = unnamed().map(|(other, _)| other);
-        let next = next.filter(|other| *other > since).min();
-        let again = next.map(|next| (next.0 + AFTER).max(now + AFTER));
-        let named = (op.clone(), since.0);
-        self.warnings.last = Some(since);
+        // The named one is among them.
+        let as_long = blocked
+            .iter()
+            .filter(|((other, _), _)| *other + AFTER <= now);
+        let others = as_long.count() - 1;
+        let next = unnamed.get(1);
+        let again = next.map(|((next, _), _)| (*next + AFTER).max(now + AFTER));
+        op.is_named.store(true, Ordering::Relaxed);
         self.warnings.is_set = again.is_some();
-        (Some(named), others, again)
+        (Some(((*op).clone(), *since)), others, again)
     }
 }
 
@@ -165,6 +174,7 @@ fn name(action: Action) -> &'static str {
 mod tests {
     use super::*;
     use crate::flush::FlushPolicy;
+    use crate::queue::op::Held;
     use crate::queue::Ended;
     use crate::range::ByteRange;
 
@@ -208,5 +218,53 @@ mod tests {
         let (named, others, again) = look(now);
         assert!(Arc::ptr_eq(&named.unwrap().0, &late));
         assert_eq!((others, again), (3, None));
+    }
+
+    #[test]
+    fn blocked_while_retried_is_named_later() {
+        let queue: Queue<()> = Queue::new();
+        let op = defer(&queue, 0);
+        let retry_at_alarm = |named: Option<&Arc<Op<()>>>| {
+            let mut state = lock(&queue.state);
+            state.deferred.remove(&op);
+            (state.warnings.is_due, state.warnings.is_set) = (false, true);
+            // The alarm rings while the drain tries the operation again.
+            let (other, _, again) = state.next_warning(Instant::now() + AFTER);
+            assert_eq!(other.map(|(op, _)| op.place()), named.map(|op| op.place()));
+            assert!(again.is_none() && !state.warnings.is_set);
+            state.defer(op.clone(), &queue.budget, &mut Ended::new());
+            state.warnings.is_due
+        };
+        assert!(retry_at_alarm(None), "no other alarm is set");
+        // Another one that was deferred later is named before it.
+        let later = defer(&queue, 100);
+        assert!(retry_at_alarm(Some(&later)), "no other alarm is set");
+        let (named, ..) = lock(&queue.state).next_warning(Instant::now() + AFTER);
+        assert!(Arc::ptr_eq(&named.unwrap().0, &op));
+        assert!(!retry_at_alarm(None), "it was named");
+    }
+
+    /// A future is dropped, which does not wait for the queue's lock, while the alarm counts.
+    #[test]
+    fn withdrawal_does_not_upset_the_count() {
+        for _ in 0..100 {
+            let queue: Queue<()> = Queue::new();
+            let ops = [defer(&queue, 0), defer(&queue, 100)];
+            let now = Instant::now() + AFTER;
+            std::thread::scope(|scope| {
+                // The alarm looks at the first, and waits for this lock of the second.
+                let mut second = lock(&ops[1].held);
+                let alarm = scope.spawn(|| lock(&queue.state).next_warning(now));
+                while !alarm.is_finished() && queue.state.try_lock().is_ok() {
+                    std::thread::yield_now();
+                }
+                (0..1000).for_each(|_| std::hint::spin_loop());
+                *lock(&ops[0].held) = Held::Gone;
+                *second = Held::Gone;
+                drop(second);
+                let (_, others, _) = alarm.join().unwrap();
+                assert_eq!(others, 0);
+            });
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! One exclusive operation: its action, its ranges and the bytes that it writes.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::Instant;
@@ -29,6 +30,8 @@ pub(crate) struct Op<L> {
     pub(super) place: AtomicU64,
     /// The time at which the range was first found in use.
     pub(super) deferred_since: OnceLock<Instant>,
+    /// A subscriber was warned of it; written and read under the queue's lock.
+    pub(super) is_named: AtomicBool,
     /// The bytes that an append has added to the file; its `ranges` are their place in the order.
     appended: OnceLock<[ByteRange; 1]>,
     pub(super) phase: Phase,
@@ -239,6 +242,7 @@ impl<L> Op<L> {
             held: Mutex::new(held),
             place: AtomicU64::new(0),
             deferred_since: OnceLock::new(),
+            is_named: AtomicBool::new(false),
             appended: OnceLock::new(),
             phase: Phase::submit(),
             done,

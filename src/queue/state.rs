@@ -94,10 +94,8 @@ impl<L: Granted, S: Steps> State<L, S> {
     /// Defers an operation whose range was found in use. Its bytes are counted as blocked; if there
     /// is no room for them, the operation is sent back to the door.
     pub(super) fn defer(&mut self, op: Arc<Op<L>>, budget: &Budget, ended: &mut Ended<L>) {
-        op.deferred_since.get_or_init(|| {
-            self.warnings.is_due = true;
-            Instant::now()
-        });
+        op.deferred_since.get_or_init(Instant::now);
+        self.warnings.note(&op);
         let mut held = lock(&op.held);
         if let Held::Ready(payload, account @ Account::Queued) = &mut *held {
             let fits = op.weight == 0 || budget.try_take(Account::Blocked, op.weight);
