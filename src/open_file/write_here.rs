@@ -95,9 +95,9 @@ impl OpenFile {
         }
         // The caller's bytes may themselves have to be read in. That happens before other
         // operations have to wait for this one.
-        let pages = source.parts().flat_map(|part| part.chunks(4096));
-        pages.for_each(|bytes| {
-            black_box(bytes[0]);
+        let bytes = source.parts().flat_map(one_byte_a_page);
+        bytes.for_each(|byte| {
+            black_box(*byte);
         });
         check().ok()?;
         let hull = ranges.hull();
@@ -148,6 +148,12 @@ impl OpenFile {
     }
 }
 
+/// Returns a byte of each page that `data` lies in. A page has at least 4096 bytes.
+fn one_byte_a_page(data: &[u8]) -> impl Iterator<Item = &u8> {
+    // The last page may have less than a whole step of data that does not begin with a page.
+    data.iter().step_by(4096).chain(data.last())
+}
+
 /// The way that a write takes. It is chosen only in tests, so that they exercise each way with every
 /// operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +187,26 @@ impl Way {
             Some("mixed") if IS_ODD.fetch_xor(true, Ordering::Relaxed) => Self::Queued,
             Some("mixed") => Self::MadeWritable,
             _ => Self::Usual,
+        }
+    }
+}
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_of_every_page_is_touched() {
+        let buffer = vec![0_u8; 5 * 4096];
+        let page = |byte: &u8| byte as *const u8 as usize / 4096;
+        for start in [0, 1, 4095, 4096] {
+            for len in [1, 2, 4095, 4096, 4097, 8191, 8192, 8193] {
+                let data = &buffer[start..start + len];
+                let mut touched: Vec<_> = one_byte_a_page(data).map(page).collect();
+                touched.dedup();
+                let all: Vec<_> = (page(&data[0])..=page(&data[len - 1])).collect();
+                assert_eq!(touched, all, "{len} bytes at {:p}", data.as_ptr());
+            }
         }
     }
 }
