@@ -156,12 +156,13 @@ impl MemoryMappedFile {
             // count as a use of the file.
             let open = Arc::clone(&self.shared);
             drop(self);
-            offload(move || {
+            let closed = offload(move || {
                 drop(open);
                 Ok::<_, MmapIoError>(())
-            })
-            .await?;
-            flushed
+            });
+            let closed = closed.await;
+            // If both have failed, what a failed flush has lost matters more.
+            flushed.and(closed)
         })
         .await
     }

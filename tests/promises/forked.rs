@@ -17,7 +17,7 @@ use crate::common::child::{child, child_dir, Child};
 use crate::common::{block_on, pattern, patterned, with_timeout};
 
 /// Runs `body` in a forked child, and says whether it returned in time, with `true`.
-fn in_fork(body: impl FnOnce() -> bool) -> bool {
+pub(crate) fn in_fork(body: impl FnOnce() -> bool) -> bool {
     // SAFETY: the child runs `body` and ends without unwinding into the test. What `body` calls
     // allocates; the C library has its allocator ready in the child.
     let child = unsafe { libc::fork() };

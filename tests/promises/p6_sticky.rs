@@ -8,8 +8,10 @@ use std::time::Instant;
 use futures_lite::future::{poll_once, yield_now};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode};
 
+use crate::common::child::{child, child_dir};
 use crate::common::disk::{Disk, MIB};
 use crate::common::{block_on, eventually, join_with_timeout, TIMEOUT};
+use crate::forked::in_fork;
 
 /// A disk that has room for its content, and for nothing else.
 struct Failing {
@@ -284,4 +286,33 @@ fn dropped_flush_error_is_kept() {
         let lost = cause(Err(file.last_flush_error().unwrap()));
         assert_sticks(&file, lost).await;
     });
+}
+
+/// The last thing that `close` does needs the pool, as the flush does, and may fail as well.
+#[test]
+fn close_reports_failed_flush_first() {
+    let Some(mut failing) = Failing::new("close_reports_failed_flush_first") else {
+        return;
+    };
+    failing.fail();
+    child!(closing_child).dir(&failing.disk.path("")).passes();
+}
+
+#[test]
+fn closing_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let path = dir.join("data");
+    let file = block_on(MemoryMappedFile::open_rw(path)).unwrap();
+    block_on(write_what_is_lost(&file)).unwrap();
+    let mut closing = Box::pin(file.clone().close());
+    assert!(block_on(poll_once(&mut closing)).is_none());
+    eventually("the flush fails", || file.last_flush_error().is_some());
+    let lost = cause(block_on(file.flush()));
+    // In a forked child there is no pool.
+    assert!(in_fork(|| {
+        let closed = block_on(poll_once(&mut closing)).expect("the flush has ended");
+        cause(closed) == lost
+    }));
 }
