@@ -349,6 +349,7 @@ impl MemoryMappedFile {
         // Relaxed: nothing follows from a counter.
         let drains = shared.queue().drains.load(Ordering::Relaxed);
         let inline = shared.counters.inline_writes.load(Ordering::Relaxed);
+        let failed = shared.queue().failed_writes.load(Ordering::Relaxed);
         Stats {
             mapped_bytes: shared.mapped_bytes(),
             pending_bytes: pending,
@@ -367,7 +368,7 @@ impl MemoryMappedFile {
             read_in_time: Duration::from_nanos(
                 shared.counters.read_in_nanos.load(Ordering::Relaxed),
             ),
-            write_errors: shared.counters.write_errors.load(Ordering::Relaxed),
+            write_errors: shared.counters.write_errors.load(Ordering::Relaxed) + failed,
             flush_errors: u64::from(commits.failure().is_some()),
         }
     }

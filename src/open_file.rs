@@ -195,6 +195,7 @@ pub(crate) struct Counters {
     pub(crate) writes: AtomicU64,
     /// Writes that were applied where they were polled.
     pub(crate) inline_writes: AtomicU64,
+    /// Writes that have failed here; the queue counts those that have failed there.
     pub(crate) write_errors: AtomicU64,
     pub(crate) hops: AtomicU64,
     pub(crate) resident_hits: AtomicU64,

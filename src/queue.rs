@@ -127,6 +127,8 @@ pub(crate) struct Queue<L, S = AllSteps> {
     pub(crate) budget: Budget,
     /// Number of drain jobs started.
     pub(crate) drains: AtomicU64,
+    /// Number of writes that have failed without the host: before it got them, or in its panic.
+    pub(crate) failed_writes: AtomicU64,
 }
 
 /// The number of operations in a queue, and their data.
@@ -158,6 +160,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
             }),
             budget: Budget::new(),
             drains: AtomicU64::new(0),
+            failed_writes: AtomicU64::new(0),
         }
     }
 
@@ -259,7 +262,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 break;
             }
             for op in refused.iter().filter(|op| op.is_queued()) {
-                self.complete(op, Err(error.clone()), &mut ended);
+                self.fail(op, error.clone(), &mut ended);
             }
         }
         ended.tell::<S>();
@@ -294,7 +297,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 let deferred = applied.unwrap_or_else(|| {
                     // The leases were released while the panic unwound. No future may be left
                     // waiting.
-                    target.queue().fail(&batch, &mut ended);
+                    target.queue().fail_batch(&batch, &mut ended);
                     Vec::new()
                 });
                 target.queue().finish_batch(deferred, &mut ended);
@@ -351,7 +354,7 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                     drop(held);
                     contain(|| drop(old));
                 }
-                Err(error) => self.complete(&op, Err(error), ended),
+                Err(error) => self.fail(&op, error, ended),
             }
             // The owner of a `Bytes` may hold more than a view of ours, and its drop is user code.
             contain(|| drop(shared));
@@ -499,10 +502,22 @@ impl<L: Granted, S: Steps> Queue<L, S> {
     }
 
     /// Fails the operations that a panic has left without an outcome.
-    fn fail(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
-        for op in batch {
+    fn fail_batch(&self, batch: &[Arc<Op<L>>], ended: &mut Ended<L>) {
+        for op in batch.iter().filter(|op| !ended.has(op)).collect::<Vec<_>>() {
             let panicked = io::Error::other("the operation panicked");
-            self.complete(op, Err(MmapIoError::from(panicked)), ended);
+            self.fail(op, MmapIoError::from(panicked), ended);
         }
+    }
+
+    /// Ends an operation, started or not, with an error that the host does not know of.
+    fn fail(&self, op: &Arc<Op<L>>, error: MmapIoError, ended: &mut Ended<L>) {
+        self.count_failed(op.action);
+        self.complete(op, Err(error), ended);
+    }
+
+    fn count_failed(&self, action: Action) {
+        let failed = u64::from(action.is_write());
+        // Relaxed: nothing follows from a counter.
+        self.failed_writes.fetch_add(failed, Ordering::Relaxed);
     }
 }

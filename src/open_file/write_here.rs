@@ -139,10 +139,14 @@ impl OpenFile {
         // soon as the turn is over.
         let whole = self.check_maps();
         drop(lease);
-        if whole.is_err() {
-            self.set_alarm_if_due(&[due]);
-        }
-        self.counters.inline_writes.fetch_add(1, Ordering::Relaxed);
+        let counter = match whole {
+            Ok(()) => &self.counters.inline_writes,
+            Err(_) => {
+                self.set_alarm_if_due(&[due]);
+                &self.counters.write_errors
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
         copied(len);
         Some(whole.map(|()| due))
     }

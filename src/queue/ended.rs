@@ -38,6 +38,11 @@ impl<L: Granted> Ended<L> {
         self.ends.push((op.clone(), outcome));
     }
 
+    /// Returns whether the operation has ended.
+    pub(super) fn has(&self, op: &Arc<Op<L>>) -> bool {
+        self.ends.iter().any(|(other, _)| Arc::ptr_eq(other, op))
+    }
+
     /// Keeps data that was written, or that will not be written, to be dropped.
     pub(crate) fn drop_later(&mut self, payload: Payload) {
         self.dropped.push(payload);

@@ -136,6 +136,7 @@ fn a_refused_drain_fails_incoming_operations() {
         assert_eq!(error.raw_os_error(), Some(11));
         assert!(!op.is_queued());
     }
+    assert_eq!(queue.0.failed_writes.load(Ordering::Relaxed), 2);
     assert!(deferred.is_queued() && told(&deferred).is_pending());
     assert!(!lock(&queue.0.state).running);
     // Its view ends, so the next drain would look at it, but cannot run either.
@@ -143,6 +144,28 @@ fn a_refused_drain_fails_incoming_operations() {
     queue.0.refuse(&error);
     assert!(told(&deferred).is_ready());
     assert_eq!(queue.0.backlog().operations, 0);
+}
+
+#[test]
+fn a_panic_fails_what_has_not_ended() {
+    let queue = Driven::new();
+    let writes = [0, 20, 40].map(|start| queue.submit(start, start + 10));
+    let mut batch = queue.next_batch().0;
+    batch.push(Op::new(ByteRange::between(60, 70), Action::Resize));
+    let mut ended = Ended::new();
+    drop(queue.0.take_payload(&writes[0]));
+    ended.push(&writes[0], Ok(Outcome::Done));
+    // The second has started.
+    drop(queue.0.take_payload(&writes[1]));
+    queue.0.fail_batch(&batch, &mut ended);
+    let outcomes = ended
+        .ends
+        .iter()
+        .map(|(op, outcome)| (op.ranges[0].start(), outcome.is_ok()));
+    let outcomes: Vec<_> = outcomes.collect();
+    assert_eq!(outcomes, [(0, true), (20, false), (40, false), (60, false)]);
+    // A change of the length is no write.
+    assert_eq!(queue.0.failed_writes.load(Ordering::Relaxed), 2);
 }
 
 #[test]

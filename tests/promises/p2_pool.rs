@@ -332,6 +332,7 @@ mod thread_limit {
                 (memory.stats().queued_writes, memory.stats().queued_bytes),
                 (0, 0)
             );
+            assert_eq!(memory.stats().write_errors, 1);
             set_limit(libc::RLIM_INFINITY);
             let file = MemoryMappedFile::open_ro(&path).await.unwrap();
             assert_eq!(file.slice(0, 100).await.unwrap(), &pattern(100)[..]);

@@ -216,7 +216,7 @@ fn truncated_source_is_reported() {
         let path = dir.path().join("source");
         fs::write(&path, pattern(100_000)).unwrap();
         let source = MemoryMappedFile::open_ro(&path).await.unwrap();
-        for (len, at) in [(20_000, 50_000), (20_000, 20_100)] {
+        for (errors, (len, at)) in [(20_000, 50_000), (20_000, 20_100)].into_iter().enumerate() {
             fs::write(&path, pattern(100_000)).unwrap();
             let data = source.bytes(at, 1000).unwrap();
             let file_len = File::options().write(true).open(&path).unwrap();
@@ -228,7 +228,9 @@ fn truncated_source_is_reported() {
                 } => assert_eq!((offset, file_len), (at, len)),
                 error => panic!("{error:?}"),
             }
+            assert_eq!(file.stats().write_errors, errors as u64 + 1);
         }
+        assert_eq!(file.stats().updates, 0);
         assert!(file.as_slice(0, 1000).unwrap() == pattern(1000)[..]);
     });
 }
