@@ -169,22 +169,26 @@ impl<L: Granted, S: Steps> Queue<L, S> {
         target: &Arc<T>,
         op: Arc<Op<L>>,
     ) -> Submitted<'_, T> {
+        Self::push(target, op.clone());
+        Submitted::new(target, op)
+    }
+
+    /// Adds an operation at the end of the queue, for a future that waits for it.
+    fn push<T: QueueHost<Lease = L, Steps = S>>(target: &Arc<T>, op: Arc<Op<L>>) {
         let queue = target.queue();
         if let Err(error) = check() {
             // Check before the lock: in a forked child, a thread that exists only in the parent may
             // hold it.
-            wake_all(&mut op.acknowledge(Err(error.into())).into_iter().collect());
-        } else {
-            let start = {
-                let mut state = lock(&queue.state);
-                state.push(op.clone());
-                !std::mem::replace(&mut state.running, true)
-            };
-            if start {
-                queue.start(target);
-            }
+            return wake_all(&mut op.acknowledge(Err(error.into())).into_iter().collect());
         }
-        Submitted::new(target, op)
+        let start = {
+            let mut state = lock(&queue.state);
+            state.push(op);
+            !std::mem::replace(&mut state.running, true)
+        };
+        if start {
+            queue.start(target);
+        }
     }
 
     /// Retries the deferred operations that a lease on the range `gone`, which has ended, may have

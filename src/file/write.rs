@@ -53,8 +53,8 @@ use crate::view::MappedSliceMut;
 ///   and writable;
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds); a shrink that was submitted earlier counts;
 /// - [`Truncated`](MmapIoError::Truncated) if another process has cut off bytes of the range;
-/// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), or when a page
-///   cannot be read;
+/// - [`Io`](MmapIoError::Io) on a full disk (before the first byte changes), when a page cannot be
+///   read, or when there is no memory for the copy of the data;
 /// - [`FlushFailed`](MmapIoError::FlushFailed), if the write is to be durable: the bytes are in
 ///   place, and may be lost.
 ///
@@ -388,8 +388,8 @@ impl MemoryMappedFile {
             if ranges.is_empty() {
                 return Ok(());
             }
-            self.write(Ranges::Many(ranges), policy, Source::Parts(regions))
-                .await
+            let ranges = Ranges::of_parts(ranges)?;
+            self.write(ranges, policy, Source::Parts(regions)).await
         })
         .await
     }

@@ -81,6 +81,7 @@ impl OpenFile {
             Action::Write(policy) | Action::TryWrite(policy) => policy,
             _ => return None,
         };
+        // No overflow: see `Ranges`.
         let len = ranges.iter().map(|range| range.len()).sum::<u64>();
         if len > MOST_BYTES || ranges.len() > MOST_RANGES {
             return None;

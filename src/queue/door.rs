@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::budget::{Account, Budget};
-use super::op::{Held, Op, Payload};
+use super::op::{no_memory, Held, Op, Payload};
+use crate::error::Result;
 use crate::lease::{Intervals, Key};
 use crate::range::ByteRange;
 use crate::sync::lock;
@@ -45,14 +46,6 @@ impl Source<'_> {
         one.into_iter().chain(many).filter(|part| !part.is_empty())
     }
 
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Slice(data) => data.len(),
-            Self::Parts(parts) => parts.iter().map(|(_, data)| data.len()).sum(),
-            Self::Payload(payload) => payload.bytes().len(),
-        }
-    }
-
     /// Takes the payload, if the data is handed over without a copy.
     pub(super) fn hand_over(&mut self) -> Option<Payload> {
         match self {
@@ -62,18 +55,22 @@ impl Source<'_> {
     }
 
     /// Returns a copy of borrowed data.
-    pub(super) fn copy(&self) -> Payload {
-        match self {
-            Self::Slice(data) => Payload::Owned((*data).into()),
-            Self::Parts(parts) => {
-                let mut data = Vec::with_capacity(self.len());
-                parts
-                    .iter()
-                    .for_each(|(_, part)| data.extend_from_slice(part));
-                Payload::Owned(data.into())
-            }
-            Self::Payload(_) => unreachable!("a payload is handed over, not copied"),
-        }
+    ///
+    /// # Errors
+    ///
+    /// `Io` with `OutOfMemory`. The data may be a view of a file that is larger than the memory.
+    pub(super) fn copy(&self) -> Result<Payload> {
+        debug_assert!(
+            !matches!(self, Self::Payload(_)),
+            "it is handed over, not copied"
+        );
+        // No overflow: `Ranges` has no more bytes.
+        let len = self.parts().map(<[u8]>::len).sum();
+        let mut data = Vec::new();
+        let reserved = data.try_reserve_exact(len);
+        reserved.map_err(|_| no_memory(len as u64))?;
+        self.parts().for_each(|part| data.extend_from_slice(part));
+        Ok(Payload::Owned(data.into()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! One exclusive operation: its action, its ranges and the bytes that it writes.
 
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -11,7 +12,7 @@ use super::budget::Account;
 use super::Granted;
 use crate::commit::{Extent, Waiter};
 use crate::completion::Completion;
-use crate::error::Result;
+use crate::error::{MmapIoError, Result};
 use crate::flush::FlushPolicy;
 use crate::lease::Kind;
 use crate::range::ByteRange;
@@ -111,7 +112,9 @@ impl Action {
     }
 }
 
-/// The ranges of an operation, in the order in which they are written.
+/// The ranges of an operation, in the order in which they are written. Those of a write have no more
+/// than `isize::MAX` bytes together, so that their sums do not overflow: one range is as long as one
+/// slice, and [`of_parts`](Self::of_parts) checks several.
 #[derive(Debug)]
 pub(crate) enum Ranges {
     One([ByteRange; 1]),
@@ -119,6 +122,20 @@ pub(crate) enum Ranges {
 }
 
 impl Ranges {
+    /// The ranges of a write of data in several parts. The parts may be the same bytes many times.
+    ///
+    /// # Errors
+    ///
+    /// `Io` with `OutOfMemory` if there cannot be a copy of all the data.
+    pub(crate) fn of_parts(ranges: Box<[ByteRange]>) -> Result<Self> {
+        let lens = ranges.iter().map(|range| range.len());
+        let total = lens.fold(0, u64::saturating_add);
+        match usize::try_from(total) {
+            Ok(total) if total <= isize::MAX as usize => Ok(Self::Many(ranges)),
+            _ => Err(no_memory(total)),
+        }
+    }
+
     /// The place in the order of an append of `len` bytes; see [`Action::Append`].
     pub(crate) fn of_append(len: u64) -> Self {
         Self::One([ByteRange::between(u64::MAX - len, u64::MAX)])
@@ -144,13 +161,20 @@ impl Ranges {
     }
 
     /// Returns the bytes that a write to these ranges takes from an account of the budget: its data
-    /// and its overhead, which together are about the memory that it uses.
+    /// and its overhead, which together are about the memory that it uses. The sum does not overflow:
+    /// the data has at most `isize::MAX` bytes, and the ranges themselves are in memory.
     pub(super) fn weight(&self) -> u64 {
         const OWN: u64 = if cfg!(mmap_io_loom) { 0 } else { 384 };
         const A_RANGE: u64 = if cfg!(mmap_io_loom) { 0 } else { 128 };
         let ranges = self.iter().map(|range| range.len() + A_RANGE);
         OWN + ranges.sum::<u64>()
     }
+}
+
+/// The error of a write of `len` bytes for whose copy there is no memory.
+pub(super) fn no_memory(len: u64) -> MmapIoError {
+    let problem = format!("there is no memory for a copy of the {len} bytes");
+    io::Error::new(io::ErrorKind::OutOfMemory, problem).into()
 }
 
 /// The payload of an operation until it starts, and where the operation waits.
@@ -260,6 +284,13 @@ impl<L> Op<L> {
         let payload = payload.expect("handed over or copied");
         *held = Held::Ready(payload, Account::Queued);
         true
+    }
+
+    /// Fills a write that was admitted without its data, and is not submitted yet.
+    pub(super) fn fill(&self, copied: Payload) {
+        if let Held::Ready(payload, _) = &mut *lock(&self.held) {
+            *payload = copied;
+        }
     }
 
     /// Returns whether the operation has neither started nor been withdrawn.

@@ -11,6 +11,8 @@ use super::door::Source;
 use super::op::{Held, Op, Outcome};
 use super::steps::Steps;
 use super::{Queue, QueueHost};
+use crate::commit::Waiter;
+use crate::completion::wake_all;
 use crate::error::Result;
 use crate::sync::lock;
 use crate::sys;
@@ -40,7 +42,8 @@ impl<T: QueueHost, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
         }
     }
 
-    /// Brings the data in, if the write was called from the door.
+    /// Brings the data in, if the write was called from the door. If there is no memory for a copy of
+    /// it, the write leaves the door and fails.
     pub(super) fn bring_in(&self, source: &Source<'_>) {
         let Some(op) = &self.op else {
             return;
@@ -50,8 +53,15 @@ impl<T: QueueHost, H: Deref<Target = Arc<T>>> Submitted<'_, T, H> {
             Held::Called(None) => true,
             _ => return,
         };
-        let copied = copy.then(|| source.copy());
         let queue = self.target.queue();
+        let copied = match copy.then(|| source.copy()).transpose() {
+            Ok(copied) => copied,
+            Err(error) => {
+                queue.count_failed(op.action);
+                Queue::withdraw(&self.target, op);
+                return wake_all(&mut op.acknowledge(Err(error)).into_iter().collect());
+            }
+        };
         let start = {
             let mut state = lock(&queue.state);
             if !op.enter(copied) {

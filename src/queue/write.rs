@@ -36,10 +36,11 @@ impl<L: Granted, S: Steps> Queue<L, S> {
             let Some(submitted) = &mut submitted else {
                 let waker = context.waker().clone();
                 let ranges = unsubmitted.take().expect("a write is submitted once");
-                let Some(write) = Self::enter(target, ranges, action, &mut source, waker) else {
-                    return Poll::Ready(Ok(Outcome::InUse));
-                };
-                submitted = Some(write);
+                match Self::enter(target, ranges, action, &mut source, waker) {
+                    Ok(Some(write)) => submitted = Some(write),
+                    Ok(None) => return Poll::Ready(Ok(Outcome::InUse)),
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
                 return Poll::Pending;
             };
             let outcome = Pin::new(&mut *submitted).poll(context);
@@ -52,19 +53,23 @@ impl<L: Granted, S: Steps> Queue<L, S> {
     }
 
     /// Makes the first poll of a write: submits it. Returns `None` if it gives up.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for a copy of its data.
     fn enter<'a, T: QueueHost<Lease = L, Steps = S>>(
         target: &'a Arc<T>,
         ranges: Ranges,
         action: Action,
         source: &mut Source<'_>,
         waker: Waker,
-    ) -> Option<Submitted<'a, T>> {
+    ) -> Result<Option<Submitted<'a, T>>> {
         let queue = target.queue();
         let weight = ranges.weight();
         let account = if queue.budget.try_enter(weight) {
             Some(Account::Queued)
         } else if matches!(action, Action::TryWrite(_)) {
-            return None;
+            return Ok(None);
         } else {
             // Other writes may wait for the lease of a mapped payload. So it is copied, and its
             // lease is released, before this write waits, if either account has room for the copy.
@@ -73,13 +78,26 @@ impl<L: Granted, S: Steps> Queue<L, S> {
             takes.then_some(Account::Blocked)
         };
         let payload = source.hand_over();
+        let is_to_copy = payload.is_none();
         let held = match account {
-            Some(account) => Held::Ready(payload.unwrap_or_else(|| source.copy()), account),
+            Some(account) => Held::Ready(payload.unwrap_or(Payload::Nothing), account),
             None => Held::Outside(payload),
         };
         let op = Op::write(ranges, action, held, waker);
+        // The drop of this gives the room back, after an error and while a panic unwinds.
+        let submitted = Submitted::new(target, op.clone());
         if account.is_some() {
-            return Some(Self::submit(target, op));
+            if is_to_copy {
+                match source.copy() {
+                    Ok(copied) => op.fill(copied),
+                    Err(error) => {
+                        queue.count_failed(action);
+                        return Err(error);
+                    }
+                }
+            }
+            Self::push(target, op);
+            return Ok(Some(submitted));
         }
         let mut called = Vec::new();
         if let Err(error) = check() {
@@ -94,9 +112,8 @@ impl<L: Granted, S: Steps> Queue<L, S> {
                 state.call(&queue.budget, &mut called);
             }
         }
-        let submitted = Submitted::new(target, op);
         submitted.bring_in(source);
         wake_all(&mut called);
-        Some(submitted)
+        Ok(Some(submitted))
     }
 }

@@ -13,6 +13,8 @@ use crate::common::eventually;
 mod common;
 
 mod limits;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+mod memory;
 mod modes;
 mod paths;
 mod ranges;
