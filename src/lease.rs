@@ -13,6 +13,7 @@ mod kinds;
 mod slots;
 mod state;
 mod table;
+mod thread_block;
 mod waiting;
 
 #[cfg(all(test, mmap_io_loom))]
@@ -20,7 +21,6 @@ mod loom_models;
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests;
 
-use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::ops::Deref;
@@ -31,8 +31,8 @@ use futures_lite::future::yield_now;
 
 use self::fence::ProcessFences;
 use self::kinds::{Term, Wake};
-use self::slots::{Block, Blocks};
 use self::table::Table;
+use self::thread_block::{thread_block, BLOCKS, THREAD_BLOCK};
 use self::waiting::Waiter;
 use crate::error::Result;
 use crate::range::ByteRange;
@@ -42,7 +42,7 @@ use crate::wakers::scope;
 pub(crate) use self::companions::{Companions, Under};
 pub(crate) use self::copy::CopyLease;
 pub(crate) use self::intervals::{Intervals, Key};
-pub(crate) use self::kinds::{Asks, Conflict, Kind, Token, Want};
+pub(crate) use self::kinds::{Asks, Conflict, Hold, Kind, Token, Want};
 pub(crate) use self::table::BRIEF;
 
 /// The longest time for which a blocked write keeps new readers out.
@@ -68,27 +68,6 @@ pub(crate) trait LeaseHost {
     /// the host then comes with one on that file; see [`companions`].
     fn under(&self) -> Option<Under<'_>> {
         None
-    }
-}
-
-/// How a shared lease is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// In a slot of the calling thread if one is free: for views that end soon.
-    Slot,
-    /// In a slot in the same way, for a copy of the bytes, which ends by itself.
-    Copy,
-    /// In the table's own map: for views that may live long or move to another thread.
-    Entry,
-}
-
-impl Hold {
-    /// Returns how long a lease that is held in this way may last.
-    fn term(self, range: ByteRange) -> Term {
-        match self {
-            Self::Copy if range.len() <= BRIEF => Term::Brief,
-            Self::Copy | Self::Slot | Self::Entry => Term::Lasting,
-        }
     }
 }
 
@@ -582,45 +561,3 @@ pub(crate) async fn until_granted<T>(
 
 /// Where a reader listens, and what tells it.
 type Listening<'a> = Option<(At, Waiter<'a>)>;
-
-/// The blocks of slots of all threads in the process.
-static BLOCKS: Blocks = Blocks::new();
-
-thread_local! {
-    /// This thread's block. It has no destructor, so that it can be read at any time.
-    static THREAD_BLOCK: Cell<Option<&'static Block>> = const { Cell::new(None) };
-    /// Hands the block back when the thread ends.
-    static HAND_BACK: HandBack = const { HandBack };
-}
-
-struct HandBack;
-
-impl Drop for HandBack {
-    fn drop(&mut self) {
-        // This thread takes no slot in the block after this: `claim_block` finds this value
-        // destroyed.
-        if let Some(block) = THREAD_BLOCK.take() {
-            block.hand_back();
-        }
-    }
-}
-
-#[inline]
-fn thread_block() -> Option<&'static Block> {
-    THREAD_BLOCK.get().or_else(claim_block)
-}
-
-/// Claims a block for this thread. Returns `None` while the thread-local values of the thread are
-/// being destroyed, and where the fences that slots need are unavailable.
-#[cold]
-fn claim_block() -> Option<&'static Block> {
-    HAND_BACK.try_with(|_| ()).ok()?;
-    // A forked child has no writers to fence against, and the thread that decides this may exist
-    // only in the parent.
-    if !sys::is_forked() && !ProcessFences::can_be_light() {
-        return None;
-    }
-    let block = BLOCKS.claim::<ProcessFences>();
-    THREAD_BLOCK.set(Some(block));
-    Some(block)
-}

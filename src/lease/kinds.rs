@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::intervals::Key;
 use super::slots::Slot;
+use super::table::BRIEF;
 use crate::range::ByteRange;
 use crate::wakers::Event;
 
@@ -40,6 +41,27 @@ pub(crate) enum Term {
     Lasting,
     /// For one copy of bytes. A caller that wants the bytes for an atomic view waits for its end.
     Brief,
+}
+
+/// How a shared lease is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// In a slot of the calling thread if one is free: for views that end soon.
+    Slot,
+    /// In a slot in the same way, for a copy of the bytes, which ends by itself.
+    Copy,
+    /// In the table's own map: for views that may live long or move to another thread.
+    Entry,
+}
+
+impl Hold {
+    /// Returns how long a lease that is held in this way may last.
+    pub(super) fn term(self, range: ByteRange) -> Term {
+        match self {
+            Self::Copy if range.len() <= BRIEF => Term::Brief,
+            Self::Copy | Self::Slot | Self::Entry => Term::Lasting,
+        }
+    }
 }
 
 /// A granted lease, to be given back with [`Table::release`](super::table::Table::release).
