@@ -416,10 +416,15 @@ pub(crate) enum At {
     Under,
 }
 
-fn leases_at(host: &impl LeaseHost, at: At) -> &Leases {
+/// Listens for the end of what refuses a request for `range`.
+fn listen(host: &impl LeaseHost, at: At, range: ByteRange) -> Waiter<'_> {
     match (at, host.under()) {
-        (At::Under, Some(under)) => under.file.leases(),
-        _ => host.leases(),
+        // On whole pages, as far as a companion may reach.
+        (At::Under, Some(under)) => {
+            let pages = range.to_pages(sys::page_size());
+            under.file.leases().table.listen(pages.into())
+        }
+        _ => host.leases().table.listen(range),
     }
 }
 
@@ -532,7 +537,7 @@ pub(crate) fn briefly<T>(
                 told.wait(Some(until));
             }
             (Some((place, told)), _) if place == at => told.wait(None),
-            _ => listening = Some((at, leases_at(host, at).table.listen(range))),
+            _ => listening = Some((at, listen(host, at, range))),
         }
     }
 }
@@ -554,7 +559,7 @@ pub(crate) async fn until_granted<T>(
             // looks after that takes it down.
             (_, Conflict::Gate(_)) => yield_now().await,
             (Some((place, told)), _) if place == at => told.await,
-            _ => listening = Some((at, leases_at(host, at).table.listen(range))),
+            _ => listening = Some((at, listen(host, at, range))),
         }
     }
 }

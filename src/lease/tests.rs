@@ -2,6 +2,7 @@
 //! case.
 
 mod atomic;
+mod companions;
 mod slots;
 mod stress;
 mod waiting;
@@ -21,16 +22,28 @@ struct Host {
     /// How often the length was read: a waiting reader reads it once before each try.
     looks: AtomicUsize,
     restarts: AtomicUsize,
+    /// The file that shows through it, with the companions.
+    under: Option<(Arc<Self>, Companions)>,
 }
 
 impl Host {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(None))
+    }
+
+    /// Makes a host through which `file` shows.
+    fn over(file: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self::with(Some((file.clone(), Companions::new()))))
+    }
+
+    fn with(under: Option<(Arc<Self>, Companions)>) -> Self {
+        Self {
             leases: Leases::new(),
             len: AtomicU64::new(1 << 30),
             looks: AtomicUsize::new(0),
             restarts: AtomicUsize::new(0),
-        })
+            under,
+        }
     }
 
     /// Has another thread wait for a shared lease, and returns when that thread is about to park,
@@ -71,6 +84,14 @@ impl LeaseHost for Host {
 
     fn restart(&self, _: ByteRange) {
         self.restarts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn under(&self) -> Option<Under<'_>> {
+        let (file, companions) = self.under.as_ref()?;
+        Some(Under {
+            file: &**file,
+            companions,
+        })
     }
 }
 
