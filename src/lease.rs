@@ -398,10 +398,12 @@ fn release_slowly(host: &(impl LeaseHost + ?Sized), token: Token) {
     let companion = host
         .under()
         .and_then(|under| Some((under, under.companions.take(&token)?)));
-    wake(host, &host.leases().table.release(token));
+    let due = host.leases().table.release(token);
+    // Before the wakers run: a waker may ask for bytes of the companion, and wait for its end.
     if let Some((under, companion)) = companion {
         release_slowly(under.file, companion);
     }
+    wake(host, &due);
 }
 
 /// What conflicts with a lease, and where.

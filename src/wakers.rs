@@ -11,7 +11,7 @@
 //! [contained](contain). Outside a scope this happens at once.
 //!
 //! A scope is opened only where the thread holds no lock that a waker could need, and no code in it
-//! waits.
+//! waits for what a waker may have to bring about.
 
 use std::cell::RefCell;
 use std::future::Future;

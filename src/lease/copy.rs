@@ -5,6 +5,7 @@ use std::ops::Deref;
 use super::{briefly, companions, At, Conflict, Hold, Kind, Lease, LeaseHost, Refused};
 use crate::error::Result;
 use crate::range::ByteRange;
+use crate::wakers::scope;
 
 /// The leases of a copy of bytes, some of which may be in atomic use.
 #[derive(Debug)]
@@ -75,6 +76,20 @@ where
                 let inside = parts.iter().filter(|(_, part, _)| part.overlaps(range));
                 inside.for_each(|(kind, part, _)| visit(*kind, part.intersection(range)));
             }
+        }
+    }
+}
+
+impl<H> Drop for CopyLease<H>
+where
+    H: Deref,
+    H::Target: LeaseHost + Sized,
+{
+    fn drop(&mut self) {
+        if let Self::Parts(parts) = self {
+            // The wakers run when all parts have ended: a waker may ask for bytes of another part,
+            // and wait for its end.
+            scope(|| parts.clear());
         }
     }
 }

@@ -22,6 +22,8 @@ struct Host {
     /// How often the length was read: a waiting reader reads it once before each try.
     looks: AtomicUsize,
     restarts: AtomicUsize,
+    /// How often the host was told of a view.
+    views: AtomicUsize,
     /// The file that shows through it, with the companions.
     under: Option<(Arc<Self>, Companions)>,
 }
@@ -42,6 +44,7 @@ impl Host {
             len: AtomicU64::new(1 << 30),
             looks: AtomicUsize::new(0),
             restarts: AtomicUsize::new(0),
+            views: AtomicUsize::new(0),
             under,
         }
     }
@@ -84,6 +87,10 @@ impl LeaseHost for Host {
 
     fn restart(&self, _: ByteRange) {
         self.restarts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn viewed(&self) {
+        self.views.fetch_add(1, Ordering::SeqCst);
     }
 
     fn under(&self) -> Option<Under<'_>> {

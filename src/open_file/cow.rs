@@ -41,6 +41,7 @@ use crate::range::{check_size, ByteRange, PageRange};
 use crate::residency;
 use crate::sync::lock;
 use crate::sys::{self, FsTraits};
+use crate::wakers::scope;
 
 /// How many bytes of private pages are copied into another file at a time; those that are all
 /// zeroes become holes.
@@ -68,7 +69,11 @@ struct Watch {
 impl Origin {
     /// Called when the private pages have got a user.
     pub(super) fn begin_use(&self) {
-        lock(&self.in_use).get_or_insert_with(|| HandleRef::new(self.file.clone()));
+        // In a scope, since a new user of the file wakes the openings that wait for its end: their
+        // wakers run without the lock.
+        scope(|| {
+            lock(&self.in_use).get_or_insert_with(|| HandleRef::new(self.file.clone()));
+        });
     }
 
     /// Called when the private pages have perhaps lost their last user; `users` counts them. A job

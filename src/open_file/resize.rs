@@ -13,6 +13,7 @@ use crate::range::{ByteRange, MAX_LEN};
 use crate::residency;
 use crate::sync::lock;
 use crate::sys;
+use crate::wakers::scope;
 
 impl OpenFile {
     /// Gives the file a new length; returns `false` while views of the tail block that. Changes
@@ -33,32 +34,36 @@ impl OpenFile {
             return Ok(true);
         }
         let tail = ByteRange::between(new_len, len);
-        let lease = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, Asks::Queue)?;
-        let Some(lease) = lease else {
-            return Ok(false);
-        };
-        if !starts() {
-            return Ok(true);
-        }
-        // The length first: no reader may access the tail when its pages go. And a reader that
-        // waits for the tail learns now that it has gone, without waiting for the file system.
-        self.hot.len.store(new_len, Ordering::Release);
-        self.hot.leases.recheck(tail);
-        // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
-        // found a page missing, sees the new count.
-        self.cuts.fetch_add(1, Ordering::SeqCst);
-        if let Err(error) = file.set_len(new_len) {
-            self.hot.len.store(len, Ordering::Release);
-            return Err(MmapIoError::resize_failed(error));
-        }
-        self.forget_writable(ByteRange::between(new_len.saturating_sub(1), u64::MAX));
-        self.cut_private(new_len);
-        self.unlock_past(new_len);
-        self.dirty.truncate(new_len);
-        self.cancel_alarm_if_clean();
-        self.mark_length_unsynced();
-        drop(lease);
-        Ok(true)
+        // The wakers of the readers that learn of the cut run when the lease has ended: a waker may
+        // ask for bytes of the tail, and wait for the lease that its own thread has. Readers that
+        // block a thread learn of the cut at once.
+        scope(|| {
+            let lease = Lease::try_acquire(self.clone(), Kind::Exclusive, tail, Asks::Queue)?;
+            let Some(_lease) = lease else {
+                return Ok(false);
+            };
+            if !starts() {
+                return Ok(true);
+            }
+            // The length first: no reader may access the tail when its pages go. And a reader that
+            // waits for the tail learns now that it has gone, without waiting for the file system.
+            self.hot.len.store(new_len, Ordering::Release);
+            self.hot.leases.recheck(tail);
+            // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
+            // found a page missing, sees the new count.
+            self.cuts.fetch_add(1, Ordering::SeqCst);
+            if let Err(error) = file.set_len(new_len) {
+                self.hot.len.store(len, Ordering::Release);
+                return Err(MmapIoError::resize_failed(error));
+            }
+            self.forget_writable(ByteRange::between(new_len.saturating_sub(1), u64::MAX));
+            self.cut_private(new_len);
+            self.unlock_past(new_len);
+            self.dirty.truncate(new_len);
+            self.cancel_alarm_if_clean();
+            self.mark_length_unsynced();
+            Ok(true)
+        })
     }
 
     /// Makes the file at least `min` bytes long. A file that another process has extended past

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{mpsc, Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 
+#[cfg(feature = "cow")]
+use mmap_io::MmapIoError;
 use mmap_io::{MemoryMappedFile, MmapMode};
 
 use crate::common::{block_on, eventually, join_with_timeout, patterned, TIMEOUT};
@@ -208,6 +210,39 @@ fn job_wakers_may_panic_drop_and_poll() {
         let file = file.clone();
         Box::pin(async move { file.prefetch_range(0, 10_000).await.unwrap() })
     });
+}
+
+/// The bytes that a cut takes off a file, which the waker of a reader asks for.
+#[cfg(feature = "cow")]
+#[test]
+fn cut_wakes_readers_after_its_lease() {
+    let _watchdog = Watchdog::new("a waker asks for bytes that are being cut off");
+    let page = mmap_io::utils::page_size() as u64;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    // The handle that is read through, and the handle that the waker asks.
+    for (reads, asks) in [(0, 1), (1, 2), (2, 1)] {
+        std::fs::write(&path, vec![1; 2 * page as usize]).unwrap();
+        block_on(async {
+            let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+            let private = [(); 2].map(|()| MemoryMappedFile::open_cow_writable(&path));
+            let [first, second] = private.map(|opening| block_on(opening).unwrap());
+            let handles = [&file, &first, &second];
+            let (reader, asked) = (handles[reads].clone(), handles[asks].clone());
+            drop(reader.slice(0, 2 * page).await.unwrap());
+            let view = handles[reads].try_as_slice_mut(0, 10).unwrap().unwrap();
+            let (sender, answer) = mpsc::channel();
+            let waker = Does::new(move || {
+                let _ = sender.send(asked.as_slice(page, 10).map(drop));
+            });
+            let read = async move { drop(reader.slice(0, 2 * page).await) };
+            let read = begin(Box::pin(read), &Waker::from(waker)).unwrap();
+            file.resize(page).await.unwrap();
+            let answer = answer.recv_timeout(TIMEOUT).unwrap();
+            assert!(matches!(answer, Err(MmapIoError::OutOfBounds { total, .. }) if total == page));
+            drop((view, read));
+        });
+    }
 }
 
 /// A waker that does nothing.
