@@ -13,9 +13,10 @@
 //!    blocks, and the [`Watch`] has the queue try it again. Nothing waits for the private pages
 //!    while it holds a lease on the origin.
 //! 3. A cut of the file takes the private pages behind the cut as well: the kernel discards them.
-//!    So the length never grows, and the origin lowers it with each cut
-//!    ([`cut_private`](OpenFile::cut_private)), while the cut still has its exclusive lease:
-//!    otherwise a file that grows again would show zeroes where private bytes were.
+//!    So the length never grows, and the origin lowers it with each cut, before the file is cut
+//!    ([`cut_private`](OpenFile::cut_private)): a reader that finds its pages missing then sees the
+//!    new length. The cut has its exclusive lease until then: otherwise a file that grows again
+//!    would show zeroes where private bytes were.
 //!
 //! A copy-on-write handle that may not write has no private pages, and is an ordinary reader of the
 //! file.
@@ -29,7 +30,7 @@ use std::future::Future;
 use std::io::{Seek, SeekFrom, Write};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Wake, Waker};
 
 use super::{HandleRef, OpenFile, OwnedLease};
@@ -186,6 +187,27 @@ impl std::fmt::Debug for Watch {
     }
 }
 
+/// A cut of the private pages over a file. While it lives, no private pages are opened: they would
+/// get a length that an [`undo`](Self::undo) does not know of.
+#[must_use]
+pub(super) struct PrivateCut<'a> {
+    /// Dropped first, since the references below may be the last ones.
+    #[allow(dead_code)]
+    all: MutexGuard<'a, Vec<Weak<OpenFile>>>,
+    /// All private pages, with their lengths before the cut.
+    lengths: Vec<(Arc<OpenFile>, u64)>,
+}
+
+impl PrivateCut<'_> {
+    /// Gives the pages their lengths back, because the file was not cut.
+    pub(super) fn undo(self) {
+        for (private, len) in &self.lengths {
+            // Release: as every store of a length. Only cuts change it, and there is one at a time.
+            private.hot.len.store(*len, Ordering::Release);
+        }
+    }
+}
+
 impl OpenFile {
     /// Maps private pages over all of a file, for reading and writing. Blocks.
     ///
@@ -251,22 +273,24 @@ impl OpenFile {
         }
     }
 
-    /// Cuts the private pages over this file, which was cut to `len` bytes. The caller has an
-    /// exclusive lease on what was cut off, unless another process has cut it.
-    pub(super) fn cut_private(&self, len: u64) {
-        // Dropped outside the lock, since these may be the last references.
-        let all: Vec<Arc<Self>> = {
-            let all = lock(&self.private);
-            all.iter().filter_map(Weak::upgrade).collect()
-        };
-        for private in all {
-            // Release: as every store of a length.
-            let old = private.hot.len.fetch_min(len, Ordering::Release);
-            if len < old {
-                private.cuts.fetch_add(1, Ordering::SeqCst);
-                private.hot.leases.recheck(ByteRange::between(len, old));
-            }
-        }
+    /// Cuts the private pages over this file, which is being cut to `len` bytes. The caller has an
+    /// exclusive lease on what is cut off, unless another process has cut it.
+    pub(super) fn cut_private(&self, len: u64) -> PrivateCut<'_> {
+        let all = lock(&self.private);
+        let lengths: Vec<(Arc<Self>, u64)> = all
+            .iter()
+            .filter_map(Weak::upgrade)
+            .map(|private| {
+                // Release: as every store of a length.
+                let old = private.hot.len.fetch_min(len, Ordering::Release);
+                if len < old {
+                    private.cuts.fetch_add(1, Ordering::SeqCst);
+                    private.hot.leases.recheck(ByteRange::between(len, old));
+                }
+                (private, old)
+            })
+            .collect();
+        PrivateCut { all, lengths }
     }
 
     /// Copies the first `len` bytes of private pages into an empty file. Blocks.

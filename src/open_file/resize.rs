@@ -42,28 +42,36 @@ impl OpenFile {
             let Some(_lease) = lease else {
                 return Ok(false);
             };
-            if !starts() {
-                return Ok(true);
+            if starts() {
+                self.cut(file, tail)?;
             }
-            // The length first: no reader may access the tail when its pages go. And a reader that
-            // waits for the tail learns now that it has gone, without waiting for the file system.
-            self.hot.len.store(new_len, Ordering::Release);
-            self.hot.leases.recheck(tail);
-            // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
-            // found a page missing, sees the new count.
-            self.cuts.fetch_add(1, Ordering::SeqCst);
-            if let Err(error) = file.set_len(new_len) {
-                self.hot.len.store(len, Ordering::Release);
-                return Err(MmapIoError::resize_failed(error));
-            }
-            self.forget_writable(ByteRange::between(new_len.saturating_sub(1), u64::MAX));
-            self.cut_private(new_len);
-            self.unlock_past(new_len);
-            self.dirty.truncate(new_len);
-            self.cancel_alarm_if_clean();
-            self.mark_length_unsynced();
             Ok(true)
         })
+    }
+
+    /// Cuts `tail` off the file. The caller has an exclusive lease on it.
+    fn cut(&self, file: &File, tail: ByteRange) -> Result<()> {
+        let new_len = tail.start();
+        // The lengths first: no reader may access the tail when its pages go. And a reader that
+        // waits for the tail learns now that it has gone, without waiting for the file system.
+        let private = self.cut_private(new_len);
+        self.hot.len.store(new_len, Ordering::Release);
+        self.hot.leases.recheck(tail);
+        // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
+        // found a page missing, sees the new count.
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        if let Err(error) = file.set_len(new_len) {
+            self.hot.len.store(tail.end(), Ordering::Release);
+            private.undo();
+            return Err(MmapIoError::resize_failed(error));
+        }
+        drop(private);
+        self.forget_writable(ByteRange::between(new_len.saturating_sub(1), u64::MAX));
+        self.unlock_past(new_len);
+        self.dirty.truncate(new_len);
+        self.cancel_alarm_if_clean();
+        self.mark_length_unsynced();
+        Ok(())
     }
 
     /// Makes the file at least `min` bytes long. A file that another process has extended past
@@ -186,9 +194,10 @@ impl OpenFile {
             // SeqCst: as for a cut that `resize` makes.
             self.cuts.fetch_add(1, Ordering::SeqCst);
         }
+        // In a scope, so that no waker runs under the lock of the private pages.
+        scope(|| drop(self.cut_private(file_len)));
         self.hot.leases.recheck(ByteRange::between(file_len, len));
         self.forget_writable(ByteRange::between(file_len.saturating_sub(1), u64::MAX));
-        self.cut_private(file_len);
         self.unlock_past(file_len);
         self.cancel_alarm_if_clean();
         self.mark_length_unsynced();

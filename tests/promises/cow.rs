@@ -7,6 +7,8 @@
 //! private bytes that turn into zeroes when the file is cut and grows again.
 
 mod model;
+#[cfg(all(target_os = "linux", feature = "iterator"))]
+mod remote;
 
 use std::fs;
 use std::future::Future;
@@ -361,6 +363,37 @@ fn shrink_waits_for_views_of_the_tail() {
             .await
             .unwrap();
         assert_eq!(again.len(), 4 * page());
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn refused_cut_changes_no_length() {
+    use std::os::fd::{AsRawFd, FromRawFd};
+
+    // SAFETY: the name is a string, and lives for the call.
+    let memory =
+        unsafe { libc::memfd_create(b"sealed\0".as_ptr().cast(), libc::MFD_ALLOW_SEALING) };
+    assert!(memory >= 0);
+    // SAFETY: the descriptor is new, and nothing else owns it.
+    let memory = unsafe { fs::File::from_raw_fd(memory) };
+    memory.set_len(2 * page()).unwrap();
+    // SAFETY: the descriptor is open, and the call takes no pointer.
+    let sealed = unsafe { libc::fcntl(memory.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+    assert_eq!(sealed, 0);
+    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    block_on(async {
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let private = MemoryMappedFile::open_cow_writable(&path).await.unwrap();
+        private.update_region(page(), b"private").await.unwrap();
+        let refused = file.resize(page()).await;
+        assert!(matches!(refused, Err(MmapIoError::ResizeFailed(_))));
+        for (handle, expected) in [(&file, [0; 7]), (&private, *b"private")] {
+            assert_eq!(handle.len(), 2 * page());
+            assert_eq!(handle.slice(page(), 7).await.unwrap(), expected);
+        }
+        file.update_region(2 * page() - 1, b"x").await.unwrap();
+        assert_eq!(private.as_slice(page(), 7).unwrap(), b"private");
     });
 }
 
