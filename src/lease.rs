@@ -64,6 +64,10 @@ pub(crate) trait LeaseHost {
     /// operation.
     fn restart(&self, gone: ByteRange);
 
+    /// Tells the host that a caller has the companion of a lease from now on: that is a use of this
+    /// host.
+    fn viewed(&self) {}
+
     /// Returns the file that shows through the bytes of this host, if there is one. Every lease of
     /// the host then comes with one on that file; see [`companions`].
     fn under(&self) -> Option<Under<'_>> {
@@ -311,7 +315,7 @@ where
         let Some(under) = host.under() else {
             return Self::try_acquire_alone(host, kind, range, asks);
         };
-        let Some(companion) = companions::try_companion(under, kind, range) else {
+        let Some(companion) = companions::try_companion(under, kind, range, asks) else {
             return Ok(None);
         };
         let token = companions::try_acquire(&*host, under, kind, range, asks, companion)?;
@@ -353,9 +357,13 @@ where
     /// Notes that a caller holds the lease from now on: readers that conflict with it do not wait
     /// for its end.
     pub(crate) fn mark_lasting(&self) {
-        if let Some(token) = &self.token {
-            wake_readers(&self.host.leases().table.mark_lasting(token));
+        let Some(token) = &self.token else {
+            return;
+        };
+        if let Some(under) = self.host.under() {
+            under.companions.mark_lasting(token, under.file);
         }
+        wake_readers(&self.host.leases().table.mark_lasting(token));
     }
 }
 
@@ -437,7 +445,7 @@ pub(crate) fn try_shared(
     range: ByteRange,
 ) -> Result<Token, Refused> {
     if let Some(under) = host.under() {
-        return companions::try_shared(host, under, range);
+        return companions::try_shared(host, under, range, hold.term(range));
     }
     let leases = host.leases();
     let token = match hold {
@@ -450,14 +458,14 @@ pub(crate) fn try_shared(
                 conflict
             })
         }),
-        Hold::Entry => try_owned(leases, range),
+        Hold::Entry | Hold::Work => try_owned(leases, range, hold.term(range)),
     };
     token.map_err(|conflict| (conflict, At::Own))
 }
 
 /// Takes a shared lease in the table's own map.
-fn try_owned(leases: &Leases, range: ByteRange) -> Result<Token, Conflict> {
-    leases.past_gates(|| leases.table.try_owned(range, Term::Lasting))
+fn try_owned(leases: &Leases, range: ByteRange, term: Term) -> Result<Token, Conflict> {
+    leases.past_gates(|| leases.table.try_owned(range, term))
 }
 
 /// Takes an atomic lease, or reports what conflicts with it.

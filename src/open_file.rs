@@ -363,6 +363,11 @@ impl LeaseHost for OpenFile {
         Self::len(self)
     }
 
+    fn viewed(&self) {
+        // An opening that waits for the file to be closed must check again.
+        self.closed.notify();
+    }
+
     fn under(&self) -> Option<Under<'_>> {
         self.origin.as_ref().map(Origin::under)
     }

@@ -12,8 +12,8 @@
 use std::collections::HashMap;
 use std::io;
 
-use super::kinds::{Asks, Kind, Token};
-use super::{release_slowly, try_owned, At, LeaseHost, Refused};
+use super::kinds::{Asks, Kind, Term, Token};
+use super::{release_slowly, try_owned, wake_readers, At, LeaseHost, Refused};
 use crate::range::ByteRange;
 use crate::sync::{lock, Mutex};
 use crate::sys;
@@ -49,6 +49,19 @@ impl Companions {
             Token::Slot(_) => None,
         }
     }
+
+    /// Notes that a caller has a lease from now on, and with it its companion on `file`.
+    pub(super) fn mark_lasting(&self, own: &Token, file: &(dyn LeaseHost + Send + Sync)) {
+        let Token::Entry(entry) = own else {
+            return;
+        };
+        let due = match lock(&self.0).get(&entry.number()) {
+            Some(companion) => file.leases().table.mark_lasting(companion),
+            None => return,
+        };
+        wake_readers(&due);
+        file.viewed();
+    }
 }
 
 /// Takes a shared lease and its companion, or reports what conflicts with it in which table.
@@ -58,9 +71,10 @@ pub(super) fn try_shared(
     host: &(impl LeaseHost + ?Sized),
     under: Under<'_>,
     range: ByteRange,
+    term: Term,
 ) -> Result<Token, Refused> {
-    let companion = try_under(under, range)?;
-    match try_owned(host.leases(), range) {
+    let companion = try_under(under, range, term)?;
+    match try_owned(host.leases(), range, term) {
         Ok(own) => {
             under.companions.keep(&own, companion);
             Ok(own)
@@ -73,8 +87,8 @@ pub(super) fn try_shared(
 }
 
 /// Takes a shared lease on the file.
-fn try_under(under: Under<'_>, range: ByteRange) -> Result<Token, Refused> {
-    try_owned(under.file.leases(), range).map_err(|conflict| (conflict, At::Under))
+fn try_under(under: Under<'_>, range: ByteRange, term: Term) -> Result<Token, Refused> {
+    try_owned(under.file.leases(), range, term).map_err(|conflict| (conflict, At::Under))
 }
 
 /// Takes an atomic lease by `take`, and its companion.
@@ -83,7 +97,8 @@ pub(super) fn try_atomic(
     range: ByteRange,
     take: impl FnOnce() -> Result<io::Result<Token>, Refused>,
 ) -> Result<io::Result<Token>, Refused> {
-    let companion = try_under(under, range.to_pages(sys::page_size()).into())?;
+    let pages = range.to_pages(sys::page_size());
+    let companion = try_under(under, pages.into(), Term::Lasting)?;
     let own = take();
     match &own {
         Ok(Ok(own)) => under.companions.keep(own, companion),
@@ -96,9 +111,10 @@ pub(super) fn try_atomic(
 pub(super) fn try_parts(
     under: Under<'_>,
     range: ByteRange,
+    term: Term,
     take: impl FnOnce() -> Result<Vec<(Kind, ByteRange, Token)>, Refused>,
 ) -> Result<Vec<(Kind, ByteRange, Token)>, Refused> {
-    let companion = try_under(under, range)?;
+    let companion = try_under(under, range, term)?;
     let parts = take();
     match parts.as_ref().ok().and_then(|parts| parts.last()) {
         Some((.., own)) => under.companions.keep(own, companion),
@@ -108,12 +124,21 @@ pub(super) fn try_parts(
 }
 
 /// Takes the companion of a lease of any kind.
-pub(super) fn try_companion(under: Under<'_>, kind: Kind, range: ByteRange) -> Option<Token> {
+pub(super) fn try_companion(
+    under: Under<'_>,
+    kind: Kind,
+    range: ByteRange,
+    asks: Asks,
+) -> Option<Token> {
     let covered = match kind {
         Kind::Shared => range,
         _ => range.to_pages(sys::page_size()).into(),
     };
-    try_owned(under.file.leases(), covered).ok()
+    let term = match asks {
+        Asks::Queue => Term::Working,
+        Asks::Caller | Asks::WaitingCaller => Term::Lasting,
+    };
+    try_owned(under.file.leases(), covered, term).ok()
 }
 
 /// Takes a lease of any kind for a caller that has its companion.

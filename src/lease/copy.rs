@@ -41,7 +41,7 @@ where
             parts.map_err(|conflict| (conflict, At::Own))
         };
         let parts = match host.under() {
-            Some(under) => companions::try_parts(under, range, alone)?,
+            Some(under) => companions::try_parts(under, range, term, alone)?,
             None => alone()?,
         };
         let lease = |token| Lease {

@@ -34,13 +34,18 @@ impl Kind {
     }
 }
 
-/// How long the holder of a shared lease may keep it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How long the holder of a lease may keep it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Term {
-    /// As long as it likes.
-    Lasting,
-    /// For one copy of bytes. A caller that wants the bytes for an atomic view waits for its end.
+    /// For a moment: for one copy of bytes, or until an operation of the queue ends or its caller
+    /// has the lease. A caller that wants the bytes waits for its end.
+    #[default]
     Brief,
+    /// As long as an operation works, which may wait for a disk. A caller that wants the bytes does
+    /// not wait for its end. No caller has the lease, so that it is no use of the file.
+    Working,
+    /// As long as the caller that has it likes.
+    Lasting,
 }
 
 /// How a shared lease is held.
@@ -52,6 +57,8 @@ pub(crate) enum Hold {
     Copy,
     /// In the table's own map: for views that may live long or move to another thread.
     Entry,
+    /// There as well, for an operation: no caller has the lease, unless it is given to one.
+    Work,
 }
 
 impl Hold {
@@ -59,6 +66,7 @@ impl Hold {
     pub(super) fn term(self, range: ByteRange) -> Term {
         match self {
             Self::Copy if range.len() <= BRIEF => Term::Brief,
+            Self::Work => Term::Working,
             Self::Copy | Self::Slot | Self::Entry => Term::Lasting,
         }
     }

@@ -226,7 +226,7 @@ impl Block {
         slot.end.store(range.end(), F::FIELD_STORE);
         // Release: a thread that sees the state sees the fields.
         let state = match term {
-            Term::Lasting => LIVE,
+            Term::Lasting | Term::Working => LIVE,
             Term::Brief => BRIEF,
         };
         slot.state.store(state, Ordering::Release);

@@ -40,15 +40,14 @@ pub(super) struct State {
 pub(super) struct Marks {
     /// A writer waits for the end of the lease.
     pub(super) watched: bool,
-    /// A caller holds the lease and may keep it.
-    pub(super) lasting: bool,
+    pub(super) term: Term,
 }
 
 impl Marks {
     pub(super) fn of(term: Term) -> Self {
         Self {
             watched: false,
-            lasting: term == Term::Lasting,
+            term,
         }
     }
 }
@@ -113,7 +112,7 @@ impl State {
         }
         if self.find_entry(&excludes, range).is_some() {
             let lasts = Kind::ALL.into_iter().any(|kind| {
-                let lasting = |marks: &Marks| marks.lasting;
+                let lasting = |marks: &Marks| marks.term != Term::Brief;
                 excludes(kind) && self.entries[kind as usize].any_overlap(range, lasting)
             });
             return Some(if lasts {

@@ -206,10 +206,10 @@ impl<F: Fences> Table<F> {
             gives_up: false,
             granted: false,
         }];
-        let marks = Marks {
-            watched: false,
-            lasting: asks != Asks::Queue,
-        };
+        let marks = Marks::of(match asks {
+            Asks::Queue => Term::Brief,
+            Asks::Caller | Asks::WaitingCaller => Term::Lasting,
+        });
         self.request(kind, &mut wants, asks, |state, _| {
             state.insert(kind, range, marks)
         })
@@ -223,7 +223,7 @@ impl<F: Fences> Table<F> {
         };
         let mut state = lock(&self.state);
         let entries = &mut state.entries[entry.kind() as usize];
-        entries.value_mut(entry.key()).lasting = true;
+        entries.value_mut(entry.key()).term = Term::Lasting;
         let range = entries.range(entry.key());
         drop(state);
         self.recheck(range)
@@ -377,7 +377,8 @@ impl<F: Fences> Table<F> {
         let state = lock(&self.state);
         let everything = ByteRange::between(0, u64::MAX);
         let mut entries = state.entries.iter();
-        entries.any(|entries| entries.any_overlap(everything, |marks| marks.lasting))
+        let lasts = |marks: &Marks| marks.term == Term::Lasting;
+        entries.any(|entries| entries.any_overlap(everything, lasts))
     }
 
     /// Returns the number of [`count`](Self::count) after a heavy fence: if a lease is not counted,

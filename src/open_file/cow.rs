@@ -103,7 +103,7 @@ impl Origin {
         let page_size = sys::page_size();
         let pages = PageRange::merged(ranges.iter().map(|range| range.to_pages(page_size)));
         let lease = |pages: &PageRange| {
-            Lease::try_shared(Arc::clone(&self.file), Hold::Entry, (*pages).into())
+            Lease::try_shared(Arc::clone(&self.file), Hold::Work, (*pages).into())
         };
         let all = || pages.iter().map(lease).collect::<Result<Vec<_>, Refused>>();
         if let Ok(leases) = all() {

@@ -425,6 +425,34 @@ fn waiting_reader_learns_of_a_cut() {
     });
 }
 
+#[cfg(feature = "atomic")]
+#[test]
+fn atomic_views_wait_for_private_copies() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (file, private) = block_on(opened(dir.path()));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut copy = vec![0; 4 * page_size()];
+            while !is_over.load(Ordering::Relaxed) {
+                block_on(private.read_into(0, &mut copy)).unwrap();
+            }
+        });
+        let views = || -> mmap_io::Result<()> {
+            for _ in 0..2_000 {
+                drop(private.atomic_u32(0)?);
+                drop(file.atomic_u64(64)?);
+            }
+            Ok(())
+        };
+        let result = views();
+        is_over.store(true, Ordering::Relaxed);
+        result.unwrap();
+    });
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn cut_by_another_process_is_truncated() {

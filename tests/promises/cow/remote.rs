@@ -2,11 +2,12 @@
 //! is under way for as long as a test wants. See [`with_fuse`].
 
 use std::future::Future;
+use std::pin::pin;
 
 use super::*;
 use crate::common::child::child;
 use crate::common::eventually;
-use crate::common::fuse::{with_fuse, Fuse, SETATTR};
+use crate::common::fuse::{with_fuse, Fuse, READ, SETATTR};
 
 const LEN: u64 = 1 << 20;
 
@@ -106,4 +107,32 @@ fuse_test!(refused_cut_shortens_no_private_pages, |fuse| {
         let slice = with_timeout(handle.slice(LEN - 10, 10)).await.unwrap();
         assert_eq!(slice, [0; 10]);
     }
+});
+
+fuse_test!(creation_waits_for_a_dropped_view, |fuse| {
+    if is_single_threaded() {
+        return;
+    }
+    let (file, private) = open_both(fuse).await;
+    let path = file.path().to_path_buf();
+    let held = fuse.hold(&[READ]);
+    {
+        let mut view = pin!(private.as_slice_mut(0, LEN));
+        poll_until(&mut view, "the pages are being copied", || {
+            held.is_waited_for()
+        });
+    }
+    drop((file, private));
+    let mut creating = Box::pin(MemoryMappedFile::create_rw(&path, 10));
+    for _ in 0..1_000 {
+        let created = poll_once(&mut creating).await;
+        assert!(
+            created.is_none(),
+            "{:?}",
+            created.map(|file| file.map(drop))
+        );
+        std::thread::yield_now();
+    }
+    drop(held);
+    assert_eq!(with_timeout(creating).await.unwrap().len(), 10);
 });
