@@ -48,6 +48,7 @@
 //! fences (three times the cost of a read).
 
 mod atomic;
+mod owned;
 
 use std::io;
 use std::marker::PhantomData;
@@ -56,7 +57,7 @@ use std::time::Instant;
 use super::announced::{Hull, Stripes};
 use super::fence::Fences;
 use super::intervals::Intervals;
-use super::kinds::{Asks, Conflict, Entry, Kind, Term, Token, Wake, Want};
+use super::kinds::{Asks, Conflict, Kind, Term, Token, Wake, Want};
 use super::slots::{Block, Blocks, Slot};
 use super::state::{Gate, Marks, Obstacle, Pending, State};
 use super::waiting::{Waiter, Waiting};
@@ -181,15 +182,6 @@ impl<F: Fences> Table<F> {
             && Hull::covers(self.announced.load(F::READER_LOAD), range)
     }
 
-    /// Takes a shared lease in the map: for views that may live long or move to another thread.
-    pub(crate) fn try_owned(&self, range: ByteRange, term: Term) -> Result<Token, Conflict> {
-        let mut state = lock(&self.state);
-        match state.conflict(|kind| kind.excludes(Kind::Shared), range) {
-            None => Ok(state.insert(Kind::Shared, range, Marks::of(term))),
-            Some(conflict) => Err(conflict),
-        }
-    }
-
     /// Takes a lease of any kind in the map, for a caller that may run a heavy fence.
     ///
     /// # Errors
@@ -213,20 +205,6 @@ impl<F: Fences> Table<F> {
         self.request(kind, &mut wants, asks, |state, _| {
             state.insert(kind, range, marks)
         })
-    }
-
-    /// Notes that a caller holds the lease from now on and may keep it: readers that conflict with
-    /// it do not wait any more. Returns the readers that wait now, to be woken.
-    pub(crate) fn mark_lasting(&self, token: &Token) -> Wake {
-        let Token::Entry(entry) = token else {
-            return Wake::default();
-        };
-        let mut state = lock(&self.state);
-        let entries = &mut state.entries[entry.kind() as usize];
-        entries.value_mut(entry.key()).term = Term::Lasting;
-        let range = entries.range(entry.key());
-        drop(state);
-        self.recheck(range)
     }
 
     /// Notes that a reader waits for `range`. The reader calls this before it tries once more.
@@ -445,31 +423,6 @@ impl<F: Fences> Table<F> {
                 };
                 Err((conflict, wake))
             }
-        }
-    }
-
-    fn release_entry(&self, entry: Entry) -> Wake {
-        let (kind, key) = (entry.kind(), entry.key());
-        let mut state = lock(&self.state);
-        let entries = &mut state.entries[kind as usize];
-        let range = entries.range(key);
-        let writers = entries.remove(key).watched.then_some(range);
-        if kind == Kind::Shared {
-            return Wake {
-                writers,
-                readers: Vec::new(),
-            };
-        }
-        state.held = None;
-        self.announce(&mut state);
-        let ended: &[ByteRange] = match self.waiting.is_empty() {
-            true => &[],
-            false => &[range],
-        };
-        drop(state);
-        Wake {
-            writers,
-            readers: self.waiting.overlapping(ended),
         }
     }
 

@@ -1,0 +1,57 @@
+//! Leases in the map of a table, which may live long.
+
+use super::super::kinds::{Conflict, Entry, Kind, Term, Token, Wake};
+use super::super::state::Marks;
+use super::{Fences, Table};
+use crate::range::ByteRange;
+use crate::sync::lock;
+
+impl<F: Fences> Table<F> {
+    /// Takes a shared lease in the map: for views that may live long or move to another thread.
+    pub(crate) fn try_owned(&self, range: ByteRange, term: Term) -> Result<Token, Conflict> {
+        let mut state = lock(&self.state);
+        match state.conflict(|kind| kind.excludes(Kind::Shared), range) {
+            None => Ok(state.insert(Kind::Shared, range, Marks::of(term))),
+            Some(conflict) => Err(conflict),
+        }
+    }
+
+    /// Notes that a caller holds the lease from now on and may keep it: readers that conflict with
+    /// it do not wait any more. Returns the readers that wait now, to be woken.
+    pub(crate) fn mark_lasting(&self, token: &Token) -> Wake {
+        let Token::Entry(entry) = token else {
+            return Wake::default();
+        };
+        let mut state = lock(&self.state);
+        let entries = &mut state.entries[entry.kind() as usize];
+        entries.value_mut(entry.key()).term = Term::Lasting;
+        let range = entries.range(entry.key());
+        drop(state);
+        self.recheck(range)
+    }
+
+    pub(super) fn release_entry(&self, entry: Entry) -> Wake {
+        let (kind, key) = (entry.kind(), entry.key());
+        let mut state = lock(&self.state);
+        let entries = &mut state.entries[kind as usize];
+        let range = entries.range(key);
+        let writers = entries.remove(key).watched.then_some(range);
+        if kind == Kind::Shared {
+            return Wake {
+                writers,
+                readers: Vec::new(),
+            };
+        }
+        state.held = None;
+        self.announce(&mut state);
+        let ended: &[ByteRange] = match self.waiting.is_empty() {
+            true => &[],
+            false => &[range],
+        };
+        drop(state);
+        Wake {
+            writers,
+            readers: self.waiting.overlapping(ended),
+        }
+    }
+}
