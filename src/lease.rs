@@ -272,6 +272,15 @@ where
         Ok(Self::of(host, token))
     }
 
+    /// Takes another shared lease on bytes that are under a shared lease of the caller; see
+    /// [`Table::share_again`].
+    #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
+    pub(crate) fn shared_again(host: H, hold: Hold, range: ByteRange) -> Self {
+        debug_assert!(host.under().is_none(), "its companion would need the same");
+        let token = host.leases().table.share_again(range, hold.term(range));
+        Self::of(host, token)
+    }
+
     /// Takes a shared lease, and waits for conflicts that end soon; see [`shared_briefly`].
     pub(crate) fn shared_briefly(host: H, hold: Hold, range: ByteRange) -> Result<Self> {
         let token = shared_briefly(&*host, hold, range)?;

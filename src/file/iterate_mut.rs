@@ -177,10 +177,14 @@ impl ChunkIteratorMut<'_> {
     async fn make_writable(&self, map: &Arc<Map>, start: u64) -> Result<u64> {
         let end = self.len.min(start + STEP);
         let (map, pages) = (map.clone(), ByteRange::between(start, end));
-        let made = self
-            .file
-            .handle
-            .run_on_pool(move |shared| shared.make_range_writable(&map, pages));
+        let handle = &self.file.handle;
+        // The job may outlast this future and its view: until then no write to the file changes a
+        // private page that the job has copied half.
+        let held = handle.shared.hold_origin_again(pages);
+        let made = handle.run_on_pool(move |shared| {
+            let _held = held;
+            shared.make_range_writable(&map, pages)
+        });
         made.await.map(|()| end)
     }
 }

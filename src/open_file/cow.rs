@@ -273,6 +273,17 @@ impl OpenFile {
         }
     }
 
+    /// Takes what a job on the pages of `range` needs of the origin; nothing if these are no private
+    /// pages. The caller has an exclusive lease on the range, which the job may outlast.
+    #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
+    pub(crate) fn hold_origin_again(&self, range: ByteRange) -> Option<OwnedLease> {
+        let origin = self.origin.as_ref()?;
+        // Under the companion of the caller's lease.
+        let pages = range.to_pages(sys::page_size());
+        let file = Arc::clone(&origin.file);
+        Some(Lease::shared_again(file, Hold::Work, pages.into()))
+    }
+
     /// Cuts the private pages over this file, which is being cut to `len` bytes. The caller has an
     /// exclusive lease on what is cut off, unless another process has cut it.
     pub(super) fn cut_private(&self, len: u64) -> PrivateCut<'_> {

@@ -16,6 +16,14 @@ impl<F: Fences> Table<F> {
         }
     }
 
+    /// Takes another shared lease on bytes that are under a shared lease of the caller. So no other
+    /// lease conflicts with it; and a gate holds off only readers that have none.
+    pub(crate) fn share_again(&self, range: ByteRange, term: Term) -> Token {
+        let mut state = lock(&self.state);
+        debug_assert!(state.writer_conflict(Kind::Shared, range).is_none());
+        state.insert(Kind::Shared, range, Marks::of(term))
+    }
+
     /// Notes that a caller holds the lease from now on and may keep it: readers that conflict with
     /// it do not wait any more. Returns the readers that wait now, to be woken.
     pub(crate) fn mark_lasting(&self, token: &Token) -> Wake {

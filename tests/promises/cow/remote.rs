@@ -109,6 +109,21 @@ fuse_test!(refused_cut_shortens_no_private_pages, |fuse| {
     }
 });
 
+fuse_test!(dropped_chunks_hold_the_file_until_their_job_ends, |fuse| {
+    let (file, private) = open_both(fuse).await;
+    let held = fuse.hold(&[READ]);
+    {
+        let mut changing = pin!(private.chunks_mut(4096).for_each_mut(|_, _| Ok(())));
+        poll_until(&mut changing, "the pages are being copied", || {
+            held.is_waited_for()
+        });
+    }
+    // The view is gone. The job copies pages of the file, which must not change meanwhile.
+    assert_eq!((file.stats().views, private.stats().views), (1, 0));
+    drop(held);
+    wait_until(&file, is_quiet).await;
+});
+
 fuse_test!(creation_waits_for_a_dropped_view, |fuse| {
     if is_single_threaded() {
         return;
