@@ -27,6 +27,10 @@ impl Hull {
     /// Returns whether the packed range may share a byte with `range`, which is not empty.
     #[inline]
     pub(super) fn covers(packed: u64, range: ByteRange) -> bool {
+        if packed == Self::EMPTY {
+            // It unpacks to a first block after the last one, between which a range may lie.
+            return false;
+        }
         let unpacked = packed ^ Self::MASK;
         let (first, last) = (unpacked >> 32, unpacked & u64::from(u32::MAX));
         range.start() >> Self::BLOCK_BITS <= last && first <= (range.end() - 1) >> Self::BLOCK_BITS

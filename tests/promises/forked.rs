@@ -156,6 +156,25 @@ fn errors_child() {
 }
 
 #[test]
+fn forked_child_reads_a_quiet_file() {
+    in_child(child!(quiet_child));
+}
+
+#[test]
+fn quiet_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (_, file) = block_on(patterned(&dir, 200_000));
+    // This thread has read nothing yet, so that it has no slots that a writer would scan.
+    assert!(in_fork(|| {
+        file.as_slice(0, 100).is_ok()
+            && file.as_slice(0, 200_000).unwrap() == pattern(200_000)[..]
+            && file.try_as_slice(32_767, 2).unwrap().is_some()
+    }));
+}
+
+#[test]
 fn fork_beside_busy_threads_does_not_hang() {
     in_child(child!(busy_child));
 }
