@@ -496,17 +496,20 @@ fn try_atomic(
     }
 }
 
-/// Takes a shared lease in a forked child, from the slots alone, because a lock may never be free
-/// there.
+/// Takes a shared lease in a forked child, in a slot, and without waiting for a lock, which may
+/// never be free there.
 #[cold]
 fn without_locks(host: &impl LeaseHost, range: ByteRange) -> Result<Token, Conflict> {
     let block = thread_block().ok_or(Conflict::Held)?;
     match host.leases().table.publish(block, range, Term::Lasting) {
         Some(Ok(slot)) => Ok(Token::Slot(slot)),
-        Some(Err(slot)) => {
-            release_slowly(host, Token::Slot(slot));
-            Err(Conflict::Held)
-        }
+        Some(Err(slot)) => match host.leases().table.is_free_for_reader(range) {
+            Some(true) => Ok(Token::Slot(slot)),
+            Some(false) | None => {
+                release_slowly(host, Token::Slot(slot));
+                Err(Conflict::Held)
+            }
+        },
         None => Err(Conflict::Held),
     }
 }

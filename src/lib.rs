@@ -278,14 +278,15 @@
 //! there with an [`Io`](MmapIoError::Io) error of the kind `Unsupported`, before it waits for a
 //! lock, once the parent has opened a file (or written to anonymous memory); an operation that the
 //! parent began does not end in the child. [`as_slice`](MemoryMappedFile::as_slice) and
-//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes near which a write, a
-//! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever, and
-//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes, and so is every view of private
-//! pages. To the child the parent is another process: its writes show under the child's views.
-//! Handles, views and futures can be dropped, and the parent runs the flushes that were scheduled;
-//! [`pending_bytes`](MemoryMappedFile::pending_bytes) and [`stats`](MemoryMappedFile::stats) count
-//! nothing of what is queued, pending or viewed. A child that is forked off before the parent has
-//! opened a file works as any process does.
+//! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes on which a write, a
+//! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever. If
+//! another thread began or ended one of these at that very moment, so may be all bytes near those
+//! that the parent had changed before. [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes,
+//! and so is every view of private pages. To the child the parent is another process: its writes
+//! show under the child's views. Handles, views and futures can be dropped, and the parent runs the
+//! flushes that were scheduled; [`pending_bytes`](MemoryMappedFile::pending_bytes) and
+//! [`stats`](MemoryMappedFile::stats) count nothing of what is queued, pending or viewed. A child
+//! that is forked off before the parent has opened a file works as any process does.
 //!
 //! ## Where no thread can be started
 //!

@@ -12,7 +12,7 @@ pub(crate) use std::sync::Mutex;
 
 pub(crate) use std::sync::atomic::Ordering;
 
-use std::sync::PoisonError;
+use std::sync::{PoisonError, TryLockError};
 
 /// Locks `mutex`, whether or not a thread panicked while it held it.
 ///
@@ -22,6 +22,11 @@ pub(crate) fn lock<M: Lock>(mutex: &M) -> M::Guard<'_> {
     mutex.lock_ignoring_poison()
 }
 
+/// Locks `mutex` as [`lock`] does, if no thread has locked it.
+pub(crate) fn try_lock<M: Lock>(mutex: &M) -> Option<M::Guard<'_>> {
+    mutex.try_lock_ignoring_poison()
+}
+
 /// A mutex of the standard library, or of loom.
 pub(crate) trait Lock {
     type Guard<'a>
@@ -29,6 +34,8 @@ pub(crate) trait Lock {
         Self: 'a;
 
     fn lock_ignoring_poison(&self) -> Self::Guard<'_>;
+
+    fn try_lock_ignoring_poison(&self) -> Option<Self::Guard<'_>>;
 }
 
 impl<T> Lock for std::sync::Mutex<T> {
@@ -39,6 +46,14 @@ impl<T> Lock for std::sync::Mutex<T> {
 
     fn lock_ignoring_poison(&self) -> Self::Guard<'_> {
         self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock_ignoring_poison(&self) -> Option<Self::Guard<'_>> {
+        match self.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 
@@ -51,5 +66,13 @@ impl<T> Lock for loom::sync::Mutex<T> {
 
     fn lock_ignoring_poison(&self) -> Self::Guard<'_> {
         self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_lock_ignoring_poison(&self) -> Option<Self::Guard<'_>> {
+        match self.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }

@@ -175,6 +175,39 @@ fn quiet_child() {
 }
 
 #[test]
+fn forked_child_reads_beside_old_writes() {
+    in_child(child!(after_writes_child));
+}
+
+#[test]
+fn after_writes_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let (_, file) = block_on(patterned(&dir, 200_000));
+    block_on(async {
+        file.update_region(10, b"old").await.unwrap();
+        drop(file.as_slice_mut(150_000, 10).await.unwrap());
+    });
+    let view = block_on(file.as_slice_mut(100, 10)).unwrap();
+    #[cfg(feature = "atomic")]
+    let word = file.atomic_u32(190_000).unwrap();
+    assert!(in_fork(|| {
+        let is_right = file.as_slice(10, 3).unwrap() == b"old"
+            && file.as_slice(110, 189_000).is_ok()
+            && file.try_as_slice(0, 100).unwrap().is_some()
+            && is_busy(file.as_slice(109, 2))
+            && file.try_as_slice(109, 1).unwrap().is_none();
+        #[cfg(feature = "atomic")]
+        let is_right = is_right && is_busy(file.as_slice(190_003, 1));
+        is_right
+    }));
+    drop(view);
+    #[cfg(feature = "atomic")]
+    drop(word);
+}
+
+#[test]
 fn fork_beside_busy_threads_does_not_hang() {
     in_child(child!(busy_child));
 }

@@ -4,7 +4,7 @@ use super::super::kinds::{Conflict, Entry, Kind, Term, Token, Wake};
 use super::super::state::Marks;
 use super::{Fences, Table};
 use crate::range::ByteRange;
-use crate::sync::lock;
+use crate::sync::{lock, try_lock};
 
 impl<F: Fences> Table<F> {
     /// Takes a shared lease in the map: for views that may live long or move to another thread.
@@ -14,6 +14,18 @@ impl<F: Fences> Table<F> {
             None => Ok(state.insert(Kind::Shared, range, Marks::of(term))),
             Some(conflict) => Err(conflict),
         }
+    }
+
+    /// Returns whether no lease conflicts with a reader of `range`, in a forked child: `None` if a
+    /// thread of the parent had the lock at the time of the fork.
+    pub(crate) fn is_free_for_reader(&self, range: ByteRange) -> Option<bool> {
+        let state = try_lock(&self.state)?;
+        let conflict = state.conflict(|kind| kind.excludes(Kind::Shared), range);
+        // No write comes for which a gate would keep readers off.
+        Some(!matches!(
+            conflict,
+            Some(Conflict::Applying | Conflict::Held)
+        ))
     }
 
     /// Takes another shared lease on bytes that are under a shared lease of the caller. So no other
