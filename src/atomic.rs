@@ -35,6 +35,8 @@ use crate::range::ByteRange;
 ///   wait until the last view is dropped, and so do writes and shrinks that overlap it;
 /// - [`read_into`](Self::read_into), [`reader`](Self::reader) and `chunks_owned` copy its bytes by
 ///   relaxed atomic loads: no word is torn, and the words of one copy may be of different moments.
+///   Not so through a writable copy-on-write handle if the view is one of the file itself: there
+///   the first two wait for it, and `chunks_owned` is `Busy`.
 ///
 /// A view outlives growth of the file. Making one takes short locks, so a loop of operations on a
 /// word had better keep its view.

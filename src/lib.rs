@@ -117,8 +117,9 @@
 //! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes) or
 //! [`read_into`](MemoryMappedFile::read_into) of them; and a task that holds one and awaits
 //! [`copy_to`](MemoryMappedFile::copy_to) of the file. A task that holds an atomic view waits forever
-//! for the same operations, except `read_into`. Two tasks that wait for each other's
-//! views wait forever. `try_*` methods never wait.
+//! for the same operations, except `read_into`, which waits only for an atomic view of the file
+//! below a writable copy-on-write handle. Two tasks that wait for each other's views wait forever.
+//! `try_*` methods never wait.
 //!
 //! [Clippy](https://rust-lang.github.io/rust-clippy/master/index.html#await_holding_invalid_type)
 //! finds views that are held across an `.await`, if the `clippy.toml` of the program has these

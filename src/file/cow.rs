@@ -26,6 +26,9 @@ use crate::mode::MmapMode;
 /// the part that is cut off. A write or a mutable view of the handle waits for writes and mutable
 /// views of the file in the same pages, and blocks those of others while it lasts. So
 /// [deadlocks](crate#deadlocks) are possible with views of the file as with those of the handle.
+/// While an atomic view of the file lives, copies of its bytes through the handle wait for its end
+/// ([`read_into`](Self::read_into), [`reader`](Self::reader)) or are `Busy` (`chunks_owned`);
+/// beside an atomic view of the handle they are made.
 ///
 /// The handle does not grow with the file. If the file is cut, the handle is cut as well, and what
 /// was written behind the cut is lost: the system discards such copies.

@@ -57,7 +57,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// As for [`chunks`](Self::chunks); an atomic view is no reason for `Busy`.
+    /// As for [`chunks`](Self::chunks); an atomic view is no reason for `Busy`, unless it is one of
+    /// the file below a writable copy-on-write handle.
     pub fn chunks_owned(&self, chunk_size: usize) -> OwnedChunkIterator<'_> {
         OwnedChunkIterator(self.chunks(chunk_size))
     }

@@ -28,9 +28,9 @@ impl MemoryMappedFile {
     /// - [`InvalidMode`](MmapIoError::InvalidMode) unless the handle is read-write.
     /// - [`ResizeFailed`](MmapIoError::ResizeFailed): size 0, more than 128 TiB (2 GiB - 1 on
     ///   32-bit platforms), or the system's refusal; then the length is what it was, although reads
-    ///   of the part to be cut off may have been out of bounds in the meantime. Also if the file was
-    ///   to grow and another process has made it longer than that: then the length is what the other
-    ///   process has made it.
+    ///   of the part to be cut off may have been out of bounds in the meantime. Also if the file
+    ///   was to grow and another process has made it longer than that: then the length is what the
+    ///   other process has made it.
     /// - [`Truncated`](MmapIoError::Truncated): another process has shortened the file, and
     ///   [`refresh`](Self::refresh) was not called since.
     ///

@@ -273,8 +273,8 @@ impl OpenFile {
         }
     }
 
-    /// Takes what a job on the pages of `range` needs of the origin; nothing if these are no private
-    /// pages. The caller has an exclusive lease on the range, which the job may outlast.
+    /// Takes what a job on the pages of `range` needs of the origin; nothing if these are no
+    /// private pages. The caller has an exclusive lease on the range, which the job may outlast.
     #[cfg_attr(not(feature = "iterator"), allow(dead_code))]
     pub(crate) fn hold_origin_again(&self, range: ByteRange) -> Option<OwnedLease> {
         let origin = self.origin.as_ref()?;

@@ -118,7 +118,7 @@ fuse_test!(dropped_chunks_hold_the_file_until_their_job_ends, |fuse| {
             held.is_waited_for()
         });
     }
-    // The view is gone. The job copies pages of the file, which must not change meanwhile.
+    // The view is gone. The job copies pages of the file, which must not change until it ends.
     assert_eq!((file.stats().views, private.stats().views), (1, 0));
     drop(held);
     wait_until(&file, is_quiet).await;
