@@ -13,9 +13,12 @@ use futures_lite::{AsyncBufRead, AsyncRead, AsyncSeek};
 use crate::boxed::Boxed;
 use crate::error::Result;
 use crate::fairness::copied;
+use crate::fault_guard::IS_ON;
 use crate::file::{Handle, MemoryMappedFile, ReadAhead};
 use crate::lease::CopyLease;
+use crate::offload::check;
 use crate::range::ByteRange;
+use crate::residency;
 
 /// Most bytes that one read copies, and that a reader of a writable handle buffers.
 const PIECE: u64 = 64 << 10;
@@ -71,10 +74,10 @@ impl MemoryMappedFile {
 /// [stream](MemoryMappedFile::stream) does.
 ///
 /// An idle reader holds no lease. `fill_buf` lends the mapping on a read-only handle, under a lease
-/// that ends when what was lent is consumed; on a writable handle it lends a copy of at most 64 KiB,
-/// so that a write of bytes that the reader has buffered never waits for the reader. Bytes that an
-/// atomic view shows are copied as [`read_into`](MemoryMappedFile::read_into) copies them, also on a
-/// read-only handle.
+/// that ends when what was lent is consumed or read; on a writable handle it lends a copy of at
+/// most 64 KiB, so that a write of bytes that the reader has buffered never waits for the reader.
+/// Bytes that an atomic view shows are copied as [`read_into`](MemoryMappedFile::read_into) copies
+/// them, also on a read-only handle.
 ///
 /// # Examples
 ///
@@ -99,6 +102,9 @@ pub struct MmapReader {
     position: u64,
     /// What `fill_buf` lends, from `position` on.
     buffered: Bytes,
+    /// Whether that is a part of the mapping, and no copy. Then it may be cut off, or leave memory,
+    /// at any time.
+    is_mapped: bool,
     /// The bytes at `position`, being read in.
     reading: Option<Reading>,
     read_ahead: Arc<ReadAhead>,
@@ -129,6 +135,7 @@ impl MmapReader {
             end,
             position: 0,
             buffered: Bytes::new(),
+            is_mapped: false,
             reading: None,
         }
     }
@@ -218,54 +225,87 @@ impl MmapReader {
         most: usize,
         mut copy: impl FnMut(&[u8]),
     ) -> Poll<io::Result<usize>> {
-        if self.buffered.is_empty() {
-            let most = (most as u64).min(PIECE);
-            let Some(Ready { range, lease }) = ready!(self.poll_ready(context, most))? else {
-                return Poll::Ready(Ok(0));
-            };
-            self.file.copy_out(&lease, range, copy)?;
-            copied(range.len());
-            self.position += range.len();
-            return Poll::Ready(Ok(range.len() as usize));
+        if !self.buffered.is_empty() && !self.is_mapped {
+            let len = most.min(self.buffered.len());
+            copy(&self.buffered[..len]);
+            copied(len as u64);
+            self.advance(len);
+            return Poll::Ready(Ok(len));
         }
-        let len = most.min(self.buffered.len());
-        copy(&self.buffered[..len]);
-        copied(len as u64);
-        self.advance(len);
-        Poll::Ready(Ok(len))
+        let most = (most as u64).min(PIECE);
+        let Some(Ready { range, lease }) = ready!(self.poll_ready(context, most))? else {
+            return Poll::Ready(Ok(0));
+        };
+        self.file.copy_out(&lease, range, copy)?;
+        copied(range.len());
+        self.pass(range.len());
+        Poll::Ready(Ok(range.len() as usize))
     }
 
     fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        if let Err(error) = self.check_buffered() {
+            self.buffered = Bytes::new();
+            return Poll::Ready(Err(error.into()));
+        }
         if self.buffered.is_empty() {
             if let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? {
-                let lent = match self.file.handle.may_write() {
-                    // Refused for bytes in atomic use, among others.
-                    false => self.file.try_bytes(range)?,
-                    true => None,
-                };
-                self.buffered = match lent {
-                    Some(bytes) => bytes,
-                    None => {
-                        let mut copy = Vec::with_capacity(range.len() as usize);
-                        self.file
-                            .copy_out(&lease, range, |bytes| copy.extend_from_slice(bytes))?;
-                        copied(range.len());
-                        copy.into()
-                    }
-                };
+                self.buffer(range, &lease)?;
             }
         }
         Poll::Ready(Ok(&self.buffered))
     }
 
+    /// Buffers a range, which lies at the position.
+    fn buffer(&mut self, range: ByteRange, lease: &CopyLease<Arc<Handle>>) -> Result<()> {
+        let lent = match self.file.handle.may_write() {
+            // Refused for bytes in atomic use, among others.
+            false => self.file.try_bytes(range)?,
+            true => None,
+        };
+        self.is_mapped = lent.is_some();
+        self.buffered = match lent {
+            Some(bytes) => bytes,
+            None => {
+                let mut copy = Vec::with_capacity(range.len() as usize);
+                self.file
+                    .copy_out(lease, range, |bytes| copy.extend_from_slice(bytes))?;
+                copied(range.len());
+                copy.into()
+            }
+        };
+        Ok(())
+    }
+
+    /// Fails if what is buffered may show the zeroes of a page that was lost.
+    fn check_buffered(&self) -> Result<()> {
+        if !IS_ON || !self.is_mapped || self.buffered.is_empty() {
+            return Ok(());
+        }
+        let handle = &self.file.handle;
+        handle.shared.check_whole(handle.protection())?;
+        let base = handle.shared.base(handle.protection()) as usize;
+        let offset = (self.start + self.position) as usize;
+        if self.buffered.as_ptr() as usize == base.wrapping_add(offset) {
+            return Ok(());
+        }
+        // The file has another map by now: since it has grown, or since that map has lost a page.
+        // In a forked child the list of maps may stay locked.
+        check()?;
+        residency::check_mapped(&self.buffered)
+    }
+
     fn advance(&mut self, len: usize) {
         // More than there is would be a mistake of the caller: nothing is skipped then.
-        let len = len.min(self.buffered.len());
-        self.position += len as u64;
+        self.pass(len.min(self.buffered.len()) as u64);
+    }
+
+    /// Goes on behind the next `len` bytes.
+    fn pass(&mut self, len: u64) {
+        self.position += len;
         // The lease goes with the last of it.
-        self.buffered = match len == self.buffered.len() {
-            true => Bytes::new(),
-            false => self.buffered.slice(len..),
+        self.buffered = match usize::try_from(len) {
+            Ok(len) if len < self.buffered.len() => self.buffered.slice(len..),
+            _ => Bytes::new(),
         };
     }
 

@@ -4,12 +4,13 @@
 use std::fs::{self, File};
 use std::sync::mpsc;
 
+use futures_lite::{AsyncBufReadExt, AsyncReadExt};
 use mmap_io::{MemoryMappedFile, MmapAdvice, MmapIoError};
 
 use super::{in_a_child, PAGE};
 use crate::common::child::child;
 use crate::common::disk::{truncate, MIB};
-use crate::common::{block_on, poll_once, with_timeout};
+use crate::common::{block_on, pattern, poll_once, with_timeout};
 use crate::refused_calls::refuse;
 
 const LEN: u64 = 64 * MIB;
@@ -118,6 +119,37 @@ fn lost_pages_that_stay_locked_hold_nothing_up() {
             assert_eq!(view[0], 0);
             assert_eq!(with_timeout(file.refresh()).await.unwrap(), PAGE);
             assert_eq!(file.slice(0, 1).await.unwrap(), [1]);
+        });
+    });
+}
+
+/// The buffer of a reader shows the file itself, and so the zeroes of a page that was lost.
+#[test]
+fn reader_does_not_go_on_with_lost_buffer() {
+    in_a_child(child!(reader_does_not_go_on_with_lost_buffer), |dir| {
+        block_on(async {
+            let path = dir.join("data");
+            fs::write(&path, pattern(60_000)).unwrap();
+            let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+            let view = file.bytes(50_000, 1).unwrap();
+            let mut readers = [file.reader(), file.reader()];
+            for reader in &mut readers {
+                assert_eq!(reader.fill_buf().await.unwrap(), pattern(60_000));
+                reader.consume(20_000);
+            }
+            truncate(&path, PAGE);
+            assert_eq!(view[0], 0);
+            let errors = [
+                readers[0].fill_buf().await.map(drop).unwrap_err(),
+                readers[1].read(&mut [0; 10]).await.map(drop).unwrap_err(),
+            ];
+            for error in errors {
+                let cause = error.get_ref().unwrap().downcast_ref();
+                assert!(
+                    matches!(cause, Some(MmapIoError::Faulted { .. })),
+                    "{error:?}"
+                );
+            }
         });
     });
 }

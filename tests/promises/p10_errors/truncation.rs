@@ -1,10 +1,13 @@
 //! A file that another process has cut is an error of the operation that meets the cut.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 
 use futures_lite::future::poll_once;
+use futures_lite::{AsyncBufReadExt, AsyncReadExt};
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
+use crate::common::child::{alone, child};
 use crate::common::disk::truncate;
 use crate::common::{block_on, is_quiet, pattern, patterned, wait_until};
 
@@ -232,5 +235,33 @@ fn truncated_source_is_reported() {
         }
         assert_eq!(file.stats().updates, 0);
         assert!(file.as_slice(0, 1000).unwrap() == pattern(1000)[..]);
+    });
+}
+
+/// A reader of a handle that cannot write lends the mapping itself, and copies from it later.
+#[test]
+fn reader_meets_cut_behind_its_buffer() {
+    // Without the error, the copy ends the process.
+    alone(child!(reader_meets_cut_behind_its_buffer), || {
+        let dir = tempfile::tempdir().unwrap();
+        block_on(async {
+            let (path, _) = patterned(dir.path(), 60_000).await;
+            let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+            let mut reader = file.reader();
+            assert_eq!(reader.fill_buf().await.unwrap().len(), 60_000);
+            // What is lent can be read through another method, and is gone then.
+            let mut some = [0; 100];
+            reader.read_exact(&mut some).await.unwrap();
+            assert_eq!(some, pattern(100)[..]);
+            assert_eq!(reader.fill_buf().await.unwrap(), &pattern(60_000)[100..]);
+            reader.consume(20_000 - 100);
+            truncate(&path, 10_000);
+            for _ in 0..2 {
+                let error = reader.read(&mut some).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error:?}");
+                assert_eq!(some, pattern(100)[..]);
+                assert_eq!(reader.position(), 20_000);
+            }
+        });
     });
 }
