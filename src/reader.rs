@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_lite::{AsyncBufRead, AsyncRead, AsyncSeek};
 
 use crate::boxed::Boxed;
-use crate::error::Result;
+use crate::error::{MmapIoError, Result};
 use crate::fairness::copied;
 use crate::fault_guard::IS_ON;
 use crate::file::{Handle, MemoryMappedFile, ReadAhead};
@@ -183,7 +183,10 @@ impl MmapReader {
             let len = len.min(reading.len);
             let read = ready!(reading.future.poll(context));
             self.reading = None;
-            read.map_err(io::Error::from)?;
+            match read {
+                Err(error) if self.is_cut(&error) => continue,
+                read => read?,
+            }
             let range = ByteRange::between(start, start + len);
             // Only now, since the future may yield to other tasks after it has waited. A writer may
             // have come first; then it waits once more.
@@ -193,8 +196,14 @@ impl MmapReader {
         }
     }
 
-    /// Begins to read bytes of a range of `total` bytes. If they continue what was read last, more
-    /// is read in than that.
+    /// Whether an operation has failed since the file was cut after its length had been loaded. A
+    /// reader of the whole file goes on with what is left.
+    fn is_cut(&self, error: &MmapIoError) -> bool {
+        self.end.is_none() && matches!(error, MmapIoError::OutOfBounds { .. })
+    }
+
+    /// Begins to read bytes of a range of `total` bytes. If they continue what was read last, more is
+    /// read in than that.
     fn begin(&mut self, position: u64, len: u64, total: u64) -> Reading {
         let (at, end) = (self.start + position, self.start + total);
         let mut advancing = None;
@@ -233,13 +242,18 @@ impl MmapReader {
             return Poll::Ready(Ok(len));
         }
         let most = (most as u64).min(PIECE);
-        let Some(Ready { range, lease }) = ready!(self.poll_ready(context, most))? else {
-            return Poll::Ready(Ok(0));
-        };
-        self.file.copy_out(&lease, range, copy)?;
-        copied(range.len());
-        self.pass(range.len());
-        Poll::Ready(Ok(range.len() as usize))
+        loop {
+            let Some(Ready { range, lease }) = ready!(self.poll_ready(context, most))? else {
+                return Poll::Ready(Ok(0));
+            };
+            match self.file.copy_out(&lease, range, &mut copy) {
+                Err(error) if self.is_cut(&error) => continue,
+                done => done?,
+            }
+            copied(range.len());
+            self.pass(range.len());
+            return Poll::Ready(Ok(range.len() as usize));
+        }
     }
 
     fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
@@ -247,9 +261,13 @@ impl MmapReader {
             self.buffered = Bytes::new();
             return Poll::Ready(Err(error.into()));
         }
-        if self.buffered.is_empty() {
-            if let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? {
-                self.buffer(range, &lease)?;
+        while self.buffered.is_empty() {
+            let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? else {
+                break;
+            };
+            match self.buffer(range, &lease) {
+                Err(error) if self.is_cut(&error) => {}
+                buffered => buffered?,
             }
         }
         Poll::Ready(Ok(&self.buffered))

@@ -10,7 +10,7 @@ use mmap_io::{MemoryMappedFile, MmapIoError};
 use proptest::prelude::*;
 
 use crate::common::probe::{cached, can_probe};
-use crate::common::{block_on, on_a_disk, pattern, patterned, rt_test, with_timeout};
+use crate::common::{block_on, on_a_disk, pattern, patterned, poll_once, rt_test, with_timeout};
 
 mod bytes;
 mod decoders;
@@ -232,6 +232,50 @@ rt_test!(reader_gives_lines_and_copies, |dir| {
         }
     }
 });
+
+/// Reads wait for a view, and have the length that the file had when they began to wait.
+#[test]
+fn reader_goes_on_with_file_that_became_shorter() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (_, file) = patterned(dir.path(), LEN).await;
+        for lends in [false, true] {
+            file.resize(LEN as u64).await.unwrap();
+            let mut view = file.as_slice_mut(0, 10).await.unwrap();
+            view.copy_from_slice(&pattern(10));
+            let (mut reader, mut part) = (file.reader(), file.reader_range(..2000).unwrap());
+            let mut buffer = [0; 5000];
+            for reader in [&mut reader, &mut part] {
+                let waits = match lends {
+                    true => poll_once(reader.fill_buf()).await.is_none(),
+                    false => poll_once(reader.read(&mut buffer)).await.is_none(),
+                };
+                assert!(waits);
+            }
+            file.resize(1000).await.unwrap();
+            drop(view);
+            let (read, refused) = match lends {
+                true => {
+                    let refused = with_timeout(part.fill_buf()).await.map(drop);
+                    (with_timeout(reader.fill_buf()).await.unwrap(), refused)
+                }
+                false => {
+                    let refused = with_timeout(part.read(&mut buffer)).await.map(drop);
+                    let len = with_timeout(reader.read(&mut buffer)).await.unwrap();
+                    (&buffer[..len], refused)
+                }
+            };
+            assert_eq!(read, &pattern(1000)[..]);
+            // The end of a range is not that of the file.
+            let refused = refused.unwrap_err();
+            let cause = refused.get_ref().unwrap().downcast_ref();
+            assert!(
+                matches!(cause, Some(MmapIoError::OutOfBounds { .. })),
+                "{refused:?}"
+            );
+        }
+    });
+}
 
 #[derive(Clone, Debug)]
 enum Step {
