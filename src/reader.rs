@@ -105,6 +105,8 @@ pub struct MmapReader {
     /// Whether that is a part of the mapping, and no copy. Then it may be cut off, or leave memory,
     /// at any time.
     is_mapped: bool,
+    /// Whether the last answer of `fill_buf` was that there is nothing to read.
+    has_told_end: bool,
     /// The bytes at `position`, being read in.
     reading: Option<Reading>,
     read_ahead: Arc<ReadAhead>,
@@ -136,6 +138,7 @@ impl MmapReader {
             position: 0,
             buffered: Bytes::new(),
             is_mapped: false,
+            has_told_end: false,
             reading: None,
         }
     }
@@ -170,13 +173,11 @@ impl MmapReader {
             // Loaded once: the file may be resized at any time.
             let (position, total) = (self.position, self.len());
             let len = most.min(total.saturating_sub(position));
-            if len == 0 {
-                self.reading = None;
-                return Poll::Ready(Ok(None));
-            }
-            let start = self.start + position;
             // It may have been asked for before, perhaps with another length.
-            if !matches!(&self.reading, Some(reading) if reading.position == position) {
+            let goes_on = |reading: &Reading| {
+                reading.position == position && (reading.len == 0) == (len == 0)
+            };
+            if !self.reading.as_ref().is_some_and(goes_on) {
                 self.reading = Some(self.begin(position, len, total));
             }
             let reading = self.reading.as_mut().expect("set above");
@@ -187,6 +188,10 @@ impl MmapReader {
                 Err(error) if self.is_cut(&error) => continue,
                 read => read?,
             }
+            if len == 0 {
+                return Poll::Ready(Ok(None));
+            }
+            let start = self.start + position;
             let range = ByteRange::between(start, start + len);
             // Only now, since the future may yield to other tasks after it has waited. A writer may
             // have come first; then it waits once more.
@@ -205,6 +210,15 @@ impl MmapReader {
     /// Begins to read bytes of a range of `total` bytes. If they continue what was read last, more is
     /// read in than that.
     fn begin(&mut self, position: u64, len: u64, total: u64) -> Reading {
+        let file = self.file.clone();
+        if len == 0 {
+            // An operation as well: a loop that follows the file is to yield at its end.
+            return Reading {
+                position,
+                len,
+                future: Boxed::new(async move { file.read_bytes(0, 0).await.map(drop) }),
+            };
+        }
         let (at, end) = (self.start + position, self.start + total);
         let mut advancing = None;
         if !(self.recent.start..=self.recent.end).contains(&at) {
@@ -214,7 +228,6 @@ impl MmapReader {
             self.recent.end = piece.end();
             advancing = self.read_ahead.advance(piece, end);
         }
-        let file = self.file.clone();
         Reading {
             position,
             len,
@@ -257,12 +270,18 @@ impl MmapReader {
     }
 
     fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        // A caller that has got an answer may poll once more, and expects one at once.
+        let was_told = std::mem::take(&mut self.has_told_end);
+        if was_told && self.len() <= self.position {
+            return Poll::Ready(Ok(&[]));
+        }
         if let Err(error) = self.check_buffered() {
             self.buffered = Bytes::new();
             return Poll::Ready(Err(error.into()));
         }
         while self.buffered.is_empty() {
             let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? else {
+                self.has_told_end = true;
                 break;
             };
             match self.buffer(range, &lease) {

@@ -8,10 +8,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
+use futures_lite::{AsyncBufReadExt, AsyncReadExt};
 use mmap_io::MemoryMappedFile;
 
 use crate::common::child::{alone, child};
-use crate::common::{block_on, patterned, TIMEOUT};
+use crate::common::{block_on, patterned, poll_once, TIMEOUT};
 
 /// Rounds of each loop.
 const ROUNDS: u32 = 5000;
@@ -68,8 +69,6 @@ fn reads_of_resident_bytes_are_fair() {
 /// that makes an atomic view of the bytes, perhaps the very thread that is to run the task.
 #[test]
 fn yielding_copies_hold_no_lease() {
-    use futures_lite::{AsyncBufReadExt, AsyncReadExt};
-
     async fn check<T>(file: &MemoryMappedFile, copy: impl Future<Output = T>) -> u32 {
         let mut copy = pin!(copy);
         let mut yields = 0;
@@ -93,6 +92,29 @@ fn yielding_copies_hold_no_lease() {
             yields[2] += check(&file, file.read_into(0, &mut byte)).await;
         }
         assert!(yields.iter().all(|yields| *yields > 0), "{yields:?}");
+    });
+}
+
+/// What has been read from a file that grows is asked for again and again.
+#[test]
+fn reads_at_the_end_are_fair() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let file = resident_file(dir.path()).await;
+        for mut reader in [file.reader(), file.reader_range(..1000).unwrap()] {
+            reader.set_position(file.len());
+            let mut byte = [0];
+            assert_fair!("read", reader.read(&mut byte));
+            assert_fair!("fill_buf", async { reader.fill_buf().await.map(drop) });
+            assert_fair!("read of nothing", reader.read(&mut []));
+        }
+        // A read that has yielded at the end finds what was appended since.
+        let mut reader = file.reader();
+        reader.set_position(file.len());
+        let mut byte = [0];
+        while poll_once(reader.read(&mut byte)).await.is_some() {}
+        file.append(b"x").await.unwrap();
+        assert_eq!((reader.read(&mut byte).await.unwrap(), byte), (1, *b"x"));
     });
 }
 
