@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 
 use super::MemoryMappedFile;
 use crate::descriptor::Descriptor;
-use crate::fairness::operation;
 use crate::map::Protection;
 use crate::offload::{check, spawn};
 use crate::open_file::OpenFile;
@@ -14,6 +13,7 @@ use crate::range::{ByteRange, PageRange};
 use crate::residency;
 use crate::sync::lock;
 use crate::sys;
+use crate::trace;
 
 /// How far behind a piece pages are looked up that are not in memory. More than the system reads
 /// ahead: what it has read for this reader is not taken for what was in memory before.
@@ -147,8 +147,11 @@ impl ReadAhead {
             Ok(())
         });
         Some(async move {
+            // No operation that takes part in fairness: the thread has not waited for it if the
+            // caller polls it again only when it is done.
+            let subject = (piece.start(), piece.len());
             // See above.
-            let _ = operation("reading ahead", (piece.start(), piece.len()), read).await;
+            let _ = trace::operation("reading ahead", &subject, read).await;
         })
     }
 

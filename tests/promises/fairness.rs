@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
-use futures_lite::{AsyncBufReadExt, AsyncReadExt};
+use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
 use mmap_io::MemoryMappedFile;
 
-use crate::common::child::{alone, child};
+use crate::common::child::{alone, child, with_one_pool_thread};
 use crate::common::{block_on, patterned, poll_once, TIMEOUT};
 
 /// Rounds of each loop.
@@ -92,6 +92,35 @@ fn yielding_copies_hold_no_lease() {
             yields[2] += check(&file, file.read_into(0, &mut byte)).await;
         }
         assert!(yields.iter().all(|yields| *yields > 0), "{yields:?}");
+    });
+}
+
+/// The pages ahead are read in by jobs of the pool. A task that works on each item finds them done.
+#[test]
+fn stream_beside_work_is_fair() {
+    const ITEMS: u32 = 2048;
+    with_one_pool_thread(child!(stream_beside_work_is_fair), || {
+        let dir = tempfile::tempdir().unwrap();
+        block_on(async {
+            let file = resident_file(dir.path()).await;
+            let chunk = file.len() as usize / ITEMS as usize;
+            let mut items = 0;
+            let (sender, done) = mpsc::channel();
+            let looped = async {
+                let mut stream = file.stream(.., chunk).unwrap().drop_behind(true);
+                while let Some(item) = stream.next().await {
+                    item.unwrap();
+                    items += 1;
+                    // The only thread of the pool has done all that it was given before.
+                    let sender = sender.clone();
+                    blocking::unblock(move || sender.send(()).unwrap()).detach();
+                    done.recv_timeout(TIMEOUT).unwrap();
+                }
+            };
+            let turns = turns_beside(looped).await;
+            assert_eq!(items, ITEMS);
+            assert!(turns >= ITEMS / 128, "{turns} turns beside a stream");
+        });
     });
 }
 
