@@ -81,8 +81,8 @@ pub struct MmapStream {
     has_begun: bool,
     /// The next piece, being read in.
     advancing: Option<Boxed<()>>,
-    /// The next piece, being leased.
-    reading: Option<Boxed<Result<Bytes>>>,
+    /// The next piece, being made ready to be leased.
+    reading: Option<Boxed<Result<()>>>,
 }
 
 impl MmapStream {
@@ -159,20 +159,29 @@ impl Stream for MmapStream {
             this.advancing = None;
         }
         let (next, len) = (this.next, this.next_len());
-        let file = &this.file;
-        let reading = this
-            .reading
-            .get_or_insert_with(|| Boxed::new(file.read_bytes(next, len)));
-        let read = ready!(reading.poll(context));
-        this.reading = None;
-        match &read {
-            Ok(_) => {
-                this.next += len;
-                this.advance();
+        let range = ByteRange::between(next, next + len);
+        loop {
+            let file = &this.file;
+            let reading = this
+                .reading
+                .get_or_insert_with(|| Boxed::new(file.clone().read_in_to_lend(next, len)));
+            let read = ready!(reading.poll(context));
+            this.reading = None;
+            // Only now, since the future may yield to other tasks after it has waited, and an idle
+            // stream holds no lease. A writer may have come first; then it waits once more.
+            let leased = read.and_then(|()| file.try_bytes(range));
+            let Some(item) = leased.transpose() else {
+                continue;
+            };
+            match &item {
+                Ok(_) => {
+                    this.next += len;
+                    this.advance();
+                }
+                Err(_) => this.next = this.end,
             }
-            Err(_) => this.next = this.end,
+            return Poll::Ready(Some(item));
         }
-        Poll::Ready(Some(read))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

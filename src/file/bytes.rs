@@ -138,6 +138,18 @@ impl MemoryMappedFile {
         })
     }
 
+    /// Reads a range in, and waits until nothing conflicts with a view of it.
+    pub(crate) async fn read_in_to_lend(self, offset: u64, len: u64) -> Result<()> {
+        operation("reading", (offset, len), async {
+            let Some(range) = self.handle.range(offset, len)? else {
+                return Ok(());
+            };
+            let lease = self.resident_lease(&*self.shared, Hold::Copy, range);
+            lease.await.map(drop)
+        })
+        .await
+    }
+
     /// Returns the same `Bytes`, or `None` if anything conflicts with their lease.
     pub(crate) fn try_bytes(&self, range: ByteRange) -> Result<Option<Bytes>> {
         match Lease::try_shared(self.handle.clone(), Hold::Entry, range) {

@@ -12,7 +12,7 @@ use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
 use mmap_io::MemoryMappedFile;
 
 use crate::common::child::{alone, child, with_one_pool_thread};
-use crate::common::{block_on, patterned, poll_once, TIMEOUT};
+use crate::common::{block_on, patterned, poll_once, with_timeout, TIMEOUT};
 
 /// Rounds of each loop.
 const ROUNDS: u32 = 5000;
@@ -144,6 +144,32 @@ fn reads_at_the_end_are_fair() {
         while poll_once(reader.read(&mut byte)).await.is_some() {}
         file.append(b"x").await.unwrap();
         assert_eq!((reader.read(&mut byte).await.unwrap(), byte), (1, *b"x"));
+    });
+}
+
+/// A stream that has yielded may get no turn until its task has written what the stream would show.
+#[test]
+fn yielding_stream_holds_no_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let file = resident_file(dir.path()).await;
+        let mut yields = 0;
+        let mut at = 0;
+        let mut stream = file.stream(.., 1000).unwrap();
+        while at < file.len() {
+            match poll_once(stream.next()).await {
+                Some(item) => at += item.unwrap().unwrap().len() as u64,
+                None => {
+                    yields += 1;
+                    assert_eq!(file.stats().views, 0);
+                    with_timeout(file.update_region(at, b"x")).await.unwrap();
+                    let item = stream.next().await.unwrap().unwrap();
+                    assert_eq!(item[0], b'x');
+                    at += item.len() as u64;
+                }
+            }
+        }
+        assert!(yields > 0);
     });
 }
 
