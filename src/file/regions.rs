@@ -48,11 +48,11 @@ impl MemoryMappedFile {
         &self,
         regions: &[(u64, u64)],
     ) -> impl Future<Output = Result<Vec<Bytes>>> + Send + 'static {
-        let file = self.clone();
-        let ranges = self.ranges(regions);
+        let (file, regions) = (self.clone(), regions.to_vec());
         operation("reading several ranges", Subject::Nothing, async move {
+            let ranges = file.ranges(&regions)?;
             let leased = file
-                .resident_leases(file.handle.clone(), Hold::Entry, &ranges?)
+                .resident_leases(file.handle.clone(), Hold::Entry, &ranges)
                 .await?;
             let bytes = leased.into_iter().map(|leased| match leased {
                 Some((range, lease)) => file.leased_bytes(range, lease),

@@ -137,6 +137,21 @@ rt_test!(regions_keep_their_order_and_may_overlap, |dir| {
     assert!(file.read_regions(&[]).await.unwrap().is_empty());
 });
 
+#[test]
+fn regions_are_checked_at_first_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (_, file) = patterned(dir.path(), LEN).await;
+        let regions = [(0, 10), (LEN as u64, 10)];
+        let (grown, cut) = (file.read_regions(&regions), file.read_regions(&regions));
+        file.resize(2 * LEN as u64).await.unwrap();
+        assert_eq!(grown.await.unwrap(), [&pattern(10)[..], &[0; 10]]);
+        file.resize(LEN as u64).await.unwrap();
+        let cut = cut.await.unwrap_err();
+        assert!(matches!(cut, MmapIoError::OutOfBounds { .. }), "{cut:?}");
+    });
+}
+
 rt_test!(regions_wait_for_a_mutable_view, |dir| {
     let (_, file) = patterned(dir, LEN).await;
     let mut view = file.as_slice_mut(100, 10).await.unwrap();
