@@ -44,6 +44,9 @@ use crate::wakers::{Event, EventListener};
 /// - Changes on a network file system that another machine makes.
 /// - Changes made through another name of the file (a hard link), and a symbolic link or a
 ///   directory on the way to the file that starts to lead elsewhere.
+/// - On Linux, where a directory is mounted at several places (a bind mount), and this process
+///   watches files in it by paths of more than one: changes, to the watches of all of these places
+///   but one.
 ///
 /// Equal events that come before the first of them was received become one event. Which bytes have
 /// changed is not known. On Linux the watch uses `inotify(7)`: one instance for all watches of the

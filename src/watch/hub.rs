@@ -16,7 +16,7 @@ use std::io;
 use std::mem;
 use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use notify::event::{EventKind, MetadataKind, ModifyKind, RenameMode};
@@ -28,7 +28,7 @@ use super::{ChangeKind, Watch};
 use crate::completion::contain;
 use crate::offload::spawn;
 use crate::sync::lock;
-use crate::sys;
+use crate::sys::{self, FileId};
 
 /// How often the directories are read where the system cannot report changes in them.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -41,8 +41,10 @@ static NOTIFIER: Mutex<Option<Notifier>> = Mutex::new(None);
 
 struct Notifier {
     watcher: Box<dyn Watcher + Send>,
-    /// The directories that it listens to.
-    directories: BTreeSet<PathBuf>,
+    /// The directories that it listens to, by their paths; which ones they were, if that is known.
+    directories: BTreeMap<PathBuf, Option<FileId>>,
+    /// Those of them in which changes may have been missed.
+    unsure: BTreeSet<PathBuf>,
 }
 
 /// A watch that ends when it is dropped, without blocking the thread.
@@ -108,7 +110,7 @@ fn listen(directory: &Path) -> io::Result<()> {
         None => Notifier::start()?,
     };
     let result = listening.listen(directory);
-    *notifier = listening.if_needed();
+    listening.put_back(notifier);
     result
 }
 
@@ -116,11 +118,11 @@ fn listen(directory: &Path) -> io::Result<()> {
 fn relisten(directory: &Path) {
     let mut notifier = lock(&NOTIFIER);
     if let Some(mut listening) = notifier.take() {
-        if listening.directories.remove(directory) {
-            let _ = listening.ask(|watcher| watcher.unwatch(directory));
+        if listening.directories.contains_key(directory) {
+            listening.end(&[directory.to_path_buf()]);
             let _ = listening.listen(directory);
         }
-        *notifier = listening.if_needed();
+        listening.put_back(notifier);
     }
 }
 
@@ -135,7 +137,7 @@ fn unlisten() {
             directories.map(Path::to_path_buf).collect()
         };
         listening.keep(&in_use);
-        *notifier = listening.if_needed();
+        listening.put_back(notifier);
     }
 }
 
@@ -151,24 +153,56 @@ impl Notifier {
         };
         Ok(Self {
             watcher,
-            directories: BTreeSet::new(),
+            directories: BTreeMap::new(),
+            unsure: BTreeSet::new(),
         })
     }
 
+    /// Listens to a directory.
+    ///
+    /// `inotify(7)` knows a directory that has several paths only once, and its changes are
+    /// reported by the path that was asked for last. A directory has two while it is being moved:
+    /// its old one leads elsewhere, and the files there are looked at.
     fn listen(&mut self, directory: &Path) -> io::Result<()> {
+        let id = sys::file_id_at(directory).ok();
         self.ask(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive))?;
-        self.directories.insert(directory.to_path_buf());
+        self.directories.insert(directory.to_path_buf(), id);
+        if id.is_some() {
+            let same = self.same_as(&[id]).into_iter();
+            let others = same.filter(|other| other != directory);
+            self.unsure.extend(others);
+        }
         Ok(())
     }
 
+    /// The paths by which it listens to one of the directories.
+    fn same_as(&self, ids: &[Option<FileId>]) -> Vec<PathBuf> {
+        let listened = self.directories.iter();
+        let same = listened.filter(|(_, id)| ids.contains(id));
+        same.map(|(directory, _)| directory.clone()).collect()
+    }
+
     fn keep(&mut self, in_use: &BTreeSet<PathBuf>) {
-        for directory in mem::take(&mut self.directories) {
-            if in_use.contains(&directory) {
-                self.directories.insert(directory);
-            } else {
-                // It fails if the directory is gone, and then there is nothing to do.
-                let _ = self.ask(|watcher| watcher.unwatch(&directory));
-            }
+        let listened = self.directories.keys();
+        let unused = listened.filter(|directory| !in_use.contains(*directory));
+        let unused: Vec<PathBuf> = unused.cloned().collect();
+        self.end(&unused);
+    }
+
+    /// Stops listening to directories.
+    ///
+    /// The system then stops for all paths of those directories, so it is asked again for the
+    /// others.
+    fn end(&mut self, directories: &[PathBuf]) {
+        let mut ended = Vec::new();
+        for directory in directories {
+            ended.extend(self.directories.remove(directory));
+            // It fails if the directory is gone, and then there is nothing to do.
+            let _ = self.ask(|watcher| watcher.unwatch(directory));
+        }
+        for directory in self.same_as(&ended) {
+            let _ = self.listen(&directory);
+            self.unsure.insert(directory);
         }
     }
 
@@ -185,6 +219,19 @@ impl Notifier {
                 ));
                 Err(io::Error::other("the thread that listens does not run"))
             }
+        }
+    }
+
+    /// Puts the listener back, unless it listens to nothing, and has the files looked at whose
+    /// changes it may have missed.
+    fn put_back(mut self, mut notifier: MutexGuard<'_, Option<Self>>) {
+        let unsure = mem::take(&mut self.unsure);
+        *notifier = self.if_needed();
+        drop(notifier);
+        for directory in &unsure {
+            let below = below(directory).into_iter();
+            let inside = below.filter(|watch| watch.path().parent() == Some(directory));
+            inside.for_each(|watch| look(&watch));
         }
     }
 
@@ -228,13 +275,7 @@ fn deliver(event: notify::Result<notify::Event>) {
 /// Looks at the watched files in a directory that was removed or moved away, if it is one, and
 /// listens to the directory that has taken its place.
 fn look_below(directory: &Path) {
-    let below: Vec<_> = {
-        let watches = lock(&WATCHES);
-        let from_here = (Bound::Included(directory), Bound::Unbounded);
-        let below = watches.range::<Path, _>(from_here);
-        let below = below.take_while(|(path, _)| path.starts_with(directory));
-        below.flat_map(|(_, same)| same.clone()).collect()
-    };
+    let below = below(directory);
     if below.is_empty() {
         return;
     }
@@ -244,6 +285,15 @@ fn look_below(directory: &Path) {
         relisten(&directory);
         below.iter().for_each(look);
     });
+}
+
+/// The watches of files in a directory and in those inside it.
+fn below(directory: &Path) -> Vec<Arc<Watch>> {
+    let watches = lock(&WATCHES);
+    let from_here = (Bound::Included(directory), Bound::Unbounded);
+    let below = watches.range::<Path, _>(from_here);
+    let below = below.take_while(|(path, _)| path.starts_with(directory));
+    below.flat_map(|(_, same)| same.clone()).collect()
 }
 
 /// Looks whether a file is at the path, and notes that. Asking may block, so the pool does it.

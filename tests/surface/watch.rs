@@ -15,7 +15,8 @@ use mmap_io::watch::{ChangeEvent, ChangeKind, WatchHandle, WatchStream};
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
 #[cfg(target_os = "linux")]
-use crate::common::child::{child, child_dir};
+use crate::common::child::child_dir;
+use crate::common::child::{child, with_one_pool_thread};
 use crate::common::{block_on, eventually, patterned, poll_once, rt_test, with_timeout, TIMEOUT};
 
 use ChangeKind::{Metadata, Modified, Removed};
@@ -462,5 +463,57 @@ fn many_watches_share_an_instance() {
         let mut changes = file.watch_stream().await.unwrap();
         write(&path, b"new");
         assert_eq!(next(&mut changes).await, Modified);
+    });
+}
+
+/// Holds up the only thread of the pool until the sender is dropped.
+fn hold_pool() -> Sender<()> {
+    let (gate, opens) = mpsc::channel::<()>();
+    blocking::unblock(move || opens.recv()).detach();
+    gate
+}
+
+/// The directory has two paths for a while: the one that it had, which is still listened to, and
+/// its new one. The system knows only one directory.
+#[test]
+fn watch_of_moved_directory_outlives_that_of_its_old_path() {
+    let this = child!(watch_of_moved_directory_outlives_that_of_its_old_path);
+    with_one_pool_thread(this, || {
+        let dir = tempfile::tempdir().unwrap();
+        block_on(async {
+            for ends_by_drop in [false, true] {
+                let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+                fs::create_dir(&new).unwrap();
+                let (path, after) = patterned(&new, 1000).await;
+                fs::rename(&new, &old).unwrap();
+                let before = MemoryMappedFile::open_ro(old.join("data")).await.unwrap();
+                let mut of_old = before.watch_stream().await.unwrap();
+
+                let gate = hold_pool();
+                let mut watching = Box::pin(after.watch_stream());
+                assert!(poll_once(&mut watching).await.is_none());
+                if ends_by_drop {
+                    drop(of_old);
+                    fs::rename(&old, &new).unwrap();
+                    drop(gate);
+                } else {
+                    fs::rename(&old, &new).unwrap();
+                    drop(gate);
+                    until(&mut of_old, Removed).await;
+                    drop(of_old);
+                }
+                let mut changes = with_timeout(watching).await.unwrap();
+                // The only thread of the pool has done what was to be done for the old path.
+                after.metadata().await.unwrap();
+                rest(&mut changes).await;
+                for _ in 0..2 {
+                    write(&path, b"new");
+                    until(&mut changes, Modified).await;
+                    after.metadata().await.unwrap();
+                }
+                drop((changes, before, after));
+                fs::remove_dir_all(&new).unwrap();
+            }
+        });
     });
 }
