@@ -50,6 +50,8 @@ mod copy;
 
 mod huge;
 
+mod at_path;
+
 #[allow(unsafe_code)]
 mod raw;
 
@@ -62,6 +64,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+#[cfg(feature = "watch")]
+pub(crate) use self::at_path::is_absent;
 pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
@@ -79,7 +83,6 @@ use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{HandleRef, OpenFile};
 use crate::range::ByteRange;
-use crate::sys;
 
 /// A handle on a memory-mapped file.
 ///
@@ -390,46 +393,6 @@ impl MemoryMappedFile {
         operation("asking for the metadata", Subject::Nothing, async move {
             let file = handle.file().clone();
             Ok(handle.run_on_pool(move |_| file.metadata()).await?)
-        })
-    }
-
-    /// Returns `true` if the path that was used to open the file still names this file.
-    ///
-    /// It returns `false` if the file was removed or another file was renamed over it. A handle of
-    /// such a file goes on working; bytes that are written to it are lost with the last handle.
-    ///
-    /// # Errors
-    ///
-    /// [`Io`](MmapIoError::Io): the path cannot be looked up, for another reason than that no file
-    /// is there.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future leaves nothing behind.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # futures_lite::future::block_on(async {
-    /// # let dir = tempfile::tempdir()?;
-    /// # let path = dir.path().join("data");
-    /// let file = mmap_io::create_mmap(&path, 100).await?;
-    /// assert!(file.is_at_path().await?);
-    /// std::fs::remove_file(&path)?;
-    /// assert!(!file.is_at_path().await?);
-    /// # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
-    /// ```
-    pub fn is_at_path(&self) -> impl Future<Output = Result<bool>> + Send + 'static {
-        let handle = self.handle.clone();
-        let path = Subject::from(&handle.path);
-        operation("looking up", path, async move {
-            let (file, location) = (handle.file().clone(), handle.location.clone());
-            let looked = handle.run_on_pool(move |_| match sys::file_id_at(&location) {
-                Ok(there) => Ok(there == sys::file_info(&file)?.id),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-                Err(error) => Err(error),
-            });
-            Ok(looked.await?)
         })
     }
 }

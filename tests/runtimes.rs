@@ -527,6 +527,13 @@ rt_test!(path_and_metadata_follow_the_file, |dir| {
     assert!(file.is_at_path().await.unwrap());
     std::fs::remove_file(&path).unwrap();
     assert!(!file.is_at_path().await.unwrap());
+    // A file where its directory was is not the file.
+    let inner = dir.join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    let lost = mmap_io::create_mmap(inner.join("data"), 100).await.unwrap();
+    std::fs::remove_dir_all(&inner).unwrap();
+    std::fs::write(&inner, b"a file").unwrap();
+    assert!(!lost.is_at_path().await.unwrap());
     assert_eq!(file.metadata().await.unwrap().len(), 5000);
     file.update_region(0, b"lives on").await.unwrap();
 });

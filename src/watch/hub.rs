@@ -26,6 +26,7 @@ use notify::{
 
 use super::{ChangeKind, Watch};
 use crate::completion::contain;
+use crate::file::is_absent;
 use crate::offload::spawn;
 use crate::sync::lock;
 use crate::sys::{self, FileId};
@@ -302,7 +303,7 @@ fn look(watch: &Arc<Watch>) {
     let looking = watch.clone();
     let looked = spawn(move || {
         let kind = match fs::symlink_metadata(looking.path()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => ChangeKind::Removed,
+            Err(error) if is_absent(looking.path(), &error) => ChangeKind::Removed,
             _ => ChangeKind::Modified,
         };
         // What was noted since is newer.

@@ -517,3 +517,22 @@ fn watch_of_moved_directory_outlives_that_of_its_old_path() {
         });
     });
 }
+
+#[test]
+fn directory_that_became_a_file_has_no_file() {
+    with_one_pool_thread(child!(directory_that_became_a_file_has_no_file), || {
+        let dir = tempfile::tempdir().unwrap();
+        block_on(async {
+            let inner = dir.path().join("inner");
+            fs::create_dir(&inner).unwrap();
+            let (_, file) = patterned(&inner, 1000).await;
+            let mut changes = file.watch_stream().await.unwrap();
+            let gate = hold_pool();
+            fs::rename(&inner, dir.path().join("former")).unwrap();
+            fs::write(&inner, b"a file").unwrap();
+            drop(gate);
+            assert_eq!(next(&mut changes).await, Removed);
+            assert!(!file.is_at_path().await.unwrap());
+        });
+    });
+}
