@@ -16,6 +16,8 @@ mod read;
 #[allow(unsafe_code)]
 mod bytes;
 
+mod pinned;
+
 mod regions;
 
 mod read_ahead;
@@ -71,7 +73,7 @@ pub use self::builder::MemoryMappedFileBuilder;
 pub use self::iterate::{ChunkIterator, OwnedChunkIterator};
 #[cfg(feature = "iterator")]
 pub use self::iterate_mut::ChunkIteratorMut;
-use self::read::PinnedRanges;
+use self::pinned::PinnedRanges;
 pub(crate) use self::read_ahead::ReadAhead;
 use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result, Subject};
@@ -83,6 +85,7 @@ use crate::mode::MmapMode;
 use crate::offload::offload;
 use crate::open_file::{HandleRef, OpenFile};
 use crate::range::ByteRange;
+use crate::sys;
 
 /// A handle on a memory-mapped file.
 ///

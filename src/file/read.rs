@@ -1,9 +1,10 @@
 //! Reading: zero-copy views, at once or when their pages are in memory, and copies.
 
-use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
+use std::sync::MutexGuard;
 
+use super::pinned::PinnedRanges;
 use super::MemoryMappedFile;
 use crate::error::{MmapIoError, Result};
 use crate::fairness::{copied, operation, viewed};
@@ -14,7 +15,7 @@ use crate::lease::{
 };
 use crate::map::{no_bytes, Protection};
 use crate::offload::check;
-use crate::open_file::{OpenFile, OwnedLease};
+use crate::open_file::OpenFile;
 use crate::range::ByteRange;
 use crate::residency;
 use crate::sync::lock;
@@ -225,22 +226,34 @@ impl MemoryMappedFile {
         }
         let range = ByteRange::new(offset, len, self.len())?;
         self.shared.check_whole(self.protection)?;
-        let mut pinned = match sys::is_forked() {
-            false => lock(&self.handle.pinned),
-            // It may stay locked forever.
-            true => self.handle.pinned.try_lock().map_err(|_| range.busy())?,
-        };
-        pinned.pin(range, |all| {
-            // What was leased before may have been cut off.
+        let span = loop {
+            let Some(all) = self.pinned(range)?.missing(range) else {
+                break self.shared.span(self.protection, range)?;
+            };
+            // Outside the lock, since it may wait. What was leased before may have been cut off.
             let attempt = |_| try_shared(&*self.shared, Hold::Entry, all);
             let token = briefly(&*self.shared, range, all, attempt)?;
-            Ok(Lease::of(self.shared.clone(), token))
-        })?;
-        drop(pinned);
-        let span = self.shared.span(self.protection, range)?;
+            let lease = Lease::of(self.shared.clone(), token);
+            // Before the lease is kept: a call that fails keeps none.
+            let span = self.shared.span(self.protection, range)?;
+            // What it returns is dropped outside the lock: the end of a lease may call wakers.
+            let pinned = self.pinned(range)?.pin(all, lease);
+            if pinned.is_ok() {
+                break span;
+            }
+        };
         // SAFETY: every byte of the range is under a lease that lives as long as the handle,
         // which `self` borrows, and the handle keeps the map.
         Ok(unsafe { span.as_slice() })
+    }
+
+    /// Locks the ranges that [`as_slice_bytes`](Self::as_slice_bytes) has returned.
+    fn pinned(&self, range: ByteRange) -> Result<MutexGuard<'_, PinnedRanges>> {
+        match sys::is_forked() {
+            false => Ok(lock(&self.handle.pinned)),
+            // In a forked child the lock may never be free.
+            true => self.handle.pinned.try_lock().map_err(|_| range.busy()),
+        }
     }
 
     /// Returns a zero-copy view of a range after reading its pages into memory.
@@ -493,40 +506,6 @@ impl MemoryMappedFile {
         let lease = CopyLease::briefly(&*self.shared, range)?;
         self.copy_out(&lease, range, |bytes| copy.extend_from_slice(bytes))?;
         Ok(copy)
-    }
-}
-
-/// Ranges that stay leased: by their start, with their end. No two of them touch each other: ranges
-/// that would are merged, so that a scan in small steps keeps one lease.
-#[derive(Default)]
-pub(super) struct PinnedRanges(BTreeMap<u64, (u64, OwnedLease)>);
-
-impl PinnedRanges {
-    /// The ranges that share a byte with `range` or touch it.
-    fn touching(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + '_ {
-        let up_to = self.0.range(..=range.end()).rev();
-        let up_to = up_to.map(|(start, (end, _))| ByteRange::between(*start, *end));
-        up_to.take_while(move |other| other.end() >= range.start())
-    }
-
-    /// Makes sure that `range` is leased, by the lease that `lease` takes.
-    fn pin(
-        &mut self,
-        range: ByteRange,
-        lease: impl FnOnce(ByteRange) -> Result<OwnedLease>,
-    ) -> Result<()> {
-        if self.touching(range).any(|other| other.contains(range)) {
-            return Ok(());
-        }
-        let joined: Vec<ByteRange> = self.touching(range).collect();
-        let all = joined.iter().copied().fold(range, ByteRange::hull);
-        // The new lease is taken before the leases that it replaces are dropped.
-        let lease = lease(all)?;
-        for other in joined {
-            self.0.remove(&other.start());
-        }
-        self.0.insert(all.start(), (all.end(), lease));
-        Ok(())
     }
 }
 

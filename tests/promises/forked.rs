@@ -218,6 +218,7 @@ fn busy_child() {
         return;
     };
     let (path, file) = block_on(patterned(&dir, 200_000));
+    let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
     let memory = AnonymousMmap::new(200_000).unwrap();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|threads| {
@@ -236,6 +237,11 @@ fn busy_child() {
                 }
             });
         }
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                reader.as_slice_bytes(100_000, 10).unwrap();
+            }
+        });
         let mut all_right = true;
         for _ in 0..200 {
             let (file, memory) = (file.clone(), memory.clone());
@@ -243,6 +249,8 @@ fn busy_child() {
                 let is_right = all_are_refused(&file, &memory);
                 // Writes were applied below 1,000, and none up here.
                 let is_right = is_right && file.as_slice(150_000, 1_000).is_ok();
+                let borrowed = reader.as_slice_bytes(100_000, 10);
+                let is_right = is_right && (borrowed.is_ok() || is_busy(borrowed));
                 drop((file, memory));
                 is_right
             });

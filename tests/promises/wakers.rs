@@ -13,7 +13,9 @@ use std::task::{Context, Wake, Waker};
 use mmap_io::MmapIoError;
 use mmap_io::{MemoryMappedFile, MmapMode};
 
-use crate::common::{block_on, eventually, join_with_timeout, patterned, TIMEOUT};
+use crate::common::{
+    block_on, eventually, join_with_timeout, patterned, poll_once, wait_until, TIMEOUT,
+};
 
 type Waiting = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -155,6 +157,38 @@ fn reader_wakers_may_panic_drop_and_poll() {
     check("read_bytes", hold, || {
         let file = file.clone();
         Box::pin(async move { drop(file.read_bytes(0, 10).await.unwrap()) })
+    });
+}
+
+/// Slices that grow together end the leases that they had apart, which may wake other tasks.
+#[test]
+fn waker_may_ask_for_borrowed_slice() {
+    let dir = tempfile::tempdir().unwrap();
+    join_with_timeout("borrowing slices that touch", async move {
+        let (path, file) = patterned(dir.path(), 10_000).await;
+        file.touch_pages().await.unwrap();
+        let reader = MemoryMappedFile::open_ro(path).await.unwrap();
+        reader.as_slice_bytes(0, 10).unwrap();
+        // The write looks at the lease, and waits for its end.
+        let mut write = Box::pin(file.update_region(0, b"x"));
+        assert!(poll_once(&mut write).await.is_none());
+        wait_until(&file, |stats| stats.oldest_blocked.is_some()).await;
+        let view = file.as_slice_mut(5000, 10).await.unwrap();
+        let clone = reader.clone();
+        let waker = Does::new(move || assert_eq!(clone.as_slice_bytes(100, 10).unwrap().len(), 10));
+        let other = file.clone();
+        let waits = begin(
+            Box::pin(async move { drop(other.slice(0, 6000).await.unwrap()) }),
+            &Waker::from(waker.clone()),
+        );
+        reader.as_slice_bytes(10, 10).unwrap();
+        eventually("the reader is told that a lease has ended", || {
+            waker.is_woken()
+        });
+        drop(view);
+        waits.unwrap().await;
+        drop(reader);
+        write.await.unwrap();
     });
 }
 
