@@ -85,7 +85,7 @@ async fn yield_once() {
             is_on_pool = spawn(wake).is_ok();
         }
         if !is_on_pool {
-            waker.wake_by_ref();
+            contain(|| waker.wake_by_ref());
         }
         Poll::Pending
     })

@@ -193,6 +193,23 @@ fn waker_may_ask_for_borrowed_slice() {
 }
 
 #[test]
+fn waker_may_panic_when_operation_yields() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let file = small_buffer(dir.path()).await;
+        // One that never waits, so that its thread has to yield at last.
+        let mut has_yielded = false;
+        for _ in 0..1000 {
+            let waker = std::mem::ManuallyDrop::new(Waker::from(Arc::new(PanicsInDrop)));
+            let other = file.clone();
+            let read = Box::pin(async move { drop(other.read_bytes(0, 10).await.unwrap()) });
+            has_yielded |= begin(read, &waker).is_some();
+        }
+        assert!(has_yielded);
+    });
+}
+
+#[test]
 fn writer_wakers_may_panic_drop_and_poll() {
     let dir = tempfile::tempdir().unwrap();
     let file = block_on(small_buffer(dir.path()));
