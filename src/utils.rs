@@ -57,11 +57,12 @@ pub fn slice_range(offset: u64, len: u64, total: u64) -> Result<(usize, usize)> 
 
 /// Makes this process stop asking the system which pages are in memory.
 ///
-/// On Linux, a read calls `cachestat` and `mincore` before it decides whether to hop to the pool.
+/// On Linux, a read calls `cachestat` and `mincore` before it decides whether to hop to the pool,
+/// and a write calls `cachestat`.
 /// A filter of system calls that kills the process for an unknown call, as systemd's
 /// `@system-service` does for `mincore`, would end the process at the first read. After this
 /// function, neither call is made, and every read that makes pages resident hops to the pool (20 to
-/// 40 us). A filter that answers with an error does not need it.
+/// 40 us), and so does every write. A filter that answers with an error does not need it.
 ///
 /// It holds for the whole process and cannot be undone, as such a filter cannot be removed either.
 /// Call it before the filter is set, and before other threads use this crate.

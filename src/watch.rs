@@ -62,8 +62,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// - [`WatchFailed`](MmapIoError::WatchFailed): no file is at the path, the system's limit of
-    ///   watches is reached, or no thread can be started.
+    /// - [`WatchFailed`](MmapIoError::WatchFailed): no file is at the path, its directory cannot be
+    ///   read, the system's limit of watches is reached, or no thread can be started.
     /// - [`Io`](MmapIoError::Io): the pool cannot run a job.
     ///
     /// # Cancel safety
@@ -119,8 +119,8 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// - [`WatchFailed`](MmapIoError::WatchFailed): no file is at the path, or the system's limit
-    ///   of watches is reached.
+    /// - [`WatchFailed`](MmapIoError::WatchFailed): no file is at the path, its directory cannot be
+    ///   read, or the system's limit of watches is reached.
     /// - [`Io`](MmapIoError::Io): the pool cannot run a job.
     ///
     /// # Cancel safety

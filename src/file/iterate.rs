@@ -67,7 +67,7 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// As for [`chunks`](Self::chunks).
+    /// As for [`chunks_owned`](Self::chunks_owned).
     pub fn pages_owned(&self) -> OwnedChunkIterator<'_> {
         OwnedChunkIterator(self.pages())
     }
