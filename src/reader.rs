@@ -240,16 +240,17 @@ impl MmapReader {
         }
     }
 
-    /// Passes the next bytes to `copy`, at most `most`, piece by piece.
+    /// Passes the next bytes to `copy`, at most `most`, piece by piece, each with its place among
+    /// them. It may begin again at place 0: then what it has passed before does not count.
     fn poll_copy(
         &mut self,
         context: &mut Context<'_>,
         most: usize,
-        mut copy: impl FnMut(&[u8]),
+        mut copy: impl FnMut(usize, &[u8]),
     ) -> Poll<io::Result<usize>> {
         if !self.buffered.is_empty() && !self.is_mapped {
             let len = most.min(self.buffered.len());
-            copy(&self.buffered[..len]);
+            copy(0, &self.buffered[..len]);
             copied(len as u64);
             self.advance(len);
             return Poll::Ready(Ok(len));
@@ -259,7 +260,12 @@ impl MmapReader {
             let Some(Ready { range, lease }) = ready!(self.poll_ready(context, most))? else {
                 return Poll::Ready(Ok(0));
             };
-            match self.file.copy_out(&lease, range, &mut copy) {
+            let mut at = 0;
+            let copied_out = self.file.copy_out(&lease, range, |bytes| {
+                copy(at, bytes);
+                at += bytes.len();
+            });
+            match copied_out {
                 Err(error) if self.is_cut(&error) => continue,
                 done => done?,
             }
@@ -371,10 +377,8 @@ impl AsyncRead for MmapReader {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let most = buffer.len();
-        let mut filled = 0;
-        self.poll_copy(context, most, |bytes| {
-            buffer[filled..filled + bytes.len()].copy_from_slice(bytes);
-            filled += bytes.len();
+        self.poll_copy(context, most, |at, bytes| {
+            buffer[at..at + bytes.len()].copy_from_slice(bytes);
         })
     }
 }
@@ -412,8 +416,11 @@ mod tokio_traits {
             context: &mut Context<'_>,
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            let most = buffer.remaining();
-            ready!(self.poll_copy(context, most, |bytes| buffer.put_slice(bytes)))?;
+            let (filled, most) = (buffer.filled().len(), buffer.remaining());
+            ready!(self.poll_copy(context, most, |at, bytes| {
+                buffer.set_filled(filled + at);
+                buffer.put_slice(bytes);
+            }))?;
             Poll::Ready(Ok(()))
         }
     }
