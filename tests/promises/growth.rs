@@ -13,7 +13,7 @@ use mmap_io::{MemoryMappedFile, MmapIoError};
 #[cfg(unix)]
 use crate::common::child::{child, child_dir};
 use crate::common::on_a_disk;
-use crate::common::{block_on, pattern, poll_once, rt_test, skip, with_timeout};
+use crate::common::{block_on, eventually, pattern, poll_once, rt_test, skip, with_timeout};
 #[cfg(unix)]
 use crate::common::{patterned, HeldQueue};
 
@@ -262,13 +262,17 @@ fn last_drop_unmaps_large_tmpfs_file() {
         maps.contains(path.to_str().unwrap())
     };
     block_on(async {
+        let mut at_once = 0;
         for _ in 0..10 {
             let file = MemoryMappedFile::create_rw(&path, 1 << 40).await.unwrap();
             file.update_region(1 << 39, &[1; 100_000]).await.unwrap();
             assert!(is_mapped());
             drop(file);
-            assert!(!is_mapped());
+            at_once += u32::from(!is_mapped());
+            // The job of the write may have been the last that had the file.
+            eventually("the file is unmapped", || !is_mapped());
         }
+        assert!(at_once > 0);
     });
 }
 
