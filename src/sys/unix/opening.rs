@@ -240,7 +240,7 @@ fn file_id_in(directory: &File, name: &CStr) -> io::Result<FileId> {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn file_id_in(directory: &File, name: &CStr) -> io::Result<FileId> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
-    super::repeat(|| {
+    uninterrupted(|| {
         let (directory, flags) = (directory.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
         // SAFETY: the name is a live `CStr`, `stat` is live for the call, and `directory` keeps the
         // descriptor open.
