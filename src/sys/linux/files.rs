@@ -100,8 +100,8 @@ pub(in crate::sys) fn subvolume_at(path: &Path) -> u64 {
     }
 }
 
-/// Returns the number of a file's subvolume ([`statx(2)`], `STATX_SUBVOL`), without asking a server;
-/// `None` if the file system has no subvolumes, or the kernel does not tell.
+/// Returns the number of a file's subvolume ([`statx(2)`], `STATX_SUBVOL`), and asks no server for
+/// it. `None` if the file system has no subvolumes, or the kernel does not tell.
 ///
 /// Not to be used on btrfs, which has a device number for each subvolume, and on overlayfs, which
 /// tells the subvolume of the layer that has the file at the moment.
