@@ -199,11 +199,13 @@ pub(crate) unsafe fn replace_by_zeroes(run: Run) -> bool {
     let Some(zeroes) = (unsafe { map_zeroes(null_mut(), run.len, 0) }) else {
         return false;
     };
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let (addr, len) = (run.addr.cast::<libc::c_void>(), run.len);
+    // `libc` has neither the function nor its flags for Android.
+    const MAYMOVE: libc::c_int = 1;
+    const FIXED: libc::c_int = 2;
+    let (flags, addr, len) = (MAYMOVE | FIXED, run.addr.cast::<libc::c_void>(), run.len);
     // SAFETY: the pages that are moved were mapped above, and those that they replace belong to one
     // live mapping, by this function's contract.
-    if unsafe { libc::mremap(zeroes, len, len, flags, addr) } != libc::MAP_FAILED {
+    if unsafe { libc::syscall(libc::SYS_mremap, zeroes, len, len, flags, addr) } != -1 {
         return true;
     }
     // SAFETY: the pages were mapped above, and were not moved.

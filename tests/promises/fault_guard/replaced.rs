@@ -57,7 +57,9 @@ fn many_lost_pages_are_survived() {
 /// The zeroes for all pages that are lost do not fit into the address space at once.
 #[test]
 fn lost_pages_are_replaced_in_parts() {
-    in_a_child(child!(lost_pages_are_replaced_in_parts), |dir| {
+    // No thread of the pool may be starting while there is no room for its stack.
+    let this = child!(lost_pages_are_replaced_in_parts).one_pool_thread();
+    in_a_child(this, |dir| {
         block_on(async {
             const LEN: u64 = 1 << 30;
             let path = dir.join("data");
@@ -74,7 +76,7 @@ fn lost_pages_are_replaced_in_parts() {
     });
 }
 
-/// From now on this process can map only so many bytes more than now.
+/// Limits the address space of this process to what it has mapped, and `more` bytes.
 fn limit_address_space(more: u64) {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
