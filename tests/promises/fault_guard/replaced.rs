@@ -57,7 +57,7 @@ fn many_lost_pages_are_survived() {
 /// The zeroes for all pages that are lost do not fit into the address space at once.
 #[test]
 fn lost_pages_are_replaced_in_parts() {
-    // No thread of the pool may be starting while there is no room for its stack.
+    // Room is left for threads that are starting.
     let this = child!(lost_pages_are_replaced_in_parts).one_pool_thread();
     in_a_child(this, |dir| {
         block_on(async {
@@ -66,7 +66,7 @@ fn lost_pages_are_replaced_in_parts() {
             File::create(&path).unwrap().set_len(LEN).unwrap();
             let file = MemoryMappedFile::open_ro(&path).await.unwrap();
             let view = file.bytes(0, LEN).unwrap();
-            limit_address_space(64 * MIB);
+            limit_address_space(700 * MIB);
             truncate(&path, 4096);
             for page in (1..LEN / PAGE).step_by(99) {
                 assert_eq!(black_box(view[(page * PAGE) as usize]), 0);
