@@ -426,7 +426,7 @@ impl OpenFile {
                 // This process has cut the file, and may have grown it again: the error may be due
                 // to that, and not to another process.
                 Err(_) if self.cuts() != cuts => {}
-                // Where the system cannot populate, the pages were touched.
+                // Again, since a page may have been lost in the meantime.
                 populated => return populated.and_then(|()| self.check_whole(protection)),
             }
         }
