@@ -289,13 +289,17 @@ where
 
     /// Takes a shared lease, however long that takes.
     ///
+    /// # Errors
+    ///
+    /// `OutOfBounds` as soon as the range is outside the file.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves nothing behind.
-    pub(crate) async fn shared(host: H, hold: Hold, range: ByteRange) -> Self {
+    pub(crate) async fn shared(host: H, hold: Hold, range: ByteRange) -> Result<Self> {
         let mut attempt = || try_shared(&*host, hold, range);
-        let token = until_granted(&*host, range, &mut attempt).await;
-        Self::of(host, token)
+        let token = until_granted(&*host, range, &mut attempt).await?;
+        Ok(Self::of(host, token))
     }
 
     /// Takes an atomic lease, which the caller may keep. Waits for conflicts that end soon, as
@@ -565,15 +569,20 @@ pub(crate) fn briefly<T>(
 }
 
 /// Repeats `attempt` until it grants its leases, however long that takes.
+///
+/// # Errors
+///
+/// `OutOfBounds` as soon as the range is outside the file, which is checked before each try.
 pub(crate) async fn until_granted<T>(
     host: &impl LeaseHost,
     range: ByteRange,
     attempt: &mut impl FnMut() -> Result<T, Refused>,
-) -> T {
+) -> Result<T> {
     let mut listening: Listening<'_> = None;
     loop {
+        range.check(host.len())?;
         let (conflict, at) = match attempt() {
-            Ok(granted) => return granted,
+            Ok(granted) => return Ok(granted),
             Err(refused) => refused,
         };
         match (listening.take(), conflict) {

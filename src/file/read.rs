@@ -344,7 +344,7 @@ impl MemoryMappedFile {
             if let Ok(lease) = attempt() {
                 return Ok(lease);
             }
-            let lease = until_granted(&*self.shared, range, &mut attempt).await;
+            let lease = until_granted(&*self.shared, range, &mut attempt).await?;
             // The wait may have been long enough for the system to take the pages out of memory.
             range.check(self.len())?;
             if self.is_resident(range) {

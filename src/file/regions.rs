@@ -139,7 +139,7 @@ impl MemoryMappedFile {
             };
             // Without the leases on the other ranges, which `collect` has dropped: what it waits for
             // may wait for one of them.
-            drop(Lease::shared(host.clone(), hold, conflict).await);
+            drop(Lease::shared(host.clone(), hold, conflict).await?);
             ranges
                 .iter()
                 .try_for_each(|range| range.check(self.len()))?;

@@ -4,6 +4,7 @@
 //! outgrown.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
@@ -18,6 +19,8 @@ use crate::common::{
 
 const BLOCK: u64 = 32 << 10;
 const LEN: u64 = 5 * BLOCK;
+
+type Waiting<'a> = Pin<Box<dyn Future<Output = mmap_io::Result<()>> + 'a>>;
 
 /// A view of one kind or another.
 #[allow(dead_code)] // They exist to be dropped.
@@ -218,6 +221,47 @@ fn shrinking_waits_only_for_tail_views() {
                 wait_until(&file, is_quiet).await;
             }
         }
+    });
+}
+
+#[test]
+fn cut_ends_the_wait_of_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (path, file) = patterned(dir.path(), LEN as usize).await;
+        let other = match cfg!(feature = "cow") {
+            #[cfg(feature = "cow")]
+            true => MemoryMappedFile::open_cow_writable(&path).await.unwrap(),
+            _ => MemoryMappedFile::open_ro(&path).await.unwrap(),
+        };
+        let view = file.as_slice_mut(0, 10).await.unwrap();
+        let mut buffers = [vec![0; LEN as usize], vec![0; LEN as usize]];
+        let mut reads: Vec<Waiting<'_>> = Vec::new();
+        for (handle, buffer) in [&file, &other].into_iter().zip(&mut buffers) {
+            reads.push(Box::pin(async { handle.slice(0, LEN).await.map(drop) }));
+            reads.push(Box::pin(async {
+                handle.read_bytes(0, LEN).await.map(drop)
+            }));
+            reads.push(Box::pin(async { handle.read_into(0, buffer).await }));
+            reads.push(Box::pin(async {
+                handle.slices(&[(0, LEN)]).await.map(drop)
+            }));
+            reads.push(Box::pin(async {
+                handle.read_regions(&[(0, LEN)]).await.map(drop)
+            }));
+        }
+        for read in &mut reads {
+            assert!(poll_once(read).await.is_none());
+        }
+        with_timeout(file.resize(BLOCK)).await.unwrap();
+        for read in reads {
+            let refused = with_timeout(read).await;
+            assert!(matches!(
+                refused,
+                Err(MmapIoError::OutOfBounds { total: BLOCK, .. })
+            ));
+        }
+        drop(view);
     });
 }
 
