@@ -401,7 +401,8 @@ impl MemoryMappedFile {
     ///
     /// It does not wait for atomic views (feature `atomic`): it copies their words by relaxed atomic
     /// loads. No word is torn, but one copy may have words of different moments. The other bytes
-    /// show each write whole or not at all.
+    /// show each write whole or not at all. Through a writable copy-on-write handle it does wait for
+    /// an atomic view of the file.
     ///
     /// # Errors
     ///
