@@ -66,7 +66,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-#[cfg(feature = "watch")]
+#[cfg(all(feature = "watch", any(unix, windows)))]
 pub(crate) use self::at_path::is_absent;
 pub use self::builder::MemoryMappedFileBuilder;
 #[cfg(feature = "iterator")]
