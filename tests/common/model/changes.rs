@@ -254,6 +254,14 @@ impl Board<'_> {
         let Some(result) = &waiting.result else {
             return false;
         };
+        // What was cut off, and no earlier change can bring back, need not wait for its turn.
+        let mut earlier = self.waiting[..next].iter().flat_map(|it| &it.claims);
+        let is_gone = matches!(result, Err(MmapIoError::OutOfBounds { .. }))
+            && waiting.claims.iter().any(|claim| !self.oracle.has(claim))
+            && earlier.all(|claim| claim.end < u64::MAX);
+        if is_gone {
+            return true;
+        }
         // A growth that the model has not seen may have brought it into bounds.
         let is_inside = match waiting.change {
             Change::Write(..) | Change::WriteOwn(..) | Change::Mutable(..) => {

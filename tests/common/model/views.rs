@@ -46,12 +46,10 @@ impl Look {
         }
     }
 
-    /// Whether it fails if the bytes that it names are out of bounds. No bytes are never that, but for
-    /// a range of the standard library.
+    /// Whether it fails if the bytes that it names are out of bounds. No bytes are never that.
     pub(crate) fn has_a_range(self, len: u64) -> bool {
         match self {
             Self::Chunks(_) | Self::ChunksOwned(_) => false,
-            Self::Stream(_) | Self::Reader | Self::FillBuf => true,
             _ => len > 0,
         }
     }
