@@ -221,7 +221,7 @@ impl EventListener {
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{mpsc, Mutex};
+    use std::sync::Mutex;
 
     use futures_lite::future::block_on;
 
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn forked_child_drops_listener_while_list_is_locked() {
         let event = Event::new();
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let mut dropped = Some(event.listen());
         // The event calls this waker, which is not shielded, while it has its list locked.
         let waker = Does::new(move || {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use mmap_io::{manager, replace, MemoryMappedFile};
+use mmap_io::{replace, MemoryMappedFile};
 
 #[cfg(not(windows))]
 use crate::common::rt_test;
@@ -37,7 +37,7 @@ rt_test!(replace_leaves_old_mapping, |dir| {
     let new = MemoryMappedFile::open_rw(&path).await.unwrap();
     assert_eq!(new.as_slice(0, 5000).unwrap(), [1; 5000]);
     assert!(new.is_at_path().await.unwrap());
-    manager::replace(&path, "another").await.unwrap();
+    mmap_io::manager::replace(&path, "another").await.unwrap();
     new.update_region(0, b"new").await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"another");
     assert_eq!(entries(dir), 1);
