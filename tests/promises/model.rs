@@ -70,10 +70,25 @@ fn surface_matches_vec(block_on: BlockOn) {
 
 on_each_runtime!(surface, surface_matches_vec);
 
+/// Runs the operations once, with room for all data.
+fn check_records(records: &[Record]) {
+    let dir = tempfile::tempdir().unwrap();
+    crate::common::block_on(model::run(dir.path(), records, 1 << 20));
+}
+
 /// The first of the ranges has no bytes, and lies past the end.
 #[test]
 fn empty_range_past_the_end() {
-    let record = [10, 0, 129, 0, 97, 168, 14, 77];
-    let dir = tempfile::tempdir().unwrap();
-    crate::common::block_on(model::run(dir.path(), &[record], 1 << 20));
+    check_records(&[[10, 0, 129, 0, 97, 168, 14, 77]]);
+}
+
+/// A slice of bytes 5,000 to 5,100, an append of another process, and a write by the path, of which
+/// the end was appended and the beginning is shown.
+#[test]
+fn write_by_path_of_shown_and_appended_bytes() {
+    check_records(&[
+        [0, 0, 0x13, 0x88, 0, 100, 0, 0],
+        [45, 0, 0, 0, 1, 0x2b, 9, 0],
+        [10, 0, 0x13, 0x24, 0x0c, 0x80, 7, 0xb0],
+    ]);
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::future::{poll_fn, Future};
+use std::mem::replace;
 use std::ops::Range;
 use std::task::Poll;
 
@@ -23,12 +24,15 @@ impl Board<'_> {
         dropped_after: Option<usize>,
     ) {
         if let Change::Write(Way::Path, ..) = change {
+            // Opening it takes note of its length, and the write takes its turn in bytes that were
+            // appended, too.
+            let file_len = self.oracle.content.len() as u64;
+            let known = replace(&mut self.oracle.known, file_len);
             if self.is_blocked(change, &self.oracle.claims(change), self.waiting.len()) {
-                // The file would be opened before the write takes its turn.
+                // The file would be opened before that.
+                self.oracle.known = known;
                 return;
             }
-            // Opening it takes note of its length.
-            self.oracle.known = self.oracle.content.len() as u64;
         }
         if let Change::WriteOwn(from, _, len) = change {
             // It has no source then.
