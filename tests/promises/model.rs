@@ -92,3 +92,25 @@ fn write_by_path_of_shown_and_appended_bytes() {
         [10, 0, 0x13, 0x24, 0x0c, 0x80, 7, 0xb0],
     ]);
 }
+
+/// When the slice is dropped, the file shrinks and grows again at once: the chunks may be found to
+/// be inside before the model has seen the growth.
+#[test]
+fn chunks_behind_shrink_and_growth() {
+    let shrink_and_grow = [
+        // A slice that blocks the shrink to 898 bytes.
+        [0, 244, 189, 57, 114, 161, 47, 70],
+        [226, 80, 3, 130, 104, 154, 164, 209],
+        [95, 85, 156, 53, 41, 248, 121, 184],
+        [231, 51, 69, 34, 155, 91, 35, 128],
+        [159, 240, 188, 124, 147, 5, 216, 58],
+        [8, 71, 201, 93, 191, 113, 232, 60],
+        // The growth, the chunks, and a write behind them.
+        [225, 197, 125, 39, 223, 1, 181, 253],
+        [156, 98, 111, 85, 38, 226, 76, 100],
+        [214, 186, 47, 3, 92, 166, 201, 104],
+    ];
+    for _ in 0..30 {
+        check_records(&shrink_and_grow);
+    }
+}

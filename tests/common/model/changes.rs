@@ -267,12 +267,8 @@ impl Board<'_> {
             return true;
         }
         // A growth that the model has not seen may have brought it into bounds.
-        let is_inside = match waiting.change {
-            Change::Write(..) | Change::WriteOwn(..) | Change::Mutable(..) => {
-                waiting.claims.iter().all(|claim| self.oracle.has(claim))
-            }
-            _ => true,
-        };
+        let is_inside = waiting.claims.iter().all(|claim| self.oracle.has(claim));
+        let is_inside = is_inside || !waiting.change.fills();
         (result.is_err() || is_inside) && !self.is_blocked(&waiting.change, &waiting.claims, next)
     }
 

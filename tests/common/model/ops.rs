@@ -60,6 +60,25 @@ pub(crate) enum Change {
     Copy,
 }
 
+impl Change {
+    /// Whether it changes bytes that are there, and fails if they are out of bounds in its turn.
+    pub(crate) fn fills(&self) -> bool {
+        match self {
+            Self::Write(..)
+            | Self::WriteOwn(..)
+            | Self::Mutable(..)
+            | Self::TryMutable(..)
+            | Self::EachChunk { .. } => true,
+            Self::Append(..)
+            | Self::AppendAt(..)
+            | Self::Resize(_)
+            | Self::GrowTo(_)
+            | Self::Refresh
+            | Self::Copy => false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Region(Durability),

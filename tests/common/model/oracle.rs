@@ -117,20 +117,7 @@ impl Oracle {
         claims: &[Range<u64>],
         expected_len: u64,
     ) -> Answer {
-        let fills = match change {
-            Change::Write(..)
-            | Change::WriteOwn(..)
-            | Change::Mutable(..)
-            | Change::TryMutable(..)
-            | Change::EachChunk { .. } => true,
-            Change::Append(..)
-            | Change::AppendAt(..)
-            | Change::Resize(_)
-            | Change::GrowTo(_)
-            | Change::Refresh
-            | Change::Copy => false,
-        };
-        if fills && claims.iter().any(|claim| !self.has(claim)) {
+        if change.fills() && claims.iter().any(|claim| !self.has(claim)) {
             return Answer::OutOfBounds;
         }
         let file_len = self.content.len() as u64;
