@@ -55,6 +55,13 @@ struct Waiting<'a> {
     result: Option<Result<Outcome<'a>>>,
 }
 
+impl Waiting<'_> {
+    /// Whether a part of its bytes has been cut off since it was submitted.
+    fn was_cut(&self) -> bool {
+        self.claims.iter().any(|claim| claim.end > self.least_len)
+    }
+}
+
 /// A look that waits for mutable or atomic views.
 struct Looking<'a> {
     look: Look,
