@@ -187,6 +187,12 @@ impl MmapIoError {
         Self::InvalidMode(io::Error::new(io::ErrorKind::PermissionDenied, problem).into())
     }
 
+    /// Makes the error of `len` bytes for whose copy there is no memory.
+    pub(crate) fn no_memory(len: u64) -> Self {
+        let problem = format!("there is no memory for a copy of the {len} bytes");
+        io::Error::new(io::ErrorKind::OutOfMemory, problem).into()
+    }
+
     /// Makes the error of a size that the file cannot be given.
     pub(crate) fn resize_failed(cause: impl Into<Cause>) -> Self {
         Self::ResizeFailed(cause.into())

@@ -527,11 +527,25 @@ pub(crate) fn check_mapped(data: &[u8]) -> Result<()> {
 ///
 /// # Errors
 ///
-/// Those of [`read_in_mapped`].
+/// Those of [`read_in_mapped`], and of [`room_for_copy`].
 pub(crate) fn copy_mapped(data: &[u8]) -> Result<Box<[u8]>> {
+    let mut copy = room_for_copy(data.len())?;
     read_in_mapped(data)?;
-    let copy = data.into();
+    copy.extend_from_slice(data);
     check_mapped(data)?;
+    Ok(copy.into())
+}
+
+/// Returns an empty vector with room for exactly `len` bytes, which may be those of a view of a file
+/// that is larger than the memory.
+///
+/// # Errors
+///
+/// `Io` with `OutOfMemory`.
+pub(crate) fn room_for_copy(len: usize) -> Result<Vec<u8>> {
+    let mut copy = Vec::new();
+    let reserved = copy.try_reserve_exact(len);
+    reserved.map_err(|_| MmapIoError::no_memory(len as u64))?;
     Ok(copy)
 }
 

@@ -17,7 +17,7 @@ use crate::map::{no_bytes, Protection};
 use crate::offload::check;
 use crate::open_file::OpenFile;
 use crate::range::ByteRange;
-use crate::residency;
+use crate::residency::{self, room_for_copy};
 use crate::sync::lock;
 use crate::sys;
 use crate::view::MappedSlice;
@@ -406,7 +406,7 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// Those of [`slice`](Self::slice); then nothing was copied.
+    /// Those of [`slice`](Self::slice). What is in `buffer` then is unspecified.
     ///
     /// # Cancel safety
     ///
@@ -503,7 +503,7 @@ impl MemoryMappedFile {
         let Some(range) = self.handle.range(offset, len)? else {
             return Ok(Vec::new());
         };
-        let mut copy = Vec::with_capacity(len as usize);
+        let mut copy = room_for_copy(len as usize)?;
         let lease = CopyLease::briefly(&*self.shared, range)?;
         self.copy_out(&lease, range, |bytes| copy.extend_from_slice(bytes))?;
         Ok(copy)

@@ -17,10 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::budget::{Account, Budget};
-use super::op::{no_memory, Held, Op, Payload};
+use super::op::{Held, Op, Payload};
 use crate::error::Result;
 use crate::lease::{Intervals, Key};
 use crate::range::ByteRange;
+use crate::residency::room_for_copy;
 use crate::sync::lock;
 
 /// The data of a write, in the form in which its future holds it.
@@ -66,9 +67,7 @@ impl Source<'_> {
         );
         // No overflow: `Ranges` has no more bytes.
         let len = self.parts().map(<[u8]>::len).sum();
-        let mut data = Vec::new();
-        let reserved = data.try_reserve_exact(len);
-        reserved.map_err(|_| no_memory(len as u64))?;
+        let mut data = room_for_copy(len)?;
         self.parts().for_each(|part| data.extend_from_slice(part));
         Ok(Payload::Owned(data.into()))
     }

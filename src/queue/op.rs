@@ -1,6 +1,5 @@
 //! One exclusive operation: its action, its ranges and the bytes that it writes.
 
-use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -132,7 +131,7 @@ impl Ranges {
         let total = lens.fold(0, u64::saturating_add);
         match usize::try_from(total) {
             Ok(total) if total <= isize::MAX as usize => Ok(Self::Many(ranges)),
-            _ => Err(no_memory(total)),
+            _ => Err(MmapIoError::no_memory(total)),
         }
     }
 
@@ -169,12 +168,6 @@ impl Ranges {
         let ranges = self.iter().map(|range| range.len() + A_RANGE);
         OWN + ranges.sum::<u64>()
     }
-}
-
-/// The error of a write of `len` bytes for whose copy there is no memory.
-pub(super) fn no_memory(len: u64) -> MmapIoError {
-    let problem = format!("there is no memory for a copy of the {len} bytes");
-    io::Error::new(io::ErrorKind::OutOfMemory, problem).into()
 }
 
 /// The payload of an operation until it starts, and where the operation waits.

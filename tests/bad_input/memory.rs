@@ -82,6 +82,14 @@ fn little_memory_child() {
         assert_kind!(file.try_update_region(0, &view).await, OutOfMemory);
         assert_kind!(file.update_regions(&parts).await, OutOfMemory);
         assert_kind!(file.append(&view).await, OutOfMemory);
+        // These bytes are in a map, so that they are copied by a thread of the pool.
+        let bytes = source.bytes(0, LEN).unwrap();
+        assert_kind!(file.write_bytes(0, bytes).await, OutOfMemory);
+        #[cfg(feature = "iterator")]
+        assert_kind!(
+            source.chunks_owned(LEN as usize).next().unwrap(),
+            OutOfMemory
+        );
 
         // One finds no room at first, so its data is to be copied later. What waits behind it is
         // applied.
