@@ -13,13 +13,13 @@
 use std::cell::Cell;
 use std::future::{poll_fn, Future};
 use std::pin::pin;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::completion::contain;
 use crate::error::{Result, Subject};
 use crate::offload::{has_spare_threads, spawn};
 use crate::trace;
+use crate::wakers::yield_by;
 
 /// How many operations in a row may complete on a thread before one of them yields to the executor.
 const OPERATIONS: u32 = 128;
@@ -70,12 +70,7 @@ async fn fair<T>(operation: impl Future<Output = T>) -> T {
 /// Begins the count anew, and returns `Pending` once.
 async fn yield_once() {
     begin_anew();
-    let mut has_yielded = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut has_yielded, true) {
-            return Poll::Ready(());
-        }
-        let waker = context.waker();
+    yield_by(|waker| {
         let mut is_on_pool = false;
         if ends_row(Instant::now()) && has_spare_threads() {
             let waker = waker.clone();
@@ -87,7 +82,6 @@ async fn yield_once() {
         if !is_on_pool {
             contain(|| waker.wake_by_ref());
         }
-        Poll::Pending
     })
     .await;
 }

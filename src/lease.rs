@@ -27,8 +27,6 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_lite::future::yield_now;
-
 use self::fence::ProcessFences;
 use self::kinds::{Term, Wake};
 use self::table::Table;
@@ -37,7 +35,7 @@ use self::waiting::Waiter;
 use crate::error::Result;
 use crate::range::ByteRange;
 use crate::sys;
-use crate::wakers::scope;
+use crate::wakers::{scope, yield_now};
 
 pub(crate) use self::companions::{Companions, Under};
 pub(crate) use self::copy::CopyLease;

@@ -14,7 +14,7 @@
 //! waits for what a waker may have to bring about.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{poll_fn, Future};
 use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -62,6 +62,27 @@ impl Noted {
             noted.carry_out();
         }
     }
+}
+
+/// Returns `Pending` once, after `wake` has seen to it that the waker is woken.
+pub(crate) async fn yield_by(wake: impl FnOnce(&Waker)) {
+    let mut wake = Some(wake);
+    poll_fn(|context| match wake.take() {
+        Some(wake) => {
+            wake(context.waker());
+            Poll::Pending
+        }
+        None => Poll::Ready(()),
+    })
+    .await;
+}
+
+/// Lets the task be polled again at once.
+pub(crate) async fn yield_now() {
+    yield_by(|waker| {
+        contain(|| waker.wake_by_ref());
+    })
+    .await;
 }
 
 /// Runs `code`. The real wakers that it wakes or drops through ours are woken or dropped after it.

@@ -1,5 +1,7 @@
 //! Readers that wait: for gates, batches, queued leases and cuts.
 
+use std::task::{Context, Wake, Waker};
+
 use super::*;
 use crate::error::MmapIoError;
 
@@ -143,4 +145,23 @@ fn only_overlapping_readers_are_woken() {
     drop(waiters);
     assert_eq!(end(range(0, 1000)), 0);
     assert_eq!(batch(&[range(0, 1000)]), 0);
+}
+
+#[test]
+fn panic_of_waker_at_a_gate_is_contained() {
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("this waker panics");
+        }
+    }
+
+    let host = Host::new();
+    let mut reader = Box::pin(Lease::shared(host.clone(), Hold::Entry, range(0, 10)));
+    host.leases.raise_gate(&[range(0, 100)], None).unwrap();
+    let waker = Waker::from(Arc::new(Panics));
+    let mut context = Context::from_waker(&waker);
+    // Ready only if the gate's millisecond is over.
+    while reader.as_mut().poll(&mut context).is_pending() {}
 }
