@@ -1,5 +1,8 @@
 //! A reader over the file, for decoders and parsers: futures-io's traits, and tokio's.
 
+#[cfg(all(test, target_os = "linux", feature = "fault-guard", not(mmap_io_loom)))]
+mod tests;
+
 use std::fmt;
 use std::io::{self, SeekFrom};
 use std::ops::{Range, RangeBounds};
@@ -105,8 +108,9 @@ pub struct MmapReader {
     /// Whether that is a part of the mapping, and no copy. Then it may be cut off, or leave memory,
     /// at any time.
     is_mapped: bool,
-    /// Whether the last answer of `fill_buf` was that there is nothing to read.
-    has_told_end: bool,
+    /// Whether `poll_fill_buf` of futures-io has answered. futures-lite calls it once more then, and
+    /// panics without a second answer.
+    has_answered: bool,
     /// The bytes at `position`, being read in.
     reading: Option<Reading>,
     read_ahead: Arc<ReadAhead>,
@@ -138,7 +142,7 @@ impl MmapReader {
             position: 0,
             buffered: Bytes::new(),
             is_mapped: false,
-            has_told_end: false,
+            has_answered: false,
             reading: None,
         }
     }
@@ -150,6 +154,7 @@ impl MmapReader {
 
     /// Sets the position. Any may be set: there is nothing to read past the end.
     pub fn set_position(&mut self, position: u64) {
+        self.has_answered = false;
         if position != self.position {
             self.position = position;
             self.buffered = Bytes::new();
@@ -241,13 +246,14 @@ impl MmapReader {
     }
 
     /// Passes the next bytes to `copy`, at most `most`, piece by piece, each with its place among
-    /// them. It may begin again at place 0: then what it has passed before does not count.
+    /// them. At place 0 it begins again: what it has passed before does not count then.
     fn poll_copy(
         &mut self,
         context: &mut Context<'_>,
         most: usize,
         mut copy: impl FnMut(usize, &[u8]),
     ) -> Poll<io::Result<usize>> {
+        self.has_answered = false;
         if !self.buffered.is_empty() && !self.is_mapped {
             let len = most.min(self.buffered.len());
             copy(0, &self.buffered[..len]);
@@ -265,6 +271,10 @@ impl MmapReader {
                 copy(at, bytes);
                 at += bytes.len();
             });
+            if copied_out.is_err() {
+                // Nothing of it counts, whatever comes next.
+                copy(0, &[]);
+            }
             match copied_out {
                 Err(error) if self.is_cut(&error) => continue,
                 done => done?,
@@ -275,19 +285,14 @@ impl MmapReader {
         }
     }
 
-    fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        // A caller that has got an answer may poll once more, and expects one at once.
-        let was_told = std::mem::take(&mut self.has_told_end);
-        if was_told && self.len() <= self.position {
-            return Poll::Ready(Ok(&[]));
-        }
+    /// Buffers the next bytes, if none are buffered; none means the end.
+    fn poll_buffer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Err(error) = self.check_buffered() {
             self.buffered = Bytes::new();
             return Poll::Ready(Err(error.into()));
         }
         while self.buffered.is_empty() {
             let Some(Ready { range, lease }) = ready!(self.poll_ready(context, PIECE))? else {
-                self.has_told_end = true;
                 break;
             };
             match self.buffer(range, &lease) {
@@ -295,7 +300,7 @@ impl MmapReader {
                 buffered => buffered?,
             }
         }
-        Poll::Ready(Ok(&self.buffered))
+        Poll::Ready(Ok(()))
     }
 
     /// Buffers a range, which lies at the position.
@@ -385,10 +390,19 @@ impl AsyncRead for MmapReader {
 
 impl AsyncBufRead for MmapReader {
     fn poll_fill_buf(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        self.get_mut().poll_buffer(context)
+        let this = self.get_mut();
+        if !std::mem::take(&mut this.has_answered) {
+            ready!(this.poll_buffer(context))?;
+            this.has_answered = true;
+        } else if this.buffered.is_empty() {
+            // The file may have grown since; but to be told that it ended is an answer, too.
+            let _ = this.poll_buffer(context);
+        }
+        Poll::Ready(Ok(&this.buffered))
     }
 
     fn consume(mut self: Pin<&mut Self>, len: usize) {
+        self.has_answered = false;
         self.advance(len);
     }
 }
@@ -430,7 +444,9 @@ mod tokio_traits {
             self: Pin<&mut Self>,
             context: &mut Context<'_>,
         ) -> Poll<io::Result<&[u8]>> {
-            self.get_mut().poll_buffer(context)
+            let this = self.get_mut();
+            ready!(this.poll_buffer(context))?;
+            Poll::Ready(Ok(&this.buffered))
         }
 
         fn consume(mut self: Pin<&mut Self>, len: usize) {

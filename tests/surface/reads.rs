@@ -1,7 +1,10 @@
 //! The ways to read many pieces: iterators, regions, streams and readers. Each gives the bytes that a
 //! plain read gives, whatever the sizes; what could break is an end, an order, or a length.
 
+use std::future::poll_fn;
 use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Instant;
 
 use ::bytes::Bytes;
@@ -247,6 +250,37 @@ rt_test!(reader_gives_lines_and_copies, |dir| {
         }
     }
 });
+
+/// Helpers of futures-lite poll `fill_buf` twice. In between, the file grows by pages that are not in
+/// memory.
+#[test]
+fn reader_answers_twice_at_an_end_that_moves() {
+    use futures_lite::AsyncBufRead;
+
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let path = dir.path().join("data");
+        let file = MemoryMappedFile::create_rw(&path, 4096).await.unwrap();
+        let mut reader = file.reader();
+        reader.set_position(4096);
+        for len in [8192, 12_288] {
+            let polled = poll_fn(|context| {
+                let first = Pin::new(&mut reader).poll_fill_buf(context);
+                Poll::Ready(first.map(|bytes| bytes.unwrap().len()))
+            });
+            assert_eq!(polled.await, Poll::Ready(0));
+            file.resize(len).await.unwrap();
+            let polled = poll_fn(|context| {
+                let second = Pin::new(&mut reader).poll_fill_buf(context);
+                Poll::Ready(second.map(|bytes| bytes.unwrap().len()))
+            });
+            assert!(polled.await.is_ready(), "a file of {len} bytes");
+            let bytes = reader.fill_buf().await.unwrap().len();
+            assert_eq!(bytes, 4096);
+            reader.consume(bytes);
+        }
+    });
+}
 
 /// Reads wait for a view, and have the length that the file had when they began to wait.
 #[test]
