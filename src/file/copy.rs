@@ -222,7 +222,13 @@ fn overwrite(
     }
     if let Some(lease) = private {
         lease.host().copy_private(destination, len, lease)?;
-    } else if !(sys::file_len(source)? == len && sys::clone_file(source, destination)) {
+    } else if sys::file_len(source)? == len && sys::clone_file(source, destination) {
+        // The file may have become longer before it was cloned, by half of an append; or shorter.
+        if sys::file_len(destination)? > len {
+            destination.set_len(len)?;
+        }
+        residency::check_length(Some(destination), &[ByteRange::between(0, len)])?;
+    } else {
         sys::copy_contents(source, destination, len).map_err(|error| {
             // Another process may have shortened the file in the meantime.
             let whole = residency::check_length(Some(source), &[ByteRange::between(0, len)]);
