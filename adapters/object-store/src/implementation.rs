@@ -97,9 +97,13 @@ impl ObjectStore for MappedFileSystem {
         options: PutOptions,
     ) -> Result<PutResult> {
         let (local, target) = (local(self).clone(), location.clone());
-        let put = on_pool(async move { local.put_opts(&target, payload, options).await }).await;
-        self.shared.cache.forget(location.as_ref());
-        put
+        let shared = Arc::clone(&self.shared);
+        on_pool(async move {
+            let put = local.put_opts(&target, payload, options).await;
+            shared.cache.forget(target.as_ref());
+            put
+        })
+        .await
     }
 
     async fn put_multipart_opts(
@@ -145,18 +149,25 @@ impl ObjectStore for MappedFileSystem {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let (local, source, target) = (local(self).clone(), from.clone(), to.clone());
-        let copied = on_pool(async move { local.copy_opts(&source, &target, options).await }).await;
-        self.shared.cache.forget(to.as_ref());
-        copied
+        let shared = Arc::clone(&self.shared);
+        on_pool(async move {
+            let copied = local.copy_opts(&source, &target, options).await;
+            shared.cache.forget(target.as_ref());
+            copied
+        })
+        .await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
         let (local, source, target) = (local(self).clone(), from.clone(), to.clone());
-        let renamed =
-            on_pool(async move { local.rename_opts(&source, &target, options).await }).await;
-        self.shared.cache.forget(from.as_ref());
-        self.shared.cache.forget(to.as_ref());
-        renamed
+        let shared = Arc::clone(&self.shared);
+        on_pool(async move {
+            let renamed = local.rename_opts(&source, &target, options).await;
+            shared.cache.forget(source.as_ref());
+            shared.cache.forget(target.as_ref());
+            renamed
+        })
+        .await
     }
 }
 

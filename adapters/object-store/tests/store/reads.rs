@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use blocking::unblock;
 use bytes::Bytes;
-use futures_lite::future::{block_on, poll_once};
+use futures_lite::future::{block_on, poll_once, yield_now};
 use futures_lite::StreamExt;
 use mmap_io::MemoryMappedFile;
 use mmap_io_object_store::MappedFileSystem;
@@ -215,6 +215,30 @@ fn deleted_object_is_unmapped() {
         upload.complete().await.unwrap();
         assert_eq!(store.stats().maps, 0);
         assert_eq!(store.get_range(&"to".into(), 0..5).await.unwrap(), "parts");
+    });
+}
+
+/// The job of a put that was dropped goes on, and the map of the old object goes with it.
+#[test]
+fn dropped_put_unmaps_the_old_object() {
+    let (_dir, path, store) = store();
+    block_on(async {
+        store.get_range(&object(), 0..10).await.unwrap();
+        assert_eq!(store.stats().cached, 1);
+        let location = object();
+        let mut put = Box::pin(store.put(&location, "new".into()));
+        let is_over = poll_once(&mut put).await.is_some();
+        let begun = Instant::now();
+        while fs::read(&path).unwrap() != b"new" {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no put");
+            yield_now().await;
+        }
+        drop(put);
+        while store.stats().maps > 0 {
+            let is_late = begun.elapsed() > Duration::from_secs(60);
+            assert!(!is_late, "still mapped; ended in a poll: {is_over}");
+            yield_now().await;
+        }
     });
 }
 
