@@ -36,9 +36,20 @@ enum Looked {
 
 /// A file that was opened, to be mapped.
 struct Unmapped {
-    file: File,
+    /// `None` once it is handed over to be mapped, or dropped.
+    file: Option<File>,
     identity: Identity,
     is_local: bool,
+}
+
+/// The request may be given up right after the file was opened. To close it may block, and the thread
+/// that drops the request is one of the executor.
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            blocking::unblock(move || drop(file)).detach();
+        }
+    }
 }
 
 impl Files {
@@ -134,18 +145,15 @@ impl Files {
         let (file, identity) = self.root.open(path)?;
         Ok(Looked::Unmapped(Unmapped {
             is_local: is_local(&file),
-            file,
+            file: Some(file),
             identity,
         }))
     }
 
     /// Maps a file that was opened; `None` if it is shorter by now.
-    async fn map(&self, path: PathBuf, unmapped: Unmapped) -> io::Result<Option<Mapped>> {
-        let Unmapped {
-            file,
-            identity,
-            is_local,
-        } = unmapped;
+    async fn map(&self, path: PathBuf, mut unmapped: Unmapped) -> io::Result<Option<Mapped>> {
+        let file = unmapped.file.take().expect("taken once");
+        let identity = unmapped.identity;
         let file = MemoryMappedFile::from_file(file, MmapMode::ReadOnly, &path).await?;
         if file.len() < identity.len {
             return Ok(None);
@@ -153,7 +161,7 @@ impl Files {
         let mapped = Mapped {
             file,
             identity,
-            is_local,
+            is_local: unmapped.is_local,
         };
         self.cache.insert(path, mapped.clone());
         Ok(Some(mapped))
