@@ -50,7 +50,8 @@ use crate::range::ByteRange;
 ///   which is 4 or 8 bytes.
 /// - [`OutOfBounds`](MmapIoError::OutOfBounds)
 /// - [`Busy`](MmapIoError::Busy): a view that is not atomic, or an atomic view of the other size,
-///   overlaps the words; or a write of more than 1 MiB is being applied to them.
+///   overlaps the words; or a write of more than 1 MiB is being applied to them; or one through a
+///   writable copy-on-write handle to their pages.
 /// - [`Io`](MmapIoError::Io): the system refuses a memory barrier.
 ///
 /// # Blocking

@@ -68,7 +68,7 @@
 //! Views for reading may overlap each other, and so may atomic views of words of one size; the two
 //! kinds exclude each other. A mutable view, a write and a shrink overlap nothing:
 //! they wait for the views of their bytes, for their turn, and for room in the write buffer. Growing
-//! waits for no view, and the memory of a `Bytes` stays valid after the handle is dropped.
+//! waits for no view (but of bytes that another process has cut off), and the memory of a `Bytes` stays valid after the handle is dropped.
 //!
 //! # Order and cancellation
 //!
@@ -113,13 +113,17 @@
 //! # Ok(()) }
 //! ```
 //!
-//! So does a task that holds a [`MappedSliceMut`] and awaits a write over bytes of it, or
-//! [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes) or
-//! [`read_into`](MemoryMappedFile::read_into) of them; and a task that holds one and awaits
-//! [`copy_to`](MemoryMappedFile::copy_to) of the file. A task that holds an atomic view waits forever
-//! for the same operations, except `read_into`, which waits only for an atomic view of the file
-//! below a writable copy-on-write handle. Two tasks that wait for each other's views wait forever.
-//! `try_*` methods never wait.
+//! So does a task that holds a [`MappedSliceMut`] and awaits a write over bytes of it, or anything
+//! that reads them: [`slice`](MemoryMappedFile::slice), [`read_bytes`](MemoryMappedFile::read_bytes),
+//! [`read_into`](MemoryMappedFile::read_into), several ranges at once, a stream, a body or a reader;
+//! and a task that holds one and awaits [`copy_to`](MemoryMappedFile::copy_to) of the file. A task
+//! that holds an atomic view waits forever for the same operations, except `read_into` and a reader,
+//! which wait only for an atomic view of the file below a writable copy-on-write handle. Two tasks
+//! that wait for each other's views wait forever. `try_*` methods never wait.
+//!
+//! A future that has been polled, and is kept without being polled on, counts as the view that it
+//! may have been granted: a task that polls a read once, and then awaits a write of its bytes while
+//! it keeps the future, waits forever.
 //!
 //! [Clippy](https://rust-lang.github.io/rust-clippy/master/index.html#await_holding_invalid_type)
 //! finds views that are held across an `.await`, if the `clippy.toml` of the program has these
@@ -223,7 +227,7 @@
 //! ## A file that another process grows
 //!
 //! Bytes that another process appends become visible, to every handle, when the file is next
-//! opened, refreshed, or grown by [`grow_to`](MemoryMappedFile::grow_to).
+//! opened, refreshed, or grown by [`grow_to`](MemoryMappedFile::grow_to) or an append.
 //!
 //! Several processes may open, create and grow one file at the same time. Opening takes the length
 //! that it finds, and never shortens a file; only [`create`](MemoryMappedFileBuilder::create) and
@@ -282,7 +286,8 @@
 //! [`try_as_slice`](MemoryMappedFile::try_as_slice) go on, except for bytes on which a write, a
 //! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever. If
 //! another thread began or ended one of these at that very moment, so may be all bytes near those
-//! that the parent had changed before. [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes,
+//! that the parent had changed before. A thread of the child can have 16 views, and those that it,
+//! or perhaps others, had at the fork count; to one more, all bytes are `Busy`. [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes,
 //! and so is every view of private pages. To the child the parent is another process: its writes
 //! show under the child's views. Handles, views and futures can be dropped, and the parent runs the
 //! flushes that were scheduled; [`pending_bytes`](MemoryMappedFile::pending_bytes) and

@@ -12,7 +12,7 @@ use crate::range::ByteRange;
 impl MemoryMappedFile {
     /// Returns a raw pointer to the first byte of the file, for reading.
     ///
-    /// It is null if the file is empty and has been since it was opened.
+    /// It may be null, and points to no byte, if the file is empty.
     ///
     /// # Safety
     ///

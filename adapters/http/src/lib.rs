@@ -33,6 +33,7 @@
 //! | 412 | `If-Match` or `If-Unmodified-Since` says that the file is not the one that the client means |
 //! | 416 | a range with no byte inside the file |
 //! | 500 | the file cannot be opened or read |
+//! | 503 | the file is busy for a moment; with `Retry-After` |
 //!
 //! `If-Range` permits ranges only with the strong tag of the file. So a client that resumes a
 //! download gets the rest of the same file or the whole of the new one, and never joins two.
