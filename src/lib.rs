@@ -276,6 +276,8 @@
 //! file is opened again; and one of several hard links to a file of a lower layer becomes a file of
 //! its own. Private pages that were mapped before the copy go on to show the old file.
 //!
+//! A copy of a file that is on overlayfs has no holes, unless it shares the blocks of the file.
+//!
 //! ## A child that is forked off
 //!
 //! A child that the process forks off, and that executes no other program, has none of the threads

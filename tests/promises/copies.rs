@@ -109,6 +109,35 @@ fn copy_has_bytes_that_server_lacks() {
     });
 }
 
+/// A layer of an overlayfs may have such a server: the lower one here, and the upper one since
+/// Linux 5.7.
+#[cfg(target_os = "linux")]
+#[test]
+fn copy_from_overlayfs_has_bytes_that_server_lacks() {
+    let this = child!(copy_from_overlayfs_has_bytes_that_server_lacks);
+    let test = this.test();
+    with_fuse(this, &[("data", 1 << 20)], |fuse| {
+        let dir = tempfile::tempdir().unwrap();
+        let (copy, empty) = (dir.path().join("copy"), dir.path().join("empty"));
+        fs::create_dir(&empty).unwrap();
+        let (lower, empty) = (fuse.path(""), empty.display());
+        let layers = format!("lowerdir={}:{empty}", lower.display());
+        let Some(overlay) = Disk::mount(test, &layers, "overlay", "overlay".as_ref()) else {
+            return;
+        };
+        fuse.refuse(LSEEK, libc::ENXIO);
+        block_on(async {
+            let file = MemoryMappedFile::open_rw(fuse.path("data")).await.unwrap();
+            file.update_region(5000, b"in memory").await.unwrap();
+            let mut expected = pattern(1 << 20);
+            expected[5000..5009].copy_from_slice(b"in memory");
+            let seen = MemoryMappedFile::open_ro(overlay.path("data")).await;
+            assert_eq!(seen.unwrap().copy_to(&copy).await.unwrap(), 1 << 20);
+            assert!(fs::read(&copy).unwrap() == expected);
+        });
+    });
+}
+
 /// The owner alone may open a copy until it is whole; a copy that fails leaves the permissions as
 /// they were, and nothing of the source.
 #[cfg(target_os = "linux")]

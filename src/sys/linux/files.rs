@@ -227,10 +227,11 @@ pub(crate) fn fs_traits(file: &File) -> FsTraits {
 /// Whether `SEEK_DATA` takes the pages for data that are dirty and have no block yet. On FUSE, a
 /// server answers that does not know of them.
 ///
-/// overlayfs asks the file system of its upper layer, which cannot be a remote one.
+/// overlayfs asks the file system of the layer that has the file. That may be such a server as
+/// well: of a lower layer, and since Linux 5.7 of the upper one.
 pub(super) fn seeks_in_cache(file: &File) -> bool {
     let kind = kind_of(file);
-    kind.is_ok_and(|kind| matches!(kind, EXT | XFS | BTRFS | TMPFS | F2FS | OVERLAYFS))
+    kind.is_ok_and(|kind| matches!(kind, EXT | XFS | BTRFS | TMPFS | F2FS))
 }
 
 /// Returns the number of a file's file system ([`fstatfs(2)`]).
