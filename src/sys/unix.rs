@@ -169,9 +169,12 @@ pub(crate) fn allocated(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.blocks().saturating_mul(512))
 }
 
-/// Returns how many bytes of the file's file system are free ([`fstatvfs(3)`]); `None` if the file
-/// system does not tell. The blocks that it keeps in reserve are among them: only the system knows
-/// which processes may use those, and refuses the others when the blocks are allocated.
+/// Returns how many bytes of the file's file system this process may still use ([`fstatvfs(3)`]);
+/// `None` if the file system does not tell.
+///
+/// The blocks that it keeps in reserve are among them for the effective user 0 alone. The system may
+/// let other processes use them as well (`CAP_SYS_RESOURCE`, the `resuid` of ext4), but does not tell
+/// which; any other process would fill the disk up to the reserve before it fails.
 ///
 /// [`fstatvfs(3)`]: https://man7.org/linux/man-pages/man3/fstatvfs.3.html
 pub(super) fn free_space(file: &File) -> Option<u64> {
@@ -183,8 +186,11 @@ pub(super) fn free_space(file: &File) -> Option<u64> {
     told.ok()?;
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
     let stat = unsafe { stat.assume_init() };
+    // SAFETY: `geteuid` takes nothing and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let free = if is_root { stat.f_bfree } else { stat.f_bavail };
     #[allow(clippy::unnecessary_cast)] // They are narrower on some platforms.
-    let (free, block) = (stat.f_bfree as u64, stat.f_frsize as u64);
+    let (free, block) = (free as u64, stat.f_frsize as u64);
     (stat.f_blocks > 0).then_some(free.saturating_mul(block))
 }
 

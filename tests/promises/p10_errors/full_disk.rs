@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use futures_lite::future::zip;
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
+use crate::common::child::{alone, child};
 use crate::common::disk::{assert_full, Disk, MIB};
 use crate::common::{block_on, is_quiet, on_a_disk, pattern, wait_until};
 
@@ -111,16 +113,16 @@ async fn everything_on_a_full(disk: Disk) {
     assert_eq!(file.as_slice(MIB, 4).unwrap(), b"room");
 }
 
-/// Bytes that the file system can still give to unprivileged users and to root.
-fn free(path: &Path) -> u64 {
+/// Bytes that the file system can still give to root, and those to other users.
+fn free(path: &Path) -> (u64, u64) {
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: an all-zero `statvfs` is valid, and the call fills it.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path ends in a zero byte, and `stat` is live for the call.
     assert_eq!(unsafe { libc::statvfs(path.as_ptr(), &mut stat) }, 0);
     #[allow(clippy::useless_conversion)] // They are narrower on some platforms.
-    let (blocks, len) = (u64::from(stat.f_bfree), u64::from(stat.f_frsize));
-    blocks * len
+    let [all, usable, len] = [stat.f_bfree, stat.f_bavail, stat.f_frsize].map(u64::from);
+    (all * len, usable * len)
 }
 
 /// A store into a hole may need the blocks of a whole large folio. Where those are unavailable,
@@ -184,17 +186,80 @@ fn view_larger_than_disk_takes_nothing() {
             file.update_region_async(0, b"the first page")
                 .await
                 .unwrap();
-            let before = free(&path);
+            let (before, _) = free(&path);
             assert_full(file.as_slice_mut(0, 1 << 30).await.map(drop));
             let data = vec![1; 64 << 20];
             assert_full(file.update_region(100, &data).await);
-            assert!(free(&path) > before / 2, "{} of {before}", free(&path));
+            let (left, _) = free(&path);
+            assert!(left > before / 2, "{left} of {before}");
             assert_eq!(file.as_slice(0, 5).unwrap(), b"the f");
             // A part of it fits.
             let view = file.as_slice_mut(0, 12 * MIB).await.unwrap();
             assert!(view.starts_with(b"the first page"));
         });
     }
+}
+
+/// Makes the process one of an unprivileged user, until the drop.
+struct Unprivileged;
+
+impl Unprivileged {
+    fn begin() -> Self {
+        const OTHER_USER: libc::uid_t = 65_534;
+        // SAFETY: no list of groups is read, since it is empty.
+        assert_eq!(unsafe { libc::setgroups(0, std::ptr::null()) }, 0);
+        // SAFETY: the call takes no pointer.
+        assert_eq!(unsafe { libc::setegid(OTHER_USER) }, 0);
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::seteuid(OTHER_USER) }, 0);
+        Self
+    }
+}
+
+impl Drop for Unprivileged {
+    fn drop(&mut self) {
+        // SAFETY: the call takes no pointer.
+        assert_eq!(unsafe { libc::seteuid(0) }, 0);
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::setegid(0) }, 0);
+    }
+}
+
+/// Only root may use the blocks that a file system keeps in reserve. For other users, what does not
+/// fit without them is not begun.
+#[test]
+fn reserve_is_for_root() {
+    let this = child!(reserve_is_for_root);
+    let test = this.test();
+    alone(this, || {
+        let dir = on_a_disk();
+        let image = dir.path().join("image");
+        let options = ["-b4096", "-m50"];
+        let Some(disk) = Disk::ext4_with(test, &image, 96 * MIB, &options) else {
+            return;
+        };
+        fs::set_permissions(disk.path(""), fs::Permissions::from_mode(0o777)).unwrap();
+        let path = disk.path("data");
+        let file = |path: &Path, size| MemoryMappedFile::builder(path).size(size);
+        let user = Unprivileged::begin();
+        block_on(async {
+            let data = file(&path, MIB).preallocate(true).create().await.unwrap();
+            let sparse = file(&disk.path("sparse"), 1 << 30).create().await.unwrap();
+            let (all, usable) = free(&path);
+            assert!(all > usable + 30 * MIB, "{all} {usable}");
+            let too_much = usable + 10 * MIB;
+            let refused = disk.path("refused");
+            assert_full(data.resize(too_much).await);
+            assert_full(data.append(&vec![1; too_much as usize]).await);
+            assert_full(file(&refused, too_much).preallocate(true).create().await);
+            assert_full(sparse.as_slice_mut(0, too_much).await.map(drop));
+            assert_full(mmap_io::replace(&refused, vec![1; too_much as usize]).await);
+            let (_, left) = free(&path);
+            assert!(left > usable - 5 * MIB, "{left} of {usable}");
+            drop(user);
+            data.resize(too_much).await.unwrap();
+        });
+    });
 }
 
 #[test]
