@@ -38,7 +38,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use self::room::JobSlot;
-use crate::completion::Completion;
+use crate::completion::{contain, Completion};
 use crate::error::{MmapIoError, Result};
 use crate::trace::Phase;
 use crate::wakers::{scope, Shielded};
@@ -59,9 +59,27 @@ where
     T: Send + 'static,
     E: From<io::Error> + Send + 'static,
 {
-    let job = Phase::submit().around(job);
-    let task = JobSlot::take().map(|slot| blocking::unblock(move || run(&slot, job)));
+    let job = Unstarted(Some(Phase::submit().around(job)));
+    let task = JobSlot::take().map(|slot| blocking::unblock(move || run(&slot, job.start())));
     async move { Shielded::new(task?).await }
+}
+
+/// A job that no thread has started. It may own values of the user, whose drop may panic: the pool
+/// would end the process if that happened in the drop of a withdrawn job, so the panic ends here.
+struct Unstarted<J>(Option<J>);
+
+impl<J> Unstarted<J> {
+    fn start(mut self) -> J {
+        self.0.take().expect("present until it is started")
+    }
+}
+
+impl<J> Drop for Unstarted<J> {
+    fn drop(&mut self) {
+        if let Some(withdrawn) = self.0.take() {
+            contain(|| drop(withdrawn));
+        }
+    }
 }
 
 /// Runs `job` on the pool; the future resolves to what `hand_over` makes of its result.

@@ -7,13 +7,15 @@ mod linux;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use mmap_io::{replace, MemoryMappedFile};
 
+use crate::common::child::{child, with_one_pool_thread};
 #[cfg(not(windows))]
 use crate::common::rt_test;
-use crate::common::{block_on, pattern, patterned};
+use crate::common::{block_on, pattern, patterned, poll_once, TIMEOUT};
 
 fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
@@ -244,10 +246,9 @@ mod unix {
     }
 }
 
-/// The owner of the content panics when it is dropped, and the file is replaced.
-#[test]
-fn panicking_owner_fails_no_replace() {
-    struct Owner;
+/// Content whose owner panics when it is dropped, after it has told so.
+fn panicking() -> (Bytes, mpsc::Receiver<()>) {
+    struct Owner(mpsc::Sender<()>);
 
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
@@ -257,12 +258,47 @@ fn panicking_owner_fails_no_replace() {
 
     impl Drop for Owner {
         fn drop(&mut self) {
+            let _ = self.0.send(());
             panic!("as the test wants");
         }
     }
 
+    let (sender, is_dropped) = mpsc::channel();
+    (Bytes::from_owner(Owner(sender)), is_dropped)
+}
+
+#[test]
+fn panicking_owner_fails_no_replace() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("data");
-    block_on(replace(&path, Bytes::from_owner(Owner))).unwrap();
+    let (content, _is_dropped) = panicking();
+    block_on(replace(&path, content)).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new");
+}
+
+/// The pool drops a job that was withdrawn.
+#[test]
+fn panicking_owner_of_withdrawn_replace_aborts_nothing() {
+    let this = child!(panicking_owner_of_withdrawn_replace_aborts_nothing);
+    with_one_pool_thread(this, || {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let (begin, has_begun) = mpsc::channel();
+        let (let_go, gate) = mpsc::channel::<()>();
+        let busy = blocking::unblock(move || {
+            begin.send(()).unwrap();
+            let _ = gate.recv_timeout(TIMEOUT);
+        });
+        has_begun.recv_timeout(TIMEOUT).unwrap();
+        let (content, is_dropped) = panicking();
+        let mut replaced = Box::pin(replace(&path, content));
+        assert!(block_on(poll_once(&mut replaced)).is_none());
+        drop(replaced);
+        drop(let_go);
+        block_on(busy);
+        is_dropped.recv_timeout(TIMEOUT).unwrap();
+        // The only thread has done with the job when it does another one.
+        block_on(blocking::unblock(|| ()));
+        assert!(!path.exists());
+    });
 }
