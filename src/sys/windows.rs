@@ -10,7 +10,7 @@ mod locks;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::os::windows::fs::FileExt;
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::os::windows::io::AsRawHandle;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -24,8 +24,8 @@ use windows_sys::Win32::Foundation::{
 };
 use windows_sys::Win32::Storage::FileSystem::{
     FileIdInfo, GetFileInformationByHandle, GetFileInformationByHandleEx, GetFileType,
-    BY_HANDLE_FILE_INFORMATION, FILE_APPEND_DATA, FILE_ID_INFO, FILE_READ_DATA, FILE_TYPE_DISK,
-    FILE_WRITE_DATA,
+    BY_HANDLE_FILE_INFORMATION, FILE_APPEND_DATA, FILE_FLAG_BACKUP_SEMANTICS, FILE_ID_INFO,
+    FILE_READ_DATA, FILE_TYPE_DISK, FILE_WRITE_DATA,
 };
 use windows_sys::Win32::System::Memory::{
     FlushViewOfFile, PrefetchVirtualMemory, WIN32_MEMORY_RANGE_ENTRY,
@@ -203,9 +203,12 @@ pub(crate) fn file_info(file: &File) -> io::Result<FileInfo> {
     })
 }
 
-/// Returns the identity of the file that a path leads to.
+/// Returns the identity of the file or directory that a path leads to ("CreateFileW function",
+/// `FILE_FLAG_BACKUP_SEMANTICS`, without which it opens no directory).
 pub(crate) fn file_id_at(path: &Path) -> io::Result<FileId> {
-    Ok(file_info(&File::open(path)?)?.id)
+    let mut options = OpenOptions::new();
+    let options = options.read(true).custom_flags(FILE_FLAG_BACKUP_SEMANTICS);
+    Ok(file_info(&options.open(path)?)?.id)
 }
 
 /// Whether the error says that an address is invalid, which tells a caller nothing.

@@ -168,18 +168,16 @@ impl Notifier {
         let id = sys::file_id_at(directory).ok();
         self.ask(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive))?;
         self.directories.insert(directory.to_path_buf(), id);
-        if id.is_some() {
-            let same = self.same_as(&[id]).into_iter();
-            let others = same.filter(|other| other != directory);
-            self.unsure.extend(others);
-        }
+        let same = self.same_as(id.as_slice()).into_iter();
+        let others = same.filter(|other| other != directory);
+        self.unsure.extend(others);
         Ok(())
     }
 
-    /// The paths by which it listens to one of the directories.
-    fn same_as(&self, ids: &[Option<FileId>]) -> Vec<PathBuf> {
-        let listened = self.directories.iter();
-        let same = listened.filter(|(_, id)| ids.contains(id));
+    /// The paths by which it is known to listen to one of the directories.
+    fn same_as(&self, ids: &[FileId]) -> Vec<PathBuf> {
+        let is_one = |id: &Option<FileId>| id.is_some_and(|id| ids.contains(&id));
+        let same = self.directories.iter().filter(|(_, id)| is_one(id));
         same.map(|(directory, _)| directory.clone()).collect()
     }
 
@@ -197,7 +195,7 @@ impl Notifier {
     fn end(&mut self, directories: &[PathBuf]) {
         let mut ended = Vec::new();
         for directory in directories {
-            ended.extend(self.directories.remove(directory));
+            ended.extend(self.directories.remove(directory).flatten());
             // It fails if the directory is gone, and then there is nothing to do.
             let _ = self.ask(|watcher| watcher.unwatch(directory));
         }
@@ -364,5 +362,61 @@ fn io_error(error: notify::Error) -> io::Error {
         ErrorKind::PathNotFound => io::ErrorKind::NotFound.into(),
         ErrorKind::MaxFilesWatch => io::Error::other("the limit of watched directories is reached"),
         _ => io::Error::other(error),
+    }
+}
+
+#[cfg(all(test, not(mmap_io_loom)))]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Sends the directories that it is asked to watch.
+    struct Asked(mpsc::Sender<PathBuf>);
+
+    impl Watcher for Asked {
+        fn new<F: notify::EventHandler>(_: F, _: Config) -> notify::Result<Self> {
+            unimplemented!("the test makes it")
+        }
+
+        fn watch(&mut self, directory: &Path, _: RecursiveMode) -> notify::Result<()> {
+            self.0.send(directory.to_path_buf()).unwrap();
+            Ok(())
+        }
+
+        fn unwatch(&mut self, _: &Path) -> notify::Result<()> {
+            Ok(())
+        }
+
+        fn kind() -> WatcherKind {
+            WatcherKind::NullWatcher
+        }
+    }
+
+    /// A directory whose identity is unknown is not taken for every other one.
+    #[test]
+    fn only_paths_of_same_directory_are_watched_again() {
+        let id = |index| Some(FileId { volume: 1, index });
+        let (sender, asked) = mpsc::channel();
+        let directories = [
+            ("/unknown", None),
+            ("/unknown too", None),
+            ("/ended", id(1)),
+            ("/same", id(1)),
+            ("/other", id(2)),
+        ];
+        let directories = directories.map(|(path, id)| (PathBuf::from(path), id));
+        let mut notifier = Notifier {
+            watcher: Box::new(Asked(sender)),
+            directories: BTreeMap::from(directories),
+            unsure: BTreeSet::new(),
+        };
+        notifier.end(&["/unknown".into()]);
+        assert!(asked.try_recv().is_err());
+        assert!(notifier.unsure.is_empty());
+        notifier.end(&["/ended".into()]);
+        assert_eq!(asked.try_recv().unwrap(), Path::new("/same"));
+        assert!(asked.try_recv().is_err());
+        assert_eq!(notifier.unsure, BTreeSet::from(["/same".into()]));
     }
 }
