@@ -198,6 +198,32 @@ fn shared_blocks_do_not_count_as_reserved() {
     assert_eq!(blocks.end, 100);
 }
 
+/// Also where the C library counts the bytes of files with 32 bits.
+#[test]
+fn growth_sees_locks_of_64_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let mut options = File::options();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        options.open(dir.path().join("data")).unwrap()
+    };
+    let (peer, file) = (open(), open());
+    let blocked = [(0, 0), (1 << 40, 0), (i64::MAX - 1, 1)];
+    let free = [(0, 1 << 40), ((1 << 31) - 2, 1)];
+    for (start, len) in blocked {
+        linux::set_lock(&peer, libc::F_WRLCK, start, len).unwrap();
+        let error = linux::extend_under_lock(&file, 100).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{start} {len}");
+        linux::set_lock(&peer, libc::F_UNLCK, 0, 0).unwrap();
+    }
+    for (count, (start, len)) in (1..).zip(free) {
+        linux::set_lock(&peer, libc::F_WRLCK, start, len).unwrap();
+        linux::extend_under_lock(&file, 100 * count).unwrap();
+        assert_eq!(file_len(&file).unwrap(), 100 * count);
+        linux::set_lock(&peer, libc::F_UNLCK, 0, 0).unwrap();
+    }
+}
+
 #[test]
 fn interrupted_call_is_made_again() {
     let fail_with = |errno| {

@@ -277,21 +277,11 @@ pub(crate) fn extend(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
+pub(in crate::sys) fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
     /// A byte that no file reaches. A lock on it conflicts with each lock on a whole file; but the
     /// ranges that the program itself has locked through this open file description stay locked.
-    const FAR_BYTE: libc::off_t = libc::off_t::MAX - 1;
-    let lock = |kind: libc::c_int| {
-        let mut lock = std::mem::MaybeUninit::<libc::flock>::zeroed();
-        // SAFETY: all-zero bytes are a valid `flock`.
-        let lock = unsafe { lock.assume_init_mut() };
-        lock.l_type = kind as libc::c_short;
-        (lock.l_start, lock.l_len) = (FAR_BYTE, 1);
-        uninterrupted(|| {
-            // SAFETY: `lock` is live for the call, and `file` keeps the descriptor open.
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &*lock) }
-        })
-    };
+    const FAR_BYTE: i64 = i64::MAX - 1;
+    let lock = |kind| set_lock(file, kind, FAR_BYTE, 1);
     match lock(libc::F_WRLCK) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             return Err(error);
@@ -306,6 +296,44 @@ fn extend_under_lock(file: &File, len: u64) -> io::Result<()> {
     };
     let _ = lock(libc::F_UNLCK);
     extended
+}
+
+/// Sets or removes a lock of an open file description, without waiting. A `len` of 0 reaches to the
+/// end of every file.
+///
+/// The kernel's own call, with positions of 64 bits: the `fcntl` of a 32-bit C library may expect
+/// 32 bits, as that of glibc does since 2.28.
+pub(in crate::sys) fn set_lock(
+    file: &File,
+    kind: libc::c_int,
+    start: i64,
+    len: i64,
+) -> io::Result<libc::c_int> {
+    #[cfg(not(any(
+        target_arch = "arm",
+        target_arch = "mips",
+        target_arch = "powerpc",
+        target_arch = "x86"
+    )))]
+    use libc::SYS_fcntl as SYS_FCNTL;
+    #[cfg(any(
+        target_arch = "arm",
+        target_arch = "mips",
+        target_arch = "powerpc",
+        target_arch = "x86"
+    ))]
+    use libc::SYS_fcntl64 as SYS_FCNTL;
+
+    let mut lock = std::mem::MaybeUninit::<libc::flock64>::zeroed();
+    // SAFETY: all-zero bytes are a valid `flock64`.
+    let lock = unsafe { lock.assume_init_mut() };
+    lock.l_type = kind as libc::c_short;
+    (lock.l_start, lock.l_len) = (start, len);
+    uninterrupted(|| {
+        // SAFETY: `lock` is live for the call, and `file` keeps the descriptor open.
+        let set = unsafe { libc::syscall(SYS_FCNTL, file.as_raw_fd(), libc::F_OFD_SETLK, &*lock) };
+        set as libc::c_int
+    })
 }
 
 fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
