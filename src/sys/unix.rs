@@ -178,10 +178,16 @@ pub(crate) fn allocated(file: &File) -> io::Result<u64> {
 ///
 /// [`fstatvfs(3)`]: https://man7.org/linux/man-pages/man3/fstatvfs.3.html
 pub(super) fn free_space(file: &File) -> Option<u64> {
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    use libc::{fstatvfs, statvfs};
+    // The other call fails on 32-bit platforms if the file system has 2^32 blocks or more.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    use libc::{fstatvfs64 as fstatvfs, statvfs64 as statvfs};
+
+    let mut stat = std::mem::MaybeUninit::<statvfs>::zeroed();
     let told = uninterrupted(|| {
         // SAFETY: `stat` is live for the call, and `file` keeps the descriptor open.
-        unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) }
+        unsafe { fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) }
     });
     told.ok()?;
     // SAFETY: all-zero bytes are a valid `statvfs`, and the call has filled it in.
