@@ -81,8 +81,9 @@ impl Attempt {
     }
 }
 
-/// What an attempt that must be repeated has opened. A file that it created is kept even if the
-/// next attempt fails, because another process may have opened it in the meantime.
+/// What an attempt that must be repeated has opened. If the next attempt fails, a file that the first
+/// one created is removed, like any other whose creation fails: if it is still empty. It is kept if
+/// there is no next attempt, because the future was dropped.
 #[derive(Debug)]
 pub(crate) struct RetryState {
     file: Arc<Descriptor>,
