@@ -13,7 +13,7 @@ use std::os::unix::io::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 #[cfg(not(target_os = "android"))]
-use crate::sys::unix::uninterrupted;
+use crate::sys::unix::sync_once;
 
 pub(crate) use self::blocks::*;
 pub(crate) use self::copy::*;
@@ -81,7 +81,7 @@ const SYNC_FILE_RANGE_WAIT_AFTER: libc::c_uint = 4;
 
 #[cfg(not(target_os = "android"))]
 fn sync_file_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
-    let synced = uninterrupted(|| {
+    sync_once(|| {
         // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
         unsafe {
             libc::sync_file_range(
@@ -91,8 +91,7 @@ fn sync_file_range(file: &File, offset: u64, len: u64, flags: libc::c_uint) -> i
                 flags,
             )
         }
-    });
-    synced.map(drop)
+    })
 }
 
 #[cfg(target_os = "android")]

@@ -299,7 +299,13 @@ pub(crate) fn access(file: &File) -> io::Result<Access> {
 ///
 /// [`fsync(2)`]: https://man7.org/linux/man-pages/man2/fsync.2.html
 pub(crate) fn sync_file(file: &File) -> io::Result<()> {
-    file.sync_all()
+    if cfg!(target_vendor = "apple") {
+        return file.sync_all();
+    }
+    sync_once(|| {
+        // SAFETY: the call takes no pointer, and `file` keeps the descriptor open.
+        unsafe { libc::fsync(file.as_raw_fd()) }
+    })
 }
 
 /// Sets the time of the last modification to now ([`futimens(3)`]). This needs no more than
@@ -377,6 +383,34 @@ pub(super) fn uninterrupted(mut call: impl FnMut() -> libc::c_int) -> io::Result
     }
 }
 
+/// Makes a call that makes the bytes of a file durable, and returns -1 if it fails. Signals wait
+/// until it has ended ([`pthread_sigmask(3)`]).
+///
+/// On some file systems (FUSE) a signal can interrupt such a call, which would be no failure. But
+/// `EINTR` may also be what a server has answered to a write. That is reported only once, and then
+/// the pages count as clean: a second call would succeed, although their bytes are lost. Nothing
+/// tells the one from the other, so the first is prevented, and the call is not made again.
+///
+/// [`pthread_sigmask(3)`]: https://man7.org/linux/man-pages/man3/pthread_sigmask.3.html
+pub(super) fn sync_once(call: impl FnOnce() -> libc::c_int) -> io::Result<()> {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut former = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: `all` is live for the call, which fills it in.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: both sets are live for the call; `all` has been filled in.
+    let masked =
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), former.as_mut_ptr()) };
+    let synced = match call() {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    if masked == 0 {
+        // SAFETY: the call above has filled `former` in, and a null pointer asks for no set.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, former.as_ptr(), std::ptr::null_mut()) };
+    }
+    synced
+}
+
 /// Gives advice about mapped memory ([`madvise(2)`]).
 ///
 /// # Safety
@@ -403,12 +437,10 @@ pub(super) unsafe fn madvise(addr: *mut u8, len: usize, advice: libc::c_int) -> 
 ///
 /// [`msync(2)`]: https://man7.org/linux/man-pages/man2/msync.2.html
 pub(super) unsafe fn msync(addr: *mut u8, len: usize) -> io::Result<()> {
-    // On some file systems (FUSE, NFS) a signal interrupts the call, which is no failure.
-    let synced = uninterrupted(|| {
+    sync_once(|| {
         // SAFETY: the memory is mapped, and begins at a page boundary, by this function's contract.
         unsafe { libc::msync(addr.cast(), len, libc::MS_SYNC) }
-    });
-    synced.map(drop)
+    })
 }
 
 /// Faults in the pages of a run for reading; touches them where the system cannot populate.

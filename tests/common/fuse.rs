@@ -164,6 +164,13 @@ impl Fuse {
         requests.iter().filter(|(asked, _)| *asked == kind).count()
     }
 
+    /// The thread that has made the last request of a kind.
+    pub(crate) fn last_asker(&self, kind: Kind) -> u32 {
+        let state = self.all_read();
+        let mut latest = state.requests.iter().rev();
+        latest.find(|(asked, _)| *asked == kind).unwrap().1
+    }
+
     /// The requests that this thread has made since it was asked last. RELEASE is not among them,
     /// which the kernel makes for no thread.
     pub(crate) fn asked_here(&self) -> Vec<Kind> {

@@ -629,3 +629,43 @@ fuse_test!(interrupted_reads_are_made_again, |fuse| {
         file.evict(0, LEN).await.unwrap();
     }
 });
+
+// But a write that a server has given up is told of only once: after that, its pages are clean.
+fuse_test!(interrupted_write_back_is_an_error_that_sticks, |fuse| {
+    let file = open_rw(fuse).await;
+    fuse.refuse(WRITE, libc::EINTR);
+    let failed = file.update_region_async(100, b"lost").await.unwrap_err();
+    assert!(matches!(failed, MmapIoError::FlushFailed(_)), "{failed:?}");
+    assert_eq!(failed.raw_os_error(), Some(libc::EINTR));
+    assert!(fuse.content("data") == pattern(LEN as usize));
+    fuse.refuse(WRITE, 0);
+    let again = file.flush().await.unwrap_err();
+    assert!(matches!(again, MmapIoError::FlushFailed(_)), "{again:?}");
+});
+
+/// Whether a thread lets a signal wait.
+fn lets_wait(thread: u32, signal: libc::c_int) -> bool {
+    let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+    blocked >> (signal - 1) & 1 == 1
+}
+
+// So that a signal is not taken for that error.
+fuse_test!(signals_wait_for_syncs, |fuse| {
+    let file = open_rw(fuse).await;
+    for is_longer in [false, true] {
+        if is_longer {
+            file.resize(LEN + 1).await.unwrap();
+        }
+        let held = fuse.hold(&[FSYNC]);
+        let mut write = Box::pin(file.update_region_async(0, b"durable"));
+        assert!(poll_once(&mut write).await.is_none());
+        eventually("the server is asked", || held.is_waited_for());
+        let thread = fuse.last_asker(FSYNC);
+        assert!(lets_wait(thread, libc::SIGUSR1));
+        drop(held);
+        with_timeout(write).await.unwrap();
+        assert!(!lets_wait(thread, libc::SIGUSR1));
+    }
+});
