@@ -10,6 +10,7 @@
 
 #[cfg(all(test, mmap_io_loom))]
 mod loom_models;
+mod loss;
 #[cfg(all(test, unix, not(mmap_io_loom)))]
 mod tests;
 
@@ -27,6 +28,8 @@ use crate::range::ByteRange;
 use crate::sync::{lock, Mutex, Ordering};
 use crate::sys;
 use crate::trace::{self, Phase};
+
+pub(crate) use self::loss::{Loss, Losses, Lost};
 
 /// A flush is delayed by at most 1/LINGER of the time that the previous flush took.
 const LINGER: u32 = 4;
@@ -61,9 +64,8 @@ pub(crate) trait Durable: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Returns the error if bytes that were to become durable have been lost for a reason other
-    /// than a failed flush. Reported once; the error does not stick.
-    fn take_lost(&self) -> Option<MmapIoError> {
+    /// Returns the last loss of bytes that were to become durable. Its error does not stick.
+    fn last_loss(&self) -> Option<Arc<Loss>> {
         None
     }
 }
@@ -80,8 +82,8 @@ pub(crate) trait Waiter: Send + Sync {
     /// Returns the bytes that the waiter waits for.
     fn extent(&self) -> Extent<'_>;
 
-    /// Returns whether a future still waits for the result.
-    fn is_heeded(&self) -> bool;
+    /// Returns where the waiter keeps the loss because of which it fails.
+    fn lost(&self) -> &Lost;
 
     /// Notes that the flush begins.
     fn begin(&self) {}
@@ -97,6 +99,7 @@ pub(crate) struct Flush {
     /// `None` for the whole file.
     range: Option<[ByteRange; 1]>,
     phase: Phase,
+    lost: Lost,
     done: Completion<Result<()>>,
 }
 
@@ -105,6 +108,7 @@ impl Flush {
         Self {
             range: Some([range]),
             phase: Phase::submit(),
+            lost: Lost::nothing(),
             done: Completion::new(),
         }
     }
@@ -113,6 +117,7 @@ impl Flush {
         Self {
             range: None,
             phase: Phase::submit(),
+            lost: Lost::nothing(),
             done: Completion::new(),
         }
     }
@@ -125,7 +130,9 @@ impl Flush {
 
     /// Waits until the bytes are durable.
     async fn done(&self) -> Result<()> {
-        std::future::poll_fn(|context| self.done.poll(context)).await
+        let result = std::future::poll_fn(|context| self.done.poll(context)).await;
+        self.lost.taken();
+        result
     }
 }
 
@@ -162,8 +169,8 @@ impl Waiter for Flush {
         }
     }
 
-    fn is_heeded(&self) -> bool {
-        !self.done.is_abandoned()
+    fn lost(&self) -> &Lost {
+        &self.lost
     }
 
     fn begin(&self) {
@@ -188,12 +195,31 @@ pub(crate) struct Commits {
 
 #[derive(Default)]
 struct State {
-    waiting: Vec<Arc<dyn Waiter>>,
+    waiting: Vec<Waiting>,
     /// A waiter waits for everything that is dirty, not only for its own bytes.
     everything: bool,
     /// A thread or a job has the turn, and will check `waiting` again.
     is_flushing: bool,
     last: Option<LastFlush>,
+}
+
+struct Waiting {
+    waiter: Arc<dyn Waiter>,
+    /// The number of losses before the bytes of the waiter were written.
+    losses: u64,
+}
+
+impl Waiting {
+    /// Tells the waiter the result of its flush; `loss` is the last loss of the file.
+    fn tell(&self, flushed: &Result<()>, loss: Option<&Arc<Loss>>) -> Option<Waker> {
+        match loss.filter(|loss| flushed.is_ok() && loss.concerns(self.losses)) {
+            Some(loss) => {
+                self.waiter.lost().set(loss);
+                self.waiter.acknowledge(Err(loss.error()))
+            }
+            None => self.waiter.acknowledge(flushed.clone()),
+        }
+    }
 }
 
 /// The previous flush.
@@ -229,12 +255,13 @@ impl Commits {
     }
 
     /// Adds a waiter, to be told when its bytes are durable. With `everything`, or if the waiter
-    /// waits for the whole file, all dirty bytes are flushed with them. The caller, or a drain that
-    /// follows, must then take the [turn](Self::turn).
-    pub(crate) fn add(&self, waiter: Arc<dyn Waiter>, everything: bool) {
+    /// waits for the whole file, all dirty bytes are flushed with them. `losses` is the
+    /// [number](Losses::count) of losses when its bytes were written, or before that. The caller,
+    /// or a drain that follows, must then take the [turn](Self::turn).
+    pub(crate) fn add(&self, waiter: Arc<dyn Waiter>, everything: bool, losses: u64) {
         let mut state = lock(&self.state);
         state.everything |= everything || waiter.extent() == Extent::Everything;
-        state.waiting.push(waiter);
+        state.waiting.push(Waiting { waiter, losses });
     }
 
     /// Returns the turn, if there are waiters and the turn is free.
@@ -329,7 +356,7 @@ impl<D: Durable> FlushTurn<D> {
         };
         drop(self);
         let refused = waiting.iter();
-        let refused = refused.filter_map(|waiter| waiter.acknowledge(Err(error.clone())));
+        let refused = refused.filter_map(|one| one.waiter.acknowledge(Err(error.clone())));
         wake_all(&mut refused.collect());
     }
 
@@ -348,7 +375,7 @@ impl<D: Durable> FlushTurn<D> {
                 (waiting, std::mem::take(&mut state.everything))
             };
             if trace::IS_ON {
-                waiting.iter().for_each(|waiter| waiter.begin());
+                waiting.iter().for_each(|one| one.waiter.begin());
             }
             let commits = target.commits();
             let flushed = if everything {
@@ -356,7 +383,7 @@ impl<D: Durable> FlushTurn<D> {
             } else {
                 let ranges: Vec<ByteRange> = waiting
                     .iter()
-                    .flat_map(|waiter| match waiter.extent() {
+                    .flat_map(|one| match one.waiter.extent() {
                         Extent::Ranges(ranges) => ranges,
                         Extent::Everything => {
                             unreachable!("`add` notes that everything is flushed")
@@ -372,10 +399,8 @@ impl<D: Durable> FlushTurn<D> {
             // Relaxed: these are counters.
             let served = waiting.len() as u64;
             commits.served.fetch_add(served, Ordering::Relaxed);
-            // Only if a future takes it: it is reported once.
-            let is_heeded = || waiting.iter().any(|waiter| waiter.is_heeded());
-            let lost = || is_heeded().then(|| target.take_lost()).flatten();
-            let failed = flushed.err().or_else(lost);
+            // After the flush: it has not made durable what has gone by then.
+            let loss = target.last_loss();
             let is_over = {
                 let mut state = lock(&commits.state);
                 let ended = Instant::now();
@@ -395,7 +420,7 @@ impl<D: Durable> FlushTurn<D> {
             let tell = || {
                 let mut wakers: Vec<Waker> = waiting
                     .iter()
-                    .filter_map(|waiter| waiter.acknowledge(failed.clone().map_or(Ok(()), Err)))
+                    .filter_map(|one| one.tell(&flushed, loss.as_ref()))
                     .collect();
                 wake_all(&mut wakers);
             };

@@ -73,11 +73,6 @@ impl<T> Completion<T> {
         contain(|| drop(old));
     }
 
-    /// Whether the future was dropped before it took the outcome.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        matches!(*lock(&self.0), State::Abandoned)
-    }
-
     /// Returns the outcome when it is there. Wakers run code of the executor, so they are cloned
     /// and dropped outside the lock.
     ///

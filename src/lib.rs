@@ -176,7 +176,9 @@
 //! fail with [`Truncated`](MmapIoError::Truncated) while the file is too short; operations below
 //! the cut go on. [`refresh`](MemoryMappedFile::refresh), and every opening of the file, takes note
 //! of the new length: then operations past it are out of bounds, and if the cut has destroyed
-//! written bytes that no flush had covered, the next durable operation fails with `Truncated` once.
+//! written bytes that no flush had covered, the next durable operation fails with `Truncated` once,
+//! and so does each that was waiting then. Stores through a view that lives at the cut count as
+//! such bytes.
 //! If a flush finds such a loss before the new length is noted, the flush fails with
 //! [`FlushFailed`](MmapIoError::FlushFailed), and so does every later durable operation. If another process cuts a file and makes it as long again in between, the crate
 //! cannot tell that from an overwrite: a later flush makes durable what the file holds then.

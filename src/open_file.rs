@@ -30,10 +30,10 @@ use self::maps::Mapped;
 use self::nearby::Walk;
 use self::page_lock::PageLockTurns;
 use crate::advisory_lock::AdvisoryLock;
-use crate::commit::Commits;
+use crate::commit::{Commits, Losses};
 use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
-use crate::error::{MmapIoError, Result};
+use crate::error::Result;
 use crate::fault_guard::Bases;
 use crate::lease::{Lease, LeaseHost, Leases, Under};
 use crate::map::{Backing, Map, Protection};
@@ -71,8 +71,8 @@ pub(crate) struct OpenFile {
     /// Live views may show bytes up to here that another process has cut off; 0 if no such cut was
     /// noticed.
     shown_end: AtomicU64,
-    /// The error for bytes that another process cut off before they were durable; reported once.
-    lost: Mutex<Option<MmapIoError>>,
+    /// The written bytes that have gone before they were durable: another process has cut them off.
+    losses: Mutex<Losses>,
     /// Held while a map is made for the current length, or the length grows, so that the current
     /// maps always cover the length.
     remap: Mutex<()>,
@@ -247,7 +247,7 @@ impl OpenFile {
             mapped: [OnceLock::new(), OnceLock::new()],
             cuts: AtomicU64::new(0),
             shown_end: AtomicU64::new(0),
-            lost: Mutex::default(),
+            losses: Mutex::default(),
             remap: Mutex::new(()),
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),

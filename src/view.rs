@@ -217,6 +217,7 @@ impl MappedSliceMut<'_> {
             open: HandleRef::new(lease.host().clone()),
             range: self.range,
             policy,
+            losses: lease.host().losses(),
         });
         let subject = (self.range.start(), self.range.len());
         drop(self);
@@ -225,7 +226,8 @@ impl MappedSliceMut<'_> {
                 return Ok(());
             };
             uncommitted.policy = FlushPolicy::Never;
-            let flush = uncommitted.open.start(Flush::of(uncommitted.range));
+            let flush = Flush::of(uncommitted.range);
+            let flush = uncommitted.open.start(flush, uncommitted.losses);
             flush.done().await
         })
     }
@@ -271,6 +273,8 @@ struct Uncommitted {
     open: HandleRef,
     range: ByteRange,
     policy: FlushPolicy,
+    /// The number of losses before the bytes were counted as written.
+    losses: u64,
 }
 
 impl Drop for Uncommitted {

@@ -136,7 +136,7 @@ fn start<S: Steps>(file: &Arc<File<S>>, flush: Flush, everything: bool) -> Arc<F
         if !S::KEEPS_EVERYTHING {
             lock(&file.commits.state).everything = false;
         }
-        file.commits.add(flush.clone(), everything);
+        file.commits.add(flush.clone(), everything, 0);
     };
     let turn = if S::ADDS_FIRST {
         add();
@@ -260,8 +260,8 @@ impl Waiter for Hasty {
         self.flush.extent()
     }
 
-    fn is_heeded(&self) -> bool {
-        self.flush.is_heeded()
+    fn lost(&self) -> &Lost {
+        self.flush.lost()
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {
@@ -288,7 +288,7 @@ fn started_flush() {
             thread::spawn(move || {
                 file.disk.write(1);
                 let flush = Flush::of(ByteRange::between(1, 2));
-                file.commits.add(Arc::new(flush), false);
+                file.commits.add(Arc::new(flush), false, 0);
                 spawn_turn(&file);
                 file.disk.handles.fetch_add(1, Ordering::Relaxed);
             })
@@ -298,7 +298,7 @@ fn started_flush() {
             flush: Flush::of(ByteRange::between(0, 1)),
             disk: disk.clone(),
         });
-        file.commits.add(waiter.clone(), false);
+        file.commits.add(waiter.clone(), false, 0);
         spawn_turn(&file);
         block_on(waiter.flush.done()).unwrap();
         disk.handles.fetch_add(1, Ordering::Relaxed);

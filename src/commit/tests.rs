@@ -36,8 +36,7 @@ struct Disk {
     fault: Option<(usize, Fault)>,
     /// Reports that a flush has begun, and holds the flush until the test lets it go on.
     gate: Option<(Sender<()>, Mutex<Receiver<()>>)>,
-    /// The error for bytes that another process has cut off.
-    lost: Mutex<Option<MmapIoError>>,
+    losses: Mutex<Losses>,
 }
 
 impl Disk {
@@ -47,7 +46,7 @@ impl Disk {
             log: Arc::default(),
             fault,
             gate: None,
-            lost: Mutex::default(),
+            losses: Mutex::default(),
         }
     }
 
@@ -62,6 +61,12 @@ impl Disk {
         (disk, begun, go)
     }
 
+    /// Another process cuts off bytes that were written.
+    fn lose(&self) {
+        let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+        self.losses.lock().unwrap().add(error.into());
+    }
+
     fn write(&self, at: u64, version: u32) {
         self.log.lock().unwrap().written.insert(at, version);
     }
@@ -72,8 +77,8 @@ impl Durable for Disk {
         &self.commits
     }
 
-    fn take_lost(&self) -> Option<MmapIoError> {
-        self.lost.lock().unwrap().take()
+    fn last_loss(&self) -> Option<Arc<Loss>> {
+        self.losses.lock().unwrap().last()
     }
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
@@ -129,7 +134,8 @@ fn start(
     everything: bool,
 ) -> (Arc<Flush>, Option<FlushTurn<Disk>>) {
     let flush = Arc::new(flush);
-    disk.commits.add(flush.clone(), everything);
+    let losses = disk.losses.lock().unwrap().count();
+    disk.commits.add(flush.clone(), everything, losses);
     (flush, Commits::turn(disk))
 }
 
@@ -305,24 +311,68 @@ fn a_late_waiter_is_served_by_the_next_flush() {
     assert_eq!(disk.log.lock().unwrap().durable[&0], 2);
 }
 
-/// It is told once, and so to a future that takes it.
+#[track_caller]
+fn assert_lost(flush: &Flush) {
+    let told = wait(flush).unwrap_err();
+    assert_eq!(told.io_kind(), Some(io::ErrorKind::UnexpectedEof));
+}
+
+/// A loss is told until a future has taken the error: not one that was dropped before the flush, nor
+/// one that was dropped after it, nor that of a flush for which no future waits.
 #[test]
-fn what_is_lost_is_kept_from_a_dropped_future() {
+fn loss_is_told_until_a_future_has_taken_it() {
     let disk = Arc::new(Disk::new(None));
-    let lost = io::Error::from(io::ErrorKind::UnexpectedEof);
-    *disk.lost.lock().unwrap() = Some(lost.into());
-    let (dropped, turn) = start(&disk, byte(0), false);
-    drop(Started::new(dropped));
-    turn.unwrap().run(1);
+    disk.lose();
+    for dropped_before in [true, false] {
+        let (flush, turn) = start(&disk, byte(0), false);
+        let started = Some(Started::new(flush)).filter(|_| !dropped_before);
+        turn.unwrap().run(1);
+        drop(started);
+    }
     let (_, turn) = start(&disk, byte(0).unheeded(), false);
     turn.unwrap().run(1);
     let (heeded, turn) = start(&disk, byte(0), false);
     turn.unwrap().run(1);
-    let told = wait(&heeded).unwrap_err();
-    assert_eq!(told.io_kind(), Some(io::ErrorKind::UnexpectedEof));
+    assert_lost(&heeded);
     let (later, turn) = start(&disk, byte(0), false);
     turn.unwrap().run(1);
     wait(&later).unwrap();
+}
+
+/// While one flush runs, the bytes are lost for whose flush another waiter waits. The waiter of the
+/// running flush takes the error first.
+#[test]
+fn loss_is_told_to_waiters_of_next_flush() {
+    let (disk, begun, go) = Disk::gated(None);
+    let disk = Arc::new(disk);
+    let (first, turn) = start(&disk, Flush::of_everything(), false);
+    turn.unwrap().spawn();
+    begun.recv_timeout(WATCHDOG).unwrap();
+    let (second, _) = start(&disk, byte(0), false);
+    disk.lose();
+    go.send(()).unwrap();
+    assert_lost(&first);
+    begun.recv_timeout(WATCHDOG).unwrap();
+    let (third, _) = start(&disk, byte(0), false);
+    go.send(()).unwrap();
+    assert_lost(&second);
+    begun.recv_timeout(WATCHDOG).unwrap();
+    go.send(()).unwrap();
+    wait(&third).unwrap();
+}
+
+/// A future takes the error of one loss when there is a second one already.
+#[test]
+fn second_loss_is_told_after_the_first() {
+    let disk = Arc::new(Disk::new(None));
+    disk.lose();
+    let (first, turn) = start(&disk, byte(0), false);
+    turn.unwrap().run(1);
+    disk.lose();
+    assert_lost(&first);
+    let (second, turn) = start(&disk, byte(0), false);
+    turn.unwrap().run(1);
+    assert_lost(&second);
 }
 
 #[test]
@@ -367,8 +417,8 @@ fn a_refused_turn_fails_only_its_own_waiters() {
         Arc::new(Flush::of_everything()),
         Arc::new(Flush::of_everything()),
     );
-    disk.commits.add(refused.clone(), false);
-    disk.commits.add(also.clone(), false);
+    disk.commits.add(refused.clone(), false, 0);
+    disk.commits.add(also.clone(), false, 0);
     let turn = Commits::turn(&disk).unwrap();
     turn.refuse(&io::Error::from_raw_os_error(11).into());
     for flush in [refused, also] {
@@ -378,7 +428,7 @@ fn a_refused_turn_fails_only_its_own_waiters() {
     // The error does not stick, and the next waiter gets a turn.
     assert!(disk.commits.failure().is_none());
     let flush = Arc::new(Flush::of_everything());
-    disk.commits.add(flush.clone(), false);
+    disk.commits.add(flush.clone(), false, 0);
     Commits::turn(&disk).unwrap().run(1);
     futures_lite::future::block_on(flush.done()).unwrap();
     assert_eq!(disk.log.lock().unwrap().durable[&1], 1);

@@ -284,9 +284,10 @@ impl Handle {
             MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
             MmapMode::ReadWrite => {
                 check()?;
+                let losses = self.shared.losses();
                 match self.shared.is_durable() {
                     true => Ok(()),
-                    false => self.shared.start(flush()).done().await,
+                    false => self.shared.start(flush(), losses).done().await,
                 }
             }
         }

@@ -112,8 +112,9 @@ impl MemoryMappedFile {
     /// process has cut off stay; touching such a byte raises `SIGBUS`, until the file is as long
     /// again. If the [fault guard](crate#the-fault-guard) has replaced such pages, the file is
     /// mapped again. If some of those bytes were written here and not flushed, then the next durable
-    /// operation fails, once: with [`Truncated`](MmapIoError::Truncated), or with
-    /// [`Faulted`](MmapIoError::Faulted) if they were stored to replaced pages.
+    /// operation fails, once, and so does each that is waiting: with
+    /// [`Truncated`](MmapIoError::Truncated), or with [`Faulted`](MmapIoError::Faulted) if they were
+    /// stored to replaced pages.
     ///
     /// # Errors
     ///

@@ -394,6 +394,8 @@ impl OpenFile {
     ) {
         self.set_alarm_if_due(&due);
         let mut applied = 0;
+        // Only the drain, which this is, takes note of what another process cuts off.
+        let losses = self.losses();
         // After the copies: what went to a page that is lost has reached only the zeroes.
         let whole = self.check_maps();
         for ((op, result), due) in written.into_iter().zip(due) {
@@ -404,8 +406,8 @@ impl OpenFile {
             applied += 1;
             match due {
                 FlushDue::None => ended.push(op, Ok(op.success())),
-                FlushDue::ThisWrite => self.commits.add(op.clone(), false),
-                FlushDue::AllDirty => self.commits.add(op.clone(), true),
+                FlushDue::ThisWrite => self.commits.add(op.clone(), false, losses),
+                FlushDue::AllDirty => self.commits.add(op.clone(), true, losses),
                 // The background flush is not awaited. But once a flush has failed, no later one
                 // can succeed, so that is reported now.
                 FlushDue::ArmTimer(_) | FlushDue::TimerArmed => {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::resize::truncated;
 use super::OpenFile;
-use crate::commit::{Commits, Durable, Extent, Flush, Started, Waiter};
+use crate::commit::{Commits, Durable, Extent, Flush, Loss, Started, Waiter};
 use crate::dirty::{FlushDue, InFlight};
 use crate::error::MmapIoError;
 use crate::flush::FlushPolicy;
@@ -27,18 +27,31 @@ use crate::writeback::Writeback;
 pub(super) static TIMER: Timer<OpenFile> = Timer::new();
 
 impl OpenFile {
-    /// Starts a flush, which runs even if no task waits for it. Its error sticks to the file.
-    pub(crate) fn start(self: &Arc<Self>, flush: Flush) -> Started {
+    /// Starts a flush of bytes that were written when there had been `losses`, as
+    /// [`losses`](Self::losses) counts them. It runs even if no task waits for it. Its error sticks
+    /// to the file.
+    pub(crate) fn start(self: &Arc<Self>, flush: Flush, losses: u64) -> Started {
         let flush = Arc::new(flush);
         match check() {
             Ok(()) => {
-                self.commits.add(flush.clone(), false);
+                self.commits.add(flush.clone(), false, losses);
                 Commits::start(self);
             }
             // The future was not polled yet, so there is no task to wake.
             Err(error) => drop(flush.acknowledge(Err(error.into()))),
         }
         Started::new(flush)
+    }
+
+    /// Returns how many times bytes that were not durable have been lost. Asked for before bytes
+    /// are recorded as dirty, or while the drain is held off, it tells a later flush of them
+    /// whether they may be gone.
+    pub(crate) fn losses(&self) -> u64 {
+        if sys::is_forked() {
+            // The lock may stay locked forever there, and nothing is flushed.
+            return 0;
+        }
+        lock(&self.losses).count()
     }
 
     /// Whether a flush has nothing to do: everything that was written is durable, so are the length
@@ -53,7 +66,7 @@ impl OpenFile {
             && !self.hot.leases.has_writing_views()
             && self.dirty.bytes() == 0
             && lock(&self.unsynced).is_nothing()
-            && lock(&self.lost).is_none()
+            && !lock(&self.losses).is_untold()
             && self.commits.are_idle()
             && self.commits.failure().is_none()
     }
@@ -78,7 +91,8 @@ impl OpenFile {
         policy: FlushPolicy,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
         self.forget_writable(range);
-        self.finish_write(self.record_under_lease(range, policy), range)
+        let losses = self.losses();
+        self.finish_write(self.record_under_lease(range, policy), range, losses)
     }
 
     /// Records bytes as dirty that were written under a lease which the caller still holds. Bytes
@@ -87,7 +101,7 @@ impl OpenFile {
     fn record_under_lease(&self, range: ByteRange, policy: FlushPolicy) -> FlushDue {
         let is_faulted = self.check_maps().is_err();
         // Together, so that a cut that is adopted finds the bytes in the set, or this finds the cut.
-        let mut lost = lock(&self.lost);
+        let mut losses = lock(&self.losses);
         let len = match is_faulted {
             // What was stored to zeroes is found to be lost when the file is mapped again.
             true => u64::MAX,
@@ -96,22 +110,24 @@ impl OpenFile {
         let inside = ByteRange::between(range.start().min(len), range.end().min(len));
         if inside != range && !self.is_private() {
             let gone = ByteRange::between(range.start().max(len), range.end());
-            lost.get_or_insert(truncated(gone, len));
+            losses.add(truncated(gone, len));
         }
         self.dirty.record(&[inside], policy)
     }
 
-    /// Starts the flush that is due after a write of `range`. The future waits for it.
+    /// Starts the flush that is due after a write of `range`, before which there had been `losses`.
+    /// The future waits for it.
     pub(crate) fn finish_write(
         self: &Arc<Self>,
         due: FlushDue,
         range: ByteRange,
+        losses: u64,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
         let whole = self.check_maps();
         let flush = match due {
             FlushDue::None => whole.map(|()| None),
-            FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range)))),
-            FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything()))),
+            FlushDue::ThisWrite => Ok(Some(self.start(Flush::of(range), losses))),
+            FlushDue::AllDirty => Ok(Some(self.start(Flush::of_everything(), losses))),
             due @ (FlushDue::ArmTimer(_) | FlushDue::TimerArmed) => {
                 self.set_alarm_if_due(&[due]);
                 // It is not awaited; but after a failed flush no later one can succeed.
@@ -135,10 +151,12 @@ impl OpenFile {
     }
 
     fn start_due(self: &Arc<Self>, due: FlushDue, range: ByteRange) {
+        // No future waits for the flush, so that it tells of no loss.
+        let start = |flush: Flush| drop(self.start(flush.unheeded(), 0));
         match due {
             FlushDue::None | FlushDue::TimerArmed => {}
-            FlushDue::ThisWrite => drop(self.start(Flush::of(range).unheeded())),
-            FlushDue::AllDirty => drop(self.start(Flush::of_everything().unheeded())),
+            FlushDue::ThisWrite => start(Flush::of(range)),
+            FlushDue::AllDirty => start(Flush::of_everything()),
             FlushDue::ArmTimer(_) => self.set_alarm(),
         }
     }
@@ -233,10 +251,8 @@ impl Durable for OpenFile {
         self.check_maps()
     }
 
-    fn take_lost(&self) -> Option<MmapIoError> {
-        // The error of `check` comes first; then this one is still to be reported.
-        self.check().ok()?;
-        lock(&self.lost).take()
+    fn last_loss(&self) -> Option<Arc<Loss>> {
+        lock(&self.losses).last()
     }
 
     fn flush(&self, extent: Extent<'_>) -> io::Result<()> {
@@ -261,7 +277,7 @@ impl Durable for OpenFile {
         let covers = writeback.as_ref().map_or(&[][..], Writeback::covers);
         let (taken, state) = {
             // Together; see `adopt_cut`.
-            let _lost = lock(&self.lost);
+            let _losses = lock(&self.losses);
             (self.dirty.take(covers), (self.cuts(), self.len()))
         };
         let cleaned = covers.iter().copied().reduce(ByteRange::hull);
@@ -303,7 +319,7 @@ impl Alarmed for OpenFile {
             return;
         }
         let flush = Flush::of_everything().unheeded();
-        self.commits.add(Arc::new(flush), true);
+        self.commits.add(Arc::new(flush), true, 0);
         if let Some(turn) = Commits::turn(self) {
             // One round, on the ringer's own thread: a job for each due file would be too many.
             turn.run(1);

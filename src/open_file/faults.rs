@@ -198,10 +198,10 @@ impl OpenFile {
         // What was stored to the zeroes has not reached the file.
         let cut_at = lost.cut_at();
         {
-            let mut lost = lock(&self.lost);
+            let mut losses = lock(&self.losses);
             if let Some(gone) = self.dirty.truncate(cut_at) {
                 let offset = gone.to_pages(sys::page_size()).start();
-                lost.get_or_insert(MmapIoError::Faulted { offset });
+                losses.add(MmapIoError::Faulted { offset });
             }
         }
         self.cancel_alarm_if_clean();

@@ -184,11 +184,11 @@ impl OpenFile {
         let len = self.len();
         self.shown_end.fetch_max(len, Ordering::Relaxed);
         {
-            let mut lost = lock(&self.lost);
+            let mut losses = lock(&self.losses);
             // Under the lock, and the dirty ranges first: bytes that are recorded or flushed at this
             // moment are found here, or found to be lost there.
             if let Some(gone) = self.dirty.truncate(file_len) {
-                lost.get_or_insert(truncated(gone, file_len));
+                losses.add(truncated(gone, file_len));
             }
             self.hot.len.store(file_len, Ordering::Release);
             // SeqCst: as for a cut that `resize` makes.

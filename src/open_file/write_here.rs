@@ -57,16 +57,16 @@ impl OpenFile {
         // The owner of a `Bytes` may panic, and the write is done.
         contain(|| drop(source));
         match due? {
-            FlushDue::None => Ok(Outcome::Done),
-            due => {
-                let done = self.finish_write(due, ranges.hull()).await;
+            (FlushDue::None, _) => Ok(Outcome::Done),
+            (due, losses) => {
+                let done = self.finish_write(due, ranges.hull(), losses).await;
                 done.map(|()| Outcome::Done)
             }
         }
     }
 
-    /// Applies a write on this thread. Returns the flush that its policy requires, or `None` if the
-    /// write has to be queued.
+    /// Applies a write on this thread. Returns the flush that its policy requires, with the number
+    /// of [losses](Self::losses) before it, or `None` if the write has to be queued.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl OpenFile {
         ranges: &Ranges,
         action: Action,
         source: &Source<'_>,
-    ) -> Option<Result<FlushDue>> {
+    ) -> Option<Result<(FlushDue, u64)>> {
         let policy = match action {
             Action::Write(policy) | Action::TryWrite(policy) => policy,
             _ => return None,
@@ -136,6 +136,11 @@ impl OpenFile {
             unsafe { map.span(*range).copy_from(part) };
         }
         let due = self.dirty.record(ranges, policy);
+        // Before the turn is over: a cut that is noted after it may take the bytes.
+        let losses = match due {
+            FlushDue::None => 0,
+            _ => self.losses(),
+        };
         // What went to a page that is lost has reached only zeroes. The file may be mapped again as
         // soon as the turn is over.
         let whole = self.check_maps();
@@ -149,7 +154,7 @@ impl OpenFile {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         copied(len);
-        Some(whole.map(|()| due))
+        Some(whole.map(|()| (due, losses)))
     }
 }
 

@@ -274,7 +274,7 @@ impl<S: HostSteps> QueueHost for File<S> {
                         self.queue.complete(op, Ok(Outcome::Leased(lease)), ended);
                     }
                     _ if !self.write(op) => {}
-                    Action::Write(FlushPolicy::Always) => self.commits.add(op.clone(), false),
+                    Action::Write(FlushPolicy::Always) => self.commits.add(op.clone(), false, 0),
                     _ => ended.push(op, Ok(Outcome::Done)),
                 }
             }

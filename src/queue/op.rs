@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::budget::Account;
 use super::Granted;
-use crate::commit::{Extent, Waiter};
+use crate::commit::{Extent, Lost, Waiter};
 use crate::completion::Completion;
 use crate::error::{MmapIoError, Result};
 use crate::flush::FlushPolicy;
@@ -35,6 +35,7 @@ pub(crate) struct Op<L> {
     /// The bytes that an append has added to the file; its `ranges` are their place in the order.
     appended: OnceLock<[ByteRange; 1]>,
     pub(super) phase: Phase,
+    pub(super) lost: Lost,
     pub(super) done: Completion<Result<Outcome<L>>>,
 }
 
@@ -262,6 +263,7 @@ impl<L> Op<L> {
             is_named: AtomicBool::new(false),
             appended: OnceLock::new(),
             phase: Phase::submit(),
+            lost: Lost::nothing(),
             done,
         })
     }
@@ -344,8 +346,8 @@ impl<L: Send> Waiter for Op<L> {
         Extent::Ranges(self.written())
     }
 
-    fn is_heeded(&self) -> bool {
-        !self.done.is_abandoned()
+    fn lost(&self) -> &Lost {
+        &self.lost
     }
 
     fn acknowledge(&self, result: Result<()>) -> Option<Waker> {

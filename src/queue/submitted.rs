@@ -83,6 +83,7 @@ impl<T: QueueHost, H: Deref<Target = Arc<T>> + Unpin> Future for Submitted<'_, T
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let op = self.op.as_ref().expect("not polled after it has resolved");
         let outcome = std::task::ready!(op.done.poll(context));
+        op.lost.taken();
         self.op = None;
         Poll::Ready(outcome)
     }

@@ -1,12 +1,17 @@
 //! Another process cuts the file: it opens again, `refresh` adopts its length, and growth ends.
 
 use std::fs::{self, File};
+use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::mpsc::{channel, Sender};
+use std::sync::Arc;
+use std::task::{Context, Wake};
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
 use crate::common::{
-    assert_waits, join_with_timeout, pattern, poll_once, wait_until, with_timeout,
+    assert_waits, join_with_timeout, pattern, poll_once, wait_until, with_timeout, TIMEOUT,
 };
 
 /// Cuts a file as logrotate's `copytruncate` cuts a log.
@@ -169,6 +174,45 @@ fn background_flush_keeps_truncation_error() {
         .await;
         assert_truncated(quiet.update_region_async(0, b"durable").await);
         quiet.update_region_async(0, b"durable").await.unwrap();
+    });
+}
+
+/// Polls a future once, and waits until it is woken.
+fn poll_until_woken<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) {
+    struct Woken(Sender<()>);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            let _ = self.0.send(());
+        }
+    }
+
+    let (wakes, woken) = channel();
+    let waker = Arc::new(Woken(wakes)).into();
+    let first = future.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(first.is_pending());
+    woken.recv_timeout(TIMEOUT).unwrap();
+}
+
+#[test]
+fn future_that_is_dropped_takes_no_truncation_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("dropping what would tell of a cut", async move {
+        let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
+        for writes in [false, true] {
+            file.resize(65_536).await.unwrap();
+            file.flush().await.unwrap();
+            file.update_region(50_000, b"goes").await.unwrap();
+            cut(&path, 8192);
+            assert_eq!(file.refresh().await.unwrap(), 8192);
+            match writes {
+                false => poll_until_woken(Box::pin(file.flush()).as_mut()),
+                true => poll_until_woken(Box::pin(file.update_region_async(0, b"x")).as_mut()),
+            }
+            assert_truncated(file.flush().await);
+            file.flush().await.unwrap();
+        }
     });
 }
 
