@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::fault_guard::IS_ON;
 use crate::flush::FlushPolicy;
 use crate::map::Protection;
-use crate::range::ByteRange;
 
 impl MemoryMappedFile {
     /// Returns a raw pointer to the first byte of the file, for reading.
@@ -55,7 +54,7 @@ impl MemoryMappedFile {
             _ => FlushPolicy::Never,
         };
         shared.gives_address_to_write();
-        shared.record_view_write(ByteRange::between(0, shared.len()), policy);
+        shared.record_address_given(policy);
         Ok(self.base())
     }
 

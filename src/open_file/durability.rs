@@ -82,6 +82,24 @@ impl OpenFile {
         self.start_due(self.record_under_lease(range, policy), range);
     }
 
+    /// Records the whole file as dirty, for a caller that gets its address, and sets the alarm that
+    /// the policy asks for.
+    pub(crate) fn record_address_given(self: &Arc<Self>, policy: FlushPolicy) {
+        if sys::is_forked() {
+            return;
+        }
+        self.forget_writable(ByteRange::between(0, u64::MAX));
+        let due = {
+            // No lease keeps the file from being cut. Under both locks, since a cut lowers the
+            // length and takes its tail out of the dirty ranges: by this process in that order, by
+            // another one under the first lock. So no byte behind the end is recorded for good.
+            let _losses = lock(&self.losses);
+            let mut dirty = self.dirty.lock();
+            dirty.record(&[ByteRange::between(0, self.len())], policy)
+        };
+        self.set_alarm_if_due(&[due]);
+    }
+
     /// Records what was written through a view as dirty, and starts the flush that the policy asks
     /// for. The future waits for that flush, as a write does.
     #[cfg(feature = "iterator")]

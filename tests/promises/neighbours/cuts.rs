@@ -216,6 +216,36 @@ fn future_that_is_dropped_takes_no_truncation_error() {
     });
 }
 
+/// The address of the bytes is given without a lease, so that a cut may come at any moment.
+#[test]
+fn address_beside_own_cuts_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("cutting while the address is asked for", async move {
+        let file = MemoryMappedFile::create_rw(&path, 8192).await.unwrap();
+        let asking = file.clone();
+        let (stop, stopped) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                // SAFETY: nothing is accessed.
+                unsafe { asking.as_mut_ptr() }.unwrap();
+            }
+        });
+        for round in 0..2000 {
+            file.resize(8192).await.unwrap();
+            file.resize(4096).await.unwrap();
+            if round % 50 == 0 {
+                file.flush().await.unwrap();
+            }
+        }
+        drop(stop);
+        thread.join().unwrap();
+        file.flush().await.unwrap();
+        // Nothing behind the end is dirty, which another process could cut off.
+        assert_eq!(file.pending_bytes(), 0);
+    });
+}
+
 #[test]
 fn stores_through_view_of_cut_bytes_are_lost() {
     let dir = tempfile::tempdir().unwrap();
