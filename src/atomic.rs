@@ -292,7 +292,9 @@ impl<T> Drop for Words<'_, T> {
     fn drop(&mut self) {
         // The bytes are counted before the lease ends, so that a later flush covers them.
         if let Some(lease) = &self.lease {
-            lease.host().record_view_write(self.range, self.policy);
+            lease
+                .host()
+                .record_view_write(lease, self.range, self.policy);
         }
     }
 }

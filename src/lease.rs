@@ -173,6 +173,11 @@ impl Leases {
         self.table.has_writing_views()
     }
 
+    /// Notes a cut by another process in the leases to write; see [`Table::note_cut`].
+    pub(crate) fn note_cut(&self, gone: ByteRange) -> bool {
+        self.table.note_cut(gone)
+    }
+
     /// Returns the ranges of the leases that share a byte with `range`; see [`Table::leased`].
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {
         self.table.leased(range)
@@ -363,6 +368,12 @@ where
 
     pub(crate) fn host(&self) -> &H {
         &self.host
+    }
+
+    /// Returns where another process has cut off bytes of the lease; see [`Table::cut_at`].
+    pub(crate) fn cut_at(&self) -> Option<u64> {
+        let token = self.token.as_ref()?;
+        self.host.leases().table.cut_at(token)
     }
 
     /// Notes that a caller holds the lease from now on: readers that conflict with it do not wait

@@ -254,7 +254,9 @@ impl MappedSliceMut<'_> {
         let range = std::mem::replace(&mut self.range, ByteRange::EMPTY);
         // Before the lease ends, as in the drop.
         let flushed = match &self.lease {
-            Some(lease) if !range.is_empty() => Some(lease.host().record_write(range, self.policy)),
+            Some(lease) if !range.is_empty() => {
+                Some(lease.host().record_write(lease, range, self.policy))
+            }
             _ => None,
         };
         drop(self);
@@ -331,7 +333,9 @@ impl Drop for MappedSliceMut<'_> {
         // The bytes are counted before the lease ends, so that a later flush covers them.
         match &self.lease {
             Some(lease) if !self.range.is_empty() => {
-                lease.host().record_view_write(self.range, self.policy);
+                lease
+                    .host()
+                    .record_view_write(lease, self.range, self.policy);
             }
             _ => {}
         }

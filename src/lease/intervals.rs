@@ -179,6 +179,28 @@ impl<V: Default> Intervals<V> {
         ))
     }
 
+    /// Changes the value of every range that shares a byte with `range`.
+    pub(crate) fn change_overlapping(&mut self, range: ByteRange, change: &mut impl FnMut(&mut V)) {
+        self.change_below(self.root, range, change);
+    }
+
+    fn change_below(&mut self, at: u32, range: ByteRange, change: &mut impl FnMut(&mut V)) {
+        // As in `any_below`.
+        if at == NIL || self.nodes[at as usize].furthest <= range.start() {
+            return;
+        }
+        let node = &mut self.nodes[at as usize];
+        let (left, right) = (node.left, node.right);
+        let starts_before_end = node.range.start() < range.end();
+        if node.range.overlaps(range) {
+            change(&mut node.value);
+        }
+        self.change_below(left, range, change);
+        if starts_before_end {
+            self.change_below(right, range, change);
+        }
+    }
+
     /// Visits every range that shares a byte with `range`, in the order of their starts.
     pub(crate) fn each_overlap(&self, range: ByteRange, visit: &mut impl FnMut(ByteRange)) {
         self.each_below(self.root, range, visit);

@@ -41,13 +41,16 @@ pub(super) struct Marks {
     /// A writer waits for the end of the lease.
     pub(super) watched: bool,
     pub(super) term: Term,
+    /// The lowest end that another process has given the file while the lease lived, of those that
+    /// cut off bytes of the lease.
+    pub(super) cut_at: Option<u64>,
 }
 
 impl Marks {
     pub(super) fn of(term: Term) -> Self {
         Self {
-            watched: false,
             term,
+            ..Self::default()
         }
     }
 }

@@ -377,6 +377,32 @@ impl<F: Fences> Table<F> {
         writing.any(|kind| !state.entries[kind as usize].is_empty())
     }
 
+    /// Notes that another process has cut off `gone`, in each lease under which its holder may
+    /// write there; returns whether there is one, the batch apart.
+    pub(crate) fn note_cut(&self, gone: ByteRange) -> bool {
+        let mut state = lock(&self.state);
+        let mut is_written = false;
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Shared) {
+            state.entries[kind as usize].change_overlapping(gone, &mut |marks: &mut Marks| {
+                let lowest = marks.cut_at.map_or(gone.start(), |at| at.min(gone.start()));
+                marks.cut_at = Some(lowest);
+                is_written = true;
+            });
+        }
+        is_written
+    }
+
+    /// Returns the lowest end that the file has had while the lease lived, if a cut that was
+    /// [noted](Self::note_cut) has taken bytes of the lease.
+    pub(crate) fn cut_at(&self, token: &Token) -> Option<u64> {
+        let Token::Entry(entry) = token else {
+            return None;
+        };
+        let mut state = lock(&self.state);
+        let entries = &mut state.entries[entry.kind() as usize];
+        entries.value_mut(entry.key()).cut_at
+    }
+
     /// Returns the ranges of the leases that share a byte with `range`, in no particular order and
     /// without the batch. This is a hint: a lease that is taken during the call may be missing.
     pub(crate) fn leased(&self, range: ByteRange) -> Vec<ByteRange> {

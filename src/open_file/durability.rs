@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::resize::truncated;
-use super::OpenFile;
+use super::{OpenFile, OwnedLease};
 use crate::commit::{Commits, Durable, Extent, Flush, Loss, Started, Waiter};
 use crate::dirty::{FlushDue, InFlight};
 use crate::error::MmapIoError;
@@ -71,15 +71,20 @@ impl OpenFile {
             && self.commits.failure().is_none()
     }
 
-    /// Records what was written through a view as dirty, and starts the flush that the policy asks
-    /// for.
-    pub(crate) fn record_view_write(self: &Arc<Self>, range: ByteRange, policy: FlushPolicy) {
+    /// Records what was written through a view under `lease` as dirty, and starts the flush that the
+    /// policy asks for.
+    pub(crate) fn record_view_write(
+        self: &Arc<Self>,
+        lease: &OwnedLease,
+        range: ByteRange,
+        policy: FlushPolicy,
+    ) {
         if sys::is_forked() {
             return;
         }
         // The stores were made without a look at the pages.
         self.forget_writable(range);
-        self.start_due(self.record_under_lease(range, policy), range);
+        self.start_due(self.record_under_lease(lease, range, policy), range);
     }
 
     /// Records the whole file as dirty, for a caller that gets its address, and sets the alarm that
@@ -100,23 +105,31 @@ impl OpenFile {
         self.set_alarm_if_due(&[due]);
     }
 
-    /// Records what was written through a view as dirty, and starts the flush that the policy asks
-    /// for. The future waits for that flush, as a write does.
+    /// Records what was written through a view under `lease` as dirty, and starts the flush that the
+    /// policy asks for. The future waits for that flush, as a write does.
     #[cfg(feature = "iterator")]
     pub(crate) fn record_write(
         self: &Arc<Self>,
+        lease: &OwnedLease,
         range: ByteRange,
         policy: FlushPolicy,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
         self.forget_writable(range);
         let losses = self.losses();
-        self.finish_write(self.record_under_lease(range, policy), range, losses)
+        let due = self.record_under_lease(lease, range, policy);
+        self.finish_write(due, range, losses)
     }
 
     /// Records bytes as dirty that were written under a lease which the caller still holds. Bytes
     /// behind the end of the file are lost: no cut of this process happens under a lease, so another
-    /// process has cut them off.
-    fn record_under_lease(&self, range: ByteRange, policy: FlushPolicy) -> FlushDue {
+    /// process has cut them off. So are bytes that were behind its end before, while the lease
+    /// lived; but those may have been stored again since then.
+    fn record_under_lease(
+        &self,
+        lease: &OwnedLease,
+        range: ByteRange,
+        policy: FlushPolicy,
+    ) -> FlushDue {
         let is_faulted = self.check_maps().is_err();
         // Together, so that a cut that is adopted finds the bytes in the set, or this finds the cut.
         let mut losses = lock(&self.losses);
@@ -126,9 +139,10 @@ impl OpenFile {
             false => self.len(),
         };
         let inside = ByteRange::between(range.start().min(len), range.end().min(len));
-        if inside != range && !self.is_private() {
-            let gone = ByteRange::between(range.start().max(len), range.end());
-            losses.add(truncated(gone, len));
+        let end = lease.cut_at().map_or(len, |cut_at| cut_at.min(len));
+        if end < range.end() && !self.is_private() {
+            let gone = ByteRange::between(range.start().max(end), range.end());
+            losses.add(truncated(gone, end));
         }
         self.dirty.record(&[inside], policy)
     }

@@ -187,10 +187,16 @@ impl OpenFile {
             let mut losses = lock(&self.losses);
             // Under the lock, and the dirty ranges first: bytes that are recorded or flushed at this
             // moment are found here, or found to be lost there.
-            if let Some(gone) = self.dirty.truncate(file_len) {
+            let dirty = self.dirty.truncate(file_len);
+            self.hot.len.store(file_len, Ordering::Release);
+            // After the length, with which a view that has its lease later is compared. What was
+            // stored through a view counts as written, and more may be stored; when the view ends,
+            // the file may be as long again.
+            let cut = ByteRange::between(file_len, len);
+            let is_written = self.hot.leases.note_cut(cut);
+            if let Some(gone) = dirty.or(is_written.then_some(cut)) {
                 losses.add(truncated(gone, file_len));
             }
-            self.hot.len.store(file_len, Ordering::Release);
             // SeqCst: as for a cut that `resize` makes.
             self.cuts.fetch_add(1, Ordering::SeqCst);
         }

@@ -216,6 +216,53 @@ fn future_that_is_dropped_takes_no_truncation_error() {
     });
 }
 
+/// The file is as long again when the view ends, or when a flush covers its stores.
+#[test]
+fn stores_through_view_are_lost_in_file_that_grows_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("storing before a cut", async move {
+        let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
+        // It lives on, and no cut reaches it.
+        let mut spare = file.as_slice_mut(0, 4).await.unwrap();
+        for way in 0..4 {
+            file.flush().await.unwrap();
+            let mut view = file.as_slice_mut(40_000, 4).await.unwrap();
+            view.copy_from_slice(b"lost");
+            for len in [8192, 65_536] {
+                cut(&path, len);
+                assert_eq!(file.refresh().await.unwrap(), len);
+            }
+            match way {
+                0 => {
+                    drop(view);
+                    assert_truncated(file.flush().await);
+                }
+                1 => assert_truncated(view.commit().await),
+                _ => {
+                    assert_truncated(file.flush().await);
+                    if way == 3 {
+                        view.copy_from_slice(b"here");
+                    }
+                    // It may have been stored to in between.
+                    assert_truncated(view.commit().await);
+                    if way == 3 {
+                        assert_eq!(fs::read(&path).unwrap()[40_000..40_004], *b"here");
+                    }
+                }
+            }
+            // The next view has lost nothing.
+            let mut view = file.as_slice_mut(40_000, 4).await.unwrap();
+            view.copy_from_slice(b"data");
+            view.commit().await.unwrap();
+            assert_eq!(fs::read(&path).unwrap()[40_000..40_004], *b"data");
+            spare[0] = way;
+        }
+        drop(spare);
+        file.flush().await.unwrap();
+    });
+}
+
 /// The address of the bytes is given without a lease, so that a cut may come at any moment.
 #[test]
 fn address_beside_own_cuts_loses_nothing() {
