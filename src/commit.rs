@@ -59,7 +59,8 @@ pub(crate) trait Durable: Send + Sync + Sized + 'static {
     /// Makes at least `extent` durable. Blocks the thread.
     fn flush(&self, extent: Extent<'_>) -> io::Result<()>;
 
-    /// Fails if the file cannot be flushed at present. That error does not stick.
+    /// Fails if the file cannot be flushed at present, or if a flush that has ended may have missed
+    /// something for that reason. That error does not stick.
     fn check(&self) -> Result<()> {
         Ok(())
     }
@@ -327,7 +328,8 @@ impl Commits {
             // Only the holder of the turn sets the error, and there is one turn at a time.
             let _ = self.failed.set(failed.clone());
             failed
-        })
+        })?;
+        target.check()
     }
 }
 

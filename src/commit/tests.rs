@@ -2,6 +2,7 @@
 //! and no waiter is told that its bytes are durable when they are not.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ struct Disk {
     /// Reports that a flush has begun, and holds the flush until the test lets it go on.
     gate: Option<(Sender<()>, Mutex<Receiver<()>>)>,
     losses: Mutex<Losses>,
+    /// The file cannot be flushed at present.
+    is_faulted: AtomicBool,
 }
 
 impl Disk {
@@ -47,6 +50,7 @@ impl Disk {
             fault,
             gate: None,
             losses: Mutex::default(),
+            is_faulted: AtomicBool::new(false),
         }
     }
 
@@ -75,6 +79,13 @@ impl Disk {
 impl Durable for Disk {
     fn commits(&self) -> &Commits {
         &self.commits
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.is_faulted.load(Ordering::SeqCst) {
+            true => Err(MmapIoError::Faulted { offset: 0 }),
+            false => Ok(()),
+        }
     }
 
     fn last_loss(&self) -> Option<Arc<Loss>> {
@@ -359,6 +370,38 @@ fn loss_is_told_to_waiters_of_next_flush() {
     begun.recv_timeout(WATCHDOG).unwrap();
     go.send(()).unwrap();
     wait(&third).unwrap();
+}
+
+/// Pages are lost while a flush runs; it may have missed what was stored to them.
+#[test]
+fn flush_during_which_pages_are_lost_fails() {
+    for loses in [false, true] {
+        let (disk, begun, go) = Disk::gated(None);
+        let disk = Arc::new(disk);
+        let (flush, turn) = start(&disk, byte(0), false);
+        turn.unwrap().spawn();
+        begun.recv_timeout(WATCHDOG).unwrap();
+        disk.is_faulted.store(true, Ordering::SeqCst);
+        if loses {
+            disk.lose();
+        }
+        go.send(()).unwrap();
+        let faulted = wait(&flush);
+        assert!(
+            matches!(faulted, Err(MmapIoError::Faulted { .. })),
+            "{faulted:?}"
+        );
+        // That does not stick, and a loss is told when the file can be flushed again.
+        disk.is_faulted.store(false, Ordering::SeqCst);
+        let (later, turn) = start(&disk, byte(0), false);
+        turn.unwrap().spawn();
+        begun.recv_timeout(WATCHDOG).unwrap();
+        go.send(()).unwrap();
+        match loses {
+            true => assert_lost(&later),
+            false => wait(&later).unwrap(),
+        }
+    }
 }
 
 /// A future takes the error of one loss when there is a second one already.

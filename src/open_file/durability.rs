@@ -268,6 +268,14 @@ impl OpenFile {
     }
 
     fn complete(&self, taken: InFlight<'_>, result: io::Result<()>) -> io::Result<()> {
+        if self.has_lost_pages() {
+            // What was stored to pages that are lost has not reached the file. It is dirty no more,
+            // so it is not found to be lost when the file is mapped again.
+            let lost = self.settle();
+            if taken.end().is_some_and(|end| lost.cut_at() < end) {
+                lock(&self.losses).add(lost.error());
+            }
+        }
         let result = taken.complete(result);
         self.cancel_alarm_if_clean();
         result
