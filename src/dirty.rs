@@ -129,15 +129,22 @@ impl DirtyRanges {
         let mut dirty = self.ranges();
         debug_assert!(dirty.flushing.is_empty());
         let before = dirty.since_flush;
-        dirty.flushing = match dirty.granule {
-            1 => dirty.remove(ranges),
-            // A flush writes whole pages, and so every byte that was counted for these pages.
-            _ => {
-                let pages = ranges.iter().map(|range| range.to_pages(sys::page_size()));
-                let pages: Vec<ByteRange> = pages.map(ByteRange::from).collect();
-                dirty.remove(&pages)
+        let (granule, reach) = (dirty.granule, dirty.reach);
+        let covered = |range: &ByteRange| {
+            let range = match granule {
+                1 => *range,
+                // A flush writes whole pages, and so every byte that was counted for these pages.
+                _ => range.to_pages(sys::page_size()).into(),
+            };
+            match range.end() < reach {
+                true => range,
+                // Nothing was written behind it, and the mapping need not reach as far as the last
+                // range was widened.
+                false => ByteRange::between(range.start(), u64::MAX),
             }
         };
+        let covered: Vec<ByteRange> = ranges.iter().map(covered).collect();
+        dirty.flushing = dirty.remove(&covered);
         let after = dirty.since_flush;
         InFlight {
             dirty: self,
@@ -584,6 +591,34 @@ mod tests {
             assert_eq!(dirty.bytes(), count as u64);
             let dirty = dirty.ranges();
             assert_eq!(dirty.set.iter().count(), dirty.len);
+        }
+    }
+
+    /// The mapping may end in the middle of what the last range was widened to.
+    #[test]
+    fn flush_up_to_the_last_write_leaves_nothing() {
+        let page = sys::page_size() as u64;
+        for fails_first in [false, true] {
+            let dirty = DirtyRanges::new(true);
+            let count = 2 * (MOST_RANGES as u64 + 1) + 1;
+            for number in (0..count).step_by(2) {
+                let at = page * number;
+                dirty.record(&[range(at, at + 1)], FlushPolicy::Never);
+            }
+            let len = page * count;
+            assert!(dirty.ranges().granule > page);
+            if fails_first {
+                let taken = dirty.take(&[range(0, len)]);
+                taken
+                    .complete(Err(io::ErrorKind::Other.into()))
+                    .unwrap_err();
+            }
+            flush(&dirty, &[range(0, len - page)]);
+            assert!(dirty.bytes() > 0, "the last write is not covered");
+            flush(&dirty, &[range(0, len)]);
+            assert_eq!(dirty.bytes(), 0);
+            let policy = FlushPolicy::EveryWrites(2);
+            assert_eq!(dirty.record(&[range(0, 1)], policy), FlushDue::None);
         }
     }
 
