@@ -388,7 +388,10 @@ impl MemoryMappedFile {
             if ranges.is_empty() {
                 return Ok(());
             }
-            let ranges = Ranges::of_parts(ranges)?;
+            let ranges = Ranges::of_parts(ranges).map_err(|error| {
+                self.handle.shared.count_failed_write();
+                error
+            })?;
             self.write(ranges, policy, Source::Parts(regions)).await
         })
         .await

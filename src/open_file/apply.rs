@@ -419,8 +419,15 @@ impl OpenFile {
         self.counters.writes.fetch_add(applied, Ordering::Relaxed);
     }
 
-    pub(super) fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
+    /// Counts a write that has failed here, for the statistics.
+    pub(crate) fn count_failed_write(&self) {
         self.counters.write_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn fail(&self, op: &Operation, error: MmapIoError, ended: &mut Ended<OwnedLease>) {
+        if op.action.is_write() {
+            self.count_failed_write();
+        }
         self.queue.complete(op, Err(error), ended);
     }
 }

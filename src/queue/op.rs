@@ -68,7 +68,7 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    pub(super) fn is_write(self) -> bool {
+    pub(crate) fn is_write(self) -> bool {
         match self {
             Self::Write(_) | Self::TryWrite(_) | Self::Append(_) | Self::AppendAt(..) => true,
             Self::Lease(_)

@@ -24,6 +24,7 @@ fn data_beyond_all_memory_is_an_error() {
         let mut regions = vec![(0, &view[..]); 1 << 20];
         assert_kind!(file.update_regions(&regions).await, OutOfMemory);
         assert_kind!(file.update_regions_async(&regions).await, OutOfMemory);
+        assert_eq!(file.stats().write_errors, 2);
         // What is wrong with one of its ranges comes first.
         regions.push((LEN, b"x"));
         assert_error!(

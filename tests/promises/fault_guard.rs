@@ -78,8 +78,10 @@ async fn assert_all_writes_faulted(file: &MemoryMappedFile, at: u64) {
     assert_faulted(file.try_as_slice_mut(0, 1), at);
     assert_faulted(file.append(b"x").await, at);
     assert_faulted(file.append_at(file.len(), b"x").await, at);
+    let failed_writes = file.stats().write_errors;
     assert_faulted(file.resize(1).await, at);
     assert_faulted(file.grow_to(1 << 24).await, at);
+    assert_eq!(file.stats().write_errors, failed_writes);
     assert_faulted(file.schedule_flush().await, at);
     // SAFETY: nothing is stored through the pointer.
     assert_faulted(unsafe { file.as_mut_ptr() }, at);
