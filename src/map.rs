@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::ptr::NonNull;
-use std::sync::atomic::{compiler_fence, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{compiler_fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -388,6 +388,28 @@ impl Span {
             let next = end.min(start + words);
             take(&piece[at - start..next - start]);
             at = next;
+        }
+    }
+
+    /// Zeroes those bytes that still are what they were in `seen`. A byte that another process changes
+    /// at the same time keeps its new value.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    ///
+    /// # Safety
+    ///
+    /// The same as for [`as_mut_slice`](Self::as_mut_slice), during the call.
+    pub(crate) unsafe fn clear_unchanged(self, seen: &[u8]) {
+        assert_eq!(self.len, seen.len(), "a span is cleared as a whole");
+        for (at, seen) in seen.iter().enumerate() {
+            let byte = self.addr.as_ptr().wrapping_add(at);
+            // SAFETY: the byte is inside the span, as was just checked, which is in a live, writable
+            // map and leased, by this method's contract.
+            let byte = unsafe { AtomicU8::from_ptr(byte) };
+            // Relaxed: no other memory depends on it.
+            let _ = byte.compare_exchange(*seen, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter::once;
 use std::sync::atomic::{fence, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -287,29 +288,63 @@ impl OpenFile {
     /// of the file. Another process may have stored bytes there through a map, and growth would
     /// make them part of the file.
     ///
+    /// Another process may append at the same moment: its bytes are in the page before the file has
+    /// its new length. The system holds the lock of the file from before the first to after the
+    /// second. So this function looks at the bytes, waits for that lock, and asks for the length
+    /// again: if it is the same, no byte that was not zero is of an append. Bytes that have changed
+    /// since then are left as they are. What remains: an append of those moments that writes the
+    /// very value which is cleared there, and all appends on file systems that refuse to reserve a
+    /// block, since without that call this function does not wait for the lock.
+    ///
     /// The caller, which is the drain, guarantees that the maps cover `grown`, and that no view of
     /// this process lies there: either none can, or growth holds an exclusive lease there.
     pub(super) fn clear_tail(&self, grown: ByteRange) -> io::Result<()> {
-        let page = sys::page_size();
-        let last = ByteRange::between(grown.start(), grown.start()).to_pages(page);
-        let tail = ByteRange::between(grown.start(), last.end().min(grown.end()));
-        let Some(map) = self.map(Protection::ReadWrite).filter(|_| !tail.is_empty()) else {
+        let file = self.writable_file()?;
+        let mapped = self.writable()?;
+        let Some(map) = self.map(Protection::ReadWrite) else {
             return Ok(());
         };
-        let run = map.run(tail.to_pages(page));
-        // SAFETY: `Map::run` has checked that the page is inside the map, which `map` keeps live;
-        // it holds the last byte of the file. If another process cuts it off now, the call fails.
-        unsafe { sys::populate_read(run) }?;
-        let span = map.span(tail);
-        // SAFETY: `map` keeps the map live, and the page was just read in. Only the drain writes
-        // past the known end, and this is the drain; so no writer of this process has these bytes.
-        let is_clear = unsafe { span.as_slice() }.iter().all(|byte| *byte == 0);
-        if !is_clear {
-            // SAFETY: as for reading; the map is that of `Protection::ReadWrite`.
-            unsafe { sys::populate_write(&[run]) }.map_err(|(_, error)| error)?;
+        // The caller adds what failed, and its callers ask for the error of the system.
+        let bare = |error: MmapIoError| match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => error.into(),
+        };
+        let page_size = sys::page_size() as u64;
+        let mut file_len = grown.start();
+        while file_len < grown.end() && file_len % page_size != 0 {
+            let page_end = file_len.next_multiple_of(page_size);
+            let tail = ByteRange::between(file_len, page_end.min(grown.end()));
+            let last_byte = ByteRange::between(file_len - 1, file_len);
+            residency::populate_read(&map, &mapped.backing, last_byte).map_err(bare)?;
+            let span = map.span(tail);
+            // SAFETY: `map` keeps the map live, and the page holds the last byte of the file, and
+            // was just read in. Only the drain writes past the known end, and this is the drain; so
+            // no writer of this process has these bytes.
+            let seen = unsafe { span.as_slice() }.to_vec();
+            if seen.iter().all(|byte| *byte == 0) {
+                break;
+            }
+            if sys::ALLOCATE_KEEPS_BYTES {
+                // The block is there, or storing to the page would need it.
+                match sys::allocate(file, last_byte.start(), 1) {
+                    Err(error) if sys::is_refused(&error) => {}
+                    waited => waited?,
+                }
+            }
+            let known = std::mem::replace(&mut file_len, sys::file_len(file)?);
+            if known < file_len {
+                // The bytes are of the other process, but not those behind its end.
+                continue;
+            }
+            let fs_traits = mapped.fs_traits;
+            residency::populate_write(&map, &mapped.backing, fs_traits, once(last_byte))
+                .map_err(|error| bare(error.into()))?;
             // SAFETY: as for `as_slice`, and the map is writable; no reader of this process has
-            // these bytes either, as the caller guarantees. The zeroes are in no map.
-            unsafe { span.copy_from(&vec![0; tail.len() as usize]) };
+            // these bytes either, as the caller guarantees.
+            unsafe { span.clear_unchanged(&seen) };
+            // Growth may change whether a store to the page faults.
+            self.forget_writable(last_byte);
+            break;
         }
         Ok(self.check_maps()?)
     }
@@ -361,3 +396,6 @@ pub(super) fn truncated(gone: ByteRange, file_len: u64) -> MmapIoError {
 fn resize_failed(problem: String) -> MmapIoError {
     MmapIoError::resize_failed(io::Error::new(io::ErrorKind::InvalidInput, problem))
 }
+
+#[cfg(all(test, unix, not(mmap_io_loom)))]
+mod tests;

@@ -22,7 +22,7 @@
 //! | [`allocated`] | `fstat(2)` | `fstat(2)` | unknown |
 //! | [`is_fault`], [`is_disk_full`], [`is_refused`] | by `errno` | by `errno` (never refused) | by error code (disk full only) |
 //! | [`resident`] | `mincore(2)` | unknown | unknown |
-//! | [`populate_read`], [`populate_write`] | `MADV_POPULATE_READ`/`_WRITE`, else a read of each page | a read of each page | a read of each page |
+//! | [`populate_read`] | `MADV_POPULATE_READ`, else a read of each page | a read of each page | a read of each page |
 //! | [`try_populate_read`], [`try_populate_write`] | `MADV_POPULATE_READ`/`_WRITE` | nothing | a read of each page |
 //! | [`cached_pages`] | `cachestat(2)` | unknown | unknown |
 //! | [`HAS_BARRIER`], [`register_barrier`], [`barrier`] | `membarrier(2)` | none | `FlushProcessWriteBuffers` |

@@ -145,13 +145,6 @@ pub(crate) unsafe fn populate_read(_run: Run) -> io::Result<()> {
 /// # Safety
 ///
 /// None needed; the signature is shared with the other platforms.
-pub(crate) unsafe fn populate_write(_runs: &[Run]) -> Result<(), (usize, io::Error)> {
-    unsupported().map_err(|error| (0, error))
-}
-
-/// # Safety
-///
-/// None needed; the signature is shared with the other platforms.
 pub(crate) unsafe fn try_populate_read(_run: Run) -> io::Result<bool> {
     unsupported()
 }

@@ -27,7 +27,8 @@ fn populate_write_allocates_and_keeps_bytes() {
     let (file, map) = sparse(64);
     let runs = [run(&map, 0, 1), run(&map, 7, 2), run(&map, 40, 1)];
     // SAFETY: the runs are inside the live, writable map, and inside the file.
-    unsafe { populate_write(&runs) }.unwrap();
+    let done = unsafe { try_populate_write(&runs) }.unwrap();
+    assert_eq!(done, runs.len());
     file.sync_all().unwrap();
     assert!(file.metadata().unwrap().blocks() > 0);
     assert!(resident(runs[1]).unwrap());
@@ -45,7 +46,7 @@ fn populate_error_names_run_past_end() {
     ] {
         // SAFETY: the runs are inside the live, writable map; a page past the end of the file is
         // reported as an error.
-        let (index, error) = unsafe { populate_write(&runs) }.unwrap_err();
+        let (index, error) = unsafe { try_populate_write(&runs) }.unwrap_err();
         assert_eq!((index, error.raw_os_error()), (1, Some(libc::EFAULT)));
     }
     // SAFETY: the run is inside the live map; as above for the page past the end.

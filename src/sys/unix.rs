@@ -462,25 +462,6 @@ pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the pages of every run writable; touches them where the system cannot populate.
-///
-/// # Errors
-///
-/// Those of [`try_populate_write`](crate::sys::try_populate_write).
-///
-/// # Safety
-///
-/// The same as for [`populate_read`], for every run; and the mapping is writable.
-pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
-    // SAFETY: every run lies in one live, writable mapping, by this function's contract.
-    let done = unsafe { crate::sys::try_populate_write(runs) }?;
-    for run in &runs[done..] {
-        // SAFETY: as above.
-        unsafe { touch(*run) };
-    }
-    Ok(())
-}
-
 /// Faults in the pages of a run by a read of a byte of each.
 ///
 /// # Safety

@@ -362,27 +362,6 @@ pub(crate) unsafe fn populate_read(run: Run) -> io::Result<()> {
     Ok(())
 }
 
-/// Faults in the pages of every run by a read of each, so that the first store to a page need not
-/// read it. The clusters of a file were reserved with its length, unless another program has made
-/// the file sparse.
-///
-/// # Errors
-///
-/// None; the signature is shared with the platforms that report errors.
-///
-/// # Safety
-///
-/// Every run lies in one live, readable mapping, inside the file.
-pub(crate) unsafe fn populate_write(runs: &[Run]) -> Result<(), (usize, io::Error)> {
-    // SAFETY: every run lies in one live, readable mapping, by this function's contract.
-    unsafe { prefetch(runs) };
-    for run in runs {
-        // SAFETY: as above.
-        unsafe { touch(*run) };
-    }
-    Ok(())
-}
-
 /// Faults in the pages of a run like [`populate_read`]: no program can cut a mapped file, so that
 /// they can always be touched. Returns `true`.
 ///
@@ -394,7 +373,9 @@ pub(crate) unsafe fn try_populate_read(run: Run) -> io::Result<bool> {
     unsafe { populate_read(run) }.map(|()| true)
 }
 
-/// Faults in the pages of every run like [`populate_write`]. Returns the number of runs.
+/// Faults in the pages of every run by a read of each, so that the first store to a page need not
+/// read it. Returns the number of runs. The clusters of a file were reserved with its length, unless
+/// another program has made the file sparse.
 ///
 /// # Errors
 ///
@@ -402,10 +383,15 @@ pub(crate) unsafe fn try_populate_read(run: Run) -> io::Result<bool> {
 ///
 /// # Safety
 ///
-/// The same as for [`populate_write`].
+/// Every run lies in one live, readable mapping, inside the file.
 pub(crate) unsafe fn try_populate_write(runs: &[Run]) -> Result<usize, (usize, io::Error)> {
-    // SAFETY: the contract of `populate_write` is that of this function.
-    unsafe { populate_write(runs) }.map(|()| runs.len())
+    // SAFETY: every run lies in one live, readable mapping, by this function's contract.
+    unsafe { prefetch(runs) };
+    for run in runs {
+        // SAFETY: as above.
+        unsafe { touch(*run) };
+    }
+    Ok(runs.len())
 }
 
 /// Returns `false`: unknown here, so every probe finds the range not resident. (`QueryWorkingSetEx`

@@ -353,7 +353,7 @@ fn copy_that_meets_a_cut_fails() {
 fn old_kernels_need_no_guard() {
     with_fuse(
         child!(old_kernels_need_no_guard),
-        &[("data", 1 << 20)],
+        &[("data", 1 << 20), ("uneven", 100)],
         |fuse| {
             refuse_populating();
             block_on(async {
@@ -365,6 +365,12 @@ fn old_kernels_need_no_guard() {
                 let refused = file.update_region(at + 5, b"part of a page").await;
                 assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EIO));
                 let refused = file.slice(at, 100).await;
+                assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EIO));
+                // Growth looks at the page in which the file ends.
+                let uneven = MemoryMappedFile::open_rw(fuse.path("uneven"))
+                    .await
+                    .unwrap();
+                let refused = uneven.grow_to(200).await;
                 assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EIO));
                 assert_eq!(file.slice(0, 100).await.unwrap(), &pattern(100)[..]);
             });

@@ -133,7 +133,11 @@ fn dropped_growth_is_withdrawn() {
 
 #[cfg(target_os = "linux")]
 mod on_linux {
+    use std::io::Seek;
     use std::os::fd::AsRawFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use mmap_io::MmapMode;
 
     use super::*;
     use crate::common::disk::{assert_full, Disk, MIB};
@@ -222,6 +226,50 @@ mod on_linux {
             // The next operation that examines the length sees it.
             assert_eq!(file.grow_to(1).await.unwrap(), 1100);
         });
+    }
+
+    /// What another process appends is in the last page a moment before the file is longer.
+    fn growth_beside_an_appender(preallocates: bool) {
+        const RECORD: &[u8] = b"pppppppp";
+        let dir = on_a_disk();
+        let path = dir.path().join("data");
+        fs::write(&path, b"head").unwrap();
+        let is_over = AtomicBool::new(false);
+        let appended = std::thread::scope(|threads| {
+            let appender = threads.spawn(|| {
+                let mut other = OpenOptions::new().append(true).open(&path).unwrap();
+                let mut ends = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    other.write_all(RECORD).unwrap();
+                    ends.push(other.stream_position().unwrap() as usize);
+                }
+                ends
+            });
+            block_on(async {
+                let builder = MemoryMappedFile::builder(&path).mode(MmapMode::ReadWrite);
+                let file = builder.preallocate(preallocates).open().await.unwrap();
+                for _ in 0..300 {
+                    let len = fs::metadata(&path).unwrap().len();
+                    file.grow_to(len + 16).await.unwrap();
+                }
+            });
+            is_over.store(true, Ordering::Relaxed);
+            appender.join().unwrap()
+        });
+        let content = fs::read(&path).unwrap();
+        let is_lost = |end: &&usize| &content[*end - RECORD.len()..**end] != RECORD;
+        let lost = appended.iter().filter(is_lost).count();
+        assert_eq!(lost, 0, "of {} records", appended.len());
+    }
+
+    #[test]
+    fn growth_keeps_what_is_appended_meanwhile() {
+        growth_beside_an_appender(false);
+    }
+
+    #[test]
+    fn growth_with_preallocate_keeps_what_is_appended_meanwhile() {
+        growth_beside_an_appender(true);
     }
 
     /// Two processes double the length of one file in turns, and write into what they made.
