@@ -273,7 +273,8 @@ pub(crate) fn populate_read(map: &Map, backing: &Backing, range: ByteRange) -> R
 /// Where the system cannot populate, it reads a byte of each page through the descriptor, and
 /// touches none: a shrink waits for leases, and this caller may have none; a page that was cut off
 /// a moment ago would raise a signal. A byte past the end of the file is no error, and the caller
-/// has to check the length.
+/// has to check the length. Where the descriptor reads no single bytes either, it asks for the pages
+/// without waiting for them.
 ///
 /// # Safety
 ///
@@ -284,10 +285,12 @@ unsafe fn read_pages(run: Run, backing: &Backing, pages: PageRange) -> io::Resul
         return unsafe { sys::populate_read(run) };
     };
     // SAFETY: the run is mapped, by this function's contract.
-    match unsafe { sys::try_populate_read(run) }? {
-        true => Ok(()),
-        false => read_one_byte_a_page(file, pages),
+    if unsafe { sys::try_populate_read(run) }? || read_one_byte_a_page(file, pages)? {
+        return Ok(());
     }
+    // SAFETY: as above; the advice changes no byte. A refused hint leaves the pages where they are.
+    let _ = unsafe { sys::advise(run, Advice::WillNeed) };
+    Ok(())
 }
 
 /// Makes the pages of runs writable, which are `steps` of `backing`; returns whether they are.
@@ -376,7 +379,7 @@ pub(crate) fn populate_write(
             }
             Backing::Memory => return Unpopulated::Explained(MmapIoError::from(error)),
         };
-        match read_one_byte_a_page(file, step).and_then(|()| allocate(file, step)) {
+        match read_one_byte_a_page(file, step).and_then(|_| allocate(file, step)) {
             Err(reason) => Unpopulated::Explained(MmapIoError::from(reason)),
             Ok(()) => Unpopulated::Unexplained(store_error(file, step)),
         }
@@ -549,21 +552,24 @@ pub(crate) fn room_for_copy(len: usize) -> Result<Vec<u8>> {
     Ok(copy)
 }
 
+/// Reads a byte of each page that the file has. Returns `false` if the descriptor reads no single
+/// bytes: one for direct I/O (`O_DIRECT`) reads whole blocks, past the page cache.
 #[cfg(unix)]
-fn read_one_byte_a_page(file: &File, pages: PageRange) -> io::Result<()> {
+fn read_one_byte_a_page(file: &File, pages: PageRange) -> io::Result<bool> {
     use std::os::unix::fs::FileExt;
     for page in pages.steps(sys::page_size() as u64) {
         // Unlike `read_at`, this goes on after a signal.
         match file.read_exact_at(&mut [0], page.start()) {
             // The file ends before the page.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(false),
             read => read?,
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(not(unix))]
-fn read_one_byte_a_page(_file: &File, _pages: PageRange) -> io::Result<()> {
-    Ok(())
+fn read_one_byte_a_page(_file: &File, _pages: PageRange) -> io::Result<bool> {
+    Ok(true)
 }

@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -258,6 +259,44 @@ fn unpopulating_child() {
             file.update_region(10, b"small").await.unwrap();
         }
         assert_eq!(file.stats().inline_updates, 0);
+    });
+    println!("works without populating");
+}
+
+/// A descriptor for direct I/O reads whole blocks only.
+#[test]
+fn direct_descriptor_works_without_populate() {
+    let dir = on_a_disk();
+    fs::write(dir.path().join("data"), pattern(MIB as usize)).unwrap();
+    let printed = child!(direct_child).dir(dir.path()).passes();
+    assert!(printed.contains("works without"), "{printed}");
+}
+
+#[test]
+fn direct_child() {
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let path = dir.join("data");
+    let mut options = File::options();
+    let options = options.read(true).write(true);
+    let direct = match options.custom_flags(libc::O_DIRECT).open(&path) {
+        Ok(direct) => direct,
+        Err(error) => return println!("works without direct I/O: {error}"),
+    };
+    refuse_populating();
+    block_on(async {
+        let file = MemoryMappedFile::from_file(direct, MmapMode::ReadWrite, &path);
+        let file = file.await.unwrap();
+        file.evict(0, MIB).await.unwrap();
+        file.touch_pages().await.unwrap();
+        file.evict(0, MIB).await.unwrap();
+        assert_eq!(*file.slice(0, MIB).await.unwrap(), pattern(MIB as usize));
+        file.update_region_async(100, b"written").await.unwrap();
+        file.append(b"appended").await.unwrap();
+        let there = fs::read(&path).unwrap();
+        assert_eq!(there[100..107], *b"written");
+        assert_eq!(there[MIB as usize..], *b"appended");
     });
     println!("works without populating");
 }
