@@ -10,10 +10,12 @@
 //!    it is a hole and the disk is full. The handler finds the slot of the map. The slot belongs to
 //!    that map until the handler returns, since a live map is being touched. Of the other slots,
 //!    each may change at any time: `version` tells whether what was read of one belongs together.
-//! 2. The handler notes in the slot what is lost: everything behind the end of the file, or one
+//! 2. The handler looks at the file. Another process may have emptied it and written it anew in the
+//!    meantime: if the page is there by now, the thread touches it again, and nothing is lost.
+//! 3. The handler notes in the slot what is lost: everything behind the end of the file, or one
 //!    page. Then it removes the addresses of the file's maps ([`Bases`]). A read loads such an
 //!    address anyway, so the guard costs it nothing: without an address it looks for the reason.
-//! 3. The handler replaces the lost pages by zeroes, and the thread goes on. No thread reads a zero
+//! 4. The handler replaces the lost pages by zeroes, and the thread goes on. No thread reads a zero
 //!    from such a page before the loss is noted, so a copy that looks afterwards finds it.
 //!
 //! A signal handler runs in the thread that has touched the page. So to that thread only the
@@ -26,7 +28,9 @@ use std::array;
 use std::fs::File;
 use std::iter::successors;
 use std::ptr::null_mut;
-use std::sync::atomic::{fence, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    fence, AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 use std::sync::Mutex;
 
 use crate::error::MmapIoError;
@@ -40,6 +44,14 @@ pub(crate) const IS_ON: bool = cfg!(feature = "fault-guard") && sys::CAN_GUARD_F
 /// process has a limited number of mappings (on Linux usually 65,530). A map that loses more pages
 /// than that loses all pages behind them as well.
 const SINGLE_PAGES: u32 = 4096;
+
+/// How many times the handler looks at most whether a page inside the file is there by now. Between
+/// two looks, another process would have to cut the file and make it longer again.
+const LOOKS: u32 = 16;
+
+/// How many times a page of one map is touched again where the system only tells by that whether it
+/// is there.
+const BLIND_TRIES: u32 = 64;
 
 const SLOTS_A_CHUNK: usize = 64;
 const NONE: u64 = u64::MAX;
@@ -105,7 +117,8 @@ pub(crate) struct Guarded(Option<&'static Slot>);
 
 impl Guarded {
     /// Lets the handler know of a map at `addr`, of `len` bytes from the beginning of `file`.
-    pub(crate) fn new(addr: *const u8, len: usize, file: Option<&File>) -> Self {
+    /// `is_stored` says whether stores through the map go to the file.
+    pub(crate) fn new(addr: *const u8, len: usize, file: Option<&File>, is_stored: bool) -> Self {
         if !IS_ON {
             return Self(None);
         }
@@ -113,7 +126,8 @@ impl Guarded {
         let len = len.next_multiple_of(sys::page_size());
         sys::guard_faults(rescue);
         let slot = free_slot();
-        slot.fill(addr as usize, len, file.map_or(-1, sys::file_number));
+        let file = file.map_or(-1, sys::file_number);
+        slot.fill(addr as usize, len, file, is_stored);
         Self(Some(slot))
     }
 
@@ -167,7 +181,7 @@ impl Guarded {
     }
 }
 
-/// What the handler knows of one map. Only the owner of the map stores to the first four fields;
+/// What the handler knows of one map. Only the owner of the map stores to the first five fields;
 /// `version` is odd before and while it does, and while the slot is free.
 #[derive(Debug)]
 struct Slot {
@@ -177,12 +191,16 @@ struct Slot {
     end: AtomicUsize,
     /// The number of the map's descriptor; negative for anonymous memory.
     file: AtomicI32,
+    /// Whether stores through the map go to the file.
+    is_stored: AtomicBool,
     /// The addresses to remove; null if no file uses the map.
     bases: AtomicPtr<Bases>,
     cut_at: AtomicU64,
     broken_at: AtomicU64,
     /// How many pages were replaced one by one.
     singles: AtomicU32,
+    /// How many times a page was touched again without knowing whether it is there.
+    blind_tries: AtomicU32,
 }
 
 impl Slot {
@@ -192,24 +210,28 @@ impl Slot {
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
             file: AtomicI32::new(-1),
+            is_stored: AtomicBool::new(false),
             bases: AtomicPtr::default(),
             cut_at: AtomicU64::new(NONE),
             broken_at: AtomicU64::new(NONE),
             singles: AtomicU32::new(0),
+            blind_tries: AtomicU32::new(0),
         }
     }
 
-    fn fill(&self, start: usize, len: usize, file: i32) {
+    fn fill(&self, start: usize, len: usize, file: i32, is_stored: bool) {
         // Release: pairs with the fence in `covers`. Who reads a new value sees the odd version, or
         // a later one.
         fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.end.store(start + len, Ordering::Relaxed);
         self.file.store(file, Ordering::Relaxed);
+        self.is_stored.store(is_stored, Ordering::Relaxed);
         self.bases.store(null_mut(), Ordering::Relaxed);
         self.cut_at.store(NONE, Ordering::Relaxed);
         self.broken_at.store(NONE, Ordering::Relaxed);
         self.singles.store(0, Ordering::Relaxed);
+        self.blind_tries.store(0, Ordering::Relaxed);
         // Release: pairs with the load in `covers`.
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -240,37 +262,29 @@ impl Slot {
         }
     }
 
-    /// Replaces the page at `addr`, which is in this slot's live map, and what is lost with it.
+    /// Replaces the page at `addr`, which is in this slot's live map, and what is lost with it; or
+    /// leaves it as it is if nothing is lost. Returns whether the page may be touched again.
     fn rescue(&self, addr: usize) -> bool {
         let page_size = sys::page_size();
         let start = self.start.load(Ordering::Relaxed);
         let end = self.end.load(Ordering::Relaxed);
         let page = addr - addr % page_size;
         let offset = (page - start) as u64;
-        let file = self.file.load(Ordering::Relaxed);
-        let file_len = if file < 0 {
-            None
-        } else {
-            sys::len_of_number(file)
-        };
-        let (from, to) = match file_len {
+        let (from, to) = match self.look(page, offset) {
+            Found::There => return true,
             // All pages behind the end are lost with this one.
-            Some(file_len) if file_len <= offset => {
+            Found::CutAt(file_len) => {
                 self.cut_at.fetch_min(file_len, Ordering::SeqCst);
                 let cut = (file_len as usize).next_multiple_of(page_size);
                 (start + cut, end)
             }
             // Of the other pages nothing is known; so they stay, as long as that is possible.
-            _ => {
+            Found::Broken => {
                 self.broken_at.fetch_min(offset, Ordering::SeqCst);
-                (
-                    page,
-                    if self.takes_single() {
-                        page + page_size
-                    } else {
-                        end
-                    },
-                )
+                match self.takes_single() {
+                    true => (page, page + page_size),
+                    false => (page, end),
+                }
             }
         };
         // SAFETY: by `attach`, the addresses live as long as memory of the map is accessed, which
@@ -287,6 +301,54 @@ impl Slot {
         replace(from, to) || { fewer }.any(|len| replace(page, page + len))
     }
 
+    /// Finds out what has become of the page at an address, which is at `offset` in the file.
+    fn look(&self, page: usize, offset: u64) -> Found {
+        let file = self.file.load(Ordering::Relaxed);
+        // The error of a map that has lost a page for good stays, whatever is found of another.
+        // Relaxed: a count of looks depends on it, and nothing else.
+        let looks = match self.broken_at.load(Ordering::Relaxed) {
+            NONE => LOOKS,
+            _ => 1,
+        };
+        for look in 1..=looks {
+            let file_len = match file {
+                0.. => sys::len_of_number(file),
+                _ => None,
+            };
+            match file_len {
+                Some(file_len) if file_len <= offset => return Found::CutAt(file_len),
+                None => break,
+                // The device may take long to fail: it is asked once.
+                Some(_) if looks == 1 || look == 1 && sys::is_unreadable(file, offset) => break,
+                Some(_) if self.provides(page) => return Found::There,
+                Some(_) => {}
+            }
+        }
+        Found::Broken
+    }
+
+    /// Whether the system provides the page at an address, for every access that the map is made
+    /// for; or whether it is worth a try, where the system does not tell.
+    fn provides(&self, page: usize) -> bool {
+        let run = Run {
+            addr: page as *mut u8,
+            len: sys::page_size(),
+        };
+        let is_populated = match self.is_stored.load(Ordering::Relaxed) {
+            // A hole on a full disk can be read, but not stored to.
+            // SAFETY: the page is inside a live map, which a thread is touching, and the map is
+            // writable.
+            true => unsafe { sys::try_populate_write(&[run]) }
+                .map(|done| done == 1)
+                .map_err(drop),
+            // SAFETY: as above; every map is readable.
+            false => unsafe { sys::try_populate_read(run) }.map_err(drop),
+        };
+        // Relaxed: a count.
+        let may_try = || self.blind_tries.fetch_add(1, Ordering::Relaxed) < BLIND_TRIES;
+        is_populated.is_ok_and(|is_populated| is_populated || may_try())
+    }
+
     /// Whether a page may still be replaced alone; counts it.
     fn takes_single(&self) -> bool {
         // Relaxed: a count, which other threads may exceed by one each.
@@ -297,6 +359,16 @@ impl Slot {
         self.singles.fetch_add(1, Ordering::Relaxed);
         true
     }
+}
+
+/// What has become of a page that could not be touched.
+enum Found {
+    /// It is there by now.
+    There,
+    /// The file ends before it, at this offset.
+    CutAt(u64),
+    /// It is inside the file, and the system does not provide it.
+    Broken,
 }
 
 /// How many pages of live maps were replaced one by one.
@@ -384,7 +456,7 @@ mod tests {
     fn slot_knows_its_own_map_only() {
         let slot = Slot::new();
         assert!(!slot.covers(0));
-        slot.fill(0x1_0000, 0x1000, -1);
+        slot.fill(0x1_0000, 0x1000, -1, false);
         let inside = [0xffff, 0x1_0000, 0x1_0fff, 0x1_1000].map(|addr| slot.covers(addr));
         assert_eq!(inside, [false, true, true, false]);
         slot.clear();

@@ -100,7 +100,7 @@ impl Map {
             Backing::Private(file) => return Self::private(file, len, backing),
             Backing::Memory => return Self::memory(len),
         };
-        let listed = |raw| Self::listed(raw, backing.clone());
+        let listed = |raw| Self::listed(raw, backing.clone(), protection);
         if RESERVES {
             let double = len.saturating_mul(2).max(LEAST_RESERVATION);
             let double = double.checked_next_power_of_two().unwrap_or(len);
@@ -116,7 +116,7 @@ impl Map {
     fn memory(len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
-        Ok(Self::listed(raw, Backing::Memory))
+        Ok(Self::listed(raw, Backing::Memory, Protection::ReadWrite))
     }
 
     fn private(file: &File, len: u64, backing: &Backing) -> io::Result<Self> {
@@ -128,7 +128,7 @@ impl Map {
         // SAFETY: the map becomes a raw one at once: no reference to its bytes is made here, and
         // `Span` makes one only under a lease.
         let raw = MmapRaw::from(unsafe { options.map_copy(file) }?);
-        Ok(Self::listed(raw, backing.clone()))
+        Ok(Self::listed(raw, backing.clone(), Protection::ReadWrite))
     }
 
     fn exact(file: &File, len: u64, protection: Protection) -> io::Result<MmapRaw> {
@@ -141,8 +141,9 @@ impl Map {
         }
     }
 
-    fn listed(raw: MmapRaw, backing: Backing) -> Self {
-        let guarded = Guarded::new(raw.as_ptr(), raw.len(), backing.file());
+    fn listed(raw: MmapRaw, backing: Backing, protection: Protection) -> Self {
+        let is_stored = backing.stored_file().is_some() && protection == Protection::ReadWrite;
+        let guarded = Guarded::new(raw.as_ptr(), raw.len(), backing.file(), is_stored);
         let listed = (raw.len(), backing.clone(), guarded);
         maps().insert(raw.as_ptr() as usize, listed);
         Self {

@@ -283,3 +283,19 @@ pub(crate) fn len_of_number(number: i32) -> Option<u64> {
     let info = unsafe { info.assume_init() };
     u64::try_from(info.st_size).ok()
 }
+
+/// Whether the device of a file fails to read the byte at an offset ([`pread(2)`], `EIO`). May be
+/// called in a handler, as long as the file is open.
+///
+/// [`pread(2)`]: https://man7.org/linux/man-pages/man2/pread.2.html
+pub(crate) fn is_unreadable(number: i32, offset: u64) -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    use libc::{off64_t as off_t, pread64 as pread};
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    use libc::{off_t, pread};
+    let mut byte = [0_u8];
+    // SAFETY: `byte` is live for the call, and has room for the byte that is read.
+    let read = unsafe { pread(number, byte.as_mut_ptr().cast(), 1, offset as off_t) };
+    // SAFETY: the pointer is that of the thread's own variable.
+    read == -1 && unsafe { *errno().0 } == libc::EIO
+}

@@ -46,7 +46,7 @@
 //! | [`watch_forks`], [`is_forked`] | `pthread_atfork(3)` | `pthread_atfork(3)` | never |
 //! | [`BareThread`] | `pthread_create(3)` | `pthread_create(3)` | the standard library's |
 //! | [`copy_contents`] | `copy_file_range(2)` | through memory | through memory |
-//! | [`CAN_GUARD_FAULTS`], [`guard_faults`], [`replace_by_zeroes`], [`len_of_number`] | `sigaction(2)`, `mmap(2)`, `mremap(2)`, `fstat(2)` | the same without `mremap` on macOS, iOS and FreeBSD | no |
+//! | [`CAN_GUARD_FAULTS`], [`guard_faults`], [`replace_by_zeroes`], [`len_of_number`], [`is_unreadable`] | `sigaction(2)`, `mmap(2)`, `mremap(2)`, `fstat(2)`, `pread(2)` | the same without `mremap` on macOS, iOS and FreeBSD | no |
 
 use std::time::SystemTime;
 

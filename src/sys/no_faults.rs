@@ -24,3 +24,7 @@ pub(crate) fn file_number(_file: &File) -> i32 {
 pub(crate) fn len_of_number(_number: i32) -> Option<u64> {
     None
 }
+
+pub(crate) fn is_unreadable(_number: i32, _offset: u64) -> bool {
+    false
+}

@@ -449,6 +449,16 @@ fn store_to_hole_on_full_tmpfs() {
 }
 
 #[test]
+fn store_to_hole_without_populate() {
+    in_a_child(child!(store_to_hole_without_populate), |_| {
+        if let Some(disk) = Disk::tmpfs("store_to_hole_without_populate", MIB) {
+            refuse_populating();
+            hole_on_a_full(disk);
+        }
+    });
+}
+
+#[test]
 fn store_to_hole_on_full_ext4() {
     in_a_child(child!(store_to_hole_on_full_ext4), |dir| {
         let image = dir.join("image");
@@ -509,6 +519,30 @@ fn threads_fault_at_once() {
             }
         });
         assert_eq!(view[..4096], pattern(4096));
+    });
+}
+
+/// 16 threads touch pages that cannot be read, all the same ones.
+#[test]
+fn threads_meet_failed_reads_at_once() {
+    const THREADS: usize = 16;
+    let this = child!(threads_meet_failed_reads_at_once);
+    with_fuse(this, &[("data", 4 << 20)], |fuse| {
+        let file = block_on(MemoryMappedFile::open_ro(fuse.path("data"))).unwrap();
+        let view = file.bytes(0, 4 << 20).unwrap();
+        fuse.refuse(READ, libc::EIO);
+        let start = Barrier::new(THREADS);
+        thread::scope(|threads| {
+            for _ in 0..THREADS {
+                threads.spawn(|| {
+                    start.wait();
+                    for page in 900..910 {
+                        assert_eq!(black_box(view[page * 4096]), 0);
+                    }
+                    assert_faulted(file.as_slice(0, 1), 900 * 4096);
+                });
+            }
+        });
     });
 }
 

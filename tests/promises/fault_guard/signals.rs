@@ -1,5 +1,7 @@
 //! The guard's handler beside others: what is no page of this crate is what it was before.
 
+use std::fs::File;
+use std::hint::black_box;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -11,10 +13,11 @@ use std::thread;
 
 use mmap_io::MemoryMappedFile;
 
-use super::in_a_child;
+use super::{assert_faulted, in_a_child};
 use crate::common::child::{child, child_dir, Child};
 use crate::common::disk::truncate;
 use crate::common::{block_on, patterned};
+use crate::refused_calls::refuse_populating;
 
 /// Maps a file with a page of which nothing is there, without the crate, and returns its address.
 fn foreign_map() -> *mut u8 {
@@ -191,6 +194,87 @@ fn earlier_handler_is_interrupted_by_its_signal() {
             assert_eq!(BEGUN.load(Ordering::Relaxed), 2);
         },
     );
+}
+
+/// The descriptor through which the next fault writes the file anew; negative if it does not.
+static REWRITTEN: AtomicI32 = AtomicI32::new(-1);
+/// The guard's handler.
+static GUARD: AtomicUsize = AtomicUsize::new(0);
+
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Lets another process write the file anew after the fault, and before the guard looks at it.
+extern "C" fn rewrites(signal: libc::c_int, info: *mut libc::siginfo_t, more: *mut libc::c_void) {
+    let file = REWRITTEN.swap(-1, Ordering::Relaxed);
+    if file >= 0 {
+        // SAFETY: the bytes are live for the call.
+        let written = unsafe { libc::pwrite(file, [2_u8; 4096].as_ptr().cast(), 4096, 0) };
+        assert_eq!(written, 4096);
+    }
+    let guard = GUARD.load(Ordering::Relaxed);
+    // SAFETY: it is the guard's handler, which takes three arguments.
+    let guard = unsafe { std::mem::transmute::<libc::sighandler_t, Handler>(guard) };
+    guard(signal, info, more);
+}
+
+/// Another process empties a file, and writes it anew while a thread is about to be told that its
+/// page is not there.
+fn rewritten_file_has_lost_nothing(dir: &std::path::Path) {
+    let path = dir.join("rewritten");
+    std::fs::write(&path, [1; 4096]).unwrap();
+    let other = File::options().write(true).open(&path).unwrap();
+    let rewrite = || {
+        other.set_len(0).unwrap();
+        REWRITTEN.store(other.as_raw_fd(), Ordering::Relaxed);
+    };
+    let was_rewritten = || REWRITTEN.load(Ordering::Relaxed) < 0;
+    block_on(async {
+        let file = MemoryMappedFile::open_ro(&path).await.unwrap();
+        // SAFETY: all zeroes are a valid value.
+        let mut guard: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: `guard` is live for the call, which changes nothing else.
+        unsafe { libc::sigaction(libc::SIGBUS, null_mut(), &mut guard) };
+        GUARD.store(guard.sa_sigaction, Ordering::Relaxed);
+        let handler: Handler = rewrites;
+        install(handler as libc::sighandler_t, libc::SA_SIGINFO);
+
+        let view = file.bytes(0, 4096).unwrap();
+        for _ in 0..10 {
+            rewrite();
+            assert_eq!((black_box(&view)[0], was_rewritten()), (2, true));
+            assert_eq!(file.slice(0, 1).await.unwrap(), [2]);
+        }
+        drop(view);
+        // Stores as well.
+        let writer = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let mut view = writer.as_slice_mut(1, 1).await.unwrap();
+        rewrite();
+        black_box(&mut view)[0] = 7;
+        assert!(was_rewritten());
+        drop(view);
+        assert_eq!(std::fs::read(&path).unwrap()[..3], [2, 7, 2]);
+        // A file that stays cut is found.
+        let view = file.bytes(0, 4096).unwrap();
+        other.set_len(0).unwrap();
+        assert_eq!(black_box(&view)[0], 0);
+        assert_faulted(file.slice(0, 1).await, 0);
+        assert_eq!(file.refresh().await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn file_rewritten_at_a_fault_has_lost_nothing() {
+    let this = child!(file_rewritten_at_a_fault_has_lost_nothing);
+    in_a_child(this, rewritten_file_has_lost_nothing);
+}
+
+#[test]
+fn file_rewritten_at_a_fault_on_an_old_kernel_has_lost_nothing() {
+    let this = child!(file_rewritten_at_a_fault_on_an_old_kernel_has_lost_nothing);
+    in_a_child(this, |dir| {
+        refuse_populating();
+        rewritten_file_has_lost_nothing(dir);
+    });
 }
 
 /// Runs a child that has to fail.
