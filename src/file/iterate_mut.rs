@@ -9,6 +9,7 @@ use crate::error::MmapIoError;
 use crate::error::{Result, Subject};
 use crate::fairness::{operation, step};
 use crate::map::{Map, Protection};
+use crate::offload::check;
 use crate::queue::{Action, Op, Outcome, Queue};
 use crate::range::ByteRange;
 use crate::view::MappedSliceMut;
@@ -178,6 +179,8 @@ impl ChunkIteratorMut<'_> {
         let end = self.len.min(start + STEP);
         let (map, pages) = (map.clone(), ByteRange::between(start, end));
         let handle = &self.file.handle;
+        // In a forked child a lock of the origin may stay locked forever.
+        check()?;
         // The job may outlast this future and its view: until then no write to the file changes a
         // private page that the job has copied half.
         let held = handle.shared.hold_origin_again(pages);
@@ -195,5 +198,36 @@ impl fmt::Debug for ChunkIteratorMut<'_> {
             .field("chunk_size", &self.chunk_size)
             .field("len", &self.len)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, unix, not(mmap_io_loom)))]
+mod tests {
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+    use crate::sys;
+
+    #[test]
+    fn forked_child_waits_for_no_lock_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = MemoryMappedFile::create_rw(dir.path().join("data"), 1000);
+        let file = block_on(file).unwrap();
+        let change = |_, chunk: &mut [u8]| {
+            chunk[0] = 1;
+            Ok(())
+        };
+        // It yields after a number of chunks, if not before.
+        let mut each = Box::pin(file.chunks_mut(1).for_each_mut(change));
+        while file.stats().views == 0 {
+            assert!(block_on(poll_once(&mut each)).is_none());
+        }
+        let mut each = Some(each);
+        let is_refused = {
+            let _dirty = file.handle.shared.dirty().lock();
+            sys::in_fork(|| each.take().is_some_and(|each| block_on(each).is_err()))
+        };
+        assert!(is_refused);
+        block_on(each.unwrap()).unwrap();
     }
 }

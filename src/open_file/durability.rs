@@ -114,10 +114,14 @@ impl OpenFile {
         range: ByteRange,
         policy: FlushPolicy,
     ) -> impl Future<Output = Result<(), MmapIoError>> + Send + 'static {
-        self.forget_writable(range);
-        let losses = self.losses();
-        let due = self.record_under_lease(lease, range, policy);
-        self.finish_write(due, range, losses)
+        // In a forked child any of the locks may stay locked forever.
+        let flushed = check().map(|()| {
+            self.forget_writable(range);
+            let losses = self.losses();
+            let due = self.record_under_lease(lease, range, policy);
+            self.finish_write(due, range, losses)
+        });
+        async move { flushed?.await }
     }
 
     /// Records bytes as dirty that were written under a lease which the caller still holds. Bytes
