@@ -174,8 +174,8 @@ impl OpenFile {
         adopted
     }
 
-    /// Finds out that the disk is full, or the file too long, or that no descriptor is free, before
-    /// the first byte is written to the file, which has `file_len` bytes.
+    /// Finds out that the disk is full, or the file too long, or that no descriptor or no address
+    /// space is free, before the first byte is written to the file, which has `file_len` bytes.
     fn make_room<'a>(
         &'a self,
         file: &'a File,
@@ -197,13 +197,26 @@ impl OpenFile {
             true => self.appender(file)?,
             false => None,
         };
+        // Blocks that are reserved past the end stay there: so the maps come first, where they can.
+        let map_first = || -> Result<()> {
+            let maps =
+                [Protection::Read, Protection::ReadWrite].map(|protection| self.map(protection));
+            let is_outgrown = maps.iter().flatten().any(|map| map.capacity() < end);
+            if sys::CAN_MAP_PAST_END && is_outgrown {
+                let covered = self.cover(end, || Ok(self.len()));
+                covered.map_err(MmapIoError::resize_failed)?;
+            }
+            Ok(())
+        };
         if self.preallocate.load(Ordering::Relaxed) {
+            map_first()?;
             sys::preallocate(file, file_len, added.len())?;
         } else if is_coherent {
             // The last page of the file mostly has its block, and a write to one page needs no other
             // to be whole. Each call takes as long as the write itself.
             let next_page = file_len.next_multiple_of(sys::page_size() as u64);
             if next_page < end {
+                map_first()?;
                 sys::reserve(file, next_page, end - next_page)?;
             }
         } else {

@@ -121,3 +121,39 @@ fn unmappable_child() {
         }
     });
 }
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn append_that_cannot_be_mapped_takes_no_blocks() {
+    let dir = on_a_disk();
+    child!(outgrowing_child).dir(dir.path()).passes();
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn outgrowing_child() {
+    const GIB: u64 = 1 << 30;
+    let Some(dir) = child_dir() else {
+        return;
+    };
+    let path = dir.join("data");
+    fs::write(&path, "").unwrap();
+    let set_len = |len| {
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(len).unwrap();
+    };
+    set_len(64 * GIB);
+    // Room for one map, which reserves an eighth of the file, and for no second one.
+    limit!(RLIMIT_AS, 80 * GIB);
+    block_on(async {
+        let file = MemoryMappedFile::open_rw(&path).await.unwrap();
+        let end = 72 * GIB - 100;
+        set_len(end);
+        assert_eq!(file.refresh().await.unwrap(), end);
+        let before = sizes(&path);
+        let error = file.append(&[1; 100_000]).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOMEM), "{error:?}");
+        assert_eq!((file.len(), sizes(&path)), (end, before));
+        assert_eq!(file.append(&[1; 50]).await.unwrap(), end);
+    });
+}
