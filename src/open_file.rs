@@ -73,9 +73,10 @@ pub(crate) struct OpenFile {
     shown_end: AtomicU64,
     /// The written bytes that have gone before they were durable: another process has cut them off.
     losses: Mutex<Losses>,
-    /// Held while a map is made for the current length, or the length grows, so that the current
-    /// maps always cover the length.
-    remap: Mutex<()>,
+    /// The length that the file is growing to; 0 if it is not growing. Held while maps are made, and
+    /// while the length is raised, so that the current maps always cover the length. Not while the
+    /// file itself grows: an opening that maps the file would wait for that.
+    remap: Mutex<u64>,
     last_gate: Mutex<Option<Instant>>,
     unsynced: Mutex<UnsyncedMetadata>,
     /// A path by which the file was opened for writing.
@@ -248,7 +249,7 @@ impl OpenFile {
             cuts: AtomicU64::new(0),
             shown_end: AtomicU64::new(0),
             losses: Mutex::default(),
-            remap: Mutex::new(()),
+            remap: Mutex::default(),
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),
             name: trace::Name::new(),

@@ -94,7 +94,7 @@ impl OpenFile {
     ///
     /// `Busy` if the file was copied up, and a view shows the file from before the copy.
     pub(crate) fn attach(&self, source: Source, protection: Protection) -> Result<()> {
-        let _remap = lock(&self.remap);
+        let growing_to = lock(&self.remap);
         let source = match self.mapped[Protection::ReadWrite as usize].get() {
             Some(Mapped {
                 backing: Backing::File(file),
@@ -105,10 +105,11 @@ impl OpenFile {
             },
             _ => source,
         };
+        // Growth that has begun must not fail for lack of a map.
+        let len = self.len().max(*growing_to);
         if source.fs_traits.copies_up {
-            self.follow_copy(&source, protection)?;
+            self.follow_copy(&source, len, protection)?;
         }
-        let len = self.len();
         if self.mapped[protection as usize].get().is_none() {
             let can_map = len > 0 || RESERVES;
             let map = can_map.then(|| source.map(len, protection)).transpose()?;
@@ -117,12 +118,12 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Replaces the read-only map if the file was copied up after the map's descriptor was opened:
-    /// such a map never shows a write of this crate.
+    /// Replaces the read-only map by one of `len` bytes if the file was copied up after the map's
+    /// descriptor was opened: such a map never shows a write of this crate.
     ///
     /// It requires that no view exists. A slice would not notice the difference, since writes wait
     /// for it; but an atomic view is meant to see changes, and would see none.
-    pub(super) fn follow_copy(&self, source: &Source, protection: Protection) -> Result<()> {
+    fn follow_copy(&self, source: &Source, len: u64, protection: Protection) -> Result<()> {
         let (mapped, map) = (
             self.mapped[Protection::Read as usize].get(),
             self.map(Protection::Read),
@@ -147,7 +148,7 @@ impl OpenFile {
         if is_current {
             return Ok(());
         }
-        let map = source.map(self.len(), Protection::Read)?;
+        let map = source.map(len, Protection::Read)?;
         let _exclusive = self.lease_everything()?;
         self.replace_map(mapped, Protection::Read, map)?;
         *lock(&self.shown) = now;

@@ -246,20 +246,43 @@ impl OpenFile {
     /// Makes maps that cover `len`, and lets `grow_file` make the file longer. Then raises the known
     /// length to the length that `grow_file` returns, if the maps cover it. Otherwise, or if anything
     /// fails, the known length stays: a part of the new bytes would be half of an append.
+    ///
+    /// `grow_file` may take as long as the disk or the server; no lock is held then. Only the drain
+    /// calls this.
     pub(super) fn cover(
         &self,
         len: u64,
         grow_file: impl FnOnce() -> io::Result<u64>,
     ) -> io::Result<u64> {
-        let _remap = lock(&self.remap);
-        let mut covered = u64::MAX;
+        self.map_ahead(len)?;
+        // The end of the file is in the last of its pages, which growth may change.
+        self.forget_writable(ByteRange::between(self.len().saturating_sub(1), u64::MAX));
+        let reached = grow_file();
+        let mut growing_to = lock(&self.remap);
+        *growing_to = 0;
+        let reached = reached?;
+        // An opening may have added a map since, which reserves less than the others.
+        let mapped = self.mapped.iter().filter_map(OnceLock::get);
+        let covered = mapped.map(|mapped| mapped.current().map_or(0, |map| map.capacity()));
+        if covered.min().map_or(true, |covered| reached <= covered) {
+            // Release: pairs with the load in `len`. A thread that sees this length also sees maps
+            // that cover it.
+            self.hot.len.store(reached, Ordering::Release);
+        }
+        // If the fence fails, the outgrown maps stay.
+        let _ = self.forget_outgrown();
+        Ok(reached)
+    }
+
+    /// Makes maps that cover `len`. Until the known length is raised, openings make no shorter ones.
+    fn map_ahead(&self, len: u64) -> io::Result<()> {
+        let mut growing_to = lock(&self.remap);
         for protection in [Protection::Read, Protection::ReadWrite] {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
             };
             let current = mapped.current();
-            if let Some(map) = current.as_ref().filter(|map| map.capacity() >= len) {
-                covered = covered.min(map.capacity());
+            if current.as_ref().is_some_and(|map| map.capacity() >= len) {
                 continue;
             }
             let backing = current.as_deref().map_or(&mapped.backing, Map::backing);
@@ -268,20 +291,10 @@ impl OpenFile {
                 self.forget_outgrown()?;
                 Map::new(backing, len, protection).map_err(|_| error)
             })?;
-            covered = covered.min(map.capacity());
             self.replace_map(mapped, protection, map)?;
         }
-        // The end of the file is in the last of its pages, which growth may change.
-        self.forget_writable(ByteRange::between(self.len().saturating_sub(1), u64::MAX));
-        let reached = grow_file()?;
-        if reached <= covered {
-            // Release: pairs with the load in `len`. A thread that sees this length also sees maps
-            // that cover it.
-            self.hot.len.store(reached, Ordering::Release);
-        }
-        // If the fence fails, the outgrown maps stay.
-        let _ = self.forget_outgrown();
-        Ok(reached)
+        *growing_to = len;
+        Ok(())
     }
 
     /// Zeroes the part of `grown` that lies in the last page of the file; `grown` begins at the end

@@ -413,6 +413,52 @@ fuse_test!(file_without_links_opens_or_fails, |fuse| {
     }
 });
 
+/// The server is slow to reserve blocks, or to set a length. An opening of the file that is being
+/// made longer ends nevertheless, and so leaves its thread of the pool to others.
+#[test]
+fn growth_leaves_pool_free() {
+    type Grow = for<'a> fn(&'a MemoryMappedFile) -> Running<'a>;
+    let resize: Grow = |file| Box::pin(file.resize(file.len() * 2));
+    let append: Grow = |file| Box::pin(async { file.append(&[1; 9000]).await.map(drop) });
+    let this = child!(growth_leaves_pool_free).usual_pool();
+    with_fuse(this, &[("data", LEN as usize)], |fuse| {
+        block_on(async {
+            // The first request reserves the blocks, or else sets the length.
+            for (grow, reserves) in [
+                (resize, true),
+                (append, true),
+                (resize, false),
+                (append, false),
+            ] {
+                let path = fuse.path("data");
+                let builder = MemoryMappedFile::builder(&path).mode(MmapMode::ReadWrite);
+                let file = builder.preallocate(reserves).open().await.unwrap();
+                let old_len = file.len();
+                let held = fuse.hold(&[FALLOCATE]);
+                let mut growing = grow(&file);
+                assert!(poll_once(&mut growing).await.is_none());
+                eventually("the server is asked", || held.is_waited_for());
+                // It maps the file, which no other handle has mapped for reading.
+                let reader = with_timeout(MemoryMappedFile::open_ro(&path)).await;
+                let reader = reader.unwrap();
+                assert_eq!(reader.len(), old_len);
+                assert!(poll_once(&mut growing).await.is_none());
+                drop(held);
+                with_timeout(growing).await.unwrap();
+                // The reader's map covers what was added.
+                let len = file.len();
+                assert!(len > old_len);
+                assert_eq!(reader.len(), len);
+                file.update_region(len - 4, b"last").await.unwrap();
+                assert_eq!(reader.slice(len - 4, 4).await.unwrap(), b"last");
+                file.resize(LEN).await.unwrap();
+                reader.close().await.unwrap();
+                file.close().await.unwrap();
+            }
+        });
+    });
+}
+
 #[track_caller]
 fn assert_errno<T>(result: Result<T>, errno: i32) {
     let error = result.map(drop).unwrap_err();
