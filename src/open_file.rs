@@ -8,6 +8,7 @@ mod apply;
 mod cow;
 mod durability;
 mod faults;
+mod lock_place;
 mod maps;
 mod nearby;
 #[cfg_attr(not(feature = "locking"), allow(dead_code))]
@@ -21,15 +22,15 @@ use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use self::cow::Origin;
 use self::durability::TIMER;
+use self::lock_place::LockPlace;
 use self::maps::Mapped;
 use self::nearby::Walk;
 use self::page_lock::PageLockTurns;
-use crate::advisory_lock::AdvisoryLock;
 use crate::commit::{Commits, Losses};
 use crate::descriptor::Descriptor;
 use crate::dirty::DirtyRanges;
@@ -41,11 +42,11 @@ use crate::offload::release;
 use crate::queue::Queue;
 use crate::range::ByteRange;
 use crate::registry::{Claim, Registry};
-use crate::sync::lock;
 use crate::sys::{self, FileId, FsTraits};
 use crate::trace;
 use crate::wakers::{Event, EventListener};
 
+pub(crate) use self::lock_place::ReliedLock;
 pub(crate) use self::maps::Source;
 
 /// The open files of the process.
@@ -93,7 +94,7 @@ pub(crate) struct OpenFile {
     walk: Mutex<Walk>,
     page_lock_turns: PageLockTurns,
     /// The lock by which other processes know that this process uses the file.
-    advisory_lock: Mutex<Option<AdvisoryLock>>,
+    lock_place: Mutex<LockPlace>,
     /// Whether a caller has the address of the bytes, and may store to them at any time.
     written_by_address: AtomicBool,
     pub(crate) counters: Counters,
@@ -259,7 +260,7 @@ impl OpenFile {
             huge_pages: AtomicBool::new(false),
             walk: Mutex::default(),
             page_lock_turns: PageLockTurns::new(),
-            advisory_lock: Mutex::default(),
+            lock_place: Mutex::default(),
             written_by_address: AtomicBool::new(false),
             counters: Counters::default(),
             id,
@@ -347,11 +348,6 @@ impl OpenFile {
     pub(crate) fn touch_mtime_on_flush(&self) {
         self.touch_mtime.store(true, Ordering::Relaxed);
     }
-
-    /// Returns the advisory lock that this process has on the file.
-    pub(crate) fn advisory_lock(&self) -> MutexGuard<'_, Option<AdvisoryLock>> {
-        lock(&self.advisory_lock)
-    }
 }
 
 impl LeaseHost for OpenFile {
@@ -396,9 +392,9 @@ impl Drop for OpenFile {
     fn drop(&mut self) {
         // Before the registry forgets the file: the next opening of it may want the lock. Without
         // locking the mutex, which a forked child might find locked.
-        let advisory_lock = self.advisory_lock.get_mut();
-        let advisory_lock = advisory_lock.unwrap_or_else(PoisonError::into_inner);
-        drop(advisory_lock.take());
+        let lock_place = self.lock_place.get_mut();
+        let lock_place = lock_place.unwrap_or_else(PoisonError::into_inner);
+        drop(lock_place.take());
         // A forked child opens no more files, and a lock may stay locked there forever.
         if !sys::is_forked() {
             if let Some(id) = self.id {
@@ -437,6 +433,7 @@ mod tests {
     use super::*;
     use crate::file::MemoryMappedFile;
     use crate::flush::FlushPolicy;
+    use crate::sync::lock;
 
     /// Waits until the file has exactly `count` references, when jobs have dropped theirs.
     fn wait_for_references(open: &Arc<OpenFile>, count: usize) {

@@ -14,7 +14,7 @@ mod target;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::thread;
 
 pub(crate) use self::target::*;
@@ -23,7 +23,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{MmapIoError, Result};
 use crate::map::{Backing, Protection, RESERVES};
 use crate::mode::{MmapMode, TouchHint};
-use crate::open_file::{HandleRef, OpenFile, Source};
+use crate::open_file::{HandleRef, OpenFile, ReliedLock, Source};
 use crate::queue::{Action, Op, Queue};
 use crate::range::{check_size, ByteRange, MAX_LEN};
 use crate::registry::{Claim, Found};
@@ -60,9 +60,6 @@ pub(crate) enum OpenMode {
     Descriptor(Arc<Descriptor>),
 }
 
-/// The place for the lock that this process has on a file, while no other opening can use it.
-type Place<'a> = MutexGuard<'a, Option<AdvisoryLock>>;
-
 /// The outcome of one try to open a file.
 pub(crate) enum Attempt<F = Arc<OpenFile>> {
     Opened(F, Opened),
@@ -96,6 +93,8 @@ pub(crate) struct Opened {
     /// A change of the length that the file's queue has still to make, and the range it is about.
     pending_resize: Option<(Action, ByteRange)>,
     mode: MmapMode,
+    /// The advisory lock that was asked for. It is released if the opening fails after all.
+    lock: Option<ReliedLock>,
     /// Whether this opening created the file.
     pub(crate) is_new: bool,
 }
@@ -253,7 +252,7 @@ impl Opening {
     /// Adds a handle to a file that is already open in this process.
     fn join(
         &self,
-        open: &OpenFile,
+        open: &Arc<OpenFile>,
         file: &Arc<Descriptor>,
         info: &FileInfo,
         fs_traits: FsTraits,
@@ -279,53 +278,39 @@ impl Opening {
             _ if pending_resize.is_some() => {}
             _ => self.check_not_empty(len)?,
         }
-        // Before anything is changed, and kept only by an opening that succeeds.
-        let taken = self.lock_joined(open, file, fs_traits)?;
+        // Before anything is changed.
+        let lock = self.lock_joined(open, file, fs_traits)?;
         let source = Source::new(file, fs_traits, self.protection());
         open.attach(source, self.protection())?;
         self.reserve(file, info.len, false)?;
         self.prepare(open);
-        if let Some((lock, mut place)) = taken {
-            *place = Some(lock);
-        }
         Ok(Opened {
             pending_resize,
             mode: self.mode,
+            lock,
             is_new: false,
         })
     }
 
     /// Fails if this process has a lock on an open file that is weaker than the requested one.
     fn check_lock(&self, open: &OpenFile) -> Result<()> {
-        let Some(asked) = self.advisory_lock else {
-            return Ok(());
-        };
-        let held = open.advisory_lock();
-        held.as_ref()
-            .map_or(Ok(()), |held| held.check_covers(asked))
+        self.advisory_lock
+            .map_or(Ok(()), |asked| open.check_lock(asked))
     }
 
     /// Takes the requested lock on a file that is already open in this process, unless the process
-    /// has it. Returns the lock and its place, where the caller puts it when nothing can fail any
-    /// more.
-    fn lock_joined<'a>(
+    /// has it.
+    fn lock_joined(
         &self,
-        open: &'a OpenFile,
+        open: &Arc<OpenFile>,
         file: &File,
         fs_traits: FsTraits,
-    ) -> Result<Option<(AdvisoryLock, Place<'a>)>> {
+    ) -> Result<Option<ReliedLock>> {
         let Some(asked) = self.advisory_lock else {
             return Ok(None);
         };
-        // Held, so that another opening does not take a lock that conflicts with this one.
-        let place = open.advisory_lock();
-        if let Some(held) = &*place {
-            held.check_covers(asked)?;
-            return Ok(None);
-        }
-        let taken = self.take_lock(file, fs_traits)?;
-        // If the opening fails, the lock is released before its place is.
-        Ok(taken.map(|lock| (lock, place)))
+        let take = || self.take_lock(asked, file, fs_traits);
+        open.rely_on_lock(asked, take).map(Some)
     }
 
     /// Takes the requested lock on a file that is not open in this process.
@@ -335,23 +320,25 @@ impl Opening {
         file: &File,
         fs_traits: FsTraits,
     ) -> Result<Option<AdvisoryLock>> {
+        let Some(asked) = self.advisory_lock else {
+            return Ok(None);
+        };
         loop {
             // Looked at before the lock is tried: if a handle is being dropped at this moment, the
             // lock may be one that it still has.
             let is_closing = claim.is_closing();
-            match self.take_lock(file, fs_traits) {
+            match self.take_lock(asked, file, fs_traits) {
                 Err(error) if is_closing && is_conflict(&error) => thread::yield_now(),
-                taken => return taken,
+                taken => return taken.map(Some),
             }
         }
     }
 
-    fn take_lock(&self, file: &File, fs_traits: FsTraits) -> Result<Option<AdvisoryLock>> {
-        let (Some(lock), Some(path)) = (self.advisory_lock, self.open_mode.path()) else {
-            return Ok(None);
-        };
+    fn take_lock(&self, asked: Lock, file: &File, fs_traits: FsTraits) -> Result<AdvisoryLock> {
+        let path = self.open_mode.path();
+        let path = path.expect("a lock can be asked for only by path");
         let writes = self.mode == MmapMode::ReadWrite;
-        AdvisoryLock::take(lock, file, path, writes, fs_traits.is_local).map(Some)
+        AdvisoryLock::take(asked, file, path, writes, fs_traits.is_local)
     }
 
     /// Opens a file that is not open in this process, and puts it into the registry.
@@ -424,7 +411,9 @@ impl Opening {
             }
         }
         let open = OpenFile::open(&claim, &source, map, len, protection);
-        *open.advisory_lock() = lock;
+        let lock = self.advisory_lock.zip(lock);
+        let lock = lock.map(|(asked, lock)| open.rely_on_lock(asked, || Ok(lock)));
+        let lock = lock.transpose()?;
         self.prepare(&open);
         claim.fill(&open);
         let is_new = target.is_new;
@@ -432,6 +421,7 @@ impl Opening {
         let opened = Opened {
             pending_resize: None,
             mode: self.mode,
+            lock,
             is_new,
         };
         Ok(Attempt::Opened(open, opened))
@@ -532,6 +522,13 @@ impl Opened {
             check_not_empty(self.mode, open.len())?;
         }
         Ok(())
+    }
+
+    /// Keeps the advisory lock for as long as the file is open: the opening has succeeded.
+    pub(crate) fn keep_lock(self) {
+        if let Some(lock) = self.lock {
+            lock.keep();
+        }
     }
 }
 

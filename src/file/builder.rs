@@ -262,7 +262,8 @@ impl MemoryMappedFileBuilder {
     /// The lock belongs to the file, through all its handles, as leases do: handles of one process
     /// do not exclude each other. It is released when the last handle and the last view of the file
     /// are gone (after a drop perhaps by a thread of the pool;
-    /// [`close`](MemoryMappedFile::close)`().await` waits for that), and when the process ends. A
+    /// [`close`](MemoryMappedFile::close)`().await` waits for that), and when the process ends. An
+    /// opening that fails, or whose future is dropped, keeps no lock. A
     /// process that has a shared lock on a file cannot get an exclusive lock on it before that, but
     /// an exclusive lock is also good for handles that ask for a shared one.
     ///
@@ -479,6 +480,7 @@ impl MemoryMappedFileBuilder {
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }
+            opened.keep_lock();
             Ok(file)
         })
     }

@@ -459,6 +459,35 @@ fn growth_leaves_pool_free() {
     });
 }
 
+/// The server is slow to reserve blocks for an opening that has taken an advisory lock. Openings that
+/// ask for the lock as well end nevertheless, and so leave their threads of the pool to others.
+#[cfg(feature = "advisory-lock")]
+#[test]
+fn locking_openings_leave_pool_free() {
+    use mmap_io::Lock;
+
+    let this = child!(locking_openings_leave_pool_free).usual_pool();
+    with_fuse(this, &[("data", LEN as usize)], |fuse| {
+        block_on(async {
+            let path = fuse.path("data");
+            let _reader = open_ro(fuse).await;
+            let builder = || MemoryMappedFile::builder(&path).mode(MmapMode::ReadWrite);
+            let held = fuse.hold(&[FALLOCATE]);
+            let first = builder().preallocate(true).advisory_lock(Lock::Exclusive);
+            let mut first = Box::pin(first.open());
+            assert!(poll_once(&mut first).await.is_none());
+            eventually("it reserves", || held.is_waited_for());
+            for lock in [Lock::Shared, Lock::Exclusive] {
+                let open = builder().advisory_lock(lock).open();
+                with_timeout(open).await.unwrap();
+            }
+            assert!(poll_once(&mut first).await.is_none());
+            drop(held);
+            with_timeout(first).await.unwrap();
+        });
+    });
+}
+
 #[track_caller]
 fn assert_errno<T>(result: Result<T>, errno: i32) {
     let error = result.map(drop).unwrap_err();

@@ -227,6 +227,65 @@ fn failed_opening_leaves_no_lock() {
     });
 }
 
+/// A handle that has asked for no lock keeps the file open, but not the lock of an opening that has
+/// failed.
+#[test]
+fn failed_opening_leaves_no_lock_to_handles() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, pattern(1000)).unwrap();
+    let plain = File::options().write(true).open(&path).unwrap();
+    block_on(async {
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        // As another process does it; the opening learns that after it has taken the lock.
+        plain.set_len(0).unwrap();
+        for lock in [Lock::Shared, Lock::Exclusive] {
+            let refused = locked(&path, lock).open().await;
+            assert!(
+                matches!(refused, Err(MmapIoError::ResizeFailed(_))),
+                "{refused:?}"
+            );
+            assert_freed(&path);
+        }
+        // A stronger lock does not have to wait until the pool has released the one before it.
+        locked(&path, Lock::Shared).open().await.unwrap_err();
+        plain.set_len(1000).unwrap();
+        let exclusive = locked(&path, Lock::Exclusive).open().await.unwrap();
+        // This one is the file's, whichever handle has asked for it.
+        exclusive.close().await.unwrap();
+        assert!(!is_free(&path, libc::LOCK_SH));
+        reader.close().await.unwrap();
+        assert_freed(&path);
+    });
+}
+
+#[test]
+fn dropped_opening_leaves_no_lock_to_handles() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    fs::write(&path, pattern(1000)).unwrap();
+    block_on(async {
+        let reader = MemoryMappedFile::open_ro(&path).await.unwrap();
+        for is_relied_on in [false, true] {
+            let mut opening = Box::pin(locked(&path, Lock::Exclusive).open());
+            assert!(poll_once(&mut opening).await.is_none());
+            eventually("it has the lock", || !is_free(&path, libc::LOCK_SH));
+            if !is_relied_on {
+                drop(opening);
+                assert_freed(&path);
+                continue;
+            }
+            let shared = locked(&path, Lock::Shared).open().await.unwrap();
+            drop(opening);
+            // The pool has released nothing by then.
+            shared.update_region_async(0, b"x").await.unwrap();
+            assert!(!is_free(&path, libc::LOCK_SH));
+        }
+        drop(reader);
+        assert_freed(&path);
+    });
+}
+
 /// A lock that a descriptor of this process has set by `fcntl` is another one.
 #[test]
 fn fcntl_locks_are_other_locks() {
