@@ -280,9 +280,10 @@ impl Opening {
         }
         // Before anything is changed.
         let lock = self.lock_joined(open, file, fs_traits)?;
+        // Before the file is mapped: a map stays until the file is closed.
+        self.reserve(file, info.len, false)?;
         let source = Source::new(file, fs_traits, self.protection());
         open.attach(source, self.protection())?;
-        self.reserve(file, info.len, false)?;
         self.prepare(open);
         Ok(Opened {
             pending_resize,

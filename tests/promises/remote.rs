@@ -488,6 +488,14 @@ fn locking_openings_leave_pool_free() {
     });
 }
 
+fuse_test!(failed_reservation_maps_nothing, |fuse| {
+    let reader = open_ro(fuse).await;
+    fuse.refuse(FALLOCATE, libc::ENOSPC);
+    let writer = MemoryMappedFile::builder(fuse.path("data")).mode(MmapMode::ReadWrite);
+    assert_errno(writer.preallocate(true).open().await, libc::ENOSPC);
+    assert!(!reader.is_mapped_for_writing());
+});
+
 #[track_caller]
 fn assert_errno<T>(result: Result<T>, errno: i32) {
     let error = result.map(drop).unwrap_err();
