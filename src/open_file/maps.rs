@@ -21,6 +21,7 @@ use crate::range::{ByteRange, PageRange, MAX_LEN};
 use crate::residency;
 use crate::sync::lock;
 use crate::sys::{self, Advice, CacheHint, FsTraits};
+use crate::wakers::scope;
 
 /// How long an opening that must replace a map waits for views that end within a moment.
 const BRIEFLY: Duration = Duration::from_millis(1);
@@ -94,6 +95,11 @@ impl OpenFile {
     ///
     /// `Busy` if the file was copied up, and a view shows the file from before the copy.
     pub(crate) fn attach(&self, source: Source, protection: Protection) -> Result<()> {
+        // In a scope, so that no waker runs under the lock.
+        scope(|| self.attach_in_scope(source, protection))
+    }
+
+    fn attach_in_scope(&self, source: Source, protection: Protection) -> Result<()> {
         let growing_to = lock(&self.remap);
         let source = match self.mapped[Protection::ReadWrite as usize].get() {
             Some(Mapped {
