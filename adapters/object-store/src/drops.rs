@@ -1,6 +1,7 @@
-//! Drops on the pool what may block when it is dropped.
+//! Drops on the pool what may block when it is dropped, and contains what panics there.
 
 use std::ops::{Deref, DerefMut};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use blocking::unblock;
 
@@ -36,6 +37,30 @@ impl<T: Send + 'static> Drop for DropOnPool<T> {
     fn drop(&mut self) {
         let value = self.0.take();
         unblock(move || drop(value)).detach();
+    }
+}
+
+/// A job that no thread has started. It may own values of the user, whose drop may panic: the pool
+/// would end the process if that happened in the drop of a withdrawn job, so the panic ends here.
+pub(crate) struct Unstarted<T>(Option<T>);
+
+impl<T> Unstarted<T> {
+    pub(crate) fn new(job: T) -> Self {
+        Self(Some(job))
+    }
+
+    pub(crate) fn start(mut self) -> T {
+        self.0.take().expect("present until it is started")
+    }
+}
+
+impl<T> Drop for Unstarted<T> {
+    fn drop(&mut self) {
+        let withdrawn = self.0.take();
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(withdrawn))) {
+            // Its drop could panic as well.
+            std::mem::forget(payload);
+        }
     }
 }
 

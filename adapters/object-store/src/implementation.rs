@@ -21,7 +21,7 @@ use super::object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 use super::{get_result, local, E_TAG};
-use crate::drops::DropOnPool;
+use crate::drops::{DropOnPool, Unstarted};
 use crate::generation::{ETags, Generation, Identity, Opened};
 use crate::ranges;
 use crate::store::{MappedFileSystem, Shared};
@@ -325,7 +325,8 @@ fn chunks(shared: &Shared, options: &GetOptions, range: &Range<u64>) -> Chunks {
 /// Runs a future of the local file system on the pool. There it finds no runtime of tokio, and
 /// blocks instead of waiting for a job.
 async fn on_pool<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
-    unblock(move || block_on(future)).await
+    let job = Unstarted::new(future);
+    unblock(move || block_on(job.start())).await
 }
 
 fn fallible<E>(

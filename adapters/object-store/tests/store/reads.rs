@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::{Arc, RwLock};
+use std::sync::{mpsc, Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use blocking::unblock;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::object_store::{
     local::LocalFileSystem, path::Path, GetOptions, GetRange, GetResult, GetResultPayload,
-    ObjectStore, ObjectStoreExt, Result,
+    ObjectStore, ObjectStoreExt, PutPayload, Result,
 };
 
 /// A store with one object of 300,000 bytes.
@@ -431,17 +431,22 @@ fn hot_read_needs_no_hop() {
     );
 }
 
+/// Occupies the pool for as long as the caller has locked `held` for writing.
+fn occupy_pool(held: &Arc<RwLock<()>>) {
+    // It has at most 500 threads: what comes after as many jobs that wait does not start.
+    for _ in 0..500 {
+        let held = Arc::clone(held);
+        unblock(move || drop(held.read())).detach();
+    }
+}
+
 #[test]
 fn uploads_are_opened_on_the_pool() {
     let (dir, _, store) = store();
     let staged = || fs::read_dir(dir.path()).unwrap().count() - 1;
-    // The pool has at most 500 threads: what comes after as many jobs that wait does not start.
     let held = Arc::new(RwLock::new(()));
     let hold = held.write();
-    for _ in 0..500 {
-        let held = Arc::clone(&held);
-        unblock(move || drop(held.read())).detach();
-    }
+    occupy_pool(&held);
     let object = object();
     let mut upload = pin!(store.put_multipart(&object));
     assert!(block_on(poll_once(&mut upload)).is_none());
@@ -457,6 +462,43 @@ fn uploads_are_opened_on_the_pool() {
         assert!(start.elapsed() < Duration::from_secs(20));
         std::thread::yield_now();
     }
+}
+
+/// The pool drops the job of a put that was given up, and the payload with it.
+#[test]
+fn panicking_owner_of_withdrawn_put_aborts_nothing() {
+    struct Owner(mpsc::Sender<()>);
+
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            b"new"
+        }
+    }
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+            panic!("as the test wants");
+        }
+    }
+
+    let (_dir, path, store) = store();
+    let (sender, is_dropped) = mpsc::channel();
+    let payload = PutPayload::from(Bytes::from_owner(Owner(sender)));
+    let held = Arc::new(RwLock::new(()));
+    let hold = held.write();
+    occupy_pool(&held);
+    let object = object();
+    let mut put = Box::pin(store.put(&object, payload));
+    assert!(block_on(poll_once(&mut put)).is_none());
+    drop(put);
+    drop(hold);
+    is_dropped.recv_timeout(Duration::from_secs(20)).unwrap();
+    // The thread goes on with other jobs.
+    for _ in 0..1000 {
+        block_on(unblock(|| ()));
+    }
+    assert!(fs::read(path).unwrap() == content());
 }
 
 #[test]
