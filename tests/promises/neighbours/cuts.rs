@@ -177,8 +177,8 @@ fn background_flush_keeps_truncation_error() {
     });
 }
 
-/// Polls a future once, and waits until it is woken.
-fn poll_until_woken<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) {
+/// Polls a future once, and waits until it is woken. Returns `false` if it has ended in the poll.
+fn poll_until_woken<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) -> bool {
     struct Woken(Sender<()>);
 
     impl Wake for Woken {
@@ -190,8 +190,10 @@ fn poll_until_woken<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) {
     let (wakes, woken) = channel();
     let waker = Arc::new(Woken(wakes)).into();
     let first = future.as_mut().poll(&mut Context::from_waker(&waker));
-    assert!(first.is_pending());
-    woken.recv_timeout(TIMEOUT).unwrap();
+    if first.is_pending() {
+        woken.recv_timeout(TIMEOUT).unwrap();
+    }
+    first.is_pending()
 }
 
 #[test]
@@ -201,14 +203,20 @@ fn future_that_is_dropped_takes_no_truncation_error() {
     join_with_timeout("dropping what would tell of a cut", async move {
         let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
         for writes in [false, true] {
-            file.resize(65_536).await.unwrap();
-            file.flush().await.unwrap();
-            file.update_region(50_000, b"goes").await.unwrap();
-            cut(&path, 8192);
-            assert_eq!(file.refresh().await.unwrap(), 8192);
-            match writes {
-                false => poll_until_woken(Box::pin(file.flush()).as_mut()),
-                true => poll_until_woken(Box::pin(file.update_region_async(0, b"x")).as_mut()),
+            loop {
+                file.resize(65_536).await.unwrap();
+                file.flush().await.unwrap();
+                file.update_region(50_000, b"goes").await.unwrap();
+                cut(&path, 8192);
+                assert_eq!(file.refresh().await.unwrap(), 8192);
+                let has_waited = match writes {
+                    false => poll_until_woken(Box::pin(file.flush()).as_mut()),
+                    true => poll_until_woken(Box::pin(file.update_region_async(0, b"x")).as_mut()),
+                };
+                if has_waited {
+                    break;
+                }
+                // The pool was so fast that the poll has taken the error.
             }
             assert_truncated(file.flush().await);
             file.flush().await.unwrap();
