@@ -68,7 +68,8 @@
 //! Views for reading may overlap each other, and so may atomic views of words of one size; the two
 //! kinds exclude each other. A mutable view, a write and a shrink overlap nothing:
 //! they wait for the views of their bytes, for their turn, and for room in the write buffer. Growing
-//! waits for no view (but of bytes that another process has cut off), and the memory of a `Bytes` stays valid after the handle is dropped.
+//! waits for no view (but of bytes that another process has cut off), and the memory of a `Bytes`
+//! stays valid after the handle is dropped.
 //!
 //! # Order and cancellation
 //!
@@ -291,7 +292,8 @@
 //! mutable view or an atomic view was at the time of the fork: those bytes are `Busy` forever. If
 //! another thread began or ended one of these at that very moment, so may be all bytes near those
 //! that the parent had changed before. A thread of the child can have 16 views, and those that it,
-//! or perhaps others, had at the fork count; to one more, all bytes are `Busy`. [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes,
+//! or perhaps others, had at the fork count; to one more, all bytes are `Busy`.
+//! [`bytes`](MemoryMappedFile::bytes) is `Busy` for all bytes,
 //! and so is every view of private pages. To the child the parent is another process: its writes
 //! show under the child's views. Handles, views and futures can be dropped, and the parent runs the
 //! flushes that were scheduled; [`pending_bytes`](MemoryMappedFile::pending_bytes) and
