@@ -13,10 +13,9 @@ use crate::queue::{Action, Outcome, Queue, Ranges, Source};
 /// # Appending
 ///
 /// An append writes behind the end of the file, and makes the file longer by exactly that. It takes
-/// its turn among the other appends and the operations that change the length, and waits for no view, but of bytes that
-/// another process has cut off.
-/// Its place is found when it is applied, so that any number of tasks can append and no two of them
-/// get the same place. Appends that wait at the same time are applied together, and durable ones
+/// its turn among the other appends and the operations that change the length, and waits for no
+/// view, but of bytes that another process has cut off. Its place is found when it is applied, so
+/// that any number of tasks can append and no two of them get the same place. Appends that wait at the same time are applied together, and durable ones
 /// share one flush. A reader sees each append whole or not at all.
 ///
 /// On ext4, xfs, btrfs and tmpfs other processes may append to the file as well, with `O_APPEND`:
