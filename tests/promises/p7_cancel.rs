@@ -4,9 +4,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::sync::Arc;
-use std::task::{Context, Wake, Waker};
+use std::task::Context;
 
 use futures_lite::future::{or, poll_once, yield_now, Boxed};
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
@@ -27,19 +25,10 @@ struct Progress {
     is_woken: bool,
 }
 
-struct Woken(mpsc::Sender<()>);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        // The receiver is gone when the future is dropped.
-        let _ = self.0.send(());
-    }
-}
-
 /// Polls a future whenever it is woken; returns whether it has completed.
 fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
-    let (wake, woken) = mpsc::channel();
-    let waker = Waker::from(Arc::new(Woken(wake)));
+    let (woken, waker) = parking::pair();
+    let waker = waker.into();
     for poll in 1..=progress.polls {
         let state = running.as_mut().poll(&mut Context::from_waker(&waker));
         if let std::task::Poll::Ready(result) = state {
@@ -47,9 +36,7 @@ fn advance(running: &mut Running<'_>, progress: Progress) -> bool {
             return true;
         }
         if poll < progress.polls || progress.is_woken {
-            woken
-                .recv_timeout(TIMEOUT)
-                .expect("the future was not woken");
+            assert!(woken.park_timeout(TIMEOUT), "the future was not woken");
         }
     }
     false
@@ -260,8 +247,8 @@ fn queued_dropped_write_is_never_applied() {
 fn granted_view_drops_with_its_future() {
     let dir = tempfile::tempdir().unwrap();
     let (_, file) = block_on(patterned(dir.path(), 10_000));
-    let (wake, woken) = mpsc::channel();
-    let waker = Waker::from(Arc::new(Woken(wake)));
+    let (woken, waker) = parking::pair();
+    let waker = waker.into();
     for _ in 0..100 {
         let mut future = Box::pin(file.as_slice_mut(0, 10_000));
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
@@ -270,9 +257,7 @@ fn granted_view_drops_with_its_future() {
             continue;
         }
         // The future holds the lease now, and may keep it for any time.
-        woken
-            .recv_timeout(TIMEOUT)
-            .expect("the view was not granted");
+        assert!(woken.park_timeout(TIMEOUT), "the view was not granted");
         assert_eq!(file.stats().views, 1);
         let busy = file.as_slice(5_000, 1).unwrap_err();
         assert!(matches!(busy, MmapIoError::Busy { .. }), "{busy:?}");

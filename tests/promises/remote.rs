@@ -10,9 +10,8 @@ use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Wake, Waker};
+use std::sync::Mutex;
+use std::task::Context;
 
 use bytes::Bytes;
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError, MmapMode, Result};
@@ -23,7 +22,7 @@ use crate::common::fuse::{
     SETATTR, WRITE,
 };
 use crate::common::{
-    block_on, eventually, join_with_timeout, pattern, poll_once, with_timeout, HeldQueue,
+    block_on, eventually, join_with_timeout, pattern, poll_once, with_timeout, HeldQueue, TIMEOUT,
 };
 
 /// Bytes of the file `data`.
@@ -253,17 +252,8 @@ fuse_test!(drop_of_views_does_not_wait, |fuse| {
 });
 
 fuse_test!(drop_of_open_future_does_not_wait, |fuse| {
-    /// Records that it was woken.
-    struct Woken(AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    let woken = Arc::new(Woken(AtomicBool::new(false)));
-    let waker = Waker::from(woken.clone());
+    let (woken, waker) = parking::pair();
+    let waker = waker.into();
     // First alone, then beside a handle whose descriptor it does not share.
     let mut first = None;
     loop {
@@ -275,7 +265,7 @@ fuse_test!(drop_of_open_future_does_not_wait, |fuse| {
         assert!(opening.as_mut().poll(&mut context).is_pending());
         eventually("it opens", || fuse.count(OPEN) > opened);
         drop(held);
-        eventually("it is open", || woken.0.swap(false, Ordering::SeqCst));
+        assert!(woken.park_timeout(TIMEOUT), "it is not open");
         drop_waits_for_nothing(fuse, "an opening that is over", opening);
         if first.is_some() {
             break;

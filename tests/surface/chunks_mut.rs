@@ -6,9 +6,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 use std::pin::{pin, Pin};
 use std::rc::Rc;
-use std::sync::mpsc;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 
 use mmap_io::iterator::ChunkIteratorMut;
 use mmap_io::{FlushPolicy, MemoryMappedFile, MmapIoError};
@@ -259,22 +257,14 @@ fn panic_in_closure_frees_lease() {
     });
 }
 
-struct Woken(mpsc::Sender<()>);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        let _ = self.0.send(());
-    }
-}
-
 /// Polls whenever it is woken, until `is_enough` of the number of polls; returns whether it has
 /// completed.
 fn advance<F: Future<Output = mmap_io::Result<()>>>(
     mut future: Pin<&mut F>,
     is_enough: impl Fn(usize) -> bool,
 ) -> bool {
-    let (wake, woken) = mpsc::channel();
-    let waker = Waker::from(Arc::new(Woken(wake)));
+    let (woken, waker) = parking::pair();
+    let waker = waker.into();
     for polls in 0.. {
         if is_enough(polls) {
             break;
@@ -283,7 +273,7 @@ fn advance<F: Future<Output = mmap_io::Result<()>>>(
             result.unwrap();
             return true;
         }
-        woken.recv_timeout(TIMEOUT).expect("it was not woken");
+        assert!(woken.park_timeout(TIMEOUT), "it was not woken");
     }
     false
 }

@@ -6,11 +6,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(unix)]
-use std::{
-    future::Future,
-    sync::Arc,
-    task::{Context, Wake, Waker},
-};
+use std::{future::Future, task::Context};
 
 use futures_lite::future::poll_once;
 use mmap_io::{MemoryMappedFile, MmapIoError};
@@ -19,7 +15,7 @@ use mmap_io::{MemoryMappedFile, MmapIoError};
 use crate::common::child::{child, child_dir};
 use crate::common::{block_on, is_quiet, patterned, wait_until};
 #[cfg(unix)]
-use crate::common::{eventually, HeldQueue};
+use crate::common::{HeldQueue, TIMEOUT};
 
 #[test]
 fn opening_grown_file_waits_for_no_view() {
@@ -278,14 +274,6 @@ fn impossible_size_is_an_error_whenever_it_is_used() {
 #[cfg(unix)]
 #[test]
 fn impossible_size_child() {
-    struct Woken(AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
     let Some(dir) = child_dir() else {
         return;
     };
@@ -295,15 +283,15 @@ fn impossible_size_child() {
         fs::write(&path, "").unwrap();
         let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
         fs::write(&path, "bytes").unwrap();
-        let woken = Arc::new(Woken(AtomicBool::new(false)));
-        let waker = Waker::from(woken.clone());
+        let (woken, waker) = parking::pair();
+        let waker = waker.into();
         let mut opening = Box::pin(MemoryMappedFile::open_or_create(&path, size));
         // The pool finds the file with bytes; the opening learns of that when it is polled again.
         let held = HeldQueue::new(&other, 0);
         let polled = opening.as_mut().poll(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
         block_on(held.release());
-        eventually("the file is found", || woken.0.load(Ordering::SeqCst));
+        assert!(woken.park_timeout(TIMEOUT), "the file is not found");
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_len(0).unwrap();
         let refused = block_on(opening);

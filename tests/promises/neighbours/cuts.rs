@@ -4,9 +4,8 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::mpsc::{channel, Sender};
-use std::sync::Arc;
-use std::task::{Context, Wake};
+use std::sync::mpsc::channel;
+use std::task::Context;
 
 use mmap_io::{MemoryMappedFile, MmapIoError};
 
@@ -179,20 +178,10 @@ fn background_flush_keeps_truncation_error() {
 
 /// Polls a future once, and waits until it is woken. Returns `false` if it has ended in the poll.
 fn poll_until_woken<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) -> bool {
-    struct Woken(Sender<()>);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            let _ = self.0.send(());
-        }
-    }
-
-    let (wakes, woken) = channel();
-    let waker = Arc::new(Woken(wakes)).into();
+    let (woken, waker) = parking::pair();
+    let waker = waker.into();
     let first = future.as_mut().poll(&mut Context::from_waker(&waker));
-    if first.is_pending() {
-        woken.recv_timeout(TIMEOUT).unwrap();
-    }
+    assert!(first.is_ready() || woken.park_timeout(TIMEOUT));
     first.is_pending()
 }
 
