@@ -438,7 +438,7 @@ impl MemoryMappedFileBuilder {
             }
         };
         let location = absolute(&self.path);
-        operation(name, Subject::from(&self.path), async move {
+        let opening = operation(name, Subject::from(&self.path), async move {
             let mode = self.mode.unwrap_or(default);
             mode.require_available()?;
             let opening = Opening {
@@ -480,8 +480,13 @@ impl MemoryMappedFileBuilder {
             if self.touch == TouchHint::Eager {
                 file.touch_pages().await?;
             }
+            Ok((file, opened))
+        });
+        async move {
+            let (file, opened) = opening.await?;
+            // After the last await: a future that is dropped keeps no lock.
             opened.keep_lock();
             Ok(file)
-        })
+        }
     }
 }

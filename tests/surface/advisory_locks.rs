@@ -2,15 +2,17 @@
 //! they last.
 
 use std::fs::{self, File};
+use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{self, Stdio};
+use std::task::{Context, RawWaker, RawWakerVTable, Waker};
 
 use mmap_io::{FlushPolicy, Lock, MemoryMappedFile, MmapIoError, MmapMode, Result};
 
-use crate::common::child::{child, child_dir};
+use crate::common::child::{child, child_dir, with_one_pool_thread};
 use crate::common::{block_on, eventually, on_a_disk, pattern, poll_once, rt_test, with_timeout};
 
 const KIND: &str = "MMAP_IO_TEST_LOCK";
@@ -289,6 +291,48 @@ fn dropped_opening_leaves_no_lock_to_handles() {
             shared.update_region_async(0, b"x").await.unwrap();
             assert!(!is_free(&path, libc::LOCK_SH));
         }
+        assert_freed(&path);
+    });
+}
+
+/// A waker whose clone waits until the pool, which has one thread, has done what it was given.
+fn waker_that_waits_for_pool() -> Waker {
+    const VTABLE: RawWakerVTable = RawWakerVTable::new(
+        |data| {
+            block_on(smol::unblock(|| ()));
+            RawWaker::new(data, &VTABLE)
+        },
+        |_| (),
+        |_| (),
+        |_| (),
+    );
+    // SAFETY: no function uses the pointer, and all may be called on any thread.
+    unsafe { Waker::from_raw(RawWaker::new(std::ptr::null(), &VTABLE)) }
+}
+
+/// An opening that ends in its first poll may still yield to the other tasks of its thread.
+#[test]
+fn opening_dropped_at_its_yield_leaves_no_lock() {
+    let this = child!(opening_dropped_at_its_yield_leaves_no_lock);
+    with_one_pool_thread(this, || {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        fs::write(&path, pattern(1000)).unwrap();
+        let reader = block_on(MemoryMappedFile::open_ro(&path)).unwrap();
+        block_on(reader.touch_pages()).unwrap();
+        let read = || block_on(poll_once(reader.slice(0, 10))).is_some();
+        while read() {}
+        let row = std::iter::from_fn(|| read().then_some(())).count();
+        for _ in 0..row {
+            assert!(read());
+        }
+        // This is the one that yields.
+        let mut opening = Box::pin(locked(&path, Lock::Exclusive).open());
+        let waker = waker_that_waits_for_pool();
+        let first = opening.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(first.is_pending());
+        assert!(!is_free(&path, libc::LOCK_SH));
+        drop(opening);
         assert_freed(&path);
     });
 }
