@@ -74,10 +74,11 @@ pub(crate) struct OpenFile {
     shown_end: AtomicU64,
     /// The written bytes that have gone before they were durable: another process has cut them off.
     losses: Mutex<Losses>,
-    /// The length that the file is growing to; 0 if it is not growing. Held while maps are made, and
-    /// while the length is raised, so that the current maps always cover the length. Not while the
-    /// file itself grows: an opening that maps the file would wait for that.
-    remap: Mutex<u64>,
+    /// The least length of new maps, if that is more than the known length: the one that the file is
+    /// growing to, or the one that it has again if a cut is refused. Else 0. Held while maps are made,
+    /// and while the length is raised, so that the current maps always cover the length. Not while
+    /// the file itself grows or is cut: an opening that maps the file would wait for that.
+    len_to_map: Mutex<u64>,
     last_gate: Mutex<Option<Instant>>,
     unsynced: Mutex<UnsyncedMetadata>,
     /// A path by which the file was opened for writing.
@@ -250,7 +251,7 @@ impl OpenFile {
             cuts: AtomicU64::new(0),
             shown_end: AtomicU64::new(0),
             losses: Mutex::default(),
-            remap: Mutex::default(),
+            len_to_map: Mutex::default(),
             last_gate: Mutex::new(None),
             unsynced: Mutex::default(),
             name: trace::Name::new(),

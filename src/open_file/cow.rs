@@ -226,7 +226,7 @@ impl OpenFile {
             coherent_writes: false,
             ..shown.fs_traits
         };
-        let private = {
+        let (private, len) = {
             // Under this lock, so that a cut either shows in the length here, or finds the pages.
             let mut all = lock(&file.private);
             let len = file.len();
@@ -240,10 +240,11 @@ impl OpenFile {
             let private = Self::new(None, Some(origin), len);
             all.retain(|other| other.strong_count() > 0);
             all.push(Arc::downgrade(&private));
-            private
+            (private, len)
         };
         let backing = Backing::Private(descriptor);
-        let map = Map::new(&backing, private.len(), Protection::ReadWrite)?;
+        // Not its length of now: a cut may have lowered that, and may still be refused.
+        let map = Map::new(&backing, len, Protection::ReadWrite)?;
         private
             .huge_pages
             .store(file.huge_pages.load(Ordering::Relaxed), Ordering::Relaxed);

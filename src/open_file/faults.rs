@@ -165,7 +165,7 @@ impl OpenFile {
             return Err(lost.error());
         }
         // No view can be made in the meantime, since there is no address.
-        let _remap = lock(&self.remap);
+        let _no_new_maps = lock(&self.len_to_map);
         // A map of no bytes does not exist.
         let len = self.len().max(1);
         let mut fresh = Vec::new();

@@ -100,7 +100,7 @@ impl OpenFile {
     }
 
     fn attach_in_scope(&self, source: Source, protection: Protection) -> Result<()> {
-        let growing_to = lock(&self.remap);
+        let len_to_map = lock(&self.len_to_map);
         let source = match self.mapped[Protection::ReadWrite as usize].get() {
             Some(Mapped {
                 backing: Backing::File(file),
@@ -111,8 +111,7 @@ impl OpenFile {
             },
             _ => source,
         };
-        // Growth that has begun must not fail for lack of a map.
-        let len = self.len().max(*growing_to);
+        let len = self.len().max(*len_to_map);
         if source.fs_traits.copies_up {
             self.follow_copy(&source, len, protection)?;
         }
@@ -216,7 +215,7 @@ impl OpenFile {
     /// Asks the system to use huge pages for the current maps and those that replace them.
     pub(crate) fn use_huge_pages(&self) {
         // While it is held, no map is made that could miss the mark.
-        let _remap = lock(&self.remap);
+        let _no_new_maps = lock(&self.len_to_map);
         self.huge_pages.store(true, Ordering::Relaxed);
         let mapped = self.mapped.iter().filter_map(OnceLock::get);
         for map in mapped.filter_map(Mapped::current) {

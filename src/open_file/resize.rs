@@ -53,26 +53,42 @@ impl OpenFile {
     /// Cuts `tail` off the file. The caller has an exclusive lease on it.
     fn cut(&self, file: &File, tail: ByteRange) -> Result<()> {
         let new_len = tail.start();
-        // The lengths first: no reader may access the tail when its pages go. And a reader that
-        // waits for the tail learns now that it has gone, without waiting for the file system.
-        let private = self.cut_private(new_len);
-        self.hot.len.store(new_len, Ordering::Release);
-        self.hot.leases.recheck(tail);
-        // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
-        // found a page missing, sees the new count.
-        self.cuts.fetch_add(1, Ordering::SeqCst);
-        if let Err(error) = file.set_len(new_len) {
-            self.hot.len.store(tail.end(), Ordering::Release);
-            private.undo();
-            return Err(MmapIoError::resize_failed(error));
-        }
-        drop(private);
+        self.shorten(tail, || file.set_len(new_len))
+            .map_err(MmapIoError::resize_failed)?;
         self.forget_writable(ByteRange::between(new_len.saturating_sub(1), u64::MAX));
         self.unlock_past(new_len);
         self.dirty.truncate(new_len);
         self.cancel_alarm_if_clean();
         self.mark_length_unsynced();
         Ok(())
+    }
+
+    /// Lowers the lengths by `tail`, and cuts the file by `cut_file`. If that is refused, the lengths
+    /// are what they were.
+    fn shorten(
+        &self,
+        tail: ByteRange,
+        cut_file: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        // Not shorter, since the tail may come back.
+        *lock(&self.len_to_map) = tail.end();
+        // The lengths first: no reader may access the tail when its pages go. And a thread that
+        // waits for the tail learns now that it has gone, without waiting for the file system.
+        let private = self.cut_private(tail.start());
+        self.hot.len.store(tail.start(), Ordering::Release);
+        self.hot.leases.recheck(tail);
+        // SeqCst, and before the file is cut: a reader that has loaded the old length, and then
+        // found a page missing, sees the new count.
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+        let is_cut = cut_file();
+        if is_cut.is_ok() {
+            drop(private);
+        } else {
+            self.hot.len.store(tail.end(), Ordering::Release);
+            private.undo();
+        }
+        *lock(&self.len_to_map) = 0;
+        is_cut
     }
 
     /// Makes the file at least `min` bytes long. A file that another process has extended past
@@ -258,8 +274,8 @@ impl OpenFile {
         // The end of the file is in the last of its pages, which growth may change.
         self.forget_writable(ByteRange::between(self.len().saturating_sub(1), u64::MAX));
         let reached = grow_file();
-        let mut growing_to = lock(&self.remap);
-        *growing_to = 0;
+        let mut len_to_map = lock(&self.len_to_map);
+        *len_to_map = 0;
         let reached = reached?;
         // An opening may have added a map since, which reserves less than the others.
         let mapped = self.mapped.iter().filter_map(OnceLock::get);
@@ -276,7 +292,7 @@ impl OpenFile {
 
     /// Makes maps that cover `len`. Until the known length is raised, openings make no shorter ones.
     fn map_ahead(&self, len: u64) -> io::Result<()> {
-        let mut growing_to = lock(&self.remap);
+        let mut len_to_map = lock(&self.len_to_map);
         for protection in [Protection::Read, Protection::ReadWrite] {
             let Some(mapped) = self.mapped[protection as usize].get() else {
                 continue;
@@ -293,7 +309,7 @@ impl OpenFile {
             })?;
             self.replace_map(mapped, protection, map)?;
         }
-        *growing_to = len;
+        *len_to_map = len;
         Ok(())
     }
 

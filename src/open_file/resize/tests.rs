@@ -5,7 +5,9 @@ use std::path::Path;
 use futures_lite::future::block_on;
 
 use super::*;
+use crate::descriptor::Descriptor;
 use crate::file::MemoryMappedFile;
+use crate::open_file::Source;
 
 /// Stores over the rest of the page in which a file ends, as another process could through a map.
 fn store_past_end(path: &Path) {
@@ -58,4 +60,25 @@ fn clearing_keeps_bytes_that_have_changed() {
     // SAFETY: the map is live and writable, and the file has the bytes; only this test uses them.
     unsafe { span.clear_unchanged(&[1, 0, 2, 1, 1, 7]) };
     assert_eq!(fs::read(&path).unwrap(), [0, 1, 1, 0, 0, 1]);
+}
+
+/// An opening maps the file for reading after a cut has begun, which is refused then.
+#[test]
+fn refused_cut_leaves_no_short_map() {
+    const LEN: u64 = 10 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let file = block_on(MemoryMappedFile::create_rw(&path, LEN)).unwrap();
+    let open: &Arc<OpenFile> = &file.handle.shared;
+    let fs_traits = open.writable().unwrap().fs_traits;
+    let reader = Descriptor::new(File::open(&path).unwrap());
+    let refused = open.shorten(ByteRange::between(1000, LEN), || {
+        assert_eq!(open.len(), 1000);
+        let source = Source::new(&reader, fs_traits, Protection::Read);
+        open.attach(source, Protection::Read).unwrap();
+        Err(io::ErrorKind::PermissionDenied.into())
+    });
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(open.len(), LEN);
+    assert!(open.map(Protection::Read).unwrap().capacity() >= LEN);
 }
