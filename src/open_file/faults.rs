@@ -193,17 +193,17 @@ impl OpenFile {
             }
             moved.push(locked);
         }
-        self.replace_all(fresh.into_iter().map(|(_, _, map)| map));
-        drop(moved);
-        // What was stored to the zeroes has not reached the file.
-        let cut_at = lost.cut_at();
+        // What was stored to the zeroes has not reached the file. Before the maps are replaced, so that
+        // a flush which is running finds this loss if it does not find the lost pages.
         {
             let mut losses = lock(&self.losses);
-            if let Some(gone) = self.dirty.truncate(cut_at) {
+            if let Some(gone) = self.dirty.truncate(lost.cut_at()) {
                 let offset = gone.to_pages(sys::page_size()).start();
                 losses.add(MmapIoError::Faulted { offset });
             }
         }
+        self.replace_all(fresh.into_iter().map(|(_, _, map)| map));
+        drop(moved);
         self.cancel_alarm_if_clean();
         if let Some(this) = self.this.upgrade() {
             // An alarm that has rung in the meantime was of no use.
