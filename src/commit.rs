@@ -129,11 +129,14 @@ impl Flush {
         self
     }
 
-    /// Waits until the bytes are durable.
     async fn done(&self) -> Result<()> {
-        let result = std::future::poll_fn(|context| self.done.poll(context)).await;
+        let result = self.ended().await;
         self.lost.taken();
         result
+    }
+
+    async fn ended(&self) -> Result<()> {
+        std::future::poll_fn(|context| self.done.poll(context)).await
     }
 }
 
@@ -150,6 +153,17 @@ impl Started {
     /// Waits until the bytes are durable.
     pub(crate) async fn done(self) -> Result<()> {
         self.0.done().await
+    }
+
+    /// Waits until the flush has ended, for a caller that may yet be dropped: when its own caller
+    /// gets the result, it calls [`taken`](Self::taken).
+    pub(crate) async fn ended(&self) -> Result<()> {
+        self.0.ended().await
+    }
+
+    /// Notes that the caller has the result.
+    pub(crate) fn taken(&self) {
+        self.0.lost.taken();
     }
 }
 

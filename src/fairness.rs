@@ -16,7 +16,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use crate::completion::contain;
-use crate::error::{Result, Subject};
+use crate::error::{MmapIoError, Result, Subject};
 use crate::offload::{has_spare_threads, spawn};
 use crate::trace;
 use crate::wakers::yield_by;
@@ -49,8 +49,10 @@ thread_local! {
 /// Runs `operation`. If it completes without waiting, it is counted; if the thread's count is then
 /// full, the future yields once before it resolves.
 ///
-/// The yield comes last, so that the operation is always submitted at the first poll.
-async fn fair<T>(operation: impl Future<Output = T>) -> T {
+/// The yield comes last, so that the operation is always submitted at the first poll. An error of
+/// which its caller is perhaps the only one to be told comes without it, since a future may be
+/// dropped while it yields; then the next operation of the thread yields.
+async fn fair<T>(operation: impl Future<Output = Result<T>>) -> Result<T> {
     let mut operation = pin!(operation);
     let mut has_waited = false;
     let output = poll_fn(|context| {
@@ -61,10 +63,15 @@ async fn fair<T>(operation: impl Future<Output = T>) -> T {
     .await;
     match has_waited {
         true => begin_anew(),
-        false if is_full() => yield_once().await,
+        false if is_full() && !tells_of_a_loss(&output) => yield_once().await,
         false => {}
     }
     output
+}
+
+fn tells_of_a_loss<T>(output: &Result<T>) -> bool {
+    use MmapIoError::{Faulted, Truncated};
+    matches!(output, Err(Truncated { .. } | Faulted { .. }))
 }
 
 /// Begins the count anew, and returns `Pending` once.
@@ -143,13 +150,14 @@ fn begin_anew() {
 #[cfg(all(test, not(mmap_io_loom)))]
 mod tests {
     use std::future::{pending, ready};
+    use std::io::{Error, ErrorKind};
 
     use futures_lite::future::{block_on, poll_once, yield_now};
 
     use super::*;
 
     /// Polls a future to completion, and returns the number of polls.
-    fn polls(operation: impl Future<Output = ()>) -> usize {
+    fn polls(operation: impl Future<Output = Result<()>>) -> usize {
         let mut operation = pin!(operation);
         let mut polls = 1;
         while block_on(poll_once(&mut operation)).is_none() {
@@ -161,7 +169,7 @@ mod tests {
     #[test]
     fn full_count_of_operations_yields_once() {
         let yields: Vec<usize> = (0..3 * OPERATIONS)
-            .map(|_| polls(fair(ready(()))) - 1)
+            .map(|_| polls(fair(ready(Ok(())))) - 1)
             .collect();
         assert_eq!(yields.iter().sum::<usize>(), 3);
         let one_round = OPERATIONS as usize;
@@ -173,6 +181,7 @@ mod tests {
         let operation = |bytes| {
             fair(async move {
                 copied(bytes);
+                Ok(())
             })
         };
         assert_eq!(polls(operation(COPIED)), 2);
@@ -185,6 +194,7 @@ mod tests {
         let operation = |bytes| {
             fair(async move {
                 viewed(bytes);
+                Ok(())
             })
         };
         assert_eq!(polls(operation(VIEWED * COPIED)), 2);
@@ -210,17 +220,33 @@ mod tests {
     }
 
     #[test]
+    fn error_of_a_loss_leaves_the_yield_to_the_next() {
+        for tells in [true, false] {
+            for _ in 1..OPERATIONS {
+                assert_eq!(polls(fair(ready(Ok(())))), 1);
+            }
+            let error = match tells {
+                true => MmapIoError::Faulted { offset: 0 },
+                false => Error::from(ErrorKind::OutOfMemory).into(),
+            };
+            assert_eq!(polls(fair(ready(Err(error)))), 1 + usize::from(!tells));
+            assert_eq!(polls(fair(ready(Ok(())))), 1 + usize::from(tells));
+            begin_anew();
+        }
+    }
+
+    #[test]
     fn wait_resets_count() {
         let ready_ones = |count| {
             (0..count)
-                .map(|_| polls(fair(ready(()))) - 1)
+                .map(|_| polls(fair(ready(Ok(())))) - 1)
                 .sum::<usize>()
         };
         assert_eq!(ready_ones(OPERATIONS - 1), 0);
-        assert_eq!(polls(fair(yield_now())), 2);
+        assert_eq!(polls(fair(async { Ok(yield_now().await) })), 2);
         assert_eq!(ready_ones(OPERATIONS - 1), 0);
         // A future that is dropped while it waits is not counted.
-        assert!(block_on(poll_once(fair(pending::<()>()))).is_none());
+        assert!(block_on(poll_once(fair(pending::<Result<()>>()))).is_none());
         assert_eq!(ready_ones(1), 1);
     }
 }

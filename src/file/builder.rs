@@ -14,7 +14,7 @@ use crate::error::{Result, Subject};
 use crate::fairness::operation;
 use crate::flush::FlushPolicy;
 use crate::mode::{MmapMode, TouchHint};
-use crate::offload::offload_for;
+use crate::offload::{check, offload_for};
 use crate::open_file::{HandleRef, OpenFile};
 use crate::opening::{absolute, Attempt, OpenMode, Opening};
 use crate::sys;
@@ -484,6 +484,8 @@ impl MemoryMappedFileBuilder {
         });
         async move {
             let (file, opened) = opening.await?;
+            // In a forked child the lock of the place may stay locked forever.
+            check()?;
             // After the last await: a future that is dropped keeps no lock.
             opened.keep_lock();
             Ok(file)

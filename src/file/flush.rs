@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use super::{Handle, MemoryMappedFile};
-use crate::commit::Flush;
+use crate::commit::{Flush, Started};
 use crate::error::{MmapIoError, Result, Subject};
 use crate::fairness::operation;
 use crate::mode::MmapMode;
@@ -151,16 +151,24 @@ impl MemoryMappedFile {
     /// ```
     pub async fn close(self) -> Result<()> {
         operation("closing", Subject::Nothing, async move {
-            let flushed = self.flush().await;
+            let flush = self.handle.start_flush(Flush::of_everything);
+            let flushed = match &flush {
+                Ok(Some(flush)) => flush.ended().await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.clone()),
+            };
             // Closing the last descriptor may block; it is over when this resolves. The job does not
             // count as a use of the file.
-            let open = Arc::clone(&self.shared);
+            let open = Arc::clone(&self.handle.shared);
             drop(self);
             let closed = offload(move || {
                 drop(open);
                 Ok::<_, MmapIoError>(())
             });
             let closed = closed.await;
+            if let Ok(Some(flush)) = flush {
+                flush.taken();
+            }
             // If both have failed, what a failed flush has lost matters more.
             flushed.and(closed)
         })
@@ -279,16 +287,23 @@ impl MemoryMappedFile {
 
 impl Handle {
     async fn flush(&self, flush: impl FnOnce() -> Flush) -> Result<()> {
+        match self.start_flush(flush)? {
+            Some(flush) => flush.done().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a flush, unless there is nothing to do.
+    fn start_flush(&self, flush: impl FnOnce() -> Flush) -> Result<Option<Started>> {
         self.shared.check_whole(self.protection())?;
         match self.mode {
-            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(()),
+            MmapMode::ReadOnly | MmapMode::CopyOnWrite => Ok(None),
             MmapMode::ReadWrite => {
                 check()?;
                 let losses = self.shared.losses();
-                match self.shared.is_durable() {
-                    true => Ok(()),
-                    false => self.shared.start(flush(), losses).done().await,
-                }
+                // Bytes that are not dirty any more may have been lost since.
+                let is_durable = self.shared.is_durable() && self.shared.losses() == losses;
+                Ok((!is_durable).then(|| self.shared.start(flush(), losses)))
             }
         }
     }

@@ -213,6 +213,32 @@ fn future_that_is_dropped_takes_no_truncation_error() {
     });
 }
 
+/// It has the error of its flush, and waits for the pool to close the file.
+#[test]
+fn close_that_is_dropped_takes_no_truncation_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    join_with_timeout("dropping a close", async move {
+        let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
+        loop {
+            file.resize(65_536).await.unwrap();
+            file.flush().await.unwrap();
+            file.update_region(50_000, b"goes").await.unwrap();
+            cut(&path, 8192);
+            assert_eq!(file.refresh().await.unwrap(), 8192);
+            let mut closing = Box::pin(file.clone().close());
+            if poll_until_woken(closing.as_mut()) && poll_once(&mut closing).await.is_none() {
+                break;
+            }
+            // The pool was so fast that the close has told of it, or may have.
+            drop(closing);
+            let _ = file.flush().await;
+        }
+        assert_truncated(file.flush().await);
+        file.flush().await.unwrap();
+    });
+}
+
 /// The file is as long again when the view ends, or when a flush covers its stores.
 #[test]
 fn stores_through_view_are_lost_in_file_that_grows_again() {
