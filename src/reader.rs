@@ -343,6 +343,7 @@ impl MmapReader {
     }
 
     fn advance(&mut self, len: usize) {
+        self.has_answered = false;
         // More than there is would be a mistake of the caller: nothing is skipped then.
         self.pass(len.min(self.buffered.len()) as u64);
     }
@@ -402,7 +403,6 @@ impl AsyncBufRead for MmapReader {
     }
 
     fn consume(mut self: Pin<&mut Self>, len: usize) {
-        self.has_answered = false;
         self.advance(len);
     }
 }
