@@ -45,8 +45,9 @@ pub(crate) const IS_ON: bool = cfg!(feature = "fault-guard") && sys::CAN_GUARD_F
 /// than that loses all pages behind them as well.
 const SINGLE_PAGES: u32 = 4096;
 
-/// How many times the handler looks at most whether a page inside the file is there by now. Between
-/// two looks, another process would have to cut the file and make it longer again.
+/// How many times the handler looks at most whether a page inside the file is there by now. Where
+/// the disk has room, another process would have to cut the file and make it longer again between two
+/// looks.
 const LOOKS: u32 = 16;
 
 /// How many times a page of one map is touched again where the system only tells by that whether it
@@ -335,14 +336,16 @@ impl Slot {
             len: sys::page_size(),
         };
         let is_populated = match self.is_stored.load(Ordering::Relaxed) {
-            // A hole on a full disk can be read, but not stored to.
             // SAFETY: the page is inside a live map, which a thread is touching, and the map is
             // writable.
-            true => unsafe { sys::try_populate_write(&[run]) }
-                .map(|done| done == 1)
-                .map_err(drop),
-            // SAFETY: as above; every map is readable.
-            false => unsafe { sys::try_populate_read(run) }.map_err(drop),
+            true => match unsafe { sys::try_populate_write(&[run]) } {
+                Ok(done) => Ok(done == 1),
+                // A hole on a full disk can be read, but not stored to; a store will be here again.
+                // SAFETY: as above; every map is readable.
+                Err(_) => unsafe { sys::try_populate_read(run) }.map(|_| false),
+            },
+            // SAFETY: as above.
+            false => unsafe { sys::try_populate_read(run) },
         };
         // Relaxed: a count.
         let may_try = || self.blind_tries.fetch_add(1, Ordering::Relaxed) < BLIND_TRIES;
