@@ -16,25 +16,27 @@ pub(crate) struct Openings {
 pub(crate) struct Turn<'a> {
     openings: &'a Openings,
     location: Arc<str>,
-    lock: Arc<async_lock::Mutex<()>>,
+    /// `None` only inside the drop.
+    lock: Option<Arc<async_lock::Mutex<()>>>,
     guard: Option<MutexGuardArc<()>>,
 }
 
 impl Openings {
     /// Waits until no other task opens the object. Dropping the future leaves nothing behind.
     pub(crate) async fn turn(&self, location: &str) -> Turn<'_> {
-        let mut turn = {
+        let (mut turn, lock) = {
             let location: Arc<str> = location.into();
             let mut locks = self.locks();
             let lock = Arc::clone(locks.entry(Arc::clone(&location)).or_default());
-            Turn {
+            let turn = Turn {
                 openings: self,
                 location,
-                lock,
+                lock: Some(Arc::clone(&lock)),
                 guard: None,
-            }
+            };
+            (turn, lock.lock_arc())
         };
-        turn.guard = Some(turn.lock.lock_arc().await);
+        turn.guard = Some(lock.await);
         turn
     }
 
@@ -47,8 +49,12 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         drop(self.guard.take());
         let mut locks = self.openings.locks();
-        // Under the lock no task gets it from the table: the table and this turn alone have it.
-        if Arc::strong_count(&self.lock) == 2 {
+        // Under the lock no task gets it from the table, and no other turn gives up its own.
+        self.lock = None;
+        if locks
+            .get(&self.location)
+            .is_some_and(|lock| Arc::strong_count(lock) == 1)
+        {
             locks.remove(&self.location);
         }
     }
