@@ -243,7 +243,11 @@ mod tests {
                 .sum::<usize>()
         };
         assert_eq!(ready_ones(OPERATIONS - 1), 0);
-        assert_eq!(polls(fair(async { Ok(yield_now().await) })), 2);
+        let waits = async {
+            yield_now().await;
+            Ok(())
+        };
+        assert_eq!(polls(fair(waits)), 2);
         assert_eq!(ready_ones(OPERATIONS - 1), 0);
         // A future that is dropped while it waits is not counted.
         assert!(block_on(poll_once(fair(pending::<Result<()>>()))).is_none());

@@ -179,10 +179,11 @@
 //! of the new length: then operations past it are out of bounds, and if the cut has destroyed
 //! written bytes that no flush had covered, the next durable operation fails with `Truncated` once,
 //! and so does each that was waiting then. Stores through a view that lives at the cut count as
-//! such bytes.
+//! such bytes; they are looked for when it ends.
 //! If a flush finds such a loss before the new length is noted, the flush fails with
-//! [`FlushFailed`](MmapIoError::FlushFailed), and so does every later durable operation. If another process cuts a file and makes it as long again in between, the crate
-//! cannot tell that from an overwrite: a later flush makes durable what the file holds then.
+//! [`FlushFailed`](MmapIoError::FlushFailed), and so does every later durable operation. If another
+//! process cuts a file and makes it as long again in between, the crate cannot tell that from an
+//! overwrite: a later flush makes durable what the file holds then.
 //!
 //! Two things still raise `SIGBUS`:
 //! - another process truncates the file, or punches a hole into it, while an operation copies to or
@@ -252,7 +253,8 @@
 //! With [`advisory_lock`](MemoryMappedFileBuilder#method.advisory_lock) the crate itself takes a
 //! lock on the file, by `flock`, so that other processes which ask for one know that the file is in
 //! use. It has a descriptor of its own, which is opened with the first handle that asks for the
-//! lock, and closed with the last handle and view.
+//! lock, and closed with the last handle and view; or when an opening that has asked for the lock
+//! fails, or is dropped.
 //!
 //! ## The time of modification
 //!

@@ -201,7 +201,7 @@ impl MappedSliceMut<'_> {
     ///
     /// # Errors
     ///
-    /// [`FlushFailed`](crate::MmapIoError::FlushFailed), now or of an earlier flush.
+    /// Those of [`flush`](crate::MemoryMappedFile::flush).
     ///
     /// # Cancel safety
     ///

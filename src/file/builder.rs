@@ -263,9 +263,9 @@ impl MemoryMappedFileBuilder {
     /// do not exclude each other. It is released when the last handle and the last view of the file
     /// are gone (after a drop perhaps by a thread of the pool;
     /// [`close`](MemoryMappedFile::close)`().await` waits for that), and when the process ends. An
-    /// opening that fails, or whose future is dropped, keeps no lock. A
-    /// process that has a shared lock on a file cannot get an exclusive lock on it before that, but
-    /// an exclusive lock is also good for handles that ask for a shared one.
+    /// opening that fails, or whose future is dropped, keeps no lock, unless another one relies on
+    /// it by then. A process that has a shared lock on a file cannot get an exclusive lock on it
+    /// before that, but an exclusive lock is also good for handles that ask for a shared one.
     ///
     /// # Errors
     ///

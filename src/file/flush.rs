@@ -26,8 +26,10 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush: what a failed flush
-    /// has lost, no later flush can bring back.
+    /// - [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush: what a failed flush
+    ///   has lost, no later flush can bring back.
+    /// - [`Truncated`](MmapIoError::Truncated): another process has cut off written bytes.
+    /// - [`Faulted`](MmapIoError::Faulted): a page was lost, with the feature `fault-guard`.
     ///
     /// # Cancel safety
     ///
@@ -62,8 +64,7 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or
-    /// [`FlushFailed`](MmapIoError::FlushFailed).
+    /// [`OutOfBounds`](MmapIoError::OutOfBounds), or those of [`flush`](Self::flush).
     ///
     /// # Cancel safety
     ///
@@ -133,7 +134,7 @@ impl MemoryMappedFile {
     ///
     /// # Errors
     ///
-    /// [`FlushFailed`](MmapIoError::FlushFailed), now or of an earlier flush.
+    /// Those of [`flush`](Self::flush).
     ///
     /// # Cancel safety
     ///

@@ -394,7 +394,8 @@ impl OpenFile {
     ) {
         self.set_alarm_if_due(&due);
         let mut applied = 0;
-        // Only the drain, which this is, takes note of what another process cuts off.
+        // Only the drain, which this is, takes note of what another process cuts off. Of lost pages a
+        // flush may take note; that shows below.
         let losses = self.losses();
         // After the copies: what went to a page that is lost has reached only the zeroes.
         let whole = self.check_maps();

@@ -389,7 +389,8 @@ pub(super) fn uninterrupted(mut call: impl FnMut() -> libc::c_int) -> io::Result
 /// On some file systems (FUSE) a signal can interrupt such a call, which would be no failure. But
 /// `EINTR` may also be what a server has answered to a write. That is reported only once, and then
 /// the pages count as clean: a second call would succeed, although their bytes are lost. Nothing
-/// tells the one from the other, so the first is prevented, and the call is not made again.
+/// tells the one from the other, so the call is not made again. Signals that can be blocked do not
+/// interrupt it; a `SIGSTOP` still can, where a server answers to that.
 ///
 /// [`pthread_sigmask(3)`]: https://man7.org/linux/man-pages/man3/pthread_sigmask.3.html
 pub(super) fn sync_once(call: impl FnOnce() -> libc::c_int) -> io::Result<()> {
