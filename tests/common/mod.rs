@@ -157,14 +157,16 @@ pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
 
 /// Waits until the statistics of the file satisfy `is_so`, and fails the test if they never do.
 pub(crate) async fn wait_until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
-    for _ in 0..1_000_000 {
-        if is_so(&file.stats()) {
-            return;
-        }
+    let deadline = Instant::now() + TIMEOUT;
+    while !is_so(&file.stats()) {
+        let stats = file.stats();
+        assert!(
+            Instant::now() < deadline,
+            "the expected state was not reached: {stats:?}"
+        );
         std::thread::yield_now();
         futures_lite::future::yield_now().await;
     }
-    panic!("the expected state was not reached: {:?}", file.stats());
 }
 
 /// Whether no view of the file lives and no operation is queued.

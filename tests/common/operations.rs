@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{mpsc, Arc};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::{AsyncBufReadExt, AsyncReadExt, StreamExt};
@@ -105,14 +106,13 @@ impl Fixture {
     /// Waits until every file that was created is whole, or is removed.
     pub(crate) async fn settled(&self) {
         super::wait_until(&self.file, super::is_quiet).await;
-        for _ in 0..1_000_000 {
-            if self.created().all(|(_, is_whole)| is_whole) {
-                return;
-            }
+        let deadline = Instant::now() + super::TIMEOUT;
+        while !self.created().all(|(_, is_whole)| is_whole) {
+            let is_in_time = Instant::now() < deadline;
+            assert!(is_in_time, "a file was left half done in {:?}", self.dir);
             std::thread::yield_now();
             futures_lite::future::yield_now().await;
         }
-        panic!("a file was left half done in {:?}", self.dir);
     }
 
     /// Files that operations have created, and whether they are whole.

@@ -51,8 +51,7 @@ fn evict_drops_pages_and_keeps_content() {
         assert_eq!(file.pending_bytes(), 4096);
         assert!(view == content[100..100 + (1 << 20)] && bytes == content[3 << 20..4 << 20]);
         drop((view, bytes));
-        file.evict(0, len as u64).await.unwrap();
-        assert_eq!(cached(&path, 0, len), 0);
+        evict_all(&file, 0, len as u64).await;
         assert!(fs::read(&path).unwrap() == content);
         // After it grew: the maps that were outgrown hold no page either.
         file.resize(3 * len as u64).await.unwrap();
@@ -90,13 +89,20 @@ fn schedule_flush_is_not_durable() {
         let path = dir.path().join("data");
         let file = settled(&path, 8 << 20, FlushPolicy::Never).await;
         let probe = Probe::new(&path);
-        file.update_region(0, &vec![1; 1 << 20]).await.unwrap();
-        file.update_region(4 << 20, &vec![1; 1 << 20])
-            .await
-            .unwrap();
-        file.schedule_flush_range(0, 1 << 20).await.unwrap();
+        let mebibyte = vec![1; 1 << 20];
+        // Again, if the system was just writing everything back.
+        let mut rest = None;
+        for _ in 0..100 {
+            file.update_region(0, &mebibyte).await.unwrap();
+            file.update_region(4 << 20, &mebibyte).await.unwrap();
+            file.schedule_flush_range(0, 1 << 20).await.unwrap();
+            rest = probe.unwritten(4 << 20, 1 << 20);
+            if rest.is_none() || rest == Some(256) {
+                break;
+            }
+        }
         assert_eq!((file.pending_bytes(), file.stats().flushes), (2 << 20, 0));
-        if let Some(rest) = probe.unwritten(4 << 20, 1 << 20) {
+        if let Some(rest) = rest {
             assert_eq!(
                 rest, 256,
                 "expected only the requested range to be written back"
