@@ -236,6 +236,9 @@ impl Board<'_> {
                 continue;
             }
             if !self.is_any_due() {
+                if self.withdraw_a_cut_one() {
+                    continue;
+                }
                 break;
             }
             with_timeout(any_ends(&mut self.waiting)).await;
@@ -245,6 +248,15 @@ impl Board<'_> {
             assert!(waiting.result.is_none(), "not its turn: {change:?}");
         }
         self.settle_looks().await;
+    }
+
+    /// Withdraws a change that is blocked, and of whose bytes a part has been cut off and come back:
+    /// it may have failed in between, and then what it blocks may be applied at any time.
+    fn withdraw_a_cut_one(&mut self) -> bool {
+        let has_end = |it: &Waiting<'_>| it.claims.iter().all(|claim| claim.end < u64::MAX);
+        let is_cut = |it: &Waiting<'_>| it.result.is_none() && it.was_cut() && has_end(it);
+        let found = self.waiting.iter().position(is_cut);
+        found.map(|at| drop(self.waiting.remove(at))).is_some()
     }
 
     fn is_any_due(&self) -> bool {
