@@ -158,12 +158,13 @@ pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
 /// Waits until the statistics of the file satisfy `is_so`, and fails the test if they never do.
 pub(crate) async fn wait_until(file: &MemoryMappedFile, is_so: impl Fn(&Stats) -> bool) {
     let deadline = Instant::now() + TIMEOUT;
-    while !is_so(&file.stats()) {
+    loop {
         let stats = file.stats();
-        assert!(
-            Instant::now() < deadline,
-            "the expected state was not reached: {stats:?}"
-        );
+        if is_so(&stats) {
+            return;
+        }
+        let is_in_time = Instant::now() < deadline;
+        assert!(is_in_time, "the expected state was not reached: {stats:?}");
         std::thread::yield_now();
         futures_lite::future::yield_now().await;
     }

@@ -185,6 +185,15 @@ fn poll_until_woken<T>(mut future: Pin<&mut (dyn Future<Output = T> + Send)>) ->
     first.is_pending()
 }
 
+/// Has another process cut off bytes that are not durable.
+async fn lose_a_write(file: &MemoryMappedFile, path: &Path) {
+    file.resize(65_536).await.unwrap();
+    file.flush().await.unwrap();
+    file.update_region(50_000, b"goes").await.unwrap();
+    cut(path, 8192);
+    assert_eq!(file.refresh().await.unwrap(), 8192);
+}
+
 #[test]
 fn future_that_is_dropped_takes_no_truncation_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -193,11 +202,7 @@ fn future_that_is_dropped_takes_no_truncation_error() {
         let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
         for writes in [false, true] {
             loop {
-                file.resize(65_536).await.unwrap();
-                file.flush().await.unwrap();
-                file.update_region(50_000, b"goes").await.unwrap();
-                cut(&path, 8192);
-                assert_eq!(file.refresh().await.unwrap(), 8192);
+                lose_a_write(&file, &path).await;
                 let has_waited = match writes {
                     false => poll_until_woken(Box::pin(file.flush()).as_mut()),
                     true => poll_until_woken(Box::pin(file.update_region_async(0, b"x")).as_mut()),
@@ -221,11 +226,7 @@ fn close_that_is_dropped_takes_no_truncation_error() {
     join_with_timeout("dropping a close", async move {
         let file = MemoryMappedFile::create_rw(&path, 65_536).await.unwrap();
         loop {
-            file.resize(65_536).await.unwrap();
-            file.flush().await.unwrap();
-            file.update_region(50_000, b"goes").await.unwrap();
-            cut(&path, 8192);
-            assert_eq!(file.refresh().await.unwrap(), 8192);
+            lose_a_write(&file, &path).await;
             let mut closing = Box::pin(file.clone().close());
             if poll_until_woken(closing.as_mut()) && poll_once(&mut closing).await.is_none() {
                 break;

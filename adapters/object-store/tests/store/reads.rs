@@ -421,17 +421,16 @@ fn hot_read_needs_no_hop() {
     let (_dir, _, store) = store();
     block_on(store.get_range(&object(), 0..300_000)).unwrap();
     let (object, ranges) = (object(), [10..20, 200_000..200_020]);
-    // At the first poll, or at the second if the thread had to yield to other tasks. Again, if the
-    // system has just mounted something: then it looks no path up without waiting.
-    let parts = (0..1000).find_map(|_| {
+    // At the first poll, or at the second if the thread had to yield to other tasks.
+    let read_at_once = || {
         let mut read = pin!(store.get_ranges(&object, &ranges));
         let first = block_on(poll_once(&mut read));
-        first.or_else(|| block_on(poll_once(&mut read)))
-    });
-    assert_eq!(
-        parts.expect("the read waits").unwrap()[0],
-        content()[10..20]
-    );
+        let parts = first.or_else(|| block_on(poll_once(&mut read)));
+        parts.is_some_and(|parts| parts.unwrap()[0] == content()[10..20])
+    };
+    // Not all, since the system looks no path up without waiting while something is mounted.
+    let at_once = (0..100).filter(|_| read_at_once()).count();
+    assert!(at_once >= 90, "{} of 100 reads wait", 100 - at_once);
 }
 
 /// Occupies the pool for as long as the caller has locked `held` for writing.
