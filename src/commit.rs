@@ -129,6 +129,7 @@ impl Flush {
         self
     }
 
+    /// Waits until the bytes are durable.
     async fn done(&self) -> Result<()> {
         let result = self.ended().await;
         self.lost.taken();

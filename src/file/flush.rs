@@ -302,8 +302,7 @@ impl Handle {
             MmapMode::ReadWrite => {
                 check()?;
                 let losses = self.shared.losses();
-                // Bytes that are not dirty any more may have been lost since.
-                let is_durable = self.shared.is_durable() && self.shared.losses() == losses;
+                let is_durable = self.shared.is_durable(losses);
                 Ok((!is_durable).then(|| self.shared.start(flush(), losses)))
             }
         }

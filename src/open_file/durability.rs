@@ -55,20 +55,26 @@ impl OpenFile {
     }
 
     /// Whether a flush has nothing to do: everything that was written is durable, so are the length
-    /// and the names, and no uncounted store is possible. Makes no system call.
+    /// and the names, and no uncounted store is possible. Nor is there a loss to be told of, or one
+    /// since there were `losses`. Makes no system call.
     ///
     /// The order of the checks matters. A mutable view is recorded as dirty before its lease ends,
     /// so the leases are checked before the dirty ranges. A running flush has already removed what
     /// it covers from the dirty ranges and the unsynced metadata, so the commits are checked after
-    /// those: then the flush either is still running, or has ended, and its failure shows.
-    pub(crate) fn is_durable(&self) -> bool {
+    /// those: then the flush either is still running, or has ended, and its failure shows. So does a
+    /// loss that it has found, or one of bytes that are not dirty any more, if that is checked last.
+    pub(crate) fn is_durable(&self, losses: u64) -> bool {
+        let is_without_loss = || {
+            let now = lock(&self.losses);
+            !now.is_untold() && now.count() == losses
+        };
         !self.written_by_address.load(Ordering::Relaxed)
             && !self.hot.leases.has_writing_views()
             && self.dirty.bytes() == 0
             && lock(&self.unsynced).is_nothing()
-            && !lock(&self.losses).is_untold()
             && self.commits.are_idle()
             && self.commits.failure().is_none()
+            && is_without_loss()
     }
 
     /// Records what was written through a view under `lease` as dirty, and starts the flush that the
